@@ -1,0 +1,153 @@
+"""Reading checkpoints: finding, validating, and any slice of any parameter. Needs neither DeepSpeed nor other ranks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read; the text names it and says why."""
+
+
+class Slice(Protocol):
+    """A range of a flattened parameter."""
+
+    start: int
+    numel: int
+
+
+def folder_name(step: int) -> str:
+    """The checkpoint folder's name after `step` steps."""
+    return f"step_{step:08d}"
+
+
+def list_steps(run_dir: Path) -> list[int]:
+    """Steps that have a finished checkpoint in a run, ascending (not yet validated)."""
+    parent = run_dir / "checkpoints"
+    found = (re.fullmatch(r"step_(\d{8,})", p.name) for p in parent.iterdir()) if parent.is_dir() else ()
+    return sorted(int(match[1]) for match in found if match)
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class CheckpointReader:
+    """A validated checkpoint folder, opened for reading."""
+
+    def __init__(self, folder: Path) -> None:
+        """Validate and open.
+
+        Args:
+            folder: `RUN/checkpoints/step_...`.
+
+        Raises:
+            CheckpointError: something is missing, of another size or checksum, or not a checkpoint.
+        """
+        self.folder = folder
+        self.manifest = _read_manifest(folder)
+        for entry in self.manifest["files"]:
+            _check_file(folder, entry)
+        self._where: dict[str, list[tuple[int, int, Any]]] = {}  # key -> (start, end, open file)
+        for entry in self.manifest["files"]:
+            self._index(folder / entry["file"])
+
+    def _index(self, path: Path) -> None:
+        file = safe_open(path, framework="pt")  # memory-mapped: only what is read is loaded
+        starts = json.loads(file.metadata()["starts"])
+        for key in file.keys():
+            numel = file.get_slice(key).get_shape()[0]
+            self._where.setdefault(key, []).append((starts[key], starts[key] + numel, file))
+
+    def numel(self, key: str) -> int:
+        """Elements of a whole parameter, e.g. `ema/encoder.norm.weight`."""
+        return max(end for _, end, _ in self._where[key])
+
+    def names(self, kind: str) -> list[str]:
+        """Names of all parameters saved under `kind` (master, exp_avg, exp_avg_sq, ema)."""
+        return sorted(key.split("/", 1)[1] for key in self._where if key.startswith(kind + "/"))
+
+    def read(self, kind: str, name: str, part: Slice | None = None) -> Tensor:
+        """A range of a flattened parameter, or all of it: float32 `[numel]` on the CPU."""
+        key = f"{kind}/{name}"
+        if key not in self._where:
+            raise CheckpointError(f"{self.folder} has no {key}: it was saved from another model")
+        low = part.start if part else 0
+        high = low + part.numel if part else self.numel(key)
+        result = torch.empty(high - low, dtype=torch.float32, device="cpu")
+        filled = 0
+        for start, end, file in self._where[key]:
+            begin, stop = max(low, start), min(high, end)
+            if begin < stop:
+                result[begin - low : stop - low] = file.get_slice(key)[begin - start : stop - start]
+                filled += stop - begin
+        if filled != high - low:
+            raise CheckpointError(f"{self.folder}: {key} has {filled} of the {high - low} elements asked for")
+        return result
+
+
+def newest(run_dir: Path) -> CheckpointReader | None:
+    """The newest good checkpoint of a run; None when the run has none at all.
+
+    A broken one is named, with the reason, and the next older is taken.
+
+    Raises:
+        CheckpointError: there are checkpoints and none is good.
+    """
+    steps, reasons = list_steps(run_dir), []
+    for step in reversed(steps):
+        try:
+            return CheckpointReader(run_dir / "checkpoints" / folder_name(step))
+        except CheckpointError as error:
+            reasons.append(str(error))
+            logger.error("BROKEN CHECKPOINT, trying an older one: %s", error)
+    if steps:
+        raise CheckpointError(
+            f"none of the {len(steps)} checkpoints in {run_dir / 'checkpoints'} is whole; refusing to start from "
+            "scratch over them. " + "; ".join(reasons) + ". Restore one, or start anew in another run.dir"
+        )
+    return None
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such checkpoint folder")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}; not a finished checkpoint") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error}): the manifest is damaged") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != 1:
+        raise CheckpointError(f"{path}: not a manifest of format 1: written by another version?")
+    missing = {"step", "files", "adam_step"} - manifest.keys()
+    if missing:
+        raise CheckpointError(f"{path}: the manifest lacks {', '.join(sorted(missing))}")
+    return manifest
+
+
+def _check_file(folder: Path, entry: dict[str, Any]) -> None:
+    path = folder / Path(entry["file"]).name  # the name alone: a manifest must not lead outside its folder
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing")
+    if path.stat().st_size != entry["bytes"]:
+        raise CheckpointError(f"{path}: has {path.stat().st_size} bytes, {entry['bytes']} were written: truncated?")
+    if checksum(path) != entry["sha256"]:
+        raise CheckpointError(f"{path}: checksum differs from the one at saving: damaged on disk")

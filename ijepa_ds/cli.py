@@ -1,0 +1,73 @@
+"""`ijepa-ds VERB ...`: argument parsing only. Training itself is `deepspeed ... --module ijepa_ds.train`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from ijepa_ds import __version__
+
+# verb -> (module with add_arguments(parser) and run(args) -> exit code, one line, example)
+VERBS = {
+    "data scenes": (
+        "ijepa_ds.data.scenes",
+        "render CLEVR-like demo scenes",
+        "ijepa-ds data scenes --out data/scenes --num 6000 --size 64 --seed 0",
+    ),
+    "eval": (
+        "ijepa_ds.evals.run",
+        "score a run's frozen encoder",
+        "ijepa-ds eval all --checkpoint runs/x --train data/train --test data/test --baseline untrained --out runs/x/eval",
+    ),
+    "summary": (
+        "ijepa_ds.visualize.summary",
+        "one picture of a run: loss, masks, scores",
+        "ijepa-ds summary --run runs/x --eval runs/x/eval --out runs/x/summary.png",
+    ),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All verbs. Modules of a verb are imported only when it is the one asked for."""
+    parser = argparse.ArgumentParser(prog="ijepa-ds", description=__doc__.split("\n")[0])
+    parser.add_argument("--version", action="version", version=f"ijepa_ds {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    nested: dict[str, argparse._SubParsersAction] = {}
+    for words, (module, line, example) in VERBS.items():
+        first, _, second = words.partition(" ")
+        if second:
+            if first not in nested:
+                group = verbs.add_parser(first, help=f"{first} tools", description=f"{first} tools")
+                nested[first] = group.add_subparsers(dest="subverb", required=True, metavar="VERB")
+            target, name = nested[first], second
+        else:
+            target, name = verbs, first
+        sub = target.add_parser(name, help=line, description=line, epilog=f"example: {example}", add_help=True)
+        sub.set_defaults(module=module)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; 0 on success, 2 when the user has to mend something."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for words, (module_name, line, example) in VERBS.items():
+        parts = words.split()
+        if arguments[: len(parts)] == parts:
+            module = importlib.import_module(module_name)
+            parser = argparse.ArgumentParser(prog=f"ijepa-ds {words}", description=line, epilog=f"example: {example}")
+            module.add_arguments(parser)
+            try:
+                return module.run(parser.parse_args(arguments[len(parts) :]))
+            except (ValueError, OSError, RuntimeError) as error:
+                print(f"ijepa-ds {words}: {error}", file=sys.stderr)
+                return 2
+    build_parser().parse_args(arguments)  # --help, --version, or an error that lists the verbs
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""From a YAML file and overrides to a checked `Config`; every problem is collected and raised at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ijepa_ds import config_check, config_yaml
+from ijepa_ds.config_build import build
+from ijepa_ds.config_schema import Config, ConfigError
+from ijepa_ds.config_yaml import Item
+
+
+def load(path: Path, overrides: Sequence[str] = (), world_size: int | None = None) -> Config:
+    """Read one run.
+
+    Args:
+        path: YAML file in the schema of `config_schema`.
+        overrides: `section.key=value` texts, values as YAML scalars or lists; the last one wins.
+        world_size: number of devices, if the batch is to be checked against it already.
+
+    Returns:
+        The configuration; `run.dir`, `data.source` and a path in `run.resume` are made absolute against the
+        current directory (`~` expanded).
+
+    Raises:
+        ConfigError: one line a problem: `file.yaml:12: optimization.lrr: unknown key; did you mean 'lr'?`
+    """
+    root, found = config_yaml.read(path)
+    return assemble(root, found, overrides, world_size)
+
+
+def assemble(
+    root: Item, found: Sequence[str], overrides: Sequence[str], world_size: int | None = None
+) -> Config:
+    """Apply overrides to a tree, fill the schema, check it.
+
+    Args:
+        root: the written values; changed in place.
+        found: problems met before, raised together with the new ones.
+        overrides: as in `load`.
+        world_size: as in `load`.
+
+    Raises:
+        ConfigError: anything at all is wrong.
+    """
+    lines = [*found, *config_yaml.apply_overrides(root, overrides)]
+    cfg, wrong, unusable = build(root)
+    lines += wrong
+    for problem in config_check.problems(cfg, world_size):
+        if not any(_overlap(key, bad) for key in problem.keys for bad in unusable):
+            lines.append(f"{config_yaml.where(root, problem.keys[0])}: {problem}")
+    if lines:
+        raise ConfigError(lines)
+    run = replace(cfg.run, dir=_absolute(cfg.run.dir), resume=_absolute_checkpoint(cfg.run.resume))
+    return replace(cfg, run=run, data=replace(cfg.data, source=_absolute(cfg.data.source)))
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Whether one of two dotted keys is the other, or the section around it."""
+    return key == other or key.startswith(other + ".") or other.startswith(key + ".")
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def _absolute_checkpoint(resume: str) -> str:
+    return resume if resume in ("auto", "never") else _absolute(resume)

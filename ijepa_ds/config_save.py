@@ -1,0 +1,82 @@
+"""Writing a configuration, and telling whether two of them define the same task."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ijepa_ds.config_schema import Config, flatten
+
+# What may change between a run and its continuation: places, logging, and how the work is spread over
+# machines. The images themselves are compared by the data index, not by the name of their folder.
+_FREE = {
+    "run.dir",
+    "run.resume",
+    "run.log_every",
+    "run.probe_every",
+    "run.picture_every",
+    "run.checkpoint_every",
+    "run.keep_last",
+    "data.source",
+    "data.loader",
+    "data.threads",
+    "data.prefetch",
+    "data.max_pixels",
+    "data.max_bad",
+    "model.activation_checkpointing",
+    "optimization.max_micro_batch",
+}
+
+
+def to_text(cfg: Config) -> str:
+    """All keys as YAML; `config_load.load` reads it back equal."""
+    return "".join(_lines(cfg, ""))
+
+
+def _lines(section: Any, indent: str) -> list[str]:
+    lines = []
+    for spec in fields(section):
+        value = getattr(section, spec.name)
+        if is_dataclass(value):
+            lines += [f"{indent}{spec.name}:\n", *_lines(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{spec.name}: {_scalar(value)}\n")
+    return lines
+
+
+def _scalar(value: Any) -> str:
+    plain = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=float("inf"))
+    return text.removesuffix("...\n").strip()
+
+
+def save_resolved(cfg: Config, path: Path) -> None:
+    """Write `to_text` to `path`, whole or not at all."""
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(to_text(cfg), encoding="utf-8")
+    os.replace(draft, path)
+
+
+def _task(cfg: Config) -> dict[str, Any]:
+    return {key: value for key, value in flatten(cfg).items() if key not in _FREE}
+
+
+def fingerprint(cfg: Config) -> str:
+    """16 hexadecimal digits that change with anything that changes what is learned.
+
+    Left out: folders, logging and checkpoint intervals, loader and its threads, activation checkpointing and
+    `max_micro_batch`, none of which changes the task.
+    """
+    return hashlib.sha256(json.dumps(_task(cfg), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def difference(before: Config, after: Config) -> list[str]:
+    """The keys in which two tasks differ, one line each; empty exactly when their fingerprints are equal."""
+    old, new = _task(before), _task(after)
+    return [f"{key}: {_scalar(old[key])} -> {_scalar(new[key])}" for key in old if old[key] != new[key]]

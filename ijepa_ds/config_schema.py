@@ -1,0 +1,143 @@
+"""The schema of a run: frozen, keyword-only dataclasses. One YAML file maps onto `Config`, nothing else is.
+
+What lives where: this YAML owns the task (model, data, masks, optimisation, precision); the DeepSpeed JSON owns
+how it is spread over devices (ZeRO stage, offload, buckets). Each refuses what belongs to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the text has one line a problem: place, key, what to change."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        """`problems`: the lines."""
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where the run lives and how often it tells about itself."""
+
+    dir: str
+    seed: int = 0
+    resume: str = (
+        "auto"  # auto: newest checkpoint in dir, else a fresh start; never: fresh start; or a checkpoint
+    )
+    log_every: int = 10  # steps between TensorBoard points
+    probe_every: int = 100  # steps between collapse probes (feature std, effective rank)
+    picture_every: int = 1000  # steps between mask pictures; 0 = never
+    checkpoint_every: int = 1000  # steps; the last step is always saved
+    keep_last: int = 2  # checkpoints kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Images and how they become crops; all chance is a function of (run.seed, global sample number)."""
+
+    source: str  # folder of images: flat, nested or one folder a class
+    crop_size: int = 224
+    crop_scale: tuple[float, float] = (0.3, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    horizontal_flip: bool = False
+    loader: str = "auto"  # auto | dali | torchvision
+    threads: int = 1  # decoding threads a rank
+    prefetch: int = 2  # batches decoded ahead
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of pixels in 0..1
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    max_pixels: int = 100_000_000  # larger images (by their header) are refused
+    max_bad: int = 100  # stop after this many unreadable images
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorConfig:
+    """The narrow predictor."""
+
+    depth: int = 12
+    width: int = 384
+    heads: int | None = None  # None: as many as the encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The encoder: a row of `vit.SIZES` by name, single numbers overridden where given."""
+
+    name: str  # tiny | small | base | large | huge | giant | ...
+    patch_size: int = 16
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    mlp_hidden: int | None = None
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    precision: str = "bfloat16"  # bfloat16 | float32; master weights, EMA, LayerNorm, loss: always float32
+    activation_checkpointing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MasksConfig:
+    """Multi-block masks."""
+
+    sampler: str = "published"  # published | unbiased
+    num_contexts: int = 1
+    num_targets: int = 4
+    context_scale: tuple[float, float] = (0.85, 1.0)  # share of the image's patches
+    target_scale: tuple[float, float] = (0.15, 0.2)
+    target_aspect: tuple[float, float] = (0.75, 1.5)  # height / width
+    allow_overlap: bool = False  # may the context see the targets' patches
+    min_keep: int = 10  # published: a target block has more patches than this; context: at least one more
+    truncation_group: int = 128  # published: images cut to their shortest together, for any micro-batch
+    context_tokens: int | None = (
+        None  # unbiased: patches kept a context; None: chosen from the other settings
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationConfig:
+    """AdamW and its schedules (cosines over the whole run), in global batches."""
+
+    batch_size: int  # GLOBAL batch: images per optimiser step over all ranks
+    max_micro_batch: int = 128  # images per device and pass at most; accumulation follows
+    epochs: float | None = None  # exactly one of epochs, steps
+    steps: int | None = None
+    warmup_epochs: float | None = None  # exactly one of warmup_epochs, warmup_steps
+    warmup_steps: int | None = None
+    lr: float = 1e-3
+    start_lr: float = 2e-4
+    final_lr: float = 1e-6
+    weight_decay: float = 0.04
+    final_weight_decay: float = 0.4
+    ema: tuple[float, float] = (0.996, 1.0)
+    ipe_scale: float = 1.0  # schedules are stretched by this; the run still ends after epochs (or steps)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_grad: float = 0.0  # global gradient norm; 0 = no clipping
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run."""
+
+    run: RunConfig
+    data: DataConfig
+    model: ModelConfig
+    masks: MasksConfig = field(default_factory=MasksConfig)
+    optimization: OptimizationConfig
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of a crop."""
+        return self.data.crop_size // self.model.patch_size
+
+
+def flatten(section: Any, prefix: str = "") -> dict[str, Any]:
+    """Every value of a configuration (or a section of one) under its dotted key, in the schema's order."""
+    flat: dict[str, Any] = {}
+    for item in fields(section):
+        key, value = prefix + item.name, getattr(section, item.name)
+        flat |= flatten(value, key + ".") if is_dataclass(value) else {key: value}
+    return flat

@@ -1,0 +1,171 @@
+"""The loader on NVIDIA DALI: decoding, cropping and resizing in C++ threads, or on the GPU.
+
+Order and crops come from the plan through a stateless callback, not from DALI's readers: theirs tie the samples to the
+number of shards. DALI cannot skip a bad file: a failure costs the whole pipeline, which is built anew at the same place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from nvidia.dali import Pipeline, fn, types
+from torch import Tensor
+
+from ijepa_ds.config import DataConfig
+from ijepa_ds.data.samples import SamplePlan, Samples
+from ijepa_ds.data.vision import complaint
+
+_AHEAD = 2  # micro-batches in DALI's own queue: the callback is that far ahead of the output
+_ATTEMPTS = 3  # at a micro-batch in which every image can be decoded by itself
+
+# Paths as bytes, window starts int32 [B, 2], window shapes int32 [B, 2]; with data.horizontal_flip also flips int32 [B].
+Inputs = tuple[list[np.ndarray], np.ndarray, np.ndarray] | tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]
+
+
+def build_pipeline(
+    source: Callable[[types.BatchInfo], Inputs], cfg: DataConfig, batch_size: int, device_id: int | None, *, single: bool = False
+) -> Pipeline:
+    """Define the pipeline: path -> file -> window -> crop_size x crop_size -> mirrored, uint8 [B, S, S, 3].
+
+    The pixels are those of torchvision on Pillow: no EXIF orientation, smooth chroma upsampling, antialiased bilinear.
+
+    Args:
+        source: Called with the iteration.
+        cfg: Crop size, flips, threads.
+        batch_size: Images a micro-batch.
+        device_id: The GPU to decode and resize on; None: the CPU.
+        single: One iteration at a time, nothing ahead, so that a failure is that of the iteration asked for.
+    """
+    queue = {"exec_pipelined": False, "exec_async": False, "exec_dynamic": False, "prefetch_queue_depth": 1}
+    pipeline = Pipeline(batch_size, cfg.threads, device_id, **(queue if single else {"prefetch_queue_depth": _AHEAD}))
+    with pipeline:
+        num = 4 if cfg.horizontal_flip else 3  # DALI warns of an output that nothing uses
+        dtypes = [types.UINT8, types.INT32, types.INT32, types.INT32][:num]
+        paths, start, shape, *flip = fn.external_source(
+            source, num_outputs=num, batch=True, batch_info=True, dtype=dtypes, ndim=[1, 1, 1, 0][:num]
+        )
+        encoded = fn.io.file.read(paths)
+        decoding = {"output_type": types.RGB, "adjust_orientation": False, "jpeg_fancy_upsampling": True}
+        if device_id is None:
+            images = fn.decoders.image_slice(encoded, start=start, shape=shape, axes=[0, 1], **decoding)
+        else:  # not image_slice: decoding a region on the GPU crashes in nvImageCodec 0.9 (its issue 55)
+            images = fn.decoders.image(encoded, device="mixed", **decoding)
+            images = fn.slice(images, start=start, shape=shape, axes=[0, 1])
+        side = cfg.crop_size
+        images = fn.resize(images, resize_x=side, resize_y=side, interp_type=types.INTERP_LINEAR, antialias=True)
+        pipeline.set_outputs(fn.flip(images, horizontal=flip[0]) if flip else images)
+    return pipeline
+
+
+class DaliBackend:
+    """Micro-batches by DALI."""
+
+    name = "dali"
+
+    def __init__(self, plan: SamplePlan, cfg: DataConfig, device: torch.device) -> None:
+        """Decode what `plan` says on `device`."""
+        self._plan, self._cfg, self._device = plan, cfg, device
+        self._device_id = device.index if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._pipeline: Pipeline | None = None
+        self._next = 0
+
+    def batch(self, micro: int) -> Tensor:
+        """Return a micro-batch, uint8 [B, S, S, 3] on the device, complete and not reused by DALI.
+
+        Raises:
+            ValueError: when too many images are unreadable.
+            RuntimeError: when DALI fails for another reason.
+        """
+        failures = 0
+        while True:
+            if self._pipeline is None or micro != self._next:
+                self._start(micro)
+            try:
+                return self._run()
+            except RuntimeError:
+                self._pipeline = None  # DALI says that a pipeline is dead after an error
+                if not self._reject_unreadable(micro):
+                    failures += 1
+                    if failures == _ATTEMPTS:
+                        raise
+
+    def close(self) -> None:
+        """Drop the pipeline and its threads."""
+        self._pipeline = None
+
+    def _start(self, micro: int) -> None:
+        """Build the pipeline whose first output is this micro-batch."""
+
+        def source(info: types.BatchInfo) -> Inputs:
+            return self._inputs(self._plan.samples(micro + info.iteration))
+
+        self._pipeline = build_pipeline(source, self._cfg, self._plan.share.micro_batch, self._device_id)
+        self._pipeline.build()
+        self._next = micro
+
+    def _run(self) -> Tensor:
+        """Take the pipeline's next output. The copy matters: DALI writes a later batch to the same memory."""
+        assert self._pipeline is not None
+        if self._stream is None:
+            (output,) = self._pipeline.run()
+            images = torch.from_numpy(np.array(output.as_tensor()))  # numpy copies on one thread, torch on all cores
+        else:
+            with torch.cuda.stream(self._stream):
+                (output,) = self._pipeline.run(self._stream)
+                images = torch.from_dlpack(output.as_tensor()).clone()
+            self._stream.synchronize()  # only the loader's thread waits
+        self._next += 1
+        return images
+
+    def _inputs(self, samples: Samples) -> Inputs:
+        raw = self._plan.folder.paths.raw
+        paths = [np.frombuffer(raw(index), dtype=np.uint8) for index in samples.indices.tolist()]
+        start, shape = (np.ascontiguousarray(part) for part in np.split(samples.windows, 2, axis=1))
+        return (paths, start, shape, samples.flips.astype(np.int32)) if self._cfg.horizontal_flip else (paths, start, shape)
+
+    def _reject_unreadable(self, micro: int) -> bool:
+        """Find and reject what cannot be decoded, here or in what DALI had begun of the next; False: nothing found."""
+        for ahead in range(_AHEAD + 1):
+            samples = self._plan.samples(micro + ahead)
+            found = self._unreadable(samples)
+            raw = [self._plan.folder.paths.raw(int(samples.indices[position])) for position, _ in found]
+            if len(found) == len(samples.indices) > 1 and complaint(raw[0]) is None:
+                return False  # not the images: out of memory, a broken driver
+            for (position, message), path in zip(found, raw, strict=True):
+                self._plan.reject(int(samples.indices[position]), complaint(path) or message)
+            if found:
+                return True
+        return False
+
+    @staticmethod
+    def _input_at(inputs: Inputs, first: int, info: types.BatchInfo) -> Inputs:
+        """Cut a batch of one out of the inputs."""
+        at = min(first + info.iteration, len(inputs[0]) - 1)
+        return tuple(part[at : at + 1] for part in inputs)
+
+    def _unreadable(self, samples: Samples) -> list[tuple[int, str]]:
+        """Decode samples one by one; (position, DALI's message) of those that fail."""
+        count = len(samples.indices)
+        found: list[tuple[int, str]] = []
+        position = 0
+        while position < count:
+            one = partial(self._input_at, self._inputs(samples), position)
+            pipeline = build_pipeline(one, self._cfg, 1, self._device_id, single=True)
+            pipeline.build()
+            try:
+                while position < count:
+                    pipeline.run()
+                    position += 1
+            except RuntimeError as error:
+                found.append((position, _last_line(error)))
+                position += 1
+        return found
+
+
+def _last_line(error: RuntimeError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"DALI: {lines[-1]}" if lines else "DALI: unknown failure"

@@ -1,0 +1,237 @@
+"""Camera, z-buffer and light of the demo scenes.
+
+The camera and the z-buffer decide what is seen; `paint` then lights what was found: three lamps of which the first
+throws a soft shadow, darkening near contacts, highlights, and one mirror reflection for metal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ijepa_ds.data.scene_shapes import Array, Solid, dot, unit
+
+SUPERSAMPLE = 2  # rays along each side of a pixel
+HALF_VIEW = 0.40  # tangent of half the field of view
+MIN_VISIBLE = 0.002  # of the image's area, for every object; CLEVR asks for 200 of 320 x 240 pixels
+_GROUND = -1
+
+
+class Camera:
+    """A pinhole at `position` looking at `target`, with a square image of `size` pixels.
+
+    Depth is the distance along the view axis. Pixel coordinates are continuous: the first pixel is [0, 1).
+    """
+
+    def __init__(self, position: Array, target: Array, size: int) -> None:
+        """Place the camera; position and target are float [3]."""
+        self.size = size
+        self.position = position.astype(np.float32)
+        self.forward = unit((target - position).astype(np.float32))
+        self.right = unit(np.array([self.forward[1], -self.forward[0], 0], np.float32))
+        self.up = np.cross(self.right, self.forward)
+
+    def project(self, point: Array) -> tuple[Array, Array, Array]:
+        """Pixel column, pixel row and depth of world points [3, N] or [3]."""
+        v = point - (self.position[:, None] if point.ndim == 2 else self.position)
+        depth = dot(self.forward, v)
+        scale = self.size / 2 / HALF_VIEW / depth
+        return self.size / 2 + scale * dot(self.right, v), self.size / 2 - scale * dot(self.up, v), depth
+
+    def rays(self) -> Array:
+        """Directions float32 [3, n, n], n = size * SUPERSAMPLE, of length 1 along the view axis: t is the depth."""
+        n = self.size * SUPERSAMPLE
+        across = (((np.arange(n) + 0.5) * 2 / n - 1) * HALF_VIEW).astype(np.float32)
+        f, r, u = (v[:, None, None] for v in (self.forward, self.right, self.up))
+        return f + r * across[None, None, :] - u * across[None, :, None]
+
+
+class Canvas:
+    """The z-buffer: which solid each ray sees first, and how deep."""
+
+    def __init__(self, camera: Camera) -> None:
+        """Start with the bare ground, which every ray meets: the horizon is above the image."""
+        self.camera = camera
+        self.rays = camera.rays()
+        self.depth = -camera.position[2] / self.rays[2]
+        self.owner = np.full(self.depth.shape, _GROUND, np.int8)
+        self.solids: list[Solid] = []
+        self._seen: list[int] = []
+
+    def place(self, solid: Solid) -> bool:
+        """Add a solid if it lies within the image and leaves every object enough visible pixels; else change nothing."""
+        x, y, _ = self.camera.project(solid.corners())
+        left, top, right, bottom = x.min(), y.min(), x.max(), y.max()
+        if min(left, top) < 0 or max(right, bottom) > self.camera.size:
+            return False
+        s = SUPERSAMPLE
+        box = np.s_[int(top * s) : int(np.ceil(bottom * s)), int(left * s) : int(np.ceil(right * s))]
+        rays = self.rays[:, box[0], box[1]]
+        t = solid.hit(self.camera.position[:, None], rays.reshape(3, -1)).reshape(rays.shape[1:])
+        nearer = t < self.depth[box]
+        hidden = np.bincount(self.owner[box][nearer] + 1, minlength=len(self.solids) + 1)[1:]
+        seen = [before - int(lost) for before, lost in zip(self._seen, hidden, strict=True)]
+        seen.append(int(nearer.sum()))
+        if min(seen) < max(1, MIN_VISIBLE * self.camera.size**2) * s * s:
+            return False
+        self._seen = seen
+        self.depth[box][nearer] = t[nearer]
+        self.owner[box][nearer] = len(self.solids)
+        self.solids.append(solid)
+        return True
+
+
+@dataclass(frozen=True)
+class Light:
+    """Lamps and ground of one scene.
+
+    Attributes:
+        lamps: float32 [3 lamps, 3], positions; only the first throws a shadow.
+        power: float32 [3 lamps], brightness they give at a distance of 10.
+        width: Side of the first lamp, a square: the softness of its shadow.
+        ambient: Brightness from all sides.
+        ground: float32 [3], linear RGB.
+        waves: float32 [W, 4], faint mottling of the ground: wave vector, phase and amplitude.
+    """
+
+    lamps: Array
+    power: Array
+    width: float
+    ambient: float
+    ground: Array
+    waves: Array
+
+    def ground_albedo(self, point: Array) -> Array:
+        """Colour [3, N] of the ground at points [3, N]."""
+        tone = np.ones_like(point[0])
+        for x, y, phase, amplitude in self.waves:
+            tone += amplitude * np.sin(x * point[0] + y * point[1] + phase)
+        return self.ground[:, None] * tone
+
+
+def _shadow_and_contact(point: Array, normal: Array, owner: Array, solids: list[Solid], lamp: Array) -> Array:
+    """How much of the first lamp [N] and of the ambient light [N] arrives: [2, N].
+
+    Args:
+        point: [3, N], and its `normal` [3, N].
+        owner: [N], the solid the point is on, which throws no shadow on itself.
+        solids: All of them.
+        lamp: [3, N], the place on the lamp that each point looks at.
+    """
+    lit, open_ = np.ones_like(point[0]), np.ones_like(point[0])
+    to_lamp = unit(lamp - point)
+    for number, solid in enumerate(solids):
+        away = solid.centre[:, None] - point
+        squared = dot(away, away)
+        # Sky hidden by a ball of the solid's radius (the form factor of a sphere).
+        facing = np.maximum(dot(away, normal), 0) / np.sqrt(squared)
+        cover = np.minimum(0.8 * solid.radius**2 / squared, 1) * facing
+        open_ *= np.where(owner == number, 1, 1 - cover)
+        along = dot(away, to_lamp)
+        near = (squared - along * along < solid.reach**2) & (along > 0) & (owner != number)
+        index = np.flatnonzero(near)
+        if index.size:
+            lit[index] *= np.isinf(solid.hit(point[:, index], to_lamp[:, index]))
+    return np.stack([lit, open_])
+
+
+def _shade(
+    point: Array, view: Array, normal: Array, albedo: Array, gloss: Array, metal: Array, light: Light, arriving: Array
+) -> Array:
+    """Light leaving points towards the eye, linear RGB [3, N].
+
+    `view` [3, N] are unit vectors from the point to the eye, `gloss` [N] is the strength of highlights, `metal` [N] is
+    true for metal (narrow highlights, dim body), `arriving` is the result of `_shadow_and_contact`.
+    """
+    diffuse = light.ambient * (0.75 + 0.25 * normal[2]) * arriving[1]
+    shine = np.zeros_like(diffuse)
+    narrow = np.flatnonzero(gloss)
+    for number, (lamp, power) in enumerate(zip(light.lamps, light.power, strict=True)):
+        away = lamp[:, None] - point
+        squared = dot(away, away)
+        towards = away / np.sqrt(squared)
+        strength = power * 100 / squared * (arriving[0] if number == 0 else arriving[1])
+        diffuse += strength * np.maximum(dot(normal, towards), 0)
+        halfway = unit(towards[:, narrow] + view[:, narrow])
+        cosine = np.maximum(dot(normal[:, narrow], halfway), 0)
+        shine[narrow] += strength[narrow] * np.where(metal[narrow], cosine**160, cosine**16)
+    return albedo * (diffuse * np.where(metal, 0.45, 1)) + gloss * shine
+
+
+def _reflect(
+    point: Array, direction: Array, owner: Array, solids: list[Solid], light: Light
+) -> Array:
+    """What a mirror sees: other solids and the ground under plain light, or a dim room, linear RGB [3, N]."""
+    upward = np.clip(direction[2], 0, 1)
+    colour = np.repeat((0.30 - 0.22 * upward)[None], 3, 0)
+    depth = np.where(direction[2] < -1e-3, -point[2] / np.minimum(direction[2], -1e-3), np.inf).astype(np.float32)
+    place = point + direction * np.minimum(depth, 40)
+    key = light.lamps[0][:, None]
+    down = np.flatnonzero(depth < 40)
+    normal = np.zeros_like(point)
+    normal[2] = 1
+    seen = np.full(owner.shape, _GROUND, np.int8)
+    albedo = light.ground_albedo(place)
+    for number, solid in enumerate(solids):
+        away = solid.centre[:, None] - point
+        along = dot(away, direction)
+        near = (dot(away, away) - along * along < solid.reach**2) & (along > 0) & (owner != number)
+        index = np.flatnonzero(near)
+        t = solid.hit(point[:, index], direction[:, index])
+        index, t = index[t < depth[index]], t[t < depth[index]]
+        if index.size:
+            depth[index], seen[index] = t, number
+            place[:, index] = point[:, index] + direction[:, index] * t
+            normal[:, index] = solid.normal(place[:, index])
+            albedo[:, index] = solid.albedo[:, None]
+    down = np.flatnonzero(depth < 40)
+    p, n = place[:, down], normal[:, down]
+    lamp = np.repeat(key, down.size, 1)
+    arriving = _shadow_and_contact(p, n, seen[down], solids, lamp)
+    matt = np.zeros(down.size, np.float32)
+    colour[:, down] = _shade(p, -direction[:, down], n, albedo[:, down], matt, matt > 0, light, arriving)
+    return colour
+
+
+def paint(canvas: Canvas, light: Light, grain: Array) -> Array:
+    """Light what the canvas sees.
+
+    Args:
+        canvas: The z-buffer, with all solids placed.
+        light: Lamps and ground.
+        grain: float32 [2, n, n] in [0, 1), n = size * SUPERSAMPLE: where on its part of the first lamp a ray looks.
+
+    Returns:
+        uint8 [size, size, 3], sRGB.
+    """
+    n, s = canvas.camera.size * SUPERSAMPLE, SUPERSAMPLE
+    rays, owner = canvas.rays.reshape(3, -1), canvas.owner.reshape(-1)
+    point = canvas.camera.position[:, None] + rays * canvas.depth.reshape(-1)
+    normal = np.zeros_like(point)
+    normal[2] = 1
+    albedo = light.ground_albedo(point)
+    gloss = np.zeros_like(point[0])
+    metal = np.zeros(owner.shape, bool)
+    for number, solid in enumerate(canvas.solids):
+        index = np.flatnonzero(owner == number)
+        normal[:, index] = solid.normal(point[:, index])
+        albedo[:, index] = solid.albedo[:, None]
+        gloss[index] = 0.9 if solid.metal else 0.12
+        metal[index] = solid.metal
+    # Each ray of a pixel looks at its own part of the lamp, so the pixel's mean is a shadow with a soft edge.
+    part = (np.arange(n) % s).astype(np.float32)
+    lamp = np.repeat(light.lamps[0][:, None], n * n, 1)
+    lamp[0] += light.width * ((part[None, :] + grain[0]) / s - 0.5).reshape(-1)
+    lamp[1] += light.width * ((part[:, None] + grain[1]) / s - 0.5).reshape(-1)
+    arriving = _shadow_and_contact(point, normal, owner, canvas.solids, lamp)
+    view = -unit(rays)
+    colour = _shade(point, view, normal, albedo, gloss, metal, light, arriving)
+    index = np.flatnonzero(metal)
+    if index.size:
+        v, m = view[:, index], normal[:, index]
+        mirrored = _reflect(point[:, index], 2 * dot(v, m) * m - v, owner[index], canvas.solids, light)
+        colour[:, index] += mirrored * (0.15 + 0.85 * albedo[:, index])
+    # Clipped before the mean: a highlight of brightness 5 must not bleed over its pixel's neighbours.
+    mean = np.minimum(colour, 1).reshape(3, n // s, s, n // s, s).mean((2, 4))
+    return np.rint(255 * mean ** (1 / 2.2)).astype(np.uint8).transpose(1, 2, 0)

@@ -1,0 +1,188 @@
+"""Solids of the demo scenes: where a ray meets them, and their normals.
+
+Vectors are rows of structure-of-arrays, float32 [3, N], so that every numpy operation runs over contiguous memory.
+No matrix product is used: BLAS may sum in another order with another number of threads, and an image must not
+depend on that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+Array = np.ndarray
+_TUBE = 0.38  # radius of the torus's tube; its ring has radius 1 - _TUBE
+_TORUS_STEPS = 18
+_EDGE = 0.5**0.5  # half the cube's edge, so that its corners stand on the unit circle
+
+
+def dot(a: Array, b: Array) -> Array:
+    """Dot products of vectors, [3, N] or [3] each."""
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+def unit(a: Array) -> Array:
+    """Vectors of the same directions and length 1."""
+    return a / np.sqrt(dot(a, a))
+
+
+def _slab(o: Array, d: Array, half: float) -> tuple[Array, Array]:
+    """Interval of t in which |o + t d| < half, along one axis."""
+    a, b = (-half - o) / d, (half - o) / d
+    return np.minimum(a, b), np.maximum(a, b)
+
+
+def _roots(a: Array, b: Array, c: Array) -> tuple[Array, Array]:
+    """Roots of a t^2 + 2 b t + c; an empty interval (inf, -inf) where there are none."""
+    disc = b * b - a * c
+    root = np.sqrt(np.maximum(disc, 0))
+    miss = disc < 0
+    return np.where(miss, np.inf, (-b - root) / a), np.where(miss, -np.inf, (-b + root) / a)
+
+
+def _entry(near: Array, far: Array) -> Array:
+    """First hit of a convex solid from its interval of t; inf where the ray misses or starts inside."""
+    return np.where((near < far) & (near > 0), near, np.inf).astype(np.float32)
+
+
+def _hit_sphere(o: Array, d: Array) -> Array:
+    return _entry(*_roots(dot(d, d), dot(o, d), dot(o, o) - 1))
+
+
+def _hit_cube(o: Array, d: Array) -> Array:
+    near, far = _slab(o, d, _EDGE)
+    return _entry(near.max(0), far.min(0))
+
+
+def _hit_cylinder(o: Array, d: Array) -> Array:
+    near, far = _roots(d[0] ** 2 + d[1] ** 2, o[0] * d[0] + o[1] * d[1], o[0] ** 2 + o[1] ** 2 - 1)
+    low, high = _slab(o[2], d[2], 1.0)
+    return _entry(np.maximum(near, low), np.minimum(far, high))
+
+
+def _hit_cone(o: Array, d: Array) -> Array:
+    """Base of radius 1 at z = -1, apex at z = 1."""
+    h, s = (1 - o[2]) / 2, -d[2] / 2  # radius of the cone at the ray's height: h + s t
+    a = d[0] ** 2 + d[1] ** 2 - s * s
+    near, far = _roots(a, o[0] * d[0] + o[1] * d[1] - h * s, o[0] ** 2 + o[1] ** 2 - h * h)
+    # A ray steeper than the flank (a < 0, `_roots` gives its larger root first) is inside the double cone before the
+    # smaller root and after the larger one; the solid is the lower of the two parts.
+    steep = a < 0
+    near, far = (
+        np.where(steep, np.where(d[2] < 0, near, -np.inf), near),
+        np.where(steep, np.where(d[2] < 0, np.inf, far), far),
+    )
+    low, high = _slab(o[2], d[2], 1.0)
+    return _entry(np.maximum(near, low), np.minimum(far, high))
+
+
+def _hit_torus(o: Array, d: Array) -> Array:
+    """Sphere tracing between the bounding planes: a quartic in float32 would be neither faster nor safer."""
+    near, far = _roots(dot(d, d), dot(o, d), dot(o, o) - 1)
+    low, high = _slab(o[2], d[2], _TUBE)
+    near, far = np.maximum(near, low), np.minimum(far, high)
+    inside = (near < far) & (near > 0)
+    t, per_unit = np.where(inside, near, 0), 1 / np.sqrt(dot(d, d))
+    gap = t
+    for _ in range(_TORUS_STEPS):
+        x, y, z = o[0] + t * d[0], o[1] + t * d[1], o[2] + t * d[2]
+        ring = np.sqrt(x * x + y * y) - (1 - _TUBE)
+        gap = np.sqrt(ring * ring + z * z) - _TUBE
+        t = t + gap * per_unit
+    return np.where(inside & (gap < 0.02) & (t <= far + 0.02 * per_unit), t, np.inf).astype(np.float32)
+
+
+def _normal_cube(p: Array) -> Array:
+    return np.where(np.abs(p) == np.abs(p).max(0), np.sign(p), 0)
+
+
+def _normal_cylinder(p: Array) -> Array:
+    cap = np.abs(p[2]) > np.sqrt(p[0] ** 2 + p[1] ** 2)
+    return np.stack([np.where(cap, 0, p[0]), np.where(cap, 0, p[1]), np.where(cap, np.sign(p[2]), 0)])
+
+
+def _normal_cone(p: Array) -> Array:
+    return np.stack([p[0], p[1], np.sqrt(p[0] ** 2 + p[1] ** 2) / 2])  # the base is never seen
+
+
+def _normal_torus(p: Array) -> Array:
+    ring = 1 - (1 - _TUBE) / np.sqrt(p[0] ** 2 + p[1] ** 2)
+    return np.stack([p[0] * ring, p[1] * ring, p[2]])
+
+
+class Shape(NamedTuple):
+    """A solid of radius 1 around the origin.
+
+    Attributes:
+        hit: Origins [3, N] or [3, 1] and directions [3, N] -> t [N] of the first hit, inf for a miss.
+        normal: Points of the surface [3, N] -> outward normals [3, N], of any length.
+        half_width: Half the side of a square around it, seen from above.
+        half_height: Half its height.
+        reach: Radius of a ball around it.
+    """
+
+    hit: Callable[[Array, Array], Array]
+    normal: Callable[[Array], Array]
+    half_width: float
+    half_height: float
+    reach: float
+
+
+SHAPES = {
+    "cube": Shape(_hit_cube, _normal_cube, _EDGE, _EDGE, 1.5**0.5),
+    "sphere": Shape(_hit_sphere, lambda p: p, 1.0, 1.0, 1.0),
+    "cylinder": Shape(_hit_cylinder, _normal_cylinder, 1.0, 1.0, 2**0.5),
+    "cone": Shape(_hit_cone, _normal_cone, 1.0, 1.0, 2**0.5),
+    "torus": Shape(_hit_torus, _normal_torus, 1.0, _TUBE, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Solid:
+    """One object standing on the ground, z = 0.
+
+    Attributes:
+        shape: A key of `SHAPES`.
+        radius: World units; the solid's footprint is inside a circle of this radius.
+        centre: float32 [3], world coordinates.
+        angle: Rotation about the vertical, radians.
+        albedo: float32 [3], linear RGB.
+        metal: A mirror with the object's colour, or matt rubber.
+    """
+
+    shape: str
+    radius: float
+    centre: Array
+    angle: float
+    albedo: Array
+    metal: bool
+
+    def _turn(self, v: Array, angle: float) -> Array:
+        c, s = float(np.cos(angle)), float(np.sin(angle))
+        return np.stack([c * v[0] - s * v[1], s * v[0] + c * v[1], v[2]])
+
+    def hit(self, origin: Array, direction: Array) -> Array:
+        """First hit of rays: origin [3, N] or [3, 1], direction [3, N] -> t [N], in units of the direction."""
+        o = self._turn(origin - self.centre[:, None], -self.angle) / self.radius
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return SHAPES[self.shape].hit(o, self._turn(direction, -self.angle) / self.radius)
+
+    def normal(self, point: Array) -> Array:
+        """Unit normals, world frame, at points [3, N] of the surface."""
+        local = self._turn(point - self.centre[:, None], -self.angle) / self.radius
+        return self._turn(unit(SHAPES[self.shape].normal(local)), self.angle)
+
+    def corners(self) -> Array:
+        """The eight corners, [3, 8], of a box around the solid."""
+        shape = SHAPES[self.shape]
+        signs = np.array([[i & 1, i >> 1 & 1, i >> 2] for i in range(8)], np.float32).T * 2 - 1
+        half = np.array([[shape.half_width], [shape.half_width], [shape.half_height]], np.float32)
+        return self.centre[:, None] + self._turn(signs * half * self.radius, self.angle)
+
+    @property
+    def reach(self) -> float:
+        """Radius of a ball around the solid."""
+        return self.radius * SHAPES[self.shape].reach

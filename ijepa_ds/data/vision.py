@@ -1,0 +1,104 @@
+"""The loader without DALI: Pillow on threads, with the same samples and, but for rounding, the same pixels."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ijepa_ds.config import DataConfig
+from ijepa_ds.data.headers import FORMATS, READ_ERRORS
+from ijepa_ds.data.samples import SamplePlan, Samples
+
+
+def read_crop(path: bytes, size: tuple[int, int], window: np.ndarray, flip: bool, crop_size: int) -> np.ndarray:
+    """Decode an image, cut a window out, resize it with torchvision's bilinear filter and mirror it if asked.
+
+    Args:
+        path: The file.
+        size: (width, height) that the index knows; EXIF orientation is not applied.
+        window: (top, left, height, width) in pixels.
+        flip: Mirror left to right.
+        crop_size: Side of the result in pixels.
+
+    Returns:
+        uint8 [crop_size, crop_size, 3].
+
+    Raises:
+        OSError, ValueError, SyntaxError, EOFError: as Pillow does; ValueError when the size is no longer `size`.
+    """
+    top, left, height, width = window.tolist()
+    with Image.open(path, formats=FORMATS) as image:
+        if image.size != size:
+            raise ValueError(f"{image.width}x{image.height} pixels, but {size[0]}x{size[1]} when it was indexed")
+        crop = image.convert("RGB").crop((left, top, left + width, top + height))
+    crop = crop.resize((crop_size, crop_size), Image.Resampling.BILINEAR)
+    return np.asarray(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else crop)
+
+
+def complaint(path: bytes) -> str | None:
+    """Return what is wrong with an image file in Pillow's words, or None where Pillow can decode it."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            image.load()
+    except READ_ERRORS as error:
+        return _reason(error)
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """Say why reading failed without the path, which is told beside it."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not a JPEG, PNG, WebP or BMP image"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+
+
+class VisionBackend:
+    """Micro-batches by Pillow."""
+
+    name = "torchvision"
+
+    def __init__(self, plan: SamplePlan, cfg: DataConfig, device: torch.device) -> None:
+        """Decode what `plan` says on cfg.threads threads, into page-locked memory if `device` is a GPU."""
+        self._plan, self._cfg = plan, cfg
+        self._pin = device.type == "cuda"
+        self._pool = ThreadPoolExecutor(cfg.threads, thread_name_prefix="decode")
+
+    def batch(self, micro: int) -> Tensor:
+        """Return a micro-batch, uint8 [B, S, S, 3] in main memory.
+
+        Raises:
+            ValueError: when too many images are unreadable.
+        """
+        samples = self._plan.samples(micro)
+        side, count = self._cfg.crop_size, len(samples.indices)
+        images = torch.empty(count, side, side, 3, dtype=torch.uint8, pin_memory=self._pin)
+        todo = list(range(count))
+        while todo:
+            failures = list(self._pool.map(partial(self._read, samples, images.numpy()), todo))
+            failed = [(position, failure) for position, failure in zip(todo, failures, strict=True) if failure]
+            for position, failure in failed:
+                self._plan.reject(int(samples.indices[position]), failure)
+            todo = [position for position, _ in failed]
+            samples = self._plan.samples(micro)
+        return images
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, samples: Samples, images: np.ndarray, position: int) -> str | None:
+        """Fill one place of the batch; the reason where that is impossible."""
+        index = int(samples.indices[position])
+        folder = self._plan.folder
+        width, height = folder.sizes[index].tolist()
+        window, flip = samples.windows[position], bool(samples.flips[position])
+        try:
+            images[position] = read_crop(folder.paths.raw(index), (width, height), window, flip, self._cfg.crop_size)
+        except READ_ERRORS as error:
+            return _reason(error)
+        return None

@@ -1,0 +1,123 @@
+"""A float32 exponential moving average of a DeepSpeed engine's weights, sharded exactly like its master weights.
+
+Useful alone, to anyone who trains a teacher under DeepSpeed:
+
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)  # model.student, model.teacher
+    ema = ShardedEMA(engine, model.student, model.teacher)
+    ...
+    engine.step()
+    if engine.was_step_applied():
+        ema.update(momentum)
+
+The state costs 4 bytes x parameters / ranks from stage 1 on. Under ZeRO-3 an update moves nothing between ranks; under
+stages 1 and 2 it costs one all-gather of the teacher, in the teacher's type, for each parameter group.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ijepa_ds.zero_layout import Piece, ZeroLayout, gather_flat, publish_partitions
+
+
+class ShardedEMA:
+    """Keeps `teacher` at the moving average of `student`'s float32 master weights."""
+
+    def __init__(self, engine: Any, student: nn.Module, teacher: nn.Module) -> None:
+        """Start the average at the student's present master weights, and publish it to the teacher.
+
+        Args:
+            engine: the initialised DeepSpeed engine that optimises `student`.
+            student: module inside the engine's model, trainable. From stage 1 on with flat groups (stages 1 and 2), its
+                parameters must be in optimizer groups of their own.
+            teacher: module of the same parameters (names and shapes) inside the engine's model, frozen.
+
+        Raises:
+            ValueError: names, shapes or `requires_grad` do not match; parameters are tied; groups are mixed.
+        """
+        named = {name: p for name, p in student.named_parameters() if p.requires_grad}
+        self.targets = dict(teacher.named_parameters())
+        _check_pairs(named, self.targets, dict(student.named_parameters(remove_duplicate=False)))
+        self.layout = ZeroLayout(engine, named)
+        if self.layout.kind == "flat":
+            self._flat_targets = self._share_flat_buffers()
+        self.average = [self.layout.master(slot).clone() for slot in range(self.layout.num_slots)]
+        self.publish()
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """What this rank holds of each parameter; `average[piece.slot]` is laid out like the master weights."""
+        return self.layout.pieces
+
+    @torch.no_grad()
+    def update(self, momentum: float) -> None:
+        """average <- momentum * average + (1 - momentum) * master weights; then publish to the teacher.
+
+        Call it after an applied optimizer step only.
+        """
+        masters = [self.layout.master(slot) for slot in range(self.layout.num_slots)]
+        torch._foreach_lerp_(self.average, masters, 1.0 - momentum)
+        self.publish()
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Write the average into the teacher's weights, in their type."""
+        layout = self.layout
+        if layout.kind == "partitioned":
+            publish_partitions(
+                [(self.targets[p.name], layout._partition(self.average[p.slot], p)) for p in layout.pieces]
+            )
+        elif layout.kind == "flat":
+            for slot, index in enumerate(layout._keys):
+                group = layout.optimizer.real_dp_process_group[index]
+                gather_flat(self._flat_targets[slot], self.average[slot], group)
+        else:
+            torch._foreach_copy_(
+                [self.targets[p.name].data.view(-1) for p in layout.pieces],
+                [self.average[p.slot] for p in layout.pieces],
+            )
+
+    def _share_flat_buffers(self) -> list[Tensor]:
+        """Move the teacher's weights into flat buffers laid out like the student's, one a slot."""
+        layout, flats = self.layout, []
+        names = {id(p): name for name, p in layout.named.items()}
+        for index in layout._keys:
+            source, group = layout._flats[index], layout._groups[index]
+            foreign = sum(id(p) not in names for p in group)
+            if foreign:
+                raise ValueError(
+                    f"optimizer group {index} holds {foreign} parameters that are not the student's beside its own: "
+                    "give the student's parameters groups of their own, so that the teacher can share their layout"
+                )
+            flat = torch.zeros_like(source)
+            for parameter in group:
+                at = (parameter.data_ptr() - source.data_ptr()) // source.element_size()
+                target = self.targets[names[id(parameter)]]
+                target.data = flat.narrow(0, at, parameter.numel()).view(parameter.shape)
+            flats.append(flat)
+        return flats
+
+
+def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _check_pairs(named: dict[str, nn.Parameter], targets: dict[str, nn.Parameter], every: dict) -> None:
+    problems = []
+    tied = len(every) - len({id(p) for p in every.values()})
+    if tied:
+        problems.append(f"{tied} of the student's parameters are tied (one tensor under several names)")
+    if not named:
+        problems.append("the student has no trainable parameter")
+    for name in sorted(named.keys() ^ targets.keys()):
+        problems.append(f"'{name}' is only in the {'student' if name in named else 'teacher'}")
+    for name in named.keys() & targets.keys():
+        if _shape(named[name]) != _shape(targets[name]):
+            problems.append(f"'{name}' is {_shape(named[name])} in the student, {_shape(targets[name])} in the teacher")
+        if targets[name].requires_grad:
+            problems.append(f"'{name}' of the teacher is trainable: call teacher.requires_grad_(False) first")
+    if problems:
+        raise ValueError("this teacher cannot follow this student: " + "; ".join(problems[:10]))

@@ -1,0 +1,185 @@
+"""The DeepSpeed engine around the networks: start, optimizer groups, hyper-parameters, one step.
+
+With `zero_layout.py`, `ema.py` and `checkpoint.py` the only importer of deepspeed; no deepspeed name goes past this file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed import comm as dist
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor
+
+from ijepa_ds import ijepa
+from ijepa_ds.config import Config
+from ijepa_ds.ema import ShardedEMA
+from ijepa_ds.masks import Masks
+from ijepa_ds.vit import initial_value
+from ijepa_ds.zero_layout import ZeroLayout, check_version
+
+logger = logging.getLogger(__name__)
+
+
+def world_from_environment() -> tuple[int, int, int]:
+    """(rank, local rank, world size) as the launcher says it.
+
+    A process that no launcher started is a world of its own; one that SLURM started without saying so to torch is an
+    error, never a silent world of one.
+    """
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    given = [name for name in names if name in os.environ]
+    if len(given) == len(names):
+        rank, local_rank, world_size = (int(os.environ[name]) for name in names)
+        return rank, local_rank, world_size
+    if given:
+        raise ValueError(f"{', '.join(given)} set but not {', '.join(sorted({*names} - {*given}))}: a broken launcher?")
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        raise ValueError(
+            "SLURM started several tasks but RANK, LOCAL_RANK and WORLD_SIZE are not set: start one task a node with "
+            "the deepspeed launcher, or export them from SLURM_PROCID, SLURM_LOCALID and SLURM_NTASKS"
+        )
+    return 0, 0, 1
+
+
+def initialise_distributed() -> torch.device:
+    """Join the other ranks and give this rank's device."""
+    check_version()
+    rank, local_rank, world_size = world_from_environment()
+    if "MASTER_ADDR" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(world_size))
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cuda":
+        accelerator.set_device(local_rank)
+    deepspeed.init_distributed(dist_init_required=True, verbose=False)
+    return torch.device(accelerator.current_device_name())
+
+
+def shut_down_distributed() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    dist.barrier()
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Average of a small tensor over all ranks, in place."""
+    if dist.get_world_size() > 1:
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """`value` of every rank, in rank order, on every rank."""
+    gathered: list[Any] = [None] * dist.get_world_size()
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+class Engine:
+    """The networks under ZeRO, their optimizer and the EMA target."""
+
+    def __init__(self, cfg: Config, ds_config: dict[str, Any], device: torch.device) -> None:
+        """Build, shard and fill with the start values of `cfg.run.seed`.
+
+        Args:
+            cfg: the run.
+            ds_config: the complete DeepSpeed configuration (`config_deepspeed.load_deepspeed`).
+            device: this rank's, from `initialise_distributed`.
+        """
+        self.cfg, self.device = cfg, device
+        self.compute_dtype = torch.bfloat16 if cfg.model.precision == "bfloat16" else torch.float32
+        self.stage = ds_config["zero_optimization"]["stage"] if "zero_optimization" in ds_config else 0
+        with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=self.stage == 3):
+            model = ijepa.build(cfg)
+        groups = parameter_groups(model)
+        o = cfg.optimization
+        # fused: one kernel for all of a shard, on CUDA and on CPU
+        optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=0.0, fused=True)
+        self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+        model = self.deepspeed.module
+        self.layout = ZeroLayout(self.deepspeed, {n: p for n, p in model.named_parameters() if p.requires_grad})
+        self._fill(cfg.run.seed)
+        self.ema = ShardedEMA(self.deepspeed, model.encoder, model.target_encoder)
+        for name, buffer in model.named_buffers():
+            assert buffer.dtype == torch.float32, f"{name} lost its precision: {buffer.dtype}"
+        self.num_parameters = {
+            part: sum(getattr(p, "ds_numel", p.numel()) for p in getattr(model, part).parameters())
+            for part in ("encoder", "predictor")
+        }
+        self._norm: Tensor | float | None = None
+
+    @torch.no_grad()
+    def _fill(self, seed: int) -> None:
+        """Write the start values into this rank's master weights, then into the model."""
+        shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in self.layout.named.items()}
+        for piece in self.layout.pieces:
+            value = initial_value(piece.name, shapes[piece.name], seed).view(-1)
+            master = self.layout.view(self.layout.master(piece.slot), piece)
+            master.copy_(value[piece.start : piece.start + piece.numel])
+        self.layout.publish_masters()
+
+    def forward(self, images: Tensor, masks: Masks, mark: Callable[[str], None] | None = None) -> ijepa.Output:
+        """One micro-batch through target, context encoder and predictor (`ijepa.IJEPA.forward`)."""
+        return self.deepspeed(images, masks, mark)
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of one micro-batch; averaged over ranks and accumulation by DeepSpeed."""
+        self.deepspeed.backward(loss)
+
+    def optimizer_step(self, lr: float, weight_decay: float) -> bool:
+        """AdamW after the last micro-batch of a step; whether it was applied (not skipped)."""
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+            group["weight_decay"] = weight_decay if group["decay"] else 0.0
+        if self.layout.kind == "plain":  # DeepSpeed keeps no norm there
+            gradients = [p.grad for p in self.layout.named.values() if p.grad is not None]
+            self._norm = torch.nn.utils.get_total_norm(gradients)
+        self.deepspeed.step()
+        if self.layout.kind != "plain":
+            self._norm = self.deepspeed.get_global_grad_norm()
+        return bool(self.deepspeed.was_step_applied())
+
+    def gradient_norm(self) -> float:
+        """2-norm of the last step's gradient before clipping; a host synchronisation."""
+        return float("nan") if self._norm is None else float(self._norm)
+
+    def describe(self) -> str:
+        """One line about what runs where."""
+        return (
+            f"ZeRO-{self.stage}, {dist.get_world_size()} x {self.device.type}, weights {self.compute_dtype}, masters and "
+            f"EMA float32 ({self.layout.kind}); encoder {self.num_parameters['encoder']:,} parameters, "
+            f"predictor {self.num_parameters['predictor']:,}"
+        )
+
+
+def parameter_groups(model: ijepa.IJEPA) -> list[dict[str, Any]]:
+    """Optimizer groups: encoder and predictor apart (the EMA needs that), each with and without weight decay.
+
+    Biases and 1-D parameters are not decayed; the mask token (3-D) is, as in the published runs.
+    """
+    groups = []
+    for part in (model.encoder, model.predictor):
+        for decay in (True, False):
+            members = [
+                p
+                for name, p in part.named_parameters()
+                if (len(getattr(p, "ds_shape", p.shape)) > 1 and not name.endswith(".bias")) == decay
+            ]
+            groups.append({"params": members, "decay": decay, "weight_decay": 0.0})
+    return groups

@@ -1,0 +1,78 @@
+"""The method: predict the representations of hidden blocks of an image from the rest (Assran et al., CVPR 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ijepa_ds.config import Config
+from ijepa_ds.masks import Masks, take
+from ijepa_ds.vit import Encoder, Predictor, size_of
+
+
+class Output(NamedTuple):
+    """What one pass gives."""
+
+    loss: Tensor  # scalar, float32
+    prediction: Tensor  # [B, C, M, Kt, D], detached
+    target: Tensor  # [B, M, Kt, D], float32, layer-normed, no gradient
+
+
+class IJEPA(nn.Module):
+    """Context encoder, predictor and the target encoder (frozen: only the EMA moves it)."""
+
+    def __init__(self, encoder: Encoder, predictor: Predictor, target_encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder, self.predictor, self.target_encoder = encoder, predictor, target_encoder
+        self.target_encoder.requires_grad_(False)
+
+    def forward(self, images: Tensor, masks: Masks, mark: Callable[[str], None] | None = None) -> Output:
+        """The loss of one micro-batch.
+
+        Args:
+            images: `[B, 3, H, W]`, normalised.
+            masks: contexts `[B, C, Kc]` and targets `[B, M, Kt]`.
+            mark: called with the name of each part when it is done, for time keeping.
+        """
+        target = self.targets(images, masks)
+        if mark:
+            mark("target")
+        prediction = self.predictor(self.encoder(images, masks.context), masks.context, masks.targets)
+        loss = F.smooth_l1_loss(prediction.float(), target[:, None].expand(prediction.shape))
+        if mark:
+            mark("context+predictor")
+        return Output(loss, prediction.detach(), target)
+
+    @torch.no_grad()
+    def targets(self, images: Tensor, masks: Masks) -> Tensor:
+        """What is to be predicted: `[B, M, Kt, D]`, float32.
+
+        The target encoder sees the whole image; its output is layer-normed over D without affine parameters.
+        """
+        whole = self.target_encoder(images)  # [B, N, D]
+        whole = F.layer_norm(whole.float(), whole.shape[-1:])
+        b, m, k = masks.targets.shape
+        return take(whole, masks.targets.flatten(1)).reshape(b, m, k, -1)
+
+
+def build(cfg: Config) -> IJEPA:
+    """The networks of a configuration. Their values are not yet those of a start (see `vit.initialise`)."""
+    model, size = cfg.model, size_of(cfg.model)
+    grid = cfg.data.crop_size // model.patch_size
+
+    def encoder() -> Encoder:
+        return Encoder(size, model.patch_size, grid, model.activation_checkpointing)
+
+    predictor = Predictor(
+        size.width,
+        model.predictor.width,
+        model.predictor.depth,
+        model.predictor.heads or size.heads,
+        grid,
+        model.activation_checkpointing,
+    )
+    return IJEPA(encoder(), predictor, encoder())

@@ -1,0 +1,120 @@
+"""Progress of a run: the terminal's bar, TensorBoard, and the one host synchronisation of the loop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ijepa_ds import config
+from ijepa_ds.config import Config
+from ijepa_ds.engine import Engine, mean_over_ranks
+from ijepa_ds.ijepa import Output
+from ijepa_ds.masks import Masks
+from ijepa_ds.metrics import Clock, Log, effective_rank, feature_std, peak_memory_gib
+from ijepa_ds.schedules import Schedule
+from ijepa_ds.visualize.masks import draw_batch
+
+logger = logging.getLogger(__name__)
+STALL = 0.05  # share of the time spent waiting for data above which the user is warned
+
+
+class Reporter:
+    """Collects what happens on every rank; rank 0 writes it."""
+
+    def __init__(self, cfg: Config, engine: Engine, schedule: Schedule, start: int, rank: int) -> None:
+        """Open the log; points after step `start` of an earlier attempt are hidden."""
+        self.cfg, self.engine, self.schedule, self.rank = cfg, engine, schedule, rank
+        self.clock = Clock(engine.device)
+        self.last_loss = math.nan
+        self._log = Log(Path(cfg.run.dir), rank, purge_step=start + 1 if start else None)
+        self._log.text("config", config.to_text(cfg))
+        self._loss = torch.zeros((), device=engine.device)
+        self._steps, self._since = 0, time.perf_counter()
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=schedule.total_steps,
+            initial=start,
+            unit="step",
+            desc="pretraining",
+            disable=rank != 0,
+            mininterval=0.5 if terminal else 15,
+            maxinterval=1 if terminal else 30,
+            dynamic_ncols=terminal,
+        )
+
+    def add(self, loss: Tensor) -> None:
+        """Count a micro-batch's share of the step's loss; stays on the device."""
+        self._loss += loss.detach()
+
+    def after_step(self, step: int, output: Output, masks: Masks, pixels: Tensor) -> None:
+        """Write what is due after 0-based `step`; tensors are those of its last micro-batch."""
+        run, done = self.cfg.run, step + 1
+        self._steps += 1
+        if done % run.log_every == 0 or done == self.schedule.total_steps:
+            self._write_scalars(step, masks)
+        if run.probe_every and (done % run.probe_every == 0 or step == 0):
+            self._write_probes(done, output)
+        if run.picture_every and self.rank == 0 and step % run.picture_every == 0:
+            picture = draw_batch(pixels[:8], Masks(masks.context[:8], masks.targets[:8]), self.cfg.model.patch_size)
+            self._log.image(done, "images/masks", torch.from_numpy(picture))
+        self.clock.mark("report")
+        self._bar.update()
+
+    def _write_scalars(self, step: int, masks: Masks) -> None:
+        loss = float(mean_over_ranks(self._loss / self._steps))
+        now = time.perf_counter()
+        spent, images = now - self._since, self._steps * self.cfg.optimization.batch_size
+        parts = self.clock.seconds()
+        total = sum(parts.values()) or 1.0
+        self._log.scalars(
+            step + 1,
+            {
+                "loss": loss,
+                "schedule/lr": self.schedule.lr(step),
+                "schedule/weight_decay": self.schedule.weight_decay(step),
+                "schedule/ema_momentum": self.schedule.momentum(step),
+                "gradient/norm": self.engine.gradient_norm(),
+                "speed/images_per_second": images / spent,
+                "speed/seconds_per_step": spent / self._steps,
+                "tokens/context": masks.context.shape[-1],
+                "tokens/target": masks.targets.shape[-1],
+                "memory/peak_gib": peak_memory_gib(self.engine.device),
+            }
+            | {f"time/{name}": seconds / total for name, seconds in parts.items()},
+        )
+        self._bar.set_postfix_str(f"loss {loss:.4f}, {images / spent:.0f} images/s", refresh=False)
+        if not math.isfinite(loss):
+            raise ValueError(f"the loss is {loss} at step {step + 1}: lower optimization.lr, or set optimization.clip_grad")
+        self.last_loss = loss
+        self._loss = torch.zeros_like(self._loss)
+        self._steps, self._since = 0, now
+
+    def _write_probes(self, done: int, output: Output) -> None:
+        if self.rank != 0:
+            return
+        prediction, target = output.prediction, output.target
+        similarity = torch.nn.functional.cosine_similarity(
+            prediction.float(), target[:, None].expand(prediction.shape), dim=-1
+        )
+        self._log.scalars(
+            done,
+            {
+                "probe/target_std": float(feature_std(target)),
+                "probe/prediction_std": float(feature_std(prediction)),
+                "probe/target_effective_rank": float(effective_rank(target)),
+                "probe/prediction_effective_rank": float(effective_rank(prediction)),
+                "probe/cosine_prediction_target": float(similarity.mean()),
+            },
+        )
+
+    def close(self) -> None:
+        """Write what is pending; also after a failure."""
+        self._bar.close()
+        self._log.close()

@@ -1,0 +1,91 @@
+"""The run directory: who it belongs to, what is written beside the events, where a run continues."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import ijepa_ds
+from ijepa_ds import config
+from ijepa_ds.checkpoint_reader import CheckpointReader, newest
+from ijepa_ds.config import Config
+
+COMPLETED = "completed.json"
+_LIBRARIES = ("torch", "deepspeed", "timm", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "torchvision", "numpy")
+
+
+def find_start(cfg: Config) -> CheckpointReader | None:
+    """The checkpoint this run continues from, or None for a fresh start; nothing is written.
+
+    Raises:
+        ValueError: the directory belongs to a run of another configuration, or holds checkpoints and `run.resume` is
+            `never`.
+        CheckpointError: the checkpoint asked for, or every one there is, is broken.
+    """
+    run_dir = Path(cfg.run.dir)
+    owner = run_dir / "config.yaml"
+    if owner.is_file():
+        _check_owner(cfg, owner)
+    if cfg.run.resume not in ("auto", "never"):
+        reader = CheckpointReader(Path(cfg.run.resume))
+        saved = reader.manifest.get("fingerprint")
+        if saved != config.fingerprint(cfg):
+            raise ValueError(
+                f"run.resume: {cfg.run.resume} was saved from another configuration (fingerprint {saved}, this one is "
+                f"{config.fingerprint(cfg)}): use the config.yaml of its run"
+            )
+        return reader
+    reader = newest(run_dir)
+    if reader and cfg.run.resume == "never":
+        raise ValueError(f"run.resume is never, but {run_dir} has checkpoints: choose another run.dir or run.resume=auto")
+    return reader
+
+
+def _check_owner(cfg: Config, owner: Path) -> None:
+    before = config.load(owner, [])
+    if config.fingerprint(before) != config.fingerprint(cfg):
+        changes = "\n".join("  " + line for line in config.difference(before, cfg))
+        raise ValueError(
+            f"{owner.parent} belongs to a run of another configuration:\n{changes}\n"
+            "choose another run.dir, or go back to that configuration"
+        )
+
+
+def write_facts(cfg: Config, ds_config: dict[str, Any], facts: dict[str, Any]) -> None:
+    """The resolved configuration, versions and revision into the run directory (rank 0)."""
+    run_dir = Path(cfg.run.dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    config.save_resolved(cfg, run_dir / "config.yaml")
+    (run_dir / "deepspeed.json").write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
+    (run_dir / "environment.json").write_text(json.dumps(versions() | facts, indent=2) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, Any]:
+    """Versions of what computes, and our git revision where there is one."""
+    found: dict[str, Any] = {"ijepa_ds": ijepa_ds.__version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    found["git_revision"] = _revision()
+    return found
+
+
+def _revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # not a checkout, or no git: an installed wheel
+        return None
+
+
+def mark_completed(run_dir: Path, facts: dict[str, Any]) -> None:
+    """Leave the marker that tells scripts that the run reached its end."""
+    aside = run_dir / f".{COMPLETED}.partial"
+    aside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    aside.rename(run_dir / COMPLETED)

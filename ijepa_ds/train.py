@@ -1,0 +1,87 @@
+"""Pretraining: `deepspeed [...] --module ijepa_ds.train --config configs/X.yaml --deepspeed_config ds_configs/Y.json`.
+
+`python -m ijepa_ds.train ...` runs the same on one process. What a run writes is in `docs/running.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ijepa_ds import config, config_deepspeed, config_published
+from ijepa_ds.checkpoint_reader import CheckpointError
+from ijepa_ds.config import Config
+
+logger = logging.getLogger("ijepa_ds")
+USER_ERROR = 2  # exit code: something to be mended by the user, said in one message
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ijepa_ds.train",
+        description="Pretrain an I-JEPA model.",
+        epilog="example: deepspeed --num_gpus 8 --module ijepa_ds.train --config configs/in1k_vith14.yaml "
+        "--deepspeed_config ds_configs/zero3.json data.source=/data/imagenet/train run.dir=runs/vith14",
+    )
+    parser.add_argument("--config", required=True, type=Path, help="YAML of the run (ours, or a published experiment)")
+    parser.add_argument("--deepspeed_config", required=True, type=Path, help="JSON: how it is spread over devices")
+    parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # the launcher passes it
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override keys of the YAML")
+    return parser.parse_intermixed_args(argv)
+
+
+def prepare(arguments: argparse.Namespace, world_size: int) -> tuple[Config, dict, config.BatchPlan]:
+    """Everything that can be refused before a process group or a model exists.
+
+    Raises:
+        ValueError: with all problems found.
+    """
+    cfg, notes = config_published.load_any(arguments.config, arguments.overrides)
+    for note in notes if _is_rank_zero() else ():
+        logger.info("%s: %s", arguments.config, note)
+    plan = config.check(cfg, world_size)
+    ds_config = config_deepspeed.load_deepspeed(arguments.deepspeed_config, cfg, plan)
+    return cfg, ds_config, plan
+
+
+def _is_rank_zero() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the trainer; the process's exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    arguments = parse_arguments(argv)
+    try:
+        from ijepa_ds.engine import world_from_environment
+
+        rank, _, world_size = world_from_environment()
+        cfg, ds_config, plan = prepare(arguments, world_size)
+        from ijepa_ds import loop
+
+        state = loop.prepare(cfg, ds_config, plan, rank)
+    except (ValueError, OSError, CheckpointError) as error:
+        if os.environ.get("IJEPA_DS_TRACEBACK"):
+            raise
+        return _refuse(error)
+    loop.train(state)
+    return 0
+
+
+def _refuse(error: Exception) -> int:
+    """One message by rank 0. The others wait for it, so that the launcher does not end rank 0 before it has spoken."""
+    if _is_rank_zero():
+        print(f"\nijepa_ds cannot run this:\n{error}\n(IJEPA_DS_TRACEBACK=1 shows where)\n", file=sys.stderr, flush=True)
+    else:
+        time.sleep(3)
+    return USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""What the ranks of the pool run. Each function is called on every rank at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ijepa_ds.config import (
+    BatchPlan,
+    Config,
+    DataConfig,
+    MasksConfig,
+    ModelConfig,
+    OptimizationConfig,
+    PredictorConfig,
+    RunConfig,
+)
+from ijepa_ds.masks import Masks, build_sampler
+from ijepa_ds.schedules import Schedule
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def tiny_config(precision: str = "float32", **optimization: Any) -> Config:
+    """A model small enough for every test: 4 x 4 ... 6 x 6 patches, a few thousand parameters."""
+    settings: dict[str, Any] = dict(batch_size=8, steps=60, warmup_steps=6, lr=1e-3, ema=(0.99, 1.0))
+    return Config(
+        run=RunConfig(dir="unused", seed=3),
+        data=DataConfig(source="unused", crop_size=48),
+        model=ModelConfig(
+            name="tiny",
+            patch_size=8,
+            width=48,
+            depth=2,
+            heads=3,
+            precision=precision,
+            predictor=PredictorConfig(depth=2, width=24, heads=3),
+        ),
+        masks=MasksConfig(sampler="unbiased", min_keep=1),
+        optimization=OptimizationConfig(**(settings | optimization)),
+    )
+
+
+def schedule_of(cfg: Config) -> Schedule:
+    """Ten steps an epoch."""
+    return Schedule.of(cfg, 10)
+
+
+def batch(cfg: Config, step: int, first: int, count: int) -> tuple[Tensor, Masks]:
+    """Positions [first, first + count) of the global batch of a step: images and masks, functions of the position."""
+    size = cfg.data.crop_size
+    images = np.stack(
+        [np.random.default_rng((step, first + i)).standard_normal((3, size, size)) for i in range(count)]
+    )
+    grid = size // cfg.model.patch_size
+    sampler = build_sampler(cfg.masks, grid, cfg.run.seed, cfg.optimization.batch_size)
+    return torch.from_numpy(images).float(), sampler.sample(step, first, count, torch.device("cpu"))
+
+
+def make_engine(cfg: Config, stage: int, world_size: int, extra: dict[str, Any] | None = None) -> Any:
+    """An engine through the same code as a run's, with the shipped DeepSpeed JSON of the stage."""
+    import json
+    import tempfile
+
+    from ijepa_ds import config
+    from ijepa_ds.config_deepspeed import load_deepspeed
+    from ijepa_ds.engine import Engine, initialise_distributed
+
+    plan = config.check(cfg, world_size)
+    settings = json.loads((REPOSITORY / "ds_configs" / f"zero{stage}.json").read_text())
+    settings["zero_optimization"].update(extra or {})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ds.json"
+        path.write_text(json.dumps(settings))
+        ds_config = load_deepspeed(path, cfg, plan)
+    device = initialise_distributed()
+    return Engine(cfg, ds_config, device), plan
+
+
+def train_steps(engine: Any, cfg: Config, plan: BatchPlan, rank: int, first: int, last: int) -> list[float]:
+    """Steps first ... last - 1; this rank's losses."""
+    schedule, losses = schedule_of(cfg), []
+    for step in range(first, last):
+        total = 0.0
+        for micro in range(plan.accumulation):
+            position = (micro * plan.world_size + rank) * plan.micro_batch
+            images, masks = batch(cfg, step, position, plan.micro_batch)
+            output = engine.forward(images.to(engine.compute_dtype), masks)
+            engine.backward(output.loss)
+            total += float(output.loss.detach()) / plan.accumulation
+        if engine.optimizer_step(schedule.lr(step), schedule.weight_decay(step)):
+            engine.ema.update(schedule.momentum(step))
+        losses.append(total)
+    return losses
+
+
+def train_and_save(
+    stage: int,
+    folder: str,
+    steps: int,
+    precision: str = "float32",
+    resume: str | None = None,
+    first: int = 0,
+    extra: dict[str, Any] | None = None,
+    **optimization: Any,
+) -> dict[str, Any]:
+    """Train `first` ... `steps` (from a checkpoint when `resume` is given), save, and tell losses and tokens seen."""
+    from deepspeed import comm as dist
+
+    from ijepa_ds import checkpoint
+    from ijepa_ds.checkpoint_reader import CheckpointReader
+    from ijepa_ds.engine import initialise_distributed
+
+    initialise_distributed()
+    cfg = tiny_config(precision, **optimization)
+    engine, plan = make_engine(cfg, stage, dist.get_world_size(), extra)
+    if resume:
+        checkpoint.load(engine, CheckpointReader(Path(resume)))
+    losses = train_steps(engine, cfg, plan, dist.get_rank(), first, steps)
+    saved = checkpoint.save(engine, Path(folder), steps, {}, keep_last=2)
+    target = _gathered_target(engine)
+    return {"losses": losses, "folder": str(saved), "kind": engine.layout.kind, "target": target}
+
+
+def _gathered_target(engine: Any) -> dict[str, np.ndarray]:
+    """The target encoder's weights as the forward pass sees them, whole, on every rank."""
+    import deepspeed
+
+    result = {}
+    for name, parameter in engine.deepspeed.module.target_encoder.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            result[name] = parameter.detach().float().cpu().numpy().copy()
+    return result

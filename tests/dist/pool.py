@@ -1,0 +1,90 @@
+"""Ranks that stay: worker processes in one process group, started once a test session, that run one job after another."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing as mp
+import os
+import socket
+import traceback
+from typing import Any
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _worker(rank: int, world_size: int, port: int, pipe: Any) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        OMP_NUM_THREADS="1",
+        DS_ACCELERATOR="cpu",
+    )
+    import torch
+
+    torch.set_num_threads(1)
+    while True:
+        job = pipe.recv()
+        if job is None:
+            break
+        module, function, arguments = job
+        try:
+            result = getattr(importlib.import_module(module), function)(**arguments)
+            pipe.send((True, result))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))
+
+
+class Pool:
+    """`world_size` ranks on this machine."""
+
+    def __init__(self, world_size: int) -> None:
+        """Start the processes; they join the process group in their first job."""
+        self.world_size = world_size
+        self._start()
+
+    def _start(self) -> None:
+        context, port = mp.get_context("spawn"), _free_port()
+        self._pipes, self._processes = [], []
+        for rank in range(self.world_size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_worker, args=(rank, self.world_size, port, theirs), daemon=True)
+            process.start()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def run(self, function: str, timeout: float = 240, **arguments: Any) -> list[Any]:
+        """Call `tests.dist.jobs.function(**arguments)` on every rank; the results in rank order.
+
+        Raises:
+            AssertionError: with the traceback of the first rank that failed, or the ranks that did not answer.
+        """
+        for pipe in self._pipes:
+            pipe.send(("tests.dist.jobs", function, arguments))
+        results, failures, silent = [], [], []
+        for rank, pipe in enumerate(self._pipes):
+            if not pipe.poll(10 if failures else timeout):
+                silent.append(rank)
+                continue
+            good, value = pipe.recv()
+            results.append(value)
+            if not good:
+                failures.append(f"rank {rank}:\n{value}")
+        if failures or silent:
+            self.close()
+            self._start()  # a failed rank leaves the others somewhere in a collective
+            raise AssertionError("\n".join(failures) or f"ranks {silent} did not answer within {timeout} s")
+        return results
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join()

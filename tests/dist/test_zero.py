@@ -1,0 +1,135 @@
+"""Every ZeRO stage computes what plain PyTorch computes, and its checkpoints are read by any other stage and world size."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ijepa_ds.checkpoint_reader import CheckpointReader
+from ijepa_ds.ijepa import IJEPA
+from tests import reference
+from tests.dist import jobs
+from tests.dist.pool import Pool
+
+pytestmark = pytest.mark.dist
+Ranks = Callable[[int], Pool]
+
+
+@pytest.fixture(scope="module")
+def plain() -> tuple[IJEPA, list[float]]:
+    """50 steps of the obvious single-process trainer, float32."""
+    cfg = jobs.tiny_config()
+    return reference.train(cfg, jobs.schedule_of(cfg), 50, lambda step: jobs.batch(cfg, step, 0, 8))
+
+
+def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Largest difference against the largest value."""
+    return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-12))
+
+
+def worst(folder: str, model: IJEPA) -> dict[str, float]:
+    """Largest relative difference of encoder, predictor and target between a checkpoint and a plain model."""
+    reader, result = CheckpointReader(Path(folder)), {"encoder": 0.0, "predictor": 0.0, "target": 0.0}
+    for name, parameter in model.named_parameters():
+        part, _, rest = name.partition(".")
+        theirs = parameter.detach().flatten().numpy()
+        if part == "target_encoder":
+            ours, part = reader.read("ema", "encoder." + rest).numpy(), "target"
+        else:
+            ours = reader.read("master", name).numpy()
+        result[part] = max(result[part], relative(ours, theirs))
+    return result
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_fifty_steps_equal_plain_pytorch(stage: int, ranks: Ranks, tmp_path: Path, plain: tuple) -> None:
+    results = ranks(2).run("train_and_save", stage=stage, folder=str(tmp_path), steps=50)
+    differences = worst(results[0]["folder"], plain[0])
+    assert max(differences.values()) < 1e-4, differences
+    losses = np.mean([r["losses"] for r in results], axis=0)
+    np.testing.assert_allclose(losses, plain[1], rtol=1e-4)
+    for name, parameter in plain[0].target_encoder.named_parameters():  # what the forward pass really uses
+        for result in results:
+            assert relative(result["target"][name], parameter.detach().numpy()) < 1e-4, name
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_bfloat16_tracks_float32(stage: int, ranks: Ranks, tmp_path: Path, plain: tuple) -> None:
+    results = ranks(2).run("train_and_save", stage=stage, folder=str(tmp_path), steps=50, precision="bfloat16")
+    losses = np.mean([r["losses"] for r in results], axis=0)
+    np.testing.assert_allclose(losses, plain[1], rtol=0.02)
+    moved, wanted = _ema(results[0]["folder"]) - _start(), _plain_ema(plain[0]) - _start()
+    assert np.linalg.norm(moved - wanted) < 0.25 * np.linalg.norm(wanted)  # the EMA went the same way, as far
+
+
+def _ema(folder: str) -> np.ndarray:
+    return CheckpointReader(Path(folder)).read("ema", "encoder.blocks.1.mlp.fc1.weight").numpy()
+
+
+def _plain_ema(model: IJEPA) -> np.ndarray:
+    return model.target_encoder.blocks[1].mlp.fc1.weight.detach().flatten().numpy()
+
+
+def _start() -> np.ndarray:
+    from ijepa_ds.vit import initial_value
+
+    return initial_value("encoder.blocks.1.mlp.fc1.weight", torch.Size((192, 48)), 3).flatten().numpy()
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_resume_is_exact_to_the_last_bit(stage: int, ranks: Ranks, tmp_path: Path) -> None:
+    for precision in ("float32", "bfloat16"):
+        pool, whole, half = ranks(2), tmp_path / precision / "whole", tmp_path / precision / "half"
+        straight = pool.run("train_and_save", stage=stage, folder=str(whole), steps=12, precision=precision)
+        first = pool.run("train_and_save", stage=stage, folder=str(half), steps=6, precision=precision)
+        second = pool.run(
+            "train_and_save",
+            stage=stage,
+            folder=str(half),
+            steps=12,
+            first=6,
+            precision=precision,
+            resume=first[0]["folder"],
+        )
+        for rank in range(2):
+            assert first[rank]["losses"] + second[rank]["losses"] == straight[rank]["losses"]
+        _assert_same_bits(straight[0]["folder"], second[0]["folder"])
+
+
+def _assert_same_bits(one: str, other: str) -> None:
+    a, b = CheckpointReader(Path(one)), CheckpointReader(Path(other))
+    for kind in ("master", "exp_avg", "exp_avg_sq", "ema"):
+        assert a.names(kind) == b.names(kind) and a.names(kind)
+        for name in a.names(kind):
+            assert torch.equal(a.read(kind, name), b.read(kind, name)), f"{kind}/{name}"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((2, 3), (1, 0)), ((1, 2), (2, 3)), ((2, 2), (2, 1)), ((2, 0), (2, 2)), ((2, 3), (2, 3))]
+)
+def test_resume_at_another_world_size_and_stage(
+    before: tuple[int, int], after: tuple[int, int], ranks: Ranks, tmp_path: Path, plain: tuple
+) -> None:
+    saved = ranks(before[0]).run("train_and_save", stage=before[1], folder=str(tmp_path), steps=20)
+    results = ranks(after[0]).run(
+        "train_and_save", stage=after[1], folder=str(tmp_path), steps=50, first=20, resume=saved[0]["folder"]
+    )
+    differences = worst(results[0]["folder"], plain[0])
+    assert max(differences.values()) < 1e-4, differences
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_accumulation_gives_the_same_step(stage: int, ranks: Ranks, tmp_path: Path, plain: tuple) -> None:
+    results = ranks(2).run("train_and_save", stage=stage, folder=str(tmp_path), steps=20, max_micro_batch=2)
+    losses = np.mean([r["losses"] for r in results], axis=0)
+    np.testing.assert_allclose(losses, plain[1][:20], rtol=1e-4)
+
+
+def test_small_parameters_kept_gathered_do_not_go_stale(ranks: Ranks, tmp_path: Path, plain: tuple) -> None:
+    """Stage 3 keeps small parameters gathered between steps; the target's must follow the EMA all the same."""
+    extra = {"stage3_param_persistence_threshold": 1_000_000}
+    results = ranks(2).run("train_and_save", stage=3, folder=str(tmp_path), steps=50, extra=extra)
+    for name, parameter in plain[0].target_encoder.named_parameters():
+        assert relative(results[0]["target"][name], parameter.detach().numpy()) < 1e-4, name
