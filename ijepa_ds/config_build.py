@@ -39,7 +39,7 @@ def build(root: Item) -> tuple[Config, list[str], set[str]]:
     return _build(Config, root, "", problems, unusable), problems, unusable
 
 
-def _build(cls: type, item: Item, prefix: str, problems: list[str], unusable: set[str]) -> Any:
+def _build(cls: Any, item: Item, prefix: str, problems: list[str], unusable: set[str]) -> Any:
     entries = item.section
     if entries is None:
         name = prefix[:-1]
@@ -87,7 +87,7 @@ def _unknown(name: str, hints: dict[str, Any], prefix: str) -> str:
     return f"{kind}; remove it (known here: {', '.join(hints)})"
 
 
-def _sections(cls: type, prefix: str) -> dict[str, set[str]]:
+def _sections(cls: Any, prefix: str) -> dict[str, set[str]]:
     """The keys of every section under its dotted name."""
     hints = get_type_hints(cls)
     found = {prefix: {name for name, hint in hints.items() if not is_dataclass(hint)}} if prefix else {}

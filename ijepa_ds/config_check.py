@@ -234,5 +234,6 @@ def _masks(cfg: Config) -> Iterator[Problem]:
     from ijepa_ds import masks  # late, see _single
 
     for text in masks.check(cfg.masks, cfg.grid):
-        named = re.match(r"masks\.\w+", text)
-        yield Problem((named[0] if named else "masks", "masks", "data.crop_size", "model.patch_size"), text)
+        named = re.match(r"(masks\.\w+) ", text)
+        key = named[1] if named else "masks"
+        yield Problem((key, "masks", "data.crop_size", "model.patch_size"), text.removeprefix(key + " "))

@@ -1,7 +1,7 @@
 """DeepSpeed 0.19.8's configuration keys, and which of them this package lets through.
 
-The names are those that version reads (`deepspeed/runtime/config.py`, `runtime/zero/config.py`); it ignores an
-unknown top-level key silently, so the list is kept here. The rule: the JSON says how a run is spread over
+The names are those that version reads (`deepspeed/runtime/config.py`, `runtime/zero/config.py`); it ignores
+an unknown top-level key silently, so the list is kept here. The rule: the JSON says how a run is spread over
 devices, never what it computes, and only in ways under which the float32 EMA target stays exact.
 """
 
@@ -130,7 +130,7 @@ ZERO_REFUSED = {
     "mics_shard_size": _REMOVED,
     "parameter_alignment": "the EMA target's flat buffers are laid out without padding",
     "pipeline_loading_checkpoint": _CHECKPOINTS,
-    "round_robin_gradients": "parameters and master weights no longer match, so the EMA would read wrong ones",
+    "round_robin_gradients": "parameters and master weights no longer match, so the EMA would be wrong",
     "save_muon_momentum_buffer_in_memory": "the optimizer is AdamW",
     "stage3_gather_fp16_weights_on_model_save": _LEGACY,
     "zenflow": "it delays master weights, so the EMA would read stale ones",

@@ -29,7 +29,20 @@ def load(path: Path, overrides: Sequence[str] = (), world_size: int | None = Non
         ConfigError: one line a problem: `file.yaml:12: optimization.lrr: unknown key; did you mean 'lr'?`
     """
     root, found = config_yaml.read(path)
+    if is_published(root):
+        raise ConfigError(
+            [
+                f"{path}: an experiment file of the published code, which only the training command "
+                "translates; use the config.yaml that it writes into run.dir"
+            ]
+        )
     return assemble(root, found, overrides, world_size)
+
+
+def is_published(root: Item) -> bool:
+    """Whether a tree is an experiment file of the published code: only they have `meta.model_name`."""
+    meta = root.value.get("meta")
+    return meta is not None and "model_name" in (meta.section or {})
 
 
 def assemble(

@@ -12,7 +12,7 @@ from typing import Any
 
 from ijepa_ds import config_yaml
 from ijepa_ds.config_build import suggest
-from ijepa_ds.config_load import assemble
+from ijepa_ds.config_load import assemble, is_published
 from ijepa_ds.config_schema import Config
 from ijepa_ds.config_yaml import Item
 
@@ -71,7 +71,7 @@ def load_any(path: Path, overrides: Sequence[str] = ()) -> tuple[Config, list[st
 
     Args:
         path: YAML file.
-        overrides: as in `config_load.load`, keys of OUR schema; with a published file `published.num_gpus=16`.
+        overrides: as in `config_load.load`, OUR keys; for a published file `published.num_gpus=N`.
 
     Returns:
         The configuration, and notes on what a published file says that means nothing here.
@@ -80,7 +80,7 @@ def load_any(path: Path, overrides: Sequence[str] = ()) -> tuple[Config, list[st
         ConfigError: one line a problem.
     """
     root, found = config_yaml.read(path)
-    if not _is_published(root):
+    if not is_published(root):
         return assemble(root, found, overrides), []
     ours = [text for text in overrides if not text.startswith("published.")]
     theirs = Item({}, str(path))
@@ -89,12 +89,6 @@ def load_any(path: Path, overrides: Sequence[str] = ()) -> tuple[Config, list[st
     )
     tree, notes, more = translate(root, theirs, {text.partition("=")[0].strip() for text in ours})
     return assemble(tree, [*found, *more], ours), notes
-
-
-def _is_published(root: Item) -> bool:
-    """Only they have `meta.model_name`."""
-    meta = root.value.get("meta")
-    return meta is not None and "model_name" in (meta.section or {})
 
 
 def translate(root: Item, extra: Item, overridden: set[str]) -> tuple[Item, list[str], list[str]]:
@@ -141,7 +135,8 @@ def translate(root: Item, extra: Item, overridden: set[str]) -> tuple[Item, list
 
 def _flatten(root: Item) -> tuple[dict[str, Item], list[str]]:
     """`section.key` -> item; every top-level entry must be a section."""
-    flat, problems = {}, []
+    flat: dict[str, Item] = {}
+    problems = []
     for name, item in root.value.items():
         if item.section is None:
             problems.append(f"{item.where}: {name}: expected a section with keys")
@@ -213,7 +208,7 @@ def _folders(
     start = flat.get("meta.read_checkpoint")
     if start is not None and start.value is not None and "run.resume" not in overridden:
         problems.append(
-            f"{start.where}: meta.read_checkpoint: a run is not continued from a published checkpoint here; set "
-            "it to null, or override run.resume with a checkpoint of this package"
+            f"{start.where}: meta.read_checkpoint: a run is not continued from a published checkpoint here; "
+            "set it to null, or override run.resume with a checkpoint of this package"
         )
     return problems

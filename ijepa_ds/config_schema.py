@@ -1,7 +1,7 @@
 """The schema of a run: frozen, keyword-only dataclasses. One YAML file maps onto `Config`, nothing else is.
 
-What lives where: this YAML owns the task (model, data, masks, optimisation, precision); the DeepSpeed JSON owns
-how it is spread over devices (ZeRO stage, offload, buckets). Each refuses what belongs to the other.
+What lives where: this YAML owns the task (model, data, masks, optimisation, precision); the DeepSpeed JSON
+owns how it is spread over devices (ZeRO stage, offload, buckets). Each refuses what belongs to the other.
 """
 
 from __future__ import annotations

@@ -141,6 +141,8 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         """Gradients of one micro-batch; averaged over ranks and accumulation by DeepSpeed."""
         self.deepspeed.backward(loss)
+        if not self.deepspeed.is_gradient_accumulation_boundary():
+            self.deepspeed.step()  # no update: DeepSpeed counts its micro-batches here
 
     def optimizer_step(self, lr: float, weight_decay: float) -> bool:
         """AdamW after the last micro-batch of a step; whether it was applied (not skipped)."""

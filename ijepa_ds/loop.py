@@ -56,6 +56,7 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int) 
     _check_same_data(folder)
     engine = Engine(cfg, ds_config, device)
     if reader:
+        _check_continues(reader, folder)
         checkpoint.load(engine, reader)
     if rank == 0:
         run_dir.write_facts(cfg, ds_config, {"world_size": plan.world_size, "images": len(folder)})
@@ -96,7 +97,7 @@ def train(state: State) -> None:
             reporter.after_step(step, output, masks, pixels)
             done = step + 1
             if done % cfg.run.checkpoint_every == 0 or done == schedule.total_steps:
-                checkpoint.save(engine, out, done, _facts(cfg, plan, done, batches.bad), cfg.run.keep_last)
+                checkpoint.save(engine, out, done, _facts(state, done, batches.bad), cfg.run.keep_last)
                 mark("checkpoint")
     finally:
         batches.close()
@@ -121,15 +122,28 @@ def _batches(state: State) -> ImageBatches:
     )
 
 
-def _facts(cfg: Config, plan: BatchPlan, step: int, bad: list[tuple[str, str]]) -> dict[str, Any]:
+def _facts(state: State, step: int, bad: list[tuple[str, str]]) -> dict[str, Any]:
+    cfg = state.cfg
     return {
         "samples_seen": step * cfg.optimization.batch_size,
-        "micro_batch": plan.micro_batch,
+        "micro_batch": state.plan.micro_batch,
+        "images": len(state.folder),
+        "data_checksum": state.folder.checksum(),
         "bad_samples": bad,
         "fingerprint": config.fingerprint(cfg),
         "config": config.to_text(cfg),
         "versions": run_dir.versions(),
     }
+
+
+def _check_continues(reader: CheckpointReader, folder: ImageFolder) -> None:
+    """The order of samples is a function of the list of images: another list would repeat some and skip others."""
+    saved, now = reader.manifest.get("data_checksum"), folder.checksum()
+    if saved != now:
+        raise ValueError(
+            f"data.source has other images than when {reader.folder} was saved ({reader.manifest.get('images')} then, "
+            f"{len(folder)} now, checksum {saved} then, {now} now): restore them, or start anew in another run.dir"
+        )
 
 
 def _check_same_data(folder: ImageFolder) -> None:

@@ -116,9 +116,9 @@ class Published:
         if h * w <= cfg.min_keep:
             found.append(
                 f"masks.target_scale {cfg.target_scale} and masks.target_aspect {cfg.target_aspect} make "
-                f"target blocks of {h} x {w} = {h * w} patches {place}, but a target needs more than {least}. "
-                f"Set masks.min_keep below {h * w}, raise masks.target_scale, or use smaller patches "
-                "(model.patch_size) or larger crops (data.crop_size)."
+                f"target blocks of {h} x {w} = {h * w} patches {place}, but a target needs more than "
+                f"{least}. Set masks.min_keep below {h * w}, raise masks.target_scale, or use smaller "
+                "patches (model.patch_size) or larger crops (data.crop_size)."
             )
         if height * width <= cfg.min_keep:
             found.append(
@@ -152,7 +152,7 @@ class Published:
 def _across_groups(size: int, micro_batch: int) -> str:
     """Explain a micro-batch across the border of a truncation group."""
     return (
-        f"masks.truncation_group is {size}, so a micro-batch of {micro_batch} images reaches over the border of "
-        "a group, and two groups have contexts of two lengths. Make masks.truncation_group a multiple of the "
-        "micro-batch, or change optimization.max_micro_batch."
+        f"masks.truncation_group is {size}, so a micro-batch of {micro_batch} images reaches over a "
+        "group's border, and two groups have contexts of two lengths. Make masks.truncation_group a "
+        "multiple of the micro-batch, or change optimization.max_micro_batch."
     )

@@ -25,7 +25,7 @@ from ijepa_ds.mask_blocks import (
 
 _REDRAWS = 16  # further draws for an image whose contexts are too small, then the last resort
 _ENOUGH = 0.95  # share of images whose first draw leaves enough, for the chosen context length
-_TOO_FEW = 0.5  # below this share a context length is refused: the last resort would be common
+_TOO_FEW = 0.75  # below this share a context length is refused: the last resort would be common
 _STEPS, _IMAGES = 64, 64  # steps and images a step that are simulated to know these shares
 
 
@@ -112,8 +112,8 @@ class Unbiased:
         if h * w == 0:
             return [
                 f"masks.target_scale {cfg.target_scale} and masks.target_aspect {cfg.target_aspect} make "
-                f"target blocks of {h} x {w} patches on a {grid} x {grid} grid. Raise masks.target_scale, or use "
-                "smaller patches (model.patch_size) or larger crops (data.crop_size)."
+                f"target blocks of {h} x {w} patches on a {grid} x {grid} grid. Raise masks.target_scale, or "
+                "use smaller patches (model.patch_size) or larger crops (data.crop_size)."
             ]
         longest, asked = _longest(cfg, grid, _TOO_FEW), cfg.context_tokens or 1
         if asked > longest:
@@ -122,7 +122,7 @@ class Unbiased:
                 f"{asked} asked for: more is available to too few images. Lower masks.context_tokens or "
                 "masks.target_scale, or raise masks.context_scale."
                 if longest
-                else "the targets leave the contexts no patch in most images or in the worst one. Lower "
+                else "the targets leave the contexts no patch in too many images. Lower "
                 "masks.target_scale or masks.num_targets, or raise masks.context_scale."
             ]
         return []

@@ -75,8 +75,9 @@ def test_micro_batches_are_slices_of_the_global_batch(
     grid, cfg = setting
     cfg = replace(cfg, truncation_group=_BATCH)
     whole = build_sampler(cfg, grid, seed=3, batch_size=_BATCH).sample(5, 0, _BATCH, "cpu")
+    sampler = build_sampler(cfg, grid, seed=3, batch_size=_BATCH)
     for first in reversed(range(0, _BATCH, micro_batch)):  # in any order, by any process
-        part = build_sampler(cfg, grid, seed=3, batch_size=_BATCH).sample(5, first, micro_batch, "cpu")
+        part = sampler.sample(5, first, micro_batch, "cpu")
         rows = slice(first, first + micro_batch)
         assert _same(part, Masks(whole.context[rows], whole.targets[rows]))
 
@@ -105,6 +106,7 @@ def test_drawing_for_a_cuda_device_never_asks_it_for_a_value(setting: tuple[int,
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_draws_equal_cpu_draws_without_waiting(setting: tuple[int, MasksConfig]) -> None:
     grid, cfg = setting
     sampler = build_sampler(cfg, grid, seed=6, batch_size=_BATCH)

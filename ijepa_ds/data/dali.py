@@ -1,13 +1,13 @@
 """The loader on NVIDIA DALI: decoding, cropping and resizing in C++ threads, or on the GPU.
 
-Order and crops come from the plan through a stateless callback, not from DALI's readers: theirs tie the samples to the
-number of shards. DALI cannot skip a bad file: a failure costs the whole pipeline, which is built anew at the same place.
+Order and crops come from the plan through a stateless callback, not from DALI's readers: theirs tie the
+samples to the number of shards. DALI cannot skip a bad file: a failure costs the whole pipeline, which is built
+anew at the same place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
@@ -21,16 +21,24 @@ from ijepa_ds.data.vision import complaint
 _AHEAD = 2  # micro-batches in DALI's own queue: the callback is that far ahead of the output
 _ATTEMPTS = 3  # at a micro-batch in which every image can be decoded by itself
 
-# Paths as bytes, window starts int32 [B, 2], window shapes int32 [B, 2]; with data.horizontal_flip also flips int32 [B].
-Inputs = tuple[list[np.ndarray], np.ndarray, np.ndarray] | tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]
+# Paths as bytes, window starts and shapes int32 [B, 2]; with data.horizontal_flip also flips int32 [B].
+Inputs = (
+    tuple[list[np.ndarray], np.ndarray, np.ndarray]
+    | tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]
+)
 
 
 def build_pipeline(
-    source: Callable[[types.BatchInfo], Inputs], cfg: DataConfig, batch_size: int, device_id: int | None, *, single: bool = False
+    source: Callable[[types.BatchInfo], Inputs],
+    cfg: DataConfig,
+    batch_size: int,
+    device_id: int | None,
+    *,
+    single: bool = False,
 ) -> Pipeline:
     """Define the pipeline: path -> file -> window -> crop_size x crop_size -> mirrored, uint8 [B, S, S, 3].
 
-    The pixels are those of torchvision on Pillow: no EXIF orientation, smooth chroma upsampling, antialiased bilinear.
+    The pixels are torchvision's on Pillow: no EXIF rotation, smooth chroma upsampling, antialiased bilinear.
 
     Args:
         source: Called with the iteration.
@@ -40,7 +48,9 @@ def build_pipeline(
         single: One iteration at a time, nothing ahead, so that a failure is that of the iteration asked for.
     """
     queue = {"exec_pipelined": False, "exec_async": False, "exec_dynamic": False, "prefetch_queue_depth": 1}
-    pipeline = Pipeline(batch_size, cfg.threads, device_id, **(queue if single else {"prefetch_queue_depth": _AHEAD}))
+    pipeline = Pipeline(
+        batch_size, cfg.threads, device_id, **(queue if single else {"prefetch_queue_depth": _AHEAD})
+    )
     with pipeline:
         num = 4 if cfg.horizontal_flip else 3  # DALI warns of an output that nothing uses
         dtypes = [types.UINT8, types.INT32, types.INT32, types.INT32][:num]
@@ -55,7 +65,9 @@ def build_pipeline(
             images = fn.decoders.image(encoded, device="mixed", **decoding)
             images = fn.slice(images, start=start, shape=shape, axes=[0, 1])
         side = cfg.crop_size
-        images = fn.resize(images, resize_x=side, resize_y=side, interp_type=types.INTERP_LINEAR, antialias=True)
+        images = fn.resize(
+            images, resize_x=side, resize_y=side, interp_type=types.INTERP_LINEAR, antialias=True
+        )
         pipeline.set_outputs(fn.flip(images, horizontal=flip[0]) if flip else images)
     return pipeline
 
@@ -112,7 +124,9 @@ class DaliBackend:
         assert self._pipeline is not None
         if self._stream is None:
             (output,) = self._pipeline.run()
-            images = torch.from_numpy(np.array(output.as_tensor()))  # numpy copies on one thread, torch on all cores
+            images = torch.from_numpy(
+                np.array(output.as_tensor())
+            )  # numpy copies on one thread, torch on all cores
         else:
             with torch.cuda.stream(self._stream):
                 (output,) = self._pipeline.run(self._stream)
@@ -125,10 +139,14 @@ class DaliBackend:
         raw = self._plan.folder.paths.raw
         paths = [np.frombuffer(raw(index), dtype=np.uint8) for index in samples.indices.tolist()]
         start, shape = (np.ascontiguousarray(part) for part in np.split(samples.windows, 2, axis=1))
-        return (paths, start, shape, samples.flips.astype(np.int32)) if self._cfg.horizontal_flip else (paths, start, shape)
+        return (
+            (paths, start, shape, samples.flips.astype(np.int32))
+            if self._cfg.horizontal_flip
+            else (paths, start, shape)
+        )
 
     def _reject_unreadable(self, micro: int) -> bool:
-        """Find and reject what cannot be decoded, here or in what DALI had begun of the next; False: nothing found."""
+        """Find and reject what cannot be decoded, here or in what DALI began next; False: nothing found."""
         for ahead in range(_AHEAD + 1):
             samples = self._plan.samples(micro + ahead)
             found = self._unreadable(samples)
@@ -141,19 +159,13 @@ class DaliBackend:
                 return True
         return False
 
-    @staticmethod
-    def _input_at(inputs: Inputs, first: int, info: types.BatchInfo) -> Inputs:
-        """Cut a batch of one out of the inputs."""
-        at = min(first + info.iteration, len(inputs[0]) - 1)
-        return tuple(part[at : at + 1] for part in inputs)
-
     def _unreadable(self, samples: Samples) -> list[tuple[int, str]]:
         """Decode samples one by one; (position, DALI's message) of those that fail."""
         count = len(samples.indices)
         found: list[tuple[int, str]] = []
         position = 0
         while position < count:
-            one = partial(self._input_at, self._inputs(samples), position)
+            one = _one_by_one(self._inputs(samples), position)
             pipeline = build_pipeline(one, self._cfg, 1, self._device_id, single=True)
             pipeline.build()
             try:
@@ -164,6 +176,16 @@ class DaliBackend:
                 found.append((position, _last_line(error)))
                 position += 1
         return found
+
+
+def _one_by_one(inputs: Inputs, first: int) -> Callable[[types.BatchInfo], Inputs]:
+    """Make a source of batches of one out of a batch's inputs, from position `first` on."""
+
+    def source(info: types.BatchInfo) -> Inputs:
+        at = min(first + info.iteration, len(inputs[0]) - 1)
+        return tuple(part[at : at + 1] for part in inputs)
+
+    return source
 
 
 def _last_line(error: RuntimeError) -> str:

@@ -8,8 +8,15 @@ from typing import BinaryIO
 
 from PIL import Image
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP")  # what both loaders decode; a GIF named .jpg is none of them
-READ_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)  # Pillow's
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # what both loaders decode; a GIF named .jpg is none of them
+READ_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)  # Pillow's
 
 _PNG_END = b"IEND\xaeB`\x82"
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -19,8 +26,8 @@ _WITHOUT_LENGTH = frozenset(range(0xD0, 0xD8)) | {0x01}
 def read_size(path: bytes, max_pixels: int) -> tuple[int, int]:
     """Read an image's size from its header.
 
-    A file whose last bytes are not its format's end is decoded once, so that truncated files are found here. Pixels
-    damaged in the middle are not noticed (no decoder notices them either).
+    A file whose last bytes are not its format's end is decoded once, so that truncated files are found here.
+    Pixels damaged in the middle are not noticed (no decoder notices them either).
 
     Args:
         path: The file, as bytes: names need not be valid text.

@@ -60,7 +60,9 @@ class ImageFolder:
             ValueError: when the folder does not exist or holds no readable image.
         """
         if not os.path.isdir(source):
-            raise ValueError(f"data.source: {source!r} is not a folder; give the folder that holds the images")
+            raise ValueError(
+                f"data.source: {source!r} is not a folder; give the folder that holds the images"
+            )
         walker = Walker(os.fsencode(os.path.abspath(source)))
         paths, sizes, bad = PathList(walker.root), array("i"), []
         for name, outcome in _read_sizes(walker, max_pixels):
@@ -79,7 +81,7 @@ class ImageFolder:
         return cls(source=source, paths=paths, sizes=table, labels=labels, classes=classes, bad=tuple(bad))
 
     def checksum(self) -> str:
-        """Return a digest of relative paths and sizes: where it differs, the same sample number is another image."""
+        """Return a digest of relative paths and sizes: where it differs, sample numbers mean other images."""
         digest = hashlib.blake2b(self.paths.fingerprint(), digest_size=16)
         digest.update(self.sizes.astype("<i4").tobytes())
         return digest.hexdigest()
@@ -97,7 +99,9 @@ def _read_sizes(walker: Walker, max_pixels: int) -> Iterator[tuple[bytes, tuple[
     chunks = iter(lambda: list(itertools.islice(images, _CHUNK)), [])
     outcomes = partial(_outcomes, walker.root, max_pixels)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="index") as pool:
-        while window := list(itertools.islice(chunks, 4 * _THREADS)):  # Executor.map takes all it is given at once
+        while window := list(
+            itertools.islice(chunks, 4 * _THREADS)
+        ):  # Executor.map takes all it is given at once
             for chunk, found in zip(window, pool.map(outcomes, window), strict=True):
                 yield from zip(chunk, found, strict=True)
 

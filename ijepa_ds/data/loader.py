@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import queue
 import threading
@@ -20,7 +21,7 @@ from ijepa_ds.data.vision import VisionBackend
 logger = logging.getLogger(__name__)
 
 _INSTALL = (
-    "pip install nvidia-dali-cuda130 (driver 580 or newer) or nvidia-dali-cuda120 (older drivers), never both; "
+    "pip install nvidia-dali-cuda130 (driver 580 or newer) or nvidia-dali-cuda120 (older drivers), not both: "
     "DALI exists for Linux only"
 )
 _POLL = 0.2  # seconds between looks at whether the other side still lives
@@ -42,8 +43,8 @@ class Backend(Protocol):
 class ImageBatches(Iterator[Tensor]):
     """One rank's micro-batches in order, without end: uint8 [B, S, S, 3] on the device.
 
-    There is no state to save: started at step s it gives what a run from step 0 gives at step s, and the images of a
-    global batch do not depend on how many ranks and micro-batches share it.
+    There is no state to save: started at step s it gives what a run from step 0 gives at step s, and the
+    images of a global batch do not depend on how many ranks and micro-batches share it.
 
     Attributes:
         backend: "dali" or "torchvision".
@@ -97,15 +98,19 @@ class ImageBatches(Iterator[Tensor]):
         self._failure: Exception | None = None
         stop = threading.Event()
         self._thread = threading.Thread(
-            target=_decode, args=(backend, start_step * accumulation, self._ready, stop), name="images", daemon=True
+            target=_decode,
+            args=(backend, start_step * accumulation, self._ready, stop),
+            name="images",
+            daemon=True,
         )
         self._thread.start()
-        # Also at exit and when the object is dropped: a thread inside a decoder crashes an interpreter that is gone.
         self._finalizer = weakref.finalize(self, _shut_down, backend, self._thread, stop)
+        # Exit hooks run last in, first out: newer than DALI's, this ends the thread while DALI still works.
+        atexit.register(self._finalizer)
 
     @property
     def bad(self) -> list[tuple[str, str]]:
-        """(path, reason) of the images that this rank could not read since the start, those decoded ahead included."""
+        """(path, reason) of the images that this rank could not read so far, those decoded ahead included."""
         return list(self._plan.bad)
 
     def __next__(self) -> Tensor:
@@ -127,6 +132,7 @@ class ImageBatches(Iterator[Tensor]):
     def close(self) -> None:
         """End the threads; what was decoded ahead is dropped. A second call does nothing."""
         self._finalizer()
+        atexit.unregister(self._finalizer)
 
     def _wait(self) -> Tensor | Exception:
         while True:
@@ -140,7 +146,9 @@ class ImageBatches(Iterator[Tensor]):
         if self._device.type != "cuda":
             return images
         if images.device.type == "cuda":
-            images.record_stream(torch.cuda.current_stream(self._device))  # it was allocated for the loader's stream
+            images.record_stream(
+                torch.cuda.current_stream(self._device)
+            )  # it was allocated for the loader's stream
             return images
         return images.to(self._device, non_blocking=True)
 
@@ -159,10 +167,12 @@ def _choose_backend(loader: str) -> type[Backend]:
         from ijepa_ds.data.dali import DaliBackend
     except ImportError as error:
         if loader == "dali":
-            raise ValueError(f"data.loader is dali, but DALI cannot be imported ({error}): {_INSTALL}") from error
+            raise ValueError(
+                f"data.loader is dali, but DALI cannot be imported ({error}): {_INSTALL}"
+            ) from error
         logger.warning(
-            "!!! DALI cannot be imported (%s): images are decoded by Pillow, at about half the speed on the CPU and "
-            "never on the GPU. %s. data.loader=torchvision silences this. !!!",
+            "!!! DALI cannot be imported (%s): images are decoded by Pillow, slower on the CPU and never "
+            "on the GPU. %s. data.loader=torchvision silences this. !!!",
             error,
             _INSTALL,
         )
@@ -170,7 +180,9 @@ def _choose_backend(loader: str) -> type[Backend]:
     return DaliBackend
 
 
-def _decode(backend: Backend, micro: int, ready: queue.Queue[Tensor | Exception], stop: threading.Event) -> None:
+def _decode(
+    backend: Backend, micro: int, ready: queue.Queue[Tensor | Exception], stop: threading.Event
+) -> None:
     """The thread: one micro-batch after another until told to stop, or until something fails."""
     while not stop.is_set():
         result: Tensor | Exception

@@ -35,8 +35,8 @@ def sample_indices(numbers: np.ndarray, num_samples: int, seed: int) -> np.ndarr
 def _permute(positions: np.ndarray, num_samples: int, key: int) -> np.ndarray:
     """Permute 0 .. num_samples - 1 by a permutation of a slightly larger rectangle.
 
-    A value that falls outside is permuted again until it is inside ("cycle walking": still a permutation, see Black
-    and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+    A value that falls outside is permuted again until it is inside ("cycle walking": still a permutation, see
+    Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
     """
     columns = math.isqrt(num_samples - 1) + 1
     rows = -(-num_samples // columns)  # rows * columns < num_samples + columns: walks are rare
@@ -47,7 +47,7 @@ def _permute(positions: np.ndarray, num_samples: int, key: int) -> np.ndarray:
 
 
 def _mix(values: np.ndarray, rows: int, columns: int, key: int) -> np.ndarray:
-    """A Feistel network on (row, column): each round turns one by a random function of the other, so it inverts."""
+    """A Feistel network on (row, column): a round turns one by a random function of the other: invertible."""
     row, column = np.divmod(values, columns)
     for number in range(0, _ROUNDS, 2):
         row = (row + _random(column, number, rows, key)) % rows

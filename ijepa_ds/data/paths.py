@@ -13,7 +13,7 @@ EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 
 class PathList(Sequence[str]):
-    """Paths below one folder in one block of bytes: tens of bytes a path, where a list of str takes over a hundred."""
+    """Paths below one folder in one block of bytes: tens of bytes each, where a str takes over a hundred."""
 
     def __init__(self, root: bytes, relative: Iterable[bytes] = ()) -> None:
         """Start with paths relative to `root`; `append` adds more."""
@@ -84,8 +84,10 @@ class Walker:
             if identity in above:  # a link back up
                 return
             with os.scandir(folder) as entries:
-                # A folder sorts as "name/", so that the walk meets whole paths in order ("a-b/1" before "a/1").
-                names = sorted(e.name + b"/" if _is_folder(e) else e.name for e in entries if e.name[:1] != b".")
+                # A folder sorts as "name/", so that whole paths come in order ("a-b/1" before "a/1").
+                names = sorted(
+                    e.name + b"/" if _is_folder(e) else e.name for e in entries if e.name[:1] != b"."
+                )
         except OSError as error:
             self.problems.append((os.fsdecode(folder), f"folder cannot be listed: {error.strerror}"))
             return

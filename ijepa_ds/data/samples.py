@@ -1,4 +1,4 @@
-"""What each micro-batch holds: which images, cropped where, mirrored or not; and what stands in for unreadable ones."""
+"""What each micro-batch holds: which images, cropped where, mirrored or not; stand-ins for unreadable ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Share:
         return self.world_size * self.accumulation * self.micro_batch
 
     def numbers(self, micro: int) -> np.ndarray:
-        """Return the global sample numbers, int64 [micro_batch], of a micro-batch counted from the run's first."""
+        """Return the global sample numbers, int64 [B], of a micro-batch counted from the run's first."""
         step, i = divmod(micro, self.accumulation)
         first = step * self.batch_size + (i * self.world_size + self.rank) * self.micro_batch
         return np.arange(first, first + self.micro_batch, dtype=np.int64)
@@ -51,8 +51,8 @@ class Samples:
 class SamplePlan:
     """Maps micro-batches to samples: a function of the seed, the number and which files are readable.
 
-    The stand-in of an unreadable image is the next readable one of the index. So ranks need not tell each other what
-    they found: whoever meets the file comes to the same substitute.
+    The stand-in of an unreadable image is the next readable one of the index. So ranks need not tell each
+    other what they found: whoever meets the file comes to the same substitute.
 
     Attributes:
         folder: The index.
@@ -92,11 +92,13 @@ class SamplePlan:
         logger.warning("unreadable image replaced by the next one: %s", describe(self.bad[-1:]))
         if len(self.bad) > self._cfg.max_bad:
             raise ValueError(
-                f"{len(self.bad)} images of {self.folder.source!r} could not be read, more than data.max_bad = "
-                f"{self._cfg.max_bad}; mend or remove them, or raise data.max_bad: {describe(self.bad)}"
+                f"{len(self.bad)} images of {self.folder.source!r} could not be read, more than "
+                f"data.max_bad = {self._cfg.max_bad}; mend or remove them, or raise data.max_bad: {describe(self.bad)}"
             )
         if len(self.bad) == len(self.folder):
-            raise ValueError(f"none of the images of {self.folder.source!r} can be read: {describe(self.bad)}")
+            raise ValueError(
+                f"none of the images of {self.folder.source!r} can be read: {describe(self.bad)}"
+            )
 
     def _stand_in(self, index: int) -> int:
         while index in self._rejected:

@@ -13,9 +13,13 @@ import numpy as np
 from ijepa_ds.data.scene_shapes import Array, Solid, dot, unit
 
 SUPERSAMPLE = 2  # rays along each side of a pixel
-HALF_VIEW = 0.40  # tangent of half the field of view
+HALF_VIEW = 0.34  # tangent of half the field of view
 MIN_VISIBLE = 0.002  # of the image's area, for every object; CLEVR asks for 200 of 320 x 240 pixels
 _GROUND = -1
+_MIRROR = 0.75  # part of a metal's light that is reflection
+_HIGHLIGHT_METAL, _HIGHLIGHT_RUBBER = 1.2, 0.12
+_ROOM = 40.0  # how far a mirror sees
+_CONTACT = 4  # radii from a solid's centre beyond which it does not darken its surroundings
 
 
 class Camera:
@@ -111,7 +115,7 @@ class Light:
 
 
 def _shadow_and_contact(point: Array, normal: Array, owner: Array, solids: list[Solid], lamp: Array) -> Array:
-    """How much of the first lamp [N] and of the ambient light [N] arrives: [2, N].
+    """How much of the first lamp and of the light from all sides arrives: [2, N].
 
     Args:
         point: [3, N], and its `normal` [3, N].
@@ -119,21 +123,21 @@ def _shadow_and_contact(point: Array, normal: Array, owner: Array, solids: list[
         solids: All of them.
         lamp: [3, N], the place on the lamp that each point looks at.
     """
-    lit, open_ = np.ones_like(point[0]), np.ones_like(point[0])
+    arriving = np.ones((2, point.shape[1]), np.float32)
     to_lamp = unit(lamp - point)
     for number, solid in enumerate(solids):
         away = solid.centre[:, None] - point
-        squared = dot(away, away)
+        squared, along = dot(away, away), dot(away, to_lamp)
+        other = owner != number
+        index = np.flatnonzero((squared < (_CONTACT * solid.radius) ** 2) & other)
         # Sky hidden by a ball of the solid's radius (the form factor of a sphere).
-        facing = np.maximum(dot(away, normal), 0) / np.sqrt(squared)
-        cover = np.minimum(0.8 * solid.radius**2 / squared, 1) * facing
-        open_ *= np.where(owner == number, 1, 1 - cover)
-        along = dot(away, to_lamp)
-        near = (squared - along * along < solid.reach**2) & (along > 0) & (owner != number)
-        index = np.flatnonzero(near)
+        near = squared[index]
+        facing = np.maximum(dot(away.take(index, 1), normal.take(index, 1)), 0) / np.sqrt(near)
+        arriving[1, index] *= 1 - np.minimum(0.8 * solid.radius**2 / near, 1) * facing
+        index = np.flatnonzero((squared - along * along < solid.reach**2) & (along > 0) & other)
         if index.size:
-            lit[index] *= np.isinf(solid.hit(point[:, index], to_lamp[:, index]))
-    return np.stack([lit, open_])
+            arriving[0, index] *= np.isinf(solid.hit(point.take(index, 1), to_lamp.take(index, 1)))
+    return arriving
 
 
 def _shade(
@@ -146,52 +150,62 @@ def _shade(
     """
     diffuse = light.ambient * (0.75 + 0.25 * normal[2]) * arriving[1]
     shine = np.zeros_like(diffuse)
-    narrow = np.flatnonzero(gloss)
+    shiny = np.flatnonzero(gloss)
+    eye, facing, is_metal = view.take(shiny, 1), normal.take(shiny, 1), metal[shiny]
     for number, (lamp, power) in enumerate(zip(light.lamps, light.power, strict=True)):
         away = lamp[:, None] - point
         squared = dot(away, away)
         towards = away / np.sqrt(squared)
         strength = power * 100 / squared * (arriving[0] if number == 0 else arriving[1])
         diffuse += strength * np.maximum(dot(normal, towards), 0)
-        halfway = unit(towards[:, narrow] + view[:, narrow])
-        cosine = np.maximum(dot(normal[:, narrow], halfway), 0)
-        shine[narrow] += strength[narrow] * np.where(metal[narrow], cosine**160, cosine**16)
-    return albedo * (diffuse * np.where(metal, 0.45, 1)) + gloss * shine
+        halfway = unit(towards.take(shiny, 1) + eye)
+        broad = np.maximum(dot(facing, halfway), 0)
+        for _ in range(4):  # the 16th power by squaring: numpy's power is many times slower
+            broad = broad * broad
+        narrow = broad * broad
+        narrow = narrow * narrow
+        narrow = narrow * narrow
+        shine[shiny] += strength[shiny] * np.where(is_metal, narrow, broad)
+    return albedo * (diffuse * (1 - _MIRROR * metal.astype(np.float32))) + gloss * shine
 
 
-def _reflect(
-    point: Array, direction: Array, owner: Array, solids: list[Solid], light: Light
-) -> Array:
-    """What a mirror sees: other solids and the ground under plain light, or a dim room, linear RGB [3, N]."""
-    upward = np.clip(direction[2], 0, 1)
-    colour = np.repeat((0.30 - 0.22 * upward)[None], 3, 0)
-    depth = np.where(direction[2] < -1e-3, -point[2] / np.minimum(direction[2], -1e-3), np.inf).astype(np.float32)
-    place = point + direction * np.minimum(depth, 40)
-    key = light.lamps[0][:, None]
-    down = np.flatnonzero(depth < 40)
-    normal = np.zeros_like(point)
-    normal[2] = 1
+def _reflect(point: Array, direction: Array, owner: Array, solids: list[Solid], light: Light) -> Array:
+    """What mirrors at points [3, N] see: other solids and the ground without highlights, or a dim room; RGB [3, N]."""
+    colour = np.repeat((0.30 - 0.25 * np.clip(direction[2], 0, 1))[None], 3, 0)
+    depth = np.where(direction[2] < 0, -point[2] / np.minimum(direction[2], -1e-6), np.inf).astype(np.float32)
     seen = np.full(owner.shape, _GROUND, np.int8)
-    albedo = light.ground_albedo(place)
     for number, solid in enumerate(solids):
         away = solid.centre[:, None] - point
         along = dot(away, direction)
         near = (dot(away, away) - along * along < solid.reach**2) & (along > 0) & (owner != number)
         index = np.flatnonzero(near)
-        t = solid.hit(point[:, index], direction[:, index])
-        index, t = index[t < depth[index]], t[t < depth[index]]
-        if index.size:
-            depth[index], seen[index] = t, number
-            place[:, index] = point[:, index] + direction[:, index] * t
-            normal[:, index] = solid.normal(place[:, index])
-            albedo[:, index] = solid.albedo[:, None]
-    down = np.flatnonzero(depth < 40)
-    p, n = place[:, down], normal[:, down]
-    lamp = np.repeat(key, down.size, 1)
-    arriving = _shadow_and_contact(p, n, seen[down], solids, lamp)
-    matt = np.zeros(down.size, np.float32)
-    colour[:, down] = _shade(p, -direction[:, down], n, albedo[:, down], matt, matt > 0, light, arriving)
+        t = solid.hit(point.take(index, 1), direction.take(index, 1))
+        nearer = t < depth[index]
+        depth[index[nearer]], seen[index[nearer]] = t[nearer], number
+    found = np.flatnonzero(depth < _ROOM)
+    direction, seen = direction.take(found, 1), seen[found]
+    point = point.take(found, 1) + direction * depth[found]
+    normal, albedo = _surface(point, seen, solids, light)
+    lamp = np.repeat(light.lamps[0][:, None], found.size, 1)
+    arriving = _shadow_and_contact(point, normal, seen, solids, lamp)
+    matt = np.zeros(found.size, np.float32)
+    colour[:, found] = _shade(point, -direction, normal, albedo, matt, matt > 0, light, arriving)
     return colour
+
+
+def _surface(point: Array, owner: Array, solids: list[Solid], light: Light) -> tuple[Array, Array]:
+    """Normals and colours, [3, N] each, at points [3, N] of the solids, or of the ground, that own them."""
+    normal = np.zeros_like(point)
+    normal[2] = 1
+    albedo = light.ground_albedo(point)
+    for number, solid in enumerate(solids):
+        index = np.flatnonzero(owner == number)
+        if index.size:
+            for row, value in zip(normal, solid.normal(point.take(index, 1)), strict=True):
+                row[index] = value
+            for row, value in zip(albedo, solid.albedo, strict=True):
+                row[index] = value
+    return normal, albedo
 
 
 def paint(canvas: Canvas, light: Light, grain: Array) -> Array:
@@ -208,17 +222,9 @@ def paint(canvas: Canvas, light: Light, grain: Array) -> Array:
     n, s = canvas.camera.size * SUPERSAMPLE, SUPERSAMPLE
     rays, owner = canvas.rays.reshape(3, -1), canvas.owner.reshape(-1)
     point = canvas.camera.position[:, None] + rays * canvas.depth.reshape(-1)
-    normal = np.zeros_like(point)
-    normal[2] = 1
-    albedo = light.ground_albedo(point)
-    gloss = np.zeros_like(point[0])
-    metal = np.zeros(owner.shape, bool)
-    for number, solid in enumerate(canvas.solids):
-        index = np.flatnonzero(owner == number)
-        normal[:, index] = solid.normal(point[:, index])
-        albedo[:, index] = solid.albedo[:, None]
-        gloss[index] = 0.9 if solid.metal else 0.12
-        metal[index] = solid.metal
+    normal, albedo = _surface(point, owner, canvas.solids, light)
+    metal = np.array([*(solid.metal for solid in canvas.solids), False])[owner]  # owner -1, the ground, is the last
+    gloss = np.where(metal, _HIGHLIGHT_METAL, _HIGHLIGHT_RUBBER).astype(np.float32) * (owner != _GROUND)
     # Each ray of a pixel looks at its own part of the lamp, so the pixel's mean is a shadow with a soft edge.
     part = (np.arange(n) % s).astype(np.float32)
     lamp = np.repeat(light.lamps[0][:, None], n * n, 1)
@@ -229,9 +235,10 @@ def paint(canvas: Canvas, light: Light, grain: Array) -> Array:
     colour = _shade(point, view, normal, albedo, gloss, metal, light, arriving)
     index = np.flatnonzero(metal)
     if index.size:
-        v, m = view[:, index], normal[:, index]
-        mirrored = _reflect(point[:, index], 2 * dot(v, m) * m - v, owner[index], canvas.solids, light)
-        colour[:, index] += mirrored * (0.15 + 0.85 * albedo[:, index])
-    # Clipped before the mean: a highlight of brightness 5 must not bleed over its pixel's neighbours.
-    mean = np.minimum(colour, 1).reshape(3, n // s, s, n // s, s).mean((2, 4))
+        v, m = view.take(index, 1), normal.take(index, 1)
+        mirrored = _reflect(point.take(index, 1), 2 * dot(v, m) * m - v, owner[index], canvas.solids, light)
+        colour[:, index] += mirrored * (0.12 + 0.88 * albedo[:, index]) * (_MIRROR / 0.6)
+    # Clipped before the mean, so that a highlight's edge is as smooth as any other.
+    clipped = np.minimum(colour, 1).reshape(3, n, n)
+    mean = sum(clipped[:, i::s, j::s] for i in range(s) for j in range(s)) / s**2
     return np.rint(255 * mean ** (1 / 2.2)).astype(np.uint8).transpose(1, 2, 0)

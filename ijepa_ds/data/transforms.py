@@ -1,4 +1,4 @@
-"""From pixels to what the encoder takes, on its device; and the deterministic reading of images for evaluation."""
+"""From pixels to what the encoder takes, on its device; and the deterministic reading for evaluation."""
 
 from __future__ import annotations
 
@@ -35,29 +35,35 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype
 
 
 @lru_cache(maxsize=16)  # a copy to the GPU waits for it: once, not every step
-def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
     centre, spread = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (mean, std))
     return (1 / (255 * spread)).float().to(device), (-centre / spread).float().to(device)
 
 
 def resize_centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """Resize the shorter side to 256/224 of `size` (bicubic) and keep the central size x size, torchvision's way.
+    """Resize the shorter side to 256/224 of `size` (bicubic), keep the central size x size, as torchvision does.
 
-    An RGB image that already has that size is returned as it is: data sets of small images are not enlarged and cut.
+    An image that already has that size is only turned to RGB: small images are not enlarged and cut.
     """
     image = image.convert("RGB")
     if image.size == (size, size):
         return image
     shorter = round(size * _RESIZE_SHARE)
     width, height = image.size
-    target = (shorter, int(shorter * height / width)) if width <= height else (int(shorter * width / height), shorter)
+    target = (
+        (shorter, int(shorter * height / width))
+        if width <= height
+        else (int(shorter * width / height), shorter)
+    )
     image = image.resize(target, Image.Resampling.BICUBIC)
     left, top = round((target[0] - size) / 2), round((target[1] - size) / 2)
     return image.crop((left, top, left + size, top + size))
 
 
 def load_eval_images(paths: Sequence[str], size: int, threads: int) -> np.ndarray:
-    """Read images for evaluation, in order; call it with as many paths as fit in memory (3 * size**2 bytes each).
+    """Read images for evaluation, in order, as many as fit in memory (3 * size**2 bytes each).
 
     Args:
         paths: n files.

@@ -1,4 +1,4 @@
-"""The loader without DALI: Pillow on threads, with the same samples and, but for rounding, the same pixels."""
+"""The loader without DALI: Pillow on threads, with the same samples and, rounding apart, the same pixels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from ijepa_ds.data.headers import FORMATS, READ_ERRORS
 from ijepa_ds.data.samples import SamplePlan, Samples
 
 
-def read_crop(path: bytes, size: tuple[int, int], window: np.ndarray, flip: bool, crop_size: int) -> np.ndarray:
+def read_crop(
+    path: bytes, size: tuple[int, int], window: np.ndarray, flip: bool, crop_size: int
+) -> np.ndarray:
     """Decode an image, cut a window out, resize it with torchvision's bilinear filter and mirror it if asked.
 
     Args:
@@ -29,12 +31,14 @@ def read_crop(path: bytes, size: tuple[int, int], window: np.ndarray, flip: bool
         uint8 [crop_size, crop_size, 3].
 
     Raises:
-        OSError, ValueError, SyntaxError, EOFError: as Pillow does; ValueError when the size is no longer `size`.
+        OSError, ValueError, SyntaxError, EOFError: as Pillow does; ValueError when it has another size.
     """
     top, left, height, width = window.tolist()
     with Image.open(path, formats=FORMATS) as image:
         if image.size != size:
-            raise ValueError(f"{image.width}x{image.height} pixels, but {size[0]}x{size[1]} when it was indexed")
+            raise ValueError(
+                f"{image.width}x{image.height} pixels, but {size[0]}x{size[1]} when it was indexed"
+            )
         crop = image.convert("RGB").crop((left, top, left + width, top + height))
     crop = crop.resize((crop_size, crop_size), Image.Resampling.BILINEAR)
     return np.asarray(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else crop)
@@ -67,6 +71,9 @@ class VisionBackend:
         self._plan, self._cfg = plan, cfg
         self._pin = device.type == "cuda"
         self._pool = ThreadPoolExecutor(cfg.threads, thread_name_prefix="decode")
+        self._map = (
+            self._pool.map if cfg.threads > 1 else map
+        )  # one thread: the loader's own will do, and is faster
 
     def batch(self, micro: int) -> Tensor:
         """Return a micro-batch, uint8 [B, S, S, 3] in main memory.
@@ -79,8 +86,10 @@ class VisionBackend:
         images = torch.empty(count, side, side, 3, dtype=torch.uint8, pin_memory=self._pin)
         todo = list(range(count))
         while todo:
-            failures = list(self._pool.map(partial(self._read, samples, images.numpy()), todo))
-            failed = [(position, failure) for position, failure in zip(todo, failures, strict=True) if failure]
+            failures = list(self._map(partial(self._read, samples, images.numpy()), todo))
+            failed = [
+                (position, failure) for position, failure in zip(todo, failures, strict=True) if failure
+            ]
             for position, failure in failed:
                 self._plan.reject(int(samples.indices[position]), failure)
             todo = [position for position, _ in failed]
@@ -98,7 +107,9 @@ class VisionBackend:
         width, height = folder.sizes[index].tolist()
         window, flip = samples.windows[position], bool(samples.flips[position])
         try:
-            images[position] = read_crop(folder.paths.raw(index), (width, height), window, flip, self._cfg.crop_size)
+            images[position] = read_crop(
+                folder.paths.raw(index), (width, height), window, flip, self._cfg.crop_size
+            )
         except READ_ERRORS as error:
             return _reason(error)
         return None

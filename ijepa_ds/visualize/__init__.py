@@ -1,0 +1,1 @@
+"""Pictures: masks on images, the summary of a run."""

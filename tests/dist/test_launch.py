@@ -1,0 +1,145 @@
+"""The real entry points as a user starts them: training, resuming, and being refused."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ijepa_ds.checkpoint_reader import CheckpointReader, list_steps
+from ijepa_ds.weights import load_encoder
+
+pytestmark = pytest.mark.dist
+REPOSITORY = Path(__file__).parents[2]
+DEEPSPEED = str(Path(sys.executable).parent / "deepspeed")
+TINY = [
+    "run.log_every=1",
+    "run.probe_every=2",
+    "run.picture_every=3",
+    "data.crop_size=32",
+    "data.source=images",
+    "model.name=tiny",
+    "model.patch_size=8",
+    "model.width=32",
+    "model.depth=1",
+    "model.heads=2",
+    "model.predictor.depth=1",
+    "model.predictor.width=16",
+    "masks.sampler=unbiased",
+    "masks.min_keep=1",
+    "masks.target_scale=[0.1, 0.2]",
+    "optimization.batch_size=8",
+    "optimization.warmup_steps=2",
+    "optimization.lr=0.001",
+]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with 24 small photographs-to-be and an empty-but-for-the-sections YAML."""
+    for i in range(24):
+        (tmp_path / "images" / f"class{i % 3}").mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"class{i % 3}" / f"{i}.jpg")
+    (tmp_path / "run.yaml").write_text("run: {dir: out}\noptimization: {batch_size: 8, steps: 6, warmup_steps: 1}\n")
+    return tmp_path
+
+
+def start(place: Path, *overrides: str, ranks: int = 0, stage: int = 2) -> subprocess.CompletedProcess[str]:
+    """`ranks` = 0: python -m; else the deepspeed launcher."""
+    arguments = ["--config", "run.yaml", "--deepspeed_config", str(REPOSITORY / "ds_configs" / f"zero{stage}.json")]
+    launcher = [DEEPSPEED, "--num_gpus", str(ranks), "--module"] if ranks else [sys.executable, "-m"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    return subprocess.run(
+        [*launcher, "ijepa_ds.train", *arguments, *TINY, *overrides],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Loss of every step, from TensorBoard's files; a later attempt's points win."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = {}
+    for file in sorted(run.glob("events.*"), key=lambda p: p.stat().st_mtime):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        found |= {point.step: point.value for point in events.Scalars("loss")}
+    return found
+
+
+def test_two_ranks_zero3_through_the_launcher_then_resume_exactly(place: Path) -> None:
+    straight = start(place, "run.dir=straight", ranks=2, stage=3)
+    assert straight.returncode == 0, straight.stdout + straight.stderr
+    assert json.loads((place / "straight" / "completed.json").read_text())["steps"] == 6
+    for name in ("config.yaml", "deepspeed.json", "environment.json"):
+        assert (place / "straight" / name).stat().st_size > 0
+    # the same run, interrupted after step 3 (as a crash after its checkpoint would leave it), then the same command
+    assert start(place, "run.dir=broken", "run.checkpoint_every=3", ranks=2, stage=3).returncode == 0
+    shutil.rmtree(place / "broken" / "checkpoints" / "step_00000006")
+    again = start(place, "run.dir=broken", "run.checkpoint_every=3", ranks=2, stage=3)
+    assert again.returncode == 0 and "step 3" in again.stdout, again.stdout + again.stderr
+    assert losses(place / "broken") == losses(place / "straight")
+    one, other = (CheckpointReader(place / run / "checkpoints" / "step_00000006") for run in ("straight", "broken"))
+    for name in one.names("ema"):
+        assert (one.read("ema", name) == other.read("ema", name)).all(), name
+    encoder, facts = load_encoder(place / "straight")
+    assert facts["step"] == 6 and encoder.patch_embed.proj.weight.shape == (32, 3, 8, 8)
+
+
+def test_one_process_equals_two(place: Path) -> None:
+    """The same samples, crops and masks whatever the number of ranks: the first loss is the same number."""
+    arguments = ("model.precision=float32", "optimization.steps=3")
+    assert start(place, "run.dir=one", *arguments).returncode == 0
+    assert start(place, "run.dir=two", *arguments, ranks=2, stage=1).returncode == 0
+    one, two = losses(place / "one"), losses(place / "two")
+    assert one.keys() == two.keys() == {1, 2, 3}
+    np.testing.assert_allclose([one[s] for s in one], [two[s] for s in one], rtol=1e-5)
+
+
+def refused(result: subprocess.CompletedProcess[str]) -> str:
+    """The message of a refused run: one, without a traceback."""
+    assert result.returncode != 0
+    assert result.stderr.count("ijepa_ds cannot run this") == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def test_bad_input_is_one_message(place: Path) -> None:
+    (place / "empty").mkdir()
+    (place / "junk").mkdir()
+    (place / "junk" / "a.jpg").write_text("not an image")
+    assert "empty" in refused(start(place, "data.source=empty"))
+    assert "junk" in refused(start(place, "data.source=junk"))
+    assert "nowhere" in refused(start(place, "data.source=nowhere"))
+    message = refused(start(place, "optimization.learning_rate=1", "modle.name=huge"))
+    assert "learning_rate" in message and "modle" in message  # all at once
+    assert start(place, "run.dir=mine", "optimization.steps=2").returncode == 0
+    message = refused(start(place, "run.dir=mine", "optimization.lr=0.002", "optimization.steps=2"))
+    assert "another configuration" in message and "lr" in message
+    (place / "run.yaml").unlink()
+    assert "run.yaml" in refused(start(place))
+
+
+def test_a_world_size_that_does_not_divide_the_batch(place: Path) -> None:
+    result = start(place, "optimization.batch_size=9", ranks=2)
+    assert "cannot be shared equally by 2 devices" in refused(result)
+
+
+def test_broken_checkpoints_are_never_a_silent_restart(place: Path) -> None:
+    assert start(place, "optimization.steps=2").returncode == 0
+    assert list_steps(place / "out") == [2]
+    shard = next((place / "out" / "checkpoints" / "step_00000002").glob("*.safetensors"))
+    os.truncate(shard, 100)
+    message = refused(start(place, "optimization.steps=2"))
+    assert shard.name in message and "refusing to start from scratch" in message
+    assert "step_00000009" in refused(start(place, "run.resume=out/checkpoints/step_00000009"))
