@@ -23,8 +23,13 @@ class CheckpointError(RuntimeError):
 class Slice(Protocol):
     """A range of a flattened parameter."""
 
-    start: int
-    numel: int
+    @property
+    def start(self) -> int:
+        """Its first element."""
+
+    @property
+    def numel(self) -> int:
+        """How many elements it has."""
 
 
 def folder_name(step: int) -> str:

@@ -72,7 +72,7 @@ def parse(text: str, label: str) -> tuple[Item, list[str]]:
         if node is None:
             return Item({}, label), []
         if not isinstance(node, yaml.MappingNode):
-            raise ConfigError([f"{label}: expected sections such as 'data:' at the top, found {node.id}"])
+            raise ConfigError([f"{label}: expected sections such as 'data:' at the top, found {node.id}"])  # type: ignore[attr-defined]
         problems: list[str] = []
         root = _convert(loader, node, label, label, "", problems)
     finally:

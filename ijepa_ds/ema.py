@@ -54,7 +54,7 @@ class ShardedEMA:
 
     @torch.no_grad()
     def update(self, momentum: float) -> None:
-        """average <- momentum * average + (1 - momentum) * master weights; then publish to the teacher.
+        """Average <- momentum * average + (1 - momentum) * master weights; then publish to the teacher.
 
         Call it after an applied optimizer step only.
         """

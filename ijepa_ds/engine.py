@@ -5,6 +5,7 @@ With `zero_layout.py`, `ema.py` and `checkpoint.py` the only importer of deepspe
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import socket
@@ -15,6 +16,7 @@ import deepspeed
 import torch
 from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
+from timm.layers import Attention
 from torch import Tensor
 
 from ijepa_ds import ijepa
@@ -107,6 +109,8 @@ class Engine:
         self.stage = ds_config["zero_optimization"]["stage"] if "zero_optimization" in ds_config else 0
         with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=self.stage == 3):
             model = ijepa.build(cfg)
+        if device.type == "cpu":
+            _tune_for_cpu(model, self.compute_dtype)
         groups = parameter_groups(model)
         o = cfg.optimization
         # fused: one kernel for all of a shard, on CUDA and on CPU
@@ -168,6 +172,23 @@ class Engine:
             f"EMA float32 ({self.layout.kind}); encoder {self.num_parameters['encoder']:,} parameters, "
             f"predictor {self.num_parameters['predictor']:,}"
         )
+
+
+def _tune_for_cpu(model: ijepa.IJEPA, dtype: torch.dtype) -> None:
+    """What makes steps fast on a CPU (measured: docs/LOG.md).
+
+    The fused attention kernel's bfloat16 backward is several times slower there than plain matrix products; and glibc
+    gives every large tensor back to the system and page-faults it in again, unless told not to.
+    """
+    if dtype == torch.bfloat16:
+        for module in model.modules():
+            if isinstance(module, Attention):
+                module.fused_attn = False  # type: ignore[misc]
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        libc.mallopt(m_mmap_threshold, 1 << 30)
+        libc.mallopt(m_trim_threshold, (1 << 31) - 1)
 
 
 def parameter_groups(model: ijepa.IJEPA) -> list[dict[str, Any]]:

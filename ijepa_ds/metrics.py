@@ -66,7 +66,8 @@ def effective_rank(x: Tensor, limit: int = 4096) -> Tensor:
     (Garrido et al. 2023).
 
     Args:
-        x: `[..., D]`; at most `limit` evenly spaced tokens of it are used.
+        x: `[..., D]`.
+        limit: at most so many evenly spaced tokens of it are used.
     """
     x = x.float().flatten(0, -2)
     x = x[:: max(1, x.shape[0] // limit)][:limit]

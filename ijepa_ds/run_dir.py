@@ -31,14 +31,14 @@ def find_start(cfg: Config) -> CheckpointReader | None:
     if owner.is_file():
         _check_owner(cfg, owner)
     if cfg.run.resume not in ("auto", "never"):
-        reader = CheckpointReader(Path(cfg.run.resume))
-        saved = reader.manifest.get("fingerprint")
+        wanted = CheckpointReader(Path(cfg.run.resume))
+        saved = wanted.manifest.get("fingerprint")
         if saved != config.fingerprint(cfg):
             raise ValueError(
                 f"run.resume: {cfg.run.resume} was saved from another configuration (fingerprint {saved}, this one is "
                 f"{config.fingerprint(cfg)}): use the config.yaml of its run"
             )
-        return reader
+        return wanted
     reader = newest(run_dir)
     if reader and cfg.run.resume == "never":
         raise ValueError(f"run.resume is never, but {run_dir} has checkpoints: choose another run.dir or run.resume=auto")

@@ -175,7 +175,7 @@ class Predictor(nn.Module):
             `[B, C, M, Kt, D]`.
         """
         (b, c, kc), (m, kt) = context.shape, targets.shape[1:]
-        position = self.predictor_pos_embed.expand(b, -1, -1)
+        position: Tensor = self.predictor_pos_embed.expand(b, -1, -1)  # type: ignore[operator]
         x = self.predictor_embed(z.to(self.predictor_embed.weight.dtype))
         x = x + take(position, context.flatten(1)).reshape(b, c, kc, -1)
         query = self.mask_token + take(position, targets.flatten(1))

@@ -32,9 +32,11 @@ def load_encoder(path: str | Path, which: str = "target") -> tuple[Encoder, dict
         raise ValueError(f"which: expected target, context or untrained, got {which!r}")
     path = Path(path)
     if (path / "manifest.json").is_file():
-        run_dir, reader = path.parent.parent, CheckpointReader(path)
+        run_dir = path.parent.parent
+        reader: CheckpointReader | None = CheckpointReader(path)
     else:
-        run_dir, reader = path, None if which == "untrained" else newest(path)
+        run_dir = path
+        reader = None if which == "untrained" else newest(path)
     if not (run_dir / "config.yaml").is_file():
         raise ValueError(f"{path}: neither a run directory (no config.yaml in it) nor a checkpoint folder of one")
     cfg = config.load(run_dir / "config.yaml", [])
@@ -53,3 +55,4 @@ def load_encoder(path: str | Path, which: str = "target") -> tuple[Encoder, dict
     step = reader.manifest["step"] if reader and which != "untrained" else 0
     facts = {"config": cfg, "step": step, "checkpoint": str(reader.folder if reader else run_dir), "which": which}
     return encoder.eval().requires_grad_(False), facts
+

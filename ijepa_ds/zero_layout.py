@@ -22,7 +22,7 @@ import deepspeed
 import torch
 from deepspeed import comm as dist
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
-from torch import Tensor, nn
+from torch import Tensor
 
 SUPPORTED = "0.19."  # the release series whose attributes are read below; they are not API
 
@@ -50,7 +50,7 @@ class Piece:
 class ZeroLayout:
     """Map of the parameters in `named` onto this rank's float32 buffers."""
 
-    def __init__(self, engine: Any, named: dict[str, nn.Parameter]) -> None:
+    def __init__(self, engine: Any, named: dict[str, Any]) -> None:
         """Read the layout off an initialised engine.
 
         Args:
@@ -204,7 +204,7 @@ class ZeroLayout:
 
 
 @torch.no_grad()
-def publish_partitions(pairs: list[tuple[nn.Parameter, Tensor]]) -> None:
+def publish_partitions(pairs: list[tuple[Any, Tensor]]) -> None:
     """Write this rank's stage-3 partitions, without communication.
 
     Args:

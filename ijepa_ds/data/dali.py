@@ -1,8 +1,8 @@
 """The loader on NVIDIA DALI: decoding, cropping and resizing in C++ threads, or on the GPU.
 
 Order and crops come from the plan through a stateless callback, not from DALI's readers: theirs tie the
-samples to the number of shards. DALI cannot skip a bad file: a failure costs the whole pipeline, which is built
-anew at the same place.
+samples to the number of shards. DALI cannot skip a bad file: a failure costs the whole pipeline, which is
+built anew at the same place.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def _one_by_one(inputs: Inputs, first: int) -> Callable[[types.BatchInfo], Input
 
     def source(info: types.BatchInfo) -> Inputs:
         at = min(first + info.iteration, len(inputs[0]) - 1)
-        return tuple(part[at : at + 1] for part in inputs)
+        return tuple(part[at : at + 1] for part in inputs)  # type: ignore[return-value]
 
     return source
 

@@ -92,7 +92,7 @@ class ImageBatches(Iterator[Tensor]):
             device = torch.device("cuda", torch.cuda.current_device())
         self._device = device
         self._plan = SamplePlan(cfg, folder, seed=seed, share=share)
-        backend = _choose_backend(cfg.loader)(self._plan, cfg, device)
+        backend = _choose_backend(cfg.loader)(self._plan, cfg, device)  # type: ignore[call-arg]
         self.backend = backend.name
         self._ready: queue.Queue[Tensor | Exception] = queue.Queue(maxsize=max(1, cfg.prefetch))
         self._failure: Exception | None = None

@@ -1,4 +1,4 @@
-"""What each micro-batch holds: which images, cropped where, mirrored or not; stand-ins for unreadable ones."""
+"""What each micro-batch holds: which images, cropped where, mirrored or not; stand-ins for bad files."""
 
 from __future__ import annotations
 
@@ -93,7 +93,8 @@ class SamplePlan:
         if len(self.bad) > self._cfg.max_bad:
             raise ValueError(
                 f"{len(self.bad)} images of {self.folder.source!r} could not be read, more than "
-                f"data.max_bad = {self._cfg.max_bad}; mend or remove them, or raise data.max_bad: {describe(self.bad)}"
+                f"data.max_bad = {self._cfg.max_bad}; mend or remove them, or raise data.max_bad: "
+                f"{describe(self.bad)}"
             )
         if len(self.bad) == len(self.folder):
             raise ValueError(

@@ -1,7 +1,7 @@
-"""Camera, z-buffer and light of the demo scenes.
+"""What a demo scene looks like: z-buffer and light.
 
-The camera and the z-buffer decide what is seen; `paint` then lights what was found: three lamps of which the first
-throws a soft shadow, darkening near contacts, highlights, and one mirror reflection for metal.
+The z-buffer decides what is seen; `paint` then lights what was found: three lamps of which the first throws a
+soft shadow, darkening near contacts, highlights, and one mirror reflection for metal.
 """
 
 from __future__ import annotations
@@ -10,45 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ijepa_ds.data.scene_shapes import Array, Solid, dot, unit
+from ijepa_ds.data.scene_shapes import SUPERSAMPLE, Array, Camera, Solid, dot, unit
 
-SUPERSAMPLE = 2  # rays along each side of a pixel
-HALF_VIEW = 0.34  # tangent of half the field of view
 MIN_VISIBLE = 0.002  # of the image's area, for every object; CLEVR asks for 200 of 320 x 240 pixels
 _GROUND = -1
 _MIRROR = 0.75  # part of a metal's light that is reflection
 _HIGHLIGHT_METAL, _HIGHLIGHT_RUBBER = 1.2, 0.12
 _ROOM = 40.0  # how far a mirror sees
 _CONTACT = 4  # radii from a solid's centre beyond which it does not darken its surroundings
-
-
-class Camera:
-    """A pinhole at `position` looking at `target`, with a square image of `size` pixels.
-
-    Depth is the distance along the view axis. Pixel coordinates are continuous: the first pixel is [0, 1).
-    """
-
-    def __init__(self, position: Array, target: Array, size: int) -> None:
-        """Place the camera; position and target are float [3]."""
-        self.size = size
-        self.position = position.astype(np.float32)
-        self.forward = unit((target - position).astype(np.float32))
-        self.right = unit(np.array([self.forward[1], -self.forward[0], 0], np.float32))
-        self.up = np.cross(self.right, self.forward)
-
-    def project(self, point: Array) -> tuple[Array, Array, Array]:
-        """Pixel column, pixel row and depth of world points [3, N] or [3]."""
-        v = point - (self.position[:, None] if point.ndim == 2 else self.position)
-        depth = dot(self.forward, v)
-        scale = self.size / 2 / HALF_VIEW / depth
-        return self.size / 2 + scale * dot(self.right, v), self.size / 2 - scale * dot(self.up, v), depth
-
-    def rays(self) -> Array:
-        """Directions float32 [3, n, n], n = size * SUPERSAMPLE, of length 1 along the view axis: t is the depth."""
-        n = self.size * SUPERSAMPLE
-        across = (((np.arange(n) + 0.5) * 2 / n - 1) * HALF_VIEW).astype(np.float32)
-        f, r, u = (v[:, None, None] for v in (self.forward, self.right, self.up))
-        return f + r * across[None, None, :] - u * across[None, :, None]
 
 
 class Canvas:
@@ -64,7 +33,7 @@ class Canvas:
         self._seen: list[int] = []
 
     def place(self, solid: Solid) -> bool:
-        """Add a solid if it lies within the image and leaves every object enough visible pixels; else change nothing."""
+        """Add a solid if it is within the image and every object stays visible; else change nothing."""
         x, y, _ = self.camera.project(solid.corners())
         left, top, right, bottom = x.min(), y.min(), x.max(), y.max()
         if min(left, top) < 0 or max(right, bottom) > self.camera.size:
@@ -118,7 +87,8 @@ def _shadow_and_contact(point: Array, normal: Array, owner: Array, solids: list[
     """How much of the first lamp and of the light from all sides arrives: [2, N].
 
     Args:
-        point: [3, N], and its `normal` [3, N].
+        point: [3, N].
+        normal: [3, N], unit length.
         owner: [N], the solid the point is on, which throws no shadow on itself.
         solids: All of them.
         lamp: [3, N], the place on the lamp that each point looks at.
@@ -141,12 +111,19 @@ def _shadow_and_contact(point: Array, normal: Array, owner: Array, solids: list[
 
 
 def _shade(
-    point: Array, view: Array, normal: Array, albedo: Array, gloss: Array, metal: Array, light: Light, arriving: Array
+    point: Array,
+    view: Array,
+    normal: Array,
+    albedo: Array,
+    gloss: Array,
+    metal: Array,
+    light: Light,
+    arriving: Array,
 ) -> Array:
     """Light leaving points towards the eye, linear RGB [3, N].
 
-    `view` [3, N] are unit vectors from the point to the eye, `gloss` [N] is the strength of highlights, `metal` [N] is
-    true for metal (narrow highlights, dim body), `arriving` is the result of `_shadow_and_contact`.
+    `view` [3, N] are unit vectors to the eye, `gloss` [N] is the strength of highlights, `metal` [N] is true
+    for metal (narrow highlights, dim body), `arriving` comes from `_shadow_and_contact`.
     """
     diffuse = light.ambient * (0.75 + 0.25 * normal[2]) * arriving[1]
     shine = np.zeros_like(diffuse)
@@ -170,7 +147,7 @@ def _shade(
 
 
 def _reflect(point: Array, direction: Array, owner: Array, solids: list[Solid], light: Light) -> Array:
-    """What mirrors at points [3, N] see: other solids and the ground without highlights, or a dim room; RGB [3, N]."""
+    """What mirrors at points [3, N] see: solids and ground without highlights, or a dim room; RGB [3, N]."""
     colour = np.repeat((0.30 - 0.25 * np.clip(direction[2], 0, 1))[None], 3, 0)
     depth = np.where(direction[2] < 0, -point[2] / np.minimum(direction[2], -1e-6), np.inf).astype(np.float32)
     seen = np.full(owner.shape, _GROUND, np.int8)
@@ -214,7 +191,7 @@ def paint(canvas: Canvas, light: Light, grain: Array) -> Array:
     Args:
         canvas: The z-buffer, with all solids placed.
         light: Lamps and ground.
-        grain: float32 [2, n, n] in [0, 1), n = size * SUPERSAMPLE: where on its part of the first lamp a ray looks.
+        grain: float32 [2, n, n] in [0, 1), n = size * SUPERSAMPLE: where on its part of the lamp a ray looks.
 
     Returns:
         uint8 [size, size, 3], sRGB.
@@ -223,7 +200,9 @@ def paint(canvas: Canvas, light: Light, grain: Array) -> Array:
     rays, owner = canvas.rays.reshape(3, -1), canvas.owner.reshape(-1)
     point = canvas.camera.position[:, None] + rays * canvas.depth.reshape(-1)
     normal, albedo = _surface(point, owner, canvas.solids, light)
-    metal = np.array([*(solid.metal for solid in canvas.solids), False])[owner]  # owner -1, the ground, is the last
+    metal = np.array([*(solid.metal for solid in canvas.solids), False])[
+        owner
+    ]  # the last one is the ground, -1
     gloss = np.where(metal, _HIGHLIGHT_METAL, _HIGHLIGHT_RUBBER).astype(np.float32) * (owner != _GROUND)
     # Each ray of a pixel looks at its own part of the lamp, so the pixel's mean is a shadow with a soft edge.
     part = (np.arange(n) % s).astype(np.float32)
@@ -237,7 +216,9 @@ def paint(canvas: Canvas, light: Light, grain: Array) -> Array:
     if index.size:
         v, m = view.take(index, 1), normal.take(index, 1)
         mirrored = _reflect(point.take(index, 1), 2 * dot(v, m) * m - v, owner[index], canvas.solids, light)
-        colour[:, index] += mirrored * (0.12 + 0.88 * albedo[:, index]) * (_MIRROR / 0.6)
+        tint = (0.12 + 0.88 * albedo.take(index, 1)) * (_MIRROR / 0.6)
+        for row, value in zip(colour, mirrored * tint, strict=True):
+            row[index] += value
     # Clipped before the mean, so that a highlight's edge is as smooth as any other.
     clipped = np.minimum(colour, 1).reshape(3, n, n)
     mean = sum(clipped[:, i::s, j::s] for i in range(s) for j in range(s)) / s**2

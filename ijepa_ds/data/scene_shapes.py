@@ -1,8 +1,7 @@
-"""Solids of the demo scenes: where a ray meets them, and their normals.
+"""Geometry of the demo scenes: solids, where a ray meets them, and the camera.
 
-Vectors are rows of structure-of-arrays, float32 [3, N], so that every numpy operation runs over contiguous memory.
-No matrix product is used: BLAS may sum in another order with another number of threads, and an image must not
-depend on that.
+Vectors are float32 [3, N], so that every numpy operation runs over contiguous memory. No matrix product is
+used: BLAS may sum in another order with another number of threads, and an image must not depend on that.
 """
 
 from __future__ import annotations
@@ -14,9 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 Array = np.ndarray
+SUPERSAMPLE = 2  # rays along each side of a pixel
+HALF_VIEW = 0.36  # tangent of half the field of view
 _TUBE = 0.38  # radius of the torus's tube; its ring has radius 1 - _TUBE
-_TORUS_STEPS = 18
+_TORUS_STEPS = 11
 _EDGE = 0.5**0.5  # half the cube's edge, so that its corners stand on the unit circle
+
+_CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float32).T
 
 
 def dot(a: Array, b: Array) -> Array:
@@ -68,8 +71,8 @@ def _hit_cone(o: Array, d: Array) -> Array:
     h, s = (1 - o[2]) / 2, -d[2] / 2  # radius of the cone at the ray's height: h + s t
     a = d[0] ** 2 + d[1] ** 2 - s * s
     near, far = _roots(a, o[0] * d[0] + o[1] * d[1] - h * s, o[0] ** 2 + o[1] ** 2 - h * h)
-    # A ray steeper than the flank (a < 0, `_roots` gives its larger root first) is inside the double cone before the
-    # smaller root and after the larger one; the solid is the lower of the two parts.
+    # A ray steeper than the flank (a < 0, `_roots` gives its larger root first) is inside the double cone
+    # before the smaller root and after the larger one; the solid is the lower of the two parts.
     steep = a < 0
     near, far = (
         np.where(steep, np.where(d[2] < 0, near, -np.inf), near),
@@ -122,6 +125,7 @@ class Shape(NamedTuple):
         half_width: Half the side of a square around it, seen from above.
         half_height: Half its height.
         reach: Radius of a ball around it.
+        is_round: Turning it about the vertical changes nothing.
     """
 
     hit: Callable[[Array, Array], Array]
@@ -129,10 +133,11 @@ class Shape(NamedTuple):
     half_width: float
     half_height: float
     reach: float
+    is_round: bool = True
 
 
 SHAPES = {
-    "cube": Shape(_hit_cube, _normal_cube, _EDGE, _EDGE, 1.5**0.5),
+    "cube": Shape(_hit_cube, _normal_cube, _EDGE, _EDGE, 1.5**0.5, is_round=False),
     "sphere": Shape(_hit_sphere, lambda p: p, 1.0, 1.0, 1.0),
     "cylinder": Shape(_hit_cylinder, _normal_cylinder, 1.0, 1.0, 2**0.5),
     "cone": Shape(_hit_cone, _normal_cone, 1.0, 1.0, 2**0.5),
@@ -161,11 +166,13 @@ class Solid:
     metal: bool
 
     def _turn(self, v: Array, angle: float) -> Array:
+        if SHAPES[self.shape].is_round:
+            return v
         c, s = float(np.cos(angle)), float(np.sin(angle))
         return np.stack([c * v[0] - s * v[1], s * v[0] + c * v[1], v[2]])
 
     def hit(self, origin: Array, direction: Array) -> Array:
-        """First hit of rays: origin [3, N] or [3, 1], direction [3, N] -> t [N], in units of the direction."""
+        """First hit of rays: origin [3, N] or [3, 1], direction [3, N] -> t [N], in direction lengths."""
         o = self._turn(origin - self.centre[:, None], -self.angle) / self.radius
         with np.errstate(divide="ignore", invalid="ignore"):
             return SHAPES[self.shape].hit(o, self._turn(direction, -self.angle) / self.radius)
@@ -178,11 +185,39 @@ class Solid:
     def corners(self) -> Array:
         """The eight corners, [3, 8], of a box around the solid."""
         shape = SHAPES[self.shape]
-        signs = np.array([[i & 1, i >> 1 & 1, i >> 2] for i in range(8)], np.float32).T * 2 - 1
         half = np.array([[shape.half_width], [shape.half_width], [shape.half_height]], np.float32)
-        return self.centre[:, None] + self._turn(signs * half * self.radius, self.angle)
+        return self.centre[:, None] + self._turn(_CORNERS * half * self.radius, self.angle)
 
     @property
     def reach(self) -> float:
         """Radius of a ball around the solid."""
         return self.radius * SHAPES[self.shape].reach
+
+
+class Camera:
+    """A pinhole at `position` looking at `target`, with a square image of `size` pixels.
+
+    Depth is the distance along the view axis. Pixel coordinates are continuous: the first pixel is [0, 1).
+    """
+
+    def __init__(self, position: Array, target: Array, size: int) -> None:
+        """Place the camera; position and target are float [3]."""
+        self.size = size
+        self.position = position.astype(np.float32)
+        self.forward = unit((target - position).astype(np.float32))
+        self.right = unit(np.array([self.forward[1], -self.forward[0], 0], np.float32))
+        self.up = np.cross(self.right, self.forward)
+
+    def project(self, point: Array) -> tuple[Array, Array, Array]:
+        """Pixel column, pixel row and depth of world points [3, N] or [3]."""
+        v = point - (self.position[:, None] if point.ndim == 2 else self.position)
+        depth = dot(self.forward, v)
+        scale = self.size / 2 / HALF_VIEW / depth
+        return self.size / 2 + scale * dot(self.right, v), self.size / 2 - scale * dot(self.up, v), depth
+
+    def rays(self) -> Array:
+        """Directions float32 [3, n, n], n = size * SUPERSAMPLE, scaled so that t is the depth."""
+        n = self.size * SUPERSAMPLE
+        across = (((np.arange(n) + 0.5) * 2 / n - 1) * HALF_VIEW).astype(np.float32)
+        f, r, u = (v[:, None, None] for v in (self.forward, self.right, self.up))
+        return f + r * across[None, None, :] - u * across[None, :, None]

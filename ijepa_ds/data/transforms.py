@@ -43,7 +43,7 @@ def _scale_and_shift(
 
 
 def resize_centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """Resize the shorter side to 256/224 of `size` (bicubic), keep the central size x size, as torchvision does.
+    """Resize the shorter side to 256/224 of `size` (bicubic) and cut the centre, as torchvision does.
 
     An image that already has that size is only turned to RGB: small images are not enlarged and cut.
     """

@@ -1,1 +1,1 @@
-"""Evaluation of frozen encoders: one file a task; needs neither DeepSpeed nor DALI."""
+"""Scores of a frozen encoder: one file an evaluation, each with `evaluate(...)`. Needs no DeepSpeed."""

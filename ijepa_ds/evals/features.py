@@ -1,4 +1,4 @@
-"""Features of a frozen encoder."""
+"""One vector an image from a frozen encoder: the average of its output patch tokens (paper, appendix A.2)."""
 
 from __future__ import annotations
 
@@ -6,45 +6,128 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from ijepa_ds.data.transforms import normalize
 
 
-@torch.no_grad()
 def extract(
     encoder: nn.Module,
-    batches: Iterable[np.ndarray],
+    images: Iterable[np.ndarray | Tensor],
     mean: Sequence[float],
     std: Sequence[float],
-    device: torch.device,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Average of the encoder's output patches (after its final LayerNorm), for every image.
+    """Average-pooled output patch tokens of images.
+
+    The encoder is moved to `device`. Its modules are in evaluation mode meanwhile, in their own again after.
 
     Args:
-        encoder: images `[B, 3, S, S]` -> `[B, N, D]`; frozen, on `device`.
-        batches: uint8 `[B, S, S, 3]` each.
-        mean: of pixels in 0..1, as in training.
-        std: likewise.
-        device: where to compute.
+        encoder: `encoder(images [B, 3, S, S]) -> [B, N, D]`.
+        images: batches, each uint8 [B, S, S, 3]; B may differ.
+        mean: of each channel, of pixels in 0 .. 1, as in training.
+        std: of each channel.
+        device: where the encoder runs.
+        dtype: of its matrix products; other than float32 through autocast. The average is taken in float32.
 
     Returns:
-        float32 `[n, D]` on the CPU.
+        float32 [n, D] on the CPU, in the order of the images.
 
     Raises:
-        ValueError: some features are not finite.
+        ValueError: there is no image, a batch is not uint8 [B, S, S, 3], or features are not finite.
     """
-    training = encoder.training
+    device = torch.device(device)
+    encoder.to(device)
+    modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()
+    pooled: list[Tensor] = []
     try:
-        features = [
-            encoder(normalize(torch.from_numpy(batch).to(device), mean, std, torch.float32)).float().mean(dim=1).cpu()
-            for batch in batches
-        ]
+        with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            for batch in images:
+                pixels = _pixels(batch).to(device)
+                tokens = encoder(normalize(pixels, mean, std, torch.float32))  # [B, N, D]
+                pooled.append(tokens.float().mean(dim=1).cpu())
     finally:
-        encoder.train(training)
-    result = torch.cat(features)
-    broken = int((~torch.isfinite(result).all(dim=1)).sum())
-    if broken:
-        raise ValueError(f"{broken} of {len(result)} images have features that are not finite: a diverged checkpoint?")
-    return result
+        for module, training in modes:
+            module.training = training
+    if not pooled:
+        raise ValueError("no images to extract features from")
+    features = torch.cat(pooled)
+    check_finite(features, "the encoder's features")
+    return features
+
+
+def _pixels(batch: np.ndarray | Tensor) -> Tensor:
+    pixels = torch.as_tensor(batch)
+    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != pixels.shape[2] or pixels.shape[3] != 3:
+        raise ValueError(f"expected images as uint8 [B, S, S, 3], got {pixels.dtype} {list(pixels.shape)}")
+    return pixels
+
+
+def check_finite(features: Tensor, what: str) -> None:
+    """Refuse NaN and infinity, which would be scored as if they were features.
+
+    Args:
+        features: [n, D].
+        what: how the message calls them.
+
+    Raises:
+        ValueError: saying for how many images.
+    """
+    bad = int((~torch.isfinite(features).all(dim=1)).sum())
+    if bad:
+        raise ValueError(
+            f"{what} are NaN or infinite for {bad} of {len(features)} images: the weights have diverged "
+            "or are not what the file says; evaluate an earlier checkpoint, or look at the run's loss"
+        )
+
+
+def check_sets(train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor) -> None:
+    """Refuse training and test features that cannot be scored.
+
+    Args:
+        train_features: [n, D].
+        train_labels: integer [n].
+        test_features: [m, D].
+        test_labels: integer [m].
+
+    Raises:
+        ValueError: sizes that do not fit, empty sets, negative labels, or values that are not finite.
+    """
+    for name, features, labels in (
+        ("train", train_features, train_labels),
+        ("test", test_features, test_labels),
+    ):
+        if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
+            raise ValueError(
+                f"{name}: expected features [n, D] and labels [n] with n > 0, "
+                f"got {list(features.shape)} and {list(labels.shape)}"
+            )
+        if int(labels.min()) < 0:
+            raise ValueError(f"{name}: labels below 0, which stands for images without a class")
+        check_finite(features, f"the {name} features")
+    if train_features.shape[1] != test_features.shape[1]:
+        raise ValueError(f"train features have {train_features.shape[1]} values, test {test_features.shape[1]}")
+
+
+def set_image_size(encoder: nn.Module, size: int) -> None:
+    """Let an `ijepa_ds.vit.Encoder` take images of another size.
+
+    Its position table is resampled (bicubic, as timm does).
+
+    Args:
+        encoder: changed in place.
+        size: side of the images in pixels.
+
+    Raises:
+        ValueError: `size` is not a multiple of the patch size.
+    """
+    patch = int(encoder.patch_size)  # type: ignore[arg-type]
+    if size < patch or size % patch:
+        raise ValueError(f"--image-size {size}: expected a multiple of the encoder's patch size {patch}")
+    grid = size // patch
+    if grid != encoder.grid:
+        encoder.pos_embed = resample_abs_pos_embed(encoder.pos_embed, [grid, grid], num_prefix_tokens=0)  # type: ignore[arg-type]
+        encoder.grid = grid  # type: ignore[assignment]

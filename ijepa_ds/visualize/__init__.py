@@ -1,1 +1,1 @@
-"""Pictures: masks on images, the summary of a run."""
+"""Pictures: masks over images, scores, a run on one page. Needs neither DeepSpeed nor a display."""

@@ -1,136 +1,138 @@
-"""One picture of a run: loss curve, images with their masks, scores of the frozen encoder against its untrained self."""
+"""`ijepa-ds summary`: a run on one page: its loss, its masks, its scores."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from ijepa_ds import config
-from ijepa_ds.data.index import ImageFolder
-from ijepa_ds.data.transforms import load_eval_images
-from ijepa_ds.masks import build_sampler
-from ijepa_ds.visualize.masks import draw_batch
+from ijepa_ds.visualize.bars import Scores, draw_bars
+from ijepa_ds.visualize.events import read_picture, read_scalars
+from ijepa_ds.visualize.style import INK, MUTED, TRAINED, plain_axes, save
 
-Scores = dict[str, tuple[float, float]]  # name -> (untrained, trained), percent
+logger = logging.getLogger(__name__)
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `ijepa-ds summary`."""
-    parser.add_argument("--run", type=Path, required=True, help="run directory")
-    parser.add_argument("--eval", type=Path, help="folder with the result.json of `ijepa-ds eval --baseline untrained`")
-    parser.add_argument("--out", type=Path, required=True, help="the PNG to write")
-
-
-def run(args: argparse.Namespace) -> int:
-    """`ijepa-ds summary`."""
-    cfg = config.load(args.run / "config.yaml", [])
-    curves = read_scalars(args.run)
-    if "loss" not in curves:
-        raise ValueError(f"{args.run}: no loss in its TensorBoard files; has the run logged a step?")
-    images = ImageFolder.scan(cfg.data.source, cfg.data.max_pixels)
-    chosen = np.linspace(0, len(images) - 1, min(6, len(images))).astype(int)
-    pixels = load_eval_images([images.paths[int(i)] for i in chosen], cfg.data.crop_size, 1)
-    sampler = build_sampler(cfg.masks, cfg.grid, cfg.run.seed, cfg.optimization.batch_size)
-    masks = sampler.sample(0, 0, len(chosen), torch.device("cpu"))
-    scores = scores_of(json.loads((args.eval / "result.json").read_text(encoding="utf-8"))) if args.eval else {}
-    step = int(curves["loss"][0][-1])
-    write_summary(
-        args.out,
-        losses=curves["loss"],
-        pictures=draw_batch(torch.from_numpy(pixels), masks, cfg.model.patch_size),
-        scores=scores,
-        title=f"I-JEPA pretraining: {args.run.name}",
-        subtitle=f"{step:,} steps of {cfg.optimization.batch_size} images, {len(images):,} images in all",
-    )
-    print(f"summary: {args.out}")
-    return 0
-
-
-def scores_of(result: dict[str, Any]) -> Scores:
-    """(untrained, trained) of every task in a result.json that has a baseline."""
-    trained, baseline = result["scores"], result.get("baseline", {})
-    return {name: (baseline[name], trained[name]) for name in trained if name in baseline}
-
-
-def read_scalars(run_dir: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Every scalar in a run's TensorBoard files: tag -> (steps, values), steps ascending.
-
-    Where a resumed attempt wrote a step again, its value counts.
-    """
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    points: dict[str, dict[int, float]] = {}
-    for file in sorted(run_dir.glob("events.out.tfevents.*"), key=lambda p: p.stat().st_mtime):
-        events = EventAccumulator(str(file))
-        events.Reload()
-        for tag in events.Tags()["scalars"]:
-            points.setdefault(tag, {}).update({e.step: e.value for e in events.Scalars(tag)})
-    return {
-        tag: (np.array(sorted(values)), np.array([values[s] for s in sorted(values)])) for tag, values in points.items()
-    }
+_WIDTH = 12.0  # inches
+_LOG_FROM = 20.0  # a loss that spans more than this factor is drawn on a logarithmic axis
+_SMOOTH_FROM = 60  # points: longer curves also get a running mean
+_MASKS = "Masks: image, context seen, targets predicted"
 
 
 def write_summary(
-    path: Path,
+    path: str | Path,
     *,
     losses: tuple[np.ndarray, np.ndarray],
-    pictures: np.ndarray,
+    pictures: np.ndarray | None,
     scores: Scores,
     title: str,
-    subtitle: str,
+    subtitle: str = "",
+    chance: float | None = None,
 ) -> None:
-    """Draw the picture.
+    """Write one PNG.
 
     Args:
-        path: PNG to write.
-        losses: (steps, values).
-        pictures: uint8 `[H, W, 3]` from `draw_batch`.
-        scores: percent; an empty one leaves the panel out.
-        title: headline.
-        subtitle: second line.
+        path: of the PNG.
+        losses: steps [n] and values [n]; n may be 0.
+        pictures: uint8 [H, W, 3], such as `draw_batch` makes; None: left out.
+        scores: name -> (untrained or None, trained) in percent; empty: left out.
+        title: in large letters.
+        subtitle: in small ones below.
+        chance: percent right by chance, for the scores.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 7.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(2, 2, width_ratios=[1, 1.25])
-    _draw_loss(figure.add_subplot(grid[0, 0] if scores else grid[:, 0]), losses)
+    below = 0.0
+    if pictures is not None:
+        below = min(9.0, _WIDTH * 0.94 * pictures.shape[0] / pictures.shape[1]) + 0.6
+    height = 1.0 + 3.5 + below
+    figure = Figure(figsize=(_WIDTH, height))
+    figure.text(0.03, 1 - 0.42 / height, title, fontsize=17, color=INK, fontweight="bold", va="center")
+    figure.text(0.03, 1 - 0.76 / height, subtitle, fontsize=10, color=MUTED, va="center")
+    top, bottom = 1 - 1.45 / height, (below + 0.5) / height
+    columns = figure.add_gridspec(1, 2 if scores else 1, left=0.06, right=0.97, top=top, bottom=bottom, wspace=0.16)
+    _draw_loss(figure.add_subplot(columns[0]), *losses)
     if scores:
-        _draw_scores(figure.add_subplot(grid[1, 0]), scores)
-    panel = figure.add_subplot(grid[:, 1])
-    panel.imshow(pictures)
-    panel.set_title("image | what the context encoder sees | target blocks", fontsize=11)
-    panel.axis("off")
-    figure.suptitle(f"{title}\n{subtitle}", fontsize=13)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+        draw_bars(figure.add_subplot(columns[1]), scores, "Frozen-encoder scores", chance)
+    if pictures is not None:
+        axes = figure.add_axes((0.03, 0.3 / height, 0.94, (below - 0.6) / height))
+        axes.imshow(pictures, interpolation="antialiased", aspect="equal")
+        axes.set_anchor("NW")
+        axes.axis("off")
+        figure.text(0.03, (below - 0.1) / height, _MASKS, fontsize=11, color=INK, fontweight="bold", va="center")
+    save(figure, Path(path))
 
 
-def _draw_loss(axes: Any, losses: tuple[np.ndarray, np.ndarray]) -> None:
-    steps, values = losses
-    axes.plot(steps, values, color="#9db4c0", linewidth=1, label="loss")
-    if len(values) >= 20:
-        window = max(2, len(values) // 20)
-        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-        axes.plot(steps[window - 1 :], smooth, color="#1d3557", linewidth=2, label="running mean")
-        axes.legend(frameon=False)
-    axes.set(xlabel="step", ylabel="smooth L1", title="prediction loss", yscale="log")
-    axes.grid(alpha=0.3)
+def _draw_loss(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
+    plain_axes(axes, "Pretraining loss")
+    axes.set_xlabel("step", fontsize=9, color=MUTED)
+    steps, values = np.asarray(steps), np.asarray(values, dtype=np.float64)
+    if not len(values):
+        axes.text(0.5, 0.5, "no points logged", color=MUTED, ha="center", transform=axes.transAxes)
+        return
+    smooth = len(values) >= _SMOOTH_FROM
+    axes.plot(steps, values, color=TRAINED, linewidth=1 if smooth else 1.8, alpha=0.3 if smooth else 1.0)
+    if smooth:
+        axes.plot(steps, running_mean(values, len(values) // 20), color=TRAINED, linewidth=1.8)
+    if values.min() > 0 and values.max() / values.min() > _LOG_FROM:
+        axes.set_yscale("log")
+    axes.margins(x=0.02, y=0.08)
+    last = float(values[-1])
+    axes.set_title(f"last {last:.4g}", loc="right", fontsize=9, color=MUTED, pad=10)
 
 
-def _draw_scores(axes: Any, scores: Scores) -> None:
-    place, names = np.arange(len(scores)), list(scores)
-    for offset, which, colour in ((-0.2, 0, "#ced4da"), (0.2, 1, "#2a9d8f")):
-        bars = axes.bar(place + offset, [scores[n][which] for n in names], 0.38, color=colour)
-        axes.bar_label(bars, fmt="%.1f", padding=2)
-    axes.set_xticks(place, names)
-    axes.set(ylabel="top-1 accuracy (%)", title="frozen target encoder")
-    axes.legend(["untrained", "trained"], frameon=False)
-    axes.margins(y=0.18)
-    axes.spines[["top", "right"]].set_visible(False)
+def running_mean(values: np.ndarray, half: int) -> np.ndarray:
+    """Centred mean over `half` values on either side, fewer on both near an end; [n] -> [n]."""
+    total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    place = np.arange(len(values))
+    reach = np.minimum(half, np.minimum(place, place[::-1]))  # one-sided windows bend a slope
+    return (total[place + reach + 1] - total[place - reach]) / (2 * reach + 1)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `ijepa-ds summary`."""
+    parser.add_argument("--run", required=True, type=Path, help="run directory: its events are read")
+    parser.add_argument("--eval", type=Path, help="folder that `ijepa-ds eval --out` wrote; default: no scores")
+    parser.add_argument("--out", required=True, type=Path, help="the PNG")
+    parser.add_argument("--title", help="default: the run directory's name")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the summary of a run; 0."""
+    scalars = read_scalars(args.run)
+    if "loss" not in scalars:
+        raise ValueError(f"{args.run}: its events have no 'loss'; give the directory of a training run (run.dir)")
+    picture = read_picture(args.run, "images/masks")
+    result = _read_result(args.eval) if args.eval else None
+    steps = scalars["loss"][0]
+    facts = [f"{steps[-1]} steps"]
+    if result:
+        checkpoint, data = result["checkpoint"], result["data"]
+        facts.append(f"{checkpoint['which']} encoder of step {checkpoint['step']}")
+        facts.append(f"{data['num_train']} training and {data['num_test']} test images, {data['num_classes']} classes")
+    write_summary(
+        args.out,
+        losses=scalars["loss"],
+        pictures=picture[1] if picture else None,
+        scores=_scores(result) if result else {},
+        title=args.title or Path(args.run).resolve().name,
+        subtitle="  ·  ".join(facts),
+        chance=result["chance"] if result else None,
+    )
+    logger.info("written: %s", args.out)
+    return 0
+
+
+def _read_result(folder: Path) -> dict[str, Any]:
+    file = folder / "result.json"
+    if not file.is_file():
+        raise ValueError(f"--eval: no result.json in {folder}; make it with `ijepa-ds eval all ... --out {folder}`")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _scores(result: dict[str, Any]) -> Scores:
+    before = result["baseline"]["scores"] if result["baseline"] else {}
+    return {name: (before.get(name), score) for name, score in result["scores"].items()}

@@ -142,4 +142,6 @@ def test_broken_checkpoints_are_never_a_silent_restart(place: Path) -> None:
     os.truncate(shard, 100)
     message = refused(start(place, "optimization.steps=2"))
     assert shard.name in message and "refusing to start from scratch" in message
-    assert "step_00000009" in refused(start(place, "run.resume=out/checkpoints/step_00000009"))
+    assert "step_00000009" in refused(
+        start(place, "optimization.steps=2", "run.resume=out/checkpoints/step_00000009")
+    )

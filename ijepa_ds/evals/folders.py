@@ -1,0 +1,134 @@
+"""Labelled images for an evaluation: a training and a test folder whose classes agree, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ijepa_ds.data.index import ImageFolder
+from ijepa_ds.data.transforms import load_eval_images
+
+_SHOWN = 5  # class names in a message
+MAX_PIXELS = 100_000_000  # as data.max_pixels
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images with a class each.
+
+    Attributes:
+        paths: n files.
+        labels: int64 [n], index into the pair's classes.
+    """
+
+    paths: Sequence[str]
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What a classifier learns from, and what it is scored on.
+
+    Attributes:
+        train: of every class at least one image.
+        test: of these classes only.
+        classes: names, sorted.
+        notes: what a reader of the scores should know about the folders.
+    """
+
+    train: Labelled
+    test: Labelled
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def chance(self) -> float:
+        """Percent right when always naming the most frequent training class."""
+        frequent = self.train.labels.bincount(minlength=len(self.classes)).argmax()
+        return 100 * float((self.test.labels == frequent).double().mean())
+
+
+def read_pair(train_source: str, test_source: str, max_pixels: int = MAX_PIXELS) -> Pair:
+    """Scan a training and a test folder, one folder a class in each; classes are matched by name.
+
+    Raises:
+        ValueError: a folder without classes or with images outside them, a single class, or test classes that
+            the training folder lacks.
+    """
+    train, test = _scan("--train", train_source, max_pixels), _scan("--test", test_source, max_pixels)
+    if len(train.classes) < 2:
+        raise ValueError(
+            f"--train: {train_source!r} has the single class {train.classes[0]!r}, at least two are needed; "
+            "give the folder that holds the class folders"
+        )
+    number = {name: label for label, name in enumerate(train.classes)}
+    unknown = [name for name in test.classes if name not in number]
+    if unknown:
+        raise ValueError(
+            f"--test: {test_source!r} has classes that --train {train_source!r} lacks: {_names(unknown)}; "
+            f"the training classes are {_names(train.classes)}"
+        )
+    renumber = np.array([number[name] for name in test.classes], dtype=np.int64)
+    return Pair(
+        train=Labelled(train.paths, torch.from_numpy(train.labels.astype(np.int64))),
+        test=Labelled(test.paths, torch.from_numpy(renumber[test.labels])),
+        classes=train.classes,
+        notes=tuple(_notes(train, test)),
+    )
+
+
+def _scan(option: str, source: str, max_pixels: int) -> ImageFolder:
+    try:
+        folder = ImageFolder.scan(source, max_pixels)
+    except ValueError as error:  # it calls the folder by the training run's key
+        raise ValueError(str(error).replace("data.source", option, 1)) from error
+    outside = int((folder.labels < 0).sum())
+    if outside:
+        what = "has no class folders" if not folder.classes else f"has {outside} images outside its class folders"
+        raise ValueError(f"{option}: {source!r} {what}; expected one folder a class, such as dog/1.jpg and cat/1.jpg")
+    return folder
+
+
+def _notes(train: ImageFolder, test: ImageFolder) -> Iterator[str]:
+    missing = [name for name in train.classes if name not in test.classes]
+    if missing:
+        yield f"classes without a test image: {_names(missing)}"
+    single = [train.classes[label] for label in np.flatnonzero(np.bincount(train.labels) == 1)]
+    if single:
+        yield f"classes with one training image only: {_names(single)}"
+    for option, folder in (("--train", train), ("--test", test)):
+        if folder.bad:
+            yield f"{option}: {len(folder.bad)} unreadable images left out"
+    if train.paths[0] == test.paths[0]:
+        yield "--train and --test are the same folder: the scores say nothing about new images"
+
+
+def _names(classes: Sequence[str]) -> str:
+    shown = ", ".join(classes[:_SHOWN])
+    return shown + (f" and {len(classes) - _SHOWN} more" if len(classes) > _SHOWN else "")
+
+
+def batches(paths: Sequence[str], size: int, batch_size: int, threads: int) -> Iterator[np.ndarray]:
+    """Read images for evaluation in order, the next batch while the caller works on this one.
+
+    Yields:
+        uint8 [B, size, size, 3] with B = batch_size, fewer in the last.
+
+    Raises:
+        ValueError: naming an image that cannot be read.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="eval") as pool:
+
+        def read(start: int) -> np.ndarray:
+            return load_eval_images(paths[start : start + batch_size], size, threads)
+
+        ahead = pool.submit(read, 0)
+        for start in range(batch_size, len(paths), batch_size):
+            batch, ahead = ahead.result(), pool.submit(read, start)
+            yield batch
+        yield ahead.result()

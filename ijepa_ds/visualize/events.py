@@ -1,0 +1,53 @@
+"""What a run wrote for TensorBoard, read back: scalars and pictures."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+_ALL = 0  # of size_guidance: keep everything
+
+
+def _events(run_dir: str | Path, sizes: dict[str, int]) -> EventAccumulator:
+    if not any(Path(run_dir).glob("*tfevents*")):
+        raise ValueError(f"{run_dir}: no TensorBoard events here; give the run's directory (run.dir)")
+    return EventAccumulator(str(run_dir), size_guidance=sizes).Reload()
+
+
+def read_scalars(run_dir: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Every scalar of a run, resumed or not; points that a resume has superseded are left out.
+
+    Returns:
+        tag -> (steps int64 [n], values float64 [n]).
+
+    Raises:
+        ValueError: the directory has no event file.
+    """
+    events = _events(run_dir, {"scalars": _ALL, "images": 1, "tensors": 1})
+    found = {}
+    for tag in events.Tags()["scalars"]:
+        points = events.Scalars(tag)
+        steps = np.array([point.step for point in points], dtype=np.int64)
+        found[tag] = (steps, np.array([point.value for point in points], dtype=np.float64))
+    return found
+
+
+def read_picture(run_dir: str | Path, tag: str) -> tuple[int, np.ndarray] | None:
+    """The last picture of a tag.
+
+    Returns:
+        (step, uint8 [H, W, 3]), or None where there is none of this tag.
+
+    Raises:
+        ValueError: the directory has no event file.
+    """
+    events = _events(run_dir, {"scalars": 1, "images": 1, "tensors": 1})
+    if tag not in events.Tags()["images"]:
+        return None
+    last = events.Images(tag)[-1]
+    with Image.open(io.BytesIO(last.encoded_image_string)) as image:
+        return last.step, np.asarray(image.convert("RGB"))

@@ -1,0 +1,30 @@
+# shellcheck shell=bash
+# The environment every launch script runs in; to be sourced by bash. Sets no shell option and starts no Python.
+#   VENV             the virtual environment (default: .venv in the checkout)
+#   OMP_NUM_THREADS  threads of a rank (default without a GPU: 1; more threads than cores is 5 to 10 times slower)
+
+IJEPA_DS_REPO=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+
+if [ -z "${VENV:-}" ]; then
+    VENV=$IJEPA_DS_REPO/.venv
+    case $VENV in
+        *[[:space:]]*)  # PyTorch cannot link an operator when its own path has a blank in it
+            VENV=${XDG_CACHE_HOME:-$HOME/.cache}/ijepa_ds/venv-$(cksum <<<"$IJEPA_DS_REPO" | cut -d ' ' -f 1) ;;
+    esac
+fi
+case $VENV in /*) ;; *) VENV=$PWD/$VENV ;; esac
+VENV=${VENV%/}
+export VENV
+
+# Ours alone: operators compiled for another PyTorch do not load, and a build elsewhere can hold its lock.
+export TORCH_EXTENSIONS_DIR=$VENV/torch_extensions
+case $PATH in "$VENV/bin:"*) ;; *) export PATH=$VENV/bin:$PATH ;; esac  # the build needs ninja, the launcher python
+
+# Is there an NVIDIA GPU this process may use? (Empty CUDA_VISIBLE_DEVICES: none. WSL has no device files.)
+ijepa_ds_has_gpu() {
+    [ "${CUDA_VISIBLE_DEVICES-all}" != "" ] || return 1
+    compgen -G '/dev/nvidia[0-9]*' >/dev/null && return 0
+    command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU'
+}
+
+ijepa_ds_has_gpu || export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

@@ -1,0 +1,142 @@
+#!/usr/bin/env bash
+# Make the virtual environment: `bash launch/install.sh`, or `... install.sh test` with the tools of launch/test.sh.
+# A second call finds nothing to do. What was interrupted is thrown away and made again.
+#   VENV    where (default: .venv in the checkout)
+#   PYTHON  the Python to make it from (default: the first of python3, python3.14 ... python3.10 that is new enough)
+#   DALI    cuda13 (default), or cuda12 for drivers older than 580, which also need a PyTorch for CUDA 12
+# pip's own settings (environment, pip.conf) hold: indexes, caches, proxies, certificates.
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
+
+needed_gb=10  # 7 stay; 3 are wheels on their way
+notes=$VENV/.ijepa_ds  # beside the packages: `recipe` (what the venv was made as), `busy` (pip is at work), `ready-*`
+problems=()
+
+find_python() {  # sets `python`; not the one inside VENV, which may be about to go
+    local PATH=${PATH#"$VENV/bin:"} candidate
+    local -a candidates=(python3 python3.14 python3.13 python3.12 python3.11 python3.10)
+    [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+    for candidate in "${candidates[@]}"; do
+        python=$(command -v -- "$candidate") || continue
+        "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && return
+    done
+    python=""
+    problems+=("Python 3.10 or newer: tried ${candidates[*]}
+    Debian/Ubuntu: apt-get install python3 python3-venv python3-dev; without root: conda, uv or pyenv make one,
+    then PYTHON=/path/to/python3 bash launch/install.sh")
+}
+
+check_python() {
+    "$python" -c 'import venv, ensurepip' 2>/dev/null || problems+=("the venv module of $python
+    Debian/Ubuntu: apt-get install python3-venv; or set PYTHON to a Python that has it (conda, uv, pyenv)")
+    ijepa_ds_has_gpu || "$python" -c '
+import pathlib, sys, sysconfig
+sys.exit(not pathlib.Path(sysconfig.get_paths()["include"], "Python.h").is_file())' || problems+=("Python.h of $python
+    Debian/Ubuntu: apt-get install python3-dev; or set PYTHON to a Python that has it (conda, uv, pyenv)")
+}
+
+check_compiler() {  # only ranks without a GPU need it, and the offloaded optimiser
+    ijepa_ds_has_gpu && return
+    local program='#include <omp.h>
+int main() { return omp_get_max_threads() < 1; }'
+    "${CXX:-c++}" -std=c++20 -fopenmp -x c++ - -o /dev/null <<<"$program" 2>/dev/null && return
+    problems+=("a C++20 compiler with OpenMP (tried ${CXX:-c++}): GCC 10 or newer
+    Debian/Ubuntu: apt-get install g++; without root: conda's cxx-compiler; or set CXX to one")
+}
+
+check_place() {
+    local folder=$VENV free
+    while [ ! -d "$folder" ]; do folder=$(dirname -- "$folder"); done
+    [ -w "$folder" ] || problems+=("a folder that can be written: $folder cannot
+    set VENV to a path on a disk of yours")
+    free=$(($(df -Pk -- "$folder" | awk 'NR == 2 { print $4 }') / 1000000))
+    is_usable || [ "$free" -ge "$needed_gb" ] || problems+=("$needed_gb GB of disk: $free are free in $folder
+    make room, or set VENV to a path on another disk")
+    case $VENV in *[[:space:]:\'\"\$]*) problems+=("a path without blanks, quotes, colons or dollar signs: VENV is $VENV
+    PyTorch cannot compile operators there; set VENV to another") ;; esac
+    if [ -e "$VENV" ] && [ ! -d "$notes" ] && [ -n "$(ls -A -- "$VENV")" ]; then
+        problems+=("a place of its own: $VENV exists and was not made by this script
+    set VENV to another path, or install into it yourself: pip install -e '.[dali]'")
+    fi
+}
+
+check_machine() {
+    case ${DALI:-cuda13} in cuda12 | cuda13) ;; *) problems+=("a known DALI: '$DALI'; cuda12 or cuda13") ;; esac
+    command -v flock >/dev/null || problems+=("flock
+    Debian/Ubuntu: apt-get install util-linux")
+    find_python
+    [ -z "$python" ] || check_python
+    check_compiler
+    check_place
+    [ ${#problems[@]} -gt 0 ] || return 0
+    printf 'ijepa_ds cannot be installed; missing:\n' >&2
+    printf '  - %s\n' "${problems[@]}" >&2
+    exit 1
+}
+
+# What an environment must have been made as to be kept and mended, rather than made again.
+recipe() { printf '%s\n' "$VENV" "DALI ${DALI:-cuda13}"; }
+
+is_usable() {
+    [ ! -e "$notes/busy" ] && [ -x "$VENV/bin/python" ] && [ "$(cat "$notes/recipe" 2>/dev/null)" = "$(recipe)" ] &&
+        { [ -z "${PYTHON:-}" ] || [ "$(cat "$notes/python")" = "$(command -v -- "$PYTHON")" ]; }
+}
+
+stamp() {  # of everything that decides what is installed
+    local base=$IJEPA_DS_REPO
+    { recipe; grep '^version' "$VENV/pyvenv.cfg"; echo "$base"
+      cat "$base/setup.py" "$base/pyproject.toml" "$base/launch/install.sh"; } | sha256sum
+}
+
+is_ready() { is_usable && [ "$(cat "$notes/ready-$1" 2>/dev/null)" = "$(stamp)" ]; }
+
+make_venv() {
+    [ ! -e "$VENV" ] || { echo "$VENV is unfinished or made otherwise: making it again"; rm -rf -- "$VENV"; }
+    mkdir -p "$notes"
+    touch "$notes/busy"
+    "$python" -m venv "$VENV"
+    recipe >"$notes/recipe"
+    echo "$python" >"$notes/python"
+}
+
+install_packages() {  # $1: extras
+    mkdir -p "$VENV/tmp"  # pip unpacks 3 GB: /tmp may be small
+    touch "$notes/busy"
+    (
+        export TMPDIR=$VENV/tmp PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1
+        cd -- "$IJEPA_DS_REPO" &&
+            "$VENV/bin/python" -m pip install 'pip>=23' &&  # older ones cannot install an editable pyproject
+            "$VENV/bin/python" -m pip install -e ".[$1]"
+    ) || { echo "install.sh: pip failed; its reason stands above. Run this again when it is mended." >&2; exit 1; }
+    rm -rf -- "$VENV/tmp" "$notes/busy"
+}
+
+build_operator() {  # ahead, because ranks that compile together, or are interrupted, wait without a word
+    if ijepa_ds_has_gpu; then return; fi
+    echo "compiling DeepSpeed's CPU communication operator (1 to 3 minutes)"
+    rm -f -- "$TORCH_EXTENSIONS_DIR"/*/lock  # of a build that died; nobody else builds here while we hold ours
+    DS_ACCELERATOR=cpu "$VENV/bin/python" -c '
+from deepspeed.accelerator import get_accelerator
+get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)'
+}
+
+main() {
+    local kind=${1:-base} extras=dali
+    case $kind in base | test) ;; *) echo "install.sh: '$kind'? Nothing, or test" >&2; exit 2 ;; esac
+    if is_ready "$kind"; then echo "$VENV is ready"; return; fi
+    check_machine
+    mkdir -p -- "$(dirname -- "$VENV")"
+    exec 9>"$VENV.lock"
+    flock -n 9 || { echo "waiting for another install into $VENV"; flock 9; }
+    if is_ready "$kind"; then echo "$VENV is ready"; return; fi
+    is_usable || make_venv
+    [ "${DALI:-cuda13}" = cuda13 ] || extras=dali-cuda12
+    [ "$kind" = base ] || extras=$extras,test
+    install_packages "$extras"
+    build_operator
+    stamp >"$notes/ready-base"
+    [ "$kind" = base ] || stamp >"$notes/ready-$kind"
+    echo "$VENV is ready, in $SECONDS s"
+}
+
+main "$@"

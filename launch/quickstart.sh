@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# From a fresh checkout to a trained, scored and pictured model: `bash launch/quickstart.sh`. Safe to run again: what is
+# finished is kept, an interrupted training continues. Ctrl-C or SIGTERM ends everything that was started.
+#   QUICKSTART_DIR  where (default: runs/quickstart in the checkout)
+#   VENV, PYTHON, DALI  see launch/install.sh
+set -euo pipefail
+launch=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+threads=${OMP_NUM_THREADS:-2}  # of a process that is alone, as the ranks are not
+source "$launch/env.sh"
+work=${QUICKSTART_DIR:-$IJEPA_DS_REPO/runs/quickstart}
+case $work in /*) ;; *) work=$PWD/$work ;; esac
+run=$work/run
+group=""  # process group of the phase at work
+
+group_lives() {  # a zombie does not count: not every container's first process reaps them
+    { cat /proc/[0-9]*/stat 2>/dev/null || true; } | sed 's/.*) //' |
+        awk -v group="$group" '$3 == group && $1 != "Z" { found = 1 } END { exit !found }'
+}
+
+end_group() {  # the deepspeed runner dies of SIGTERM and leaves the ranks: so the whole group gets it
+    local tenths
+    if ! group_lives; then return; fi
+    kill -TERM -- "-$group" 2>/dev/null || true
+    for ((tenths = 0; tenths < 400; tenths++)); do
+        group_lives || return 0
+        sleep 0.1
+    done
+    kill -KILL -- "-$group" 2>/dev/null || true
+}
+
+stop() {  # $1: exit code of the signal
+    trap '' INT TERM HUP
+    echo "quickstart.sh: stopping" >&2
+    [ -z "$group" ] || end_group
+    exit "$1"
+}
+trap 'stop 130' INT
+trap 'stop 143' TERM
+trap 'stop 129' HUP
+
+phase() {  # title, command...: run it in a process group of its own and say how long it took
+    local title=$1 started=$SECONDS status=0
+    shift
+    printf '\n== %s\n' "$title"
+    set -m
+    "$@" </dev/null &
+    group=$!
+    set +m
+    wait "$group" || status=$?
+    end_group
+    group=""
+    if [ "$status" -ne 0 ]; then
+        echo "quickstart.sh: '$title' failed with exit code $status; the reason stands above" >&2
+        exit "$status"
+    fi
+    echo "== $title: done in $((SECONDS - started)) s"
+}
+
+scenes() {  # split, number of images, seed
+    local out=$work/scenes/$1
+    if [ -f "$out/scenes.json" ]; then printf '\n== %s is there\n' "$out"; return; fi
+    rm -rf -- "$work/scenes/.$1.partial"*  # of an interrupted call
+    phase "rendering $2 scenes" ijepa-ds data scenes --out "$out" --num "$2" --size 64 --seed "$3" --split "$1"
+}
+
+train() {
+    local gpus=0 ranks=2 port
+    local -a number=()
+    if ijepa_ds_has_gpu; then gpus=$(python -c 'import torch; print(torch.cuda.device_count())'); fi
+    if [ "$gpus" -gt 0 ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+        ranks=$gpus  # the launcher takes what is named there, unless it is given a number
+    else
+        if [ "$gpus" -gt 0 ]; then  # a power of two, so that it divides the batch
+            for ranks in 8 4 2 1; do [ "$ranks" -gt "$gpus" ] || break; done
+        fi
+        number=(--num_gpus "$ranks")
+    fi
+    port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+    # --hostfile '': never the one of a cluster in /job; this is for one machine.
+    phase "training with $ranks ranks on $([ "$gpus" -gt 0 ] && echo GPUs || echo "the CPU")" \
+        deepspeed --hostfile '' --master_port "$port" ${number[@]+"${number[@]}"} --module ijepa_ds.train \
+        --config "$IJEPA_DS_REPO/configs/quickstart.yaml" --deepspeed_config "$IJEPA_DS_REPO/ds_configs/zero3.json" \
+        "data.source=$work/scenes/train" "run.dir=$run"
+    # The launcher returns 0 when its child died of a signal: only the trainer's own marker tells.
+    [ -f "$run/completed.json" ] || { echo "quickstart.sh: training ended without $run/completed.json" >&2; exit 1; }
+}
+
+phase "installing into $VENV" bash "$launch/install.sh"
+mkdir -p -- "$work"
+scenes train 6000 0
+scenes test 1000 1
+if [ -f "$run/completed.json" ]; then
+    printf '\n== %s is complete: not trained again (remove it to start over)\n' "$run"
+else
+    train
+fi
+phase "scoring the frozen encoder, and an untrained one" env OMP_NUM_THREADS="$threads" \
+    ijepa-ds eval all --checkpoint "$run" --train "$work/scenes/train" --test "$work/scenes/test" --baseline untrained --out "$work/eval"
+phase "drawing the summary" ijepa-ds summary --run "$run" --eval "$work/eval" --out "$work/summary.png"
+
+cat <<TXT
+
+Finished in $SECONDS s. Look at
+  $work/summary.png       loss, masks and scores in one picture
+  $work/eval/result.json  the scores
+  $run                    configuration, checkpoints, TensorBoard events
+Next:
+  source "$launch/env.sh"    puts ijepa-ds, deepspeed and tensorboard on the PATH
+  tensorboard --logdir "$work"
+  configs/*.yaml             the published runs; each begins with its command and what to expect
+  README.md, docs/           everything else
+TXT
