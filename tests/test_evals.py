@@ -302,7 +302,7 @@ def test_settings_that_cannot_be(tmp_path: Path, change: dict, message: str) -> 
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    """A run with a checkpoint whose EMA encoder has another start than the run's seed."""
+    """A run with a checkpoint whose EMA encoder is blind: it tells all images the same vector."""
     text = f"""
 run: {{dir: {tmp_path / "run"}, seed: 3}}
 data: {{source: {tmp_path}, crop_size: 16}}
@@ -317,6 +317,7 @@ optimization: {{batch_size: 8, steps: 20, warmup_steps: 2}}
     config.save_resolved(cfg, tmp_path / "run" / "config.yaml")
     encoder = Encoder(size_of(cfg.model), 4, 4)
     initialise(encoder, seed=77, prefix="encoder.")
+    torch.nn.init.zeros_(encoder.patch_embed.proj.weight)
     values = {f"ema/encoder.{name}": value.detach().flatten() for name, value in encoder.named_parameters()}
     save_file(values, folder / "shard.safetensors", metadata={"starts": json.dumps(dict.fromkeys(values, 0))})
     size = (folder / "shard.safetensors").stat().st_size
@@ -335,7 +336,8 @@ def test_command(run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
         assert cli.main([*args, "--k", "5", "20"]) == 0
     result = json.loads((out / "result.json").read_text())
     assert list(result["scores"]) == list(result["baseline"]["scores"]) == ["5-NN", "20-NN", "linear"]
-    assert all(0 <= score <= 100 for score in result["scores"].values())
+    assert all(score == pytest.approx(100 * 6 / 11) for score in result["scores"].values())  # all "ant"
+    assert result["baseline"]["scores"]["5-NN"] == 100
     assert result["chance"] == pytest.approx(100 * 6 / 11)
     assert result["checkpoint"]["step"] == 20 and result["checkpoint"]["which"] == "target"
     assert result["data"] | {"num_train": 24, "num_test": 11, "num_classes": 2} == result["data"]

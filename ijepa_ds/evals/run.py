@@ -188,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
         device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         precision=args.precision,
     )
-    pair = read_pair(args.train, args.test)
+    pair = read_pair(args.train, args.test, cfg.data.max_pixels)
     set_image_size(encoder, settings.size)
     measured = evaluate_pair(encoder, pair, settings, args.which)
     result: dict[str, Any] = {
