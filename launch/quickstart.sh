@@ -78,7 +78,7 @@ train() {
     port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
     # --hostfile '': never the one of a cluster in /job; this is for one machine.
     phase "training with $ranks ranks on $([ "$gpus" -gt 0 ] && echo GPUs || echo "the CPU")" \
-        deepspeed --hostfile '' --master_port "$port" ${number[@]+"${number[@]}"} --module ijepa_ds.train \
+        deepspeed --log_level warning --hostfile '' --master_port "$port" ${number[@]+"${number[@]}"} --module ijepa_ds.train \
         --config "$IJEPA_DS_REPO/configs/quickstart.yaml" --deepspeed_config "$IJEPA_DS_REPO/ds_configs/zero3.json" \
         "data.source=$work/scenes/train" "run.dir=$run"
     # The launcher returns 0 when its child died of a signal: only the trainer's own marker tells.

@@ -157,9 +157,7 @@ def test_bars_of_one_encoder(tmp_path: Path) -> None:
 def test_summary(tmp_path: Path, image: np.ndarray, count: int) -> None:
     masks = draw_masks(image, CONTEXT, TARGETS, 8)
     losses = (np.arange(count), np.geomspace(1.0, 0.001, count) if count else np.array([]))
-    write_summary(
-        tmp_path / "s.png", losses=losses, pictures=masks, scores={"20-NN": (30.0, 50.0)}, title="t", subtitle="s"
-    )
+    write_summary(tmp_path / "s.png", losses=losses, pictures=masks, scores={"20-NN": (30.0, 50.0)}, title="t", subtitle="s")
     with Image.open(tmp_path / "s.png") as picture:
         picture.load()
         assert picture.width == 1800 and 700 < picture.height < 2500

@@ -58,7 +58,7 @@ class Settings:
     k: Sequence[int] = knn.NEIGHBOURS
     temperature: float = 0.07
     c: float = 1.0
-    max_iterations: int = 1000
+    max_iterations: int = 2000
     batch_size: int = 256
     threads: int = 2
     device: str = "cpu"
@@ -93,8 +93,7 @@ def evaluate_pair(encoder: nn.Module, pair: Pair, settings: Settings, label: str
         label: what the progress bar calls the encoder.
 
     Returns:
-        `scores` {"20-NN": percent, ..., "linear": percent}; `details` of the tasks; `notes`; `seconds` by
-        part.
+        `scores` {"20-NN": percent, ..., "linear": percent}; `details` of tasks; `notes`; `seconds` by part.
 
     Raises:
         ValueError: settings out of range, or features that are not finite.
@@ -140,7 +139,7 @@ def evaluate_pair(encoder: nn.Module, pair: Pair, settings: Settings, label: str
 def _features(encoder: nn.Module, images: Labelled, settings: Settings, label: str) -> torch.Tensor:
     read = batches(images.paths, settings.size, settings.batch_size, settings.threads)
     total = -(-len(images.paths) // settings.batch_size)
-    bar = tqdm(read, desc=label, total=total, unit="batch", mininterval=1, leave=False)
+    bar = tqdm(read, desc=label, total=total, unit="batch", disable=None, leave=False)
     return extract(encoder, bar, settings.mean, settings.std, settings.device, PRECISIONS[settings.precision])
 
 
@@ -162,7 +161,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--k", type=int, nargs="+", default=list(knn.NEIGHBOURS), help="numbers of neighbours")
     parser.add_argument("--temperature", type=float, default=0.07, help="of the k-NN vote")
     parser.add_argument("--C", dest="c", type=float, default=1.0, help="inverse L2 strength of the linear classifier")
-    parser.add_argument("--max-iterations", type=int, default=1000, help="of its solver")
+    parser.add_argument("--max-iterations", type=int, default=2000, help="of its solver")
     parser.add_argument("--batch-size", type=int, default=256, help="images a forward pass")
     parser.add_argument("--threads", type=int, default=2, help="that decode images")
     parser.add_argument("--device", help="such as cpu or cuda:0; default: cuda where there is one")

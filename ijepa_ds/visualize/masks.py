@@ -34,9 +34,7 @@ def draw_masks(image: np.ndarray, context: ArrayLike, targets: ArrayLike, patch:
     image, contexts, blocks = np.asarray(image), np.asarray(context), np.asarray(targets)
     side = image.shape[0]
     if image.dtype != np.uint8 or image.shape != (side, side, 3) or side % patch:
-        raise ValueError(
-            f"image: expected uint8 [S, S, 3], S a multiple of {patch}, got {image.dtype} {list(image.shape)}"
-        )
+        raise ValueError(f"image: expected uint8 [S, S, 3], S a multiple of {patch}, got {image.dtype} {list(image.shape)}")
     grid = side // patch
     for name, numbers in (("context", contexts), ("targets", blocks)):
         if numbers.size and (numbers.min() < 0 or numbers.max() >= grid * grid):

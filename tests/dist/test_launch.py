@@ -50,9 +50,15 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(place: Path, *overrides: str, ranks: int = 0, stage: int = 2) -> subprocess.CompletedProcess[str]:
-    """`ranks` = 0: python -m; else the deepspeed launcher."""
-    arguments = ["--config", "run.yaml", "--deepspeed_config", str(REPOSITORY / "ds_configs" / f"zero{stage}.json")]
+def start(
+    place: Path, *overrides: str, ranks: int = 0, stage: int = 2, monitor: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """`ranks` = 0: python -m; else the deepspeed launcher. `monitor`: with DeepSpeed's own TensorBoard block."""
+    spread = json.loads((REPOSITORY / "ds_configs" / f"zero{stage}.json").read_text())
+    if monitor:
+        spread["tensorboard"] = {"enabled": True, "output_path": "monitor", "job_name": "deepspeed"}
+    (place / "spread.json").write_text(json.dumps(spread))
+    arguments = ["--config", "run.yaml", "--deepspeed_config", "spread.json"]
     launcher = [DEEPSPEED, "--num_gpus", str(ranks), "--module"] if ranks else [sys.executable, "-m"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     return subprocess.run(
@@ -100,7 +106,8 @@ def test_one_process_equals_two(place: Path) -> None:
     """The same samples, crops and masks whatever the number of ranks: the first loss is the same number."""
     arguments = ("model.precision=float32", "optimization.steps=3")
     assert start(place, "run.dir=one", *arguments).returncode == 0
-    assert start(place, "run.dir=two", *arguments, ranks=2, stage=1).returncode == 0
+    assert start(place, "run.dir=two", *arguments, ranks=2, stage=1, monitor=True).returncode == 0
+    assert list((place / "monitor" / "deepspeed").glob("events.*"))  # DeepSpeed's own monitor works beside ours
     one, two = losses(place / "one"), losses(place / "two")
     assert one.keys() == two.keys() == {1, 2, 3}
     np.testing.assert_allclose([one[s] for s in one], [two[s] for s in one], rtol=1e-5)
