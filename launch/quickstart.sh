@@ -78,9 +78,9 @@ train() {
     port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
     # --hostfile '': never the one of a cluster in /job; this is for one machine.
     phase "training with $ranks ranks on $([ "$gpus" -gt 0 ] && echo GPUs || echo "the CPU")" \
-        deepspeed --log_level warning --hostfile '' --master_port "$port" ${number[@]+"${number[@]}"} --module ijepa_ds.train \
-        --config "$IJEPA_DS_REPO/configs/quickstart.yaml" --deepspeed_config "$IJEPA_DS_REPO/ds_configs/zero3.json" \
-        "data.source=$work/scenes/train" "run.dir=$run"
+        deepspeed --log_level warning --hostfile '' --master_port "$port" ${number[@]+"${number[@]}"} \
+        --module ijepa_ds.train --config "$IJEPA_DS_REPO/configs/quickstart.yaml" \
+        --deepspeed_config "$IJEPA_DS_REPO/ds_configs/zero3.json" "data.source=$work/scenes/train" "run.dir=$run"
     # The launcher returns 0 when its child died of a signal: only the trainer's own marker tells.
     [ -f "$run/completed.json" ] || { echo "quickstart.sh: training ended without $run/completed.json" >&2; exit 1; }
 }
@@ -95,7 +95,8 @@ else
     train
 fi
 phase "scoring the frozen encoder, and an untrained one" env OMP_NUM_THREADS="$threads" \
-    ijepa-ds eval all --checkpoint "$run" --train "$work/scenes/train" --test "$work/scenes/test" --baseline untrained --out "$work/eval"
+    ijepa-ds eval all --checkpoint "$run" --train "$work/scenes/train" --test "$work/scenes/test" \
+    --baseline untrained --out "$work/eval"
 phase "drawing the summary" ijepa-ds summary --run "$run" --eval "$work/eval" --out "$work/summary.png"
 
 cat <<TXT

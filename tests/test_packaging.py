@@ -75,7 +75,10 @@ def test_ranges_admit_what_is_installed_and_keep_to_one_minor_of_deepspeed(metad
 
 
 def test_the_two_builds_of_dali_never_come_together(metadata: Message) -> None:
-    builds = {extra: {n for n in requirements(metadata, extra) if n.startswith("nvidia-dali")} for extra in metadata.get_all("Provides-Extra", [])}
+    builds = {
+        extra: {n for n in requirements(metadata, extra) if n.startswith("nvidia-dali")}
+        for extra in metadata.get_all("Provides-Extra", [])
+    }
     assert builds["dali"] == {"nvidia-dali-cuda130"}
     assert builds["dali-cuda12"] == {"nvidia-dali-cuda120"}
     assert builds["test"] == set()

@@ -99,7 +99,7 @@ def test_outputs_loss_and_gradients(oracle: tuple[dict, dict[str, Tensor]]) -> N
     assert_close(ordered(output.prediction), tensors["step0/predictions"], 1e-5, "predictions")
     repeated = output.target[:, None].expand(-1, c, -1, -1, -1)
     assert_close(ordered(repeated), tensors["step0/targets"], 1e-5, "targets")
-    assert float(output.loss) == pytest.approx(figures["steps"][0]["loss"], rel=1e-5)
+    assert float(output.loss.detach()) == pytest.approx(figures["steps"][0]["loss"], rel=1e-5)
     output.loss.backward()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
