@@ -53,10 +53,10 @@ def test_reads_what_is_written_and_defaults(write) -> None:
 
 def test_paths_become_absolute(write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("HOME", "/nowhere/someone")
     cfg = load(write(GOOD), ["data.source=~/photos", "run.resume=runs/y/step10"])
     assert cfg.run.dir == str(tmp_path / "runs/x")
-    assert cfg.data.source == "/home/someone/photos"
+    assert cfg.data.source == "/nowhere/someone/photos"
     assert cfg.run.resume == str(tmp_path / "runs/y/step10")
     assert load(write(GOOD)).run.resume == "auto"
 

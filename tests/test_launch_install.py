@@ -198,10 +198,10 @@ def test_blanks_in_the_path_of_the_environment(machine: Machine) -> None:
     refused = machine.install(VENV=str(machine.repository / "venv"))
     assert refused.returncode == 1
     assert "a path without blanks" in refused.stderr
-    environment = {"PATH": os.environ["PATH"], "HOME": "/home/someone", "XDG_CACHE_HOME": ""}
+    environment = {"PATH": os.environ["PATH"], "HOME": "/nowhere/someone", "XDG_CACHE_HOME": ""}
     script = f'source "{machine.repository}/launch/env.sh"; echo "$VENV"'
     chosen = subprocess.run(["bash", "-euc", script], env=environment, capture_output=True, text=True, check=True)
-    assert chosen.stdout.startswith("/home/someone/.cache/ijepa_ds/venv-")
+    assert chosen.stdout.startswith("/nowhere/someone/.cache/ijepa_ds/venv-")
     assert " " not in chosen.stdout
 
 
