@@ -16,7 +16,9 @@ import deepspeed
 import torch
 from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import set_z3_leaf_modules
 from timm.layers import Attention
+from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from ijepa_ds import ijepa
@@ -109,6 +111,9 @@ class Engine:
         self.stage = ds_config["zero_optimization"]["stage"] if "zero_optimization" in ds_config else 0
         with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=self.stage == 3):
             model = ijepa.build(cfg)
+        if self.stage == 3:
+            # One gather a block instead of one a layer: small gathers are what makes untuned ZeRO-3 slow.
+            set_z3_leaf_modules(model, [Block])
         if device.type == "cpu":
             _tune_for_cpu(model, self.compute_dtype)
         groups = parameter_groups(model)
