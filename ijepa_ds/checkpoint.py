@@ -14,15 +14,25 @@ import json
 import logging
 import os
 import shutil
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from deepspeed import comm as dist
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from ijepa_ds.checkpoint_reader import CheckpointError, CheckpointReader, checksum, folder_name, list_steps
-from ijepa_ds.engine import Engine, barrier, gather_objects
+from ijepa_ds.checkpoint_reader import (
+    CheckpointError,
+    CheckpointReader,
+    checksum,
+    folder_name,
+    list_steps,
+    write_last_step,
+)
+from ijepa_ds.engine import Engine, gather_objects
 from ijepa_ds.zero_layout import Piece
 
 logger = logging.getLogger(__name__)
@@ -45,10 +55,7 @@ def save(engine: Engine, run_dir: Path, step: int, facts: dict[str, Any], keep_l
     final = parent / folder_name(step)
     aside = parent / f".{folder_name(step)}.partial"
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    if rank == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    barrier()
+    _on_rank_zero(lambda: _make_empty(aside), step)
     path = aside / f"shard_{rank:05d}_of_{world_size:05d}.safetensors"
     problem, entry = None, None
     try:
@@ -56,39 +63,70 @@ def save(engine: Engine, run_dir: Path, step: int, facts: dict[str, Any], keep_l
         save_file(tensors, path, metadata={"starts": json.dumps(starts)})
         _fsync(path)
         entry = {"file": path.name, "bytes": path.stat().st_size, "sha256": checksum(path)}
-    except OSError as error:
-        problem = f"rank {rank} could not write {path}: {error.strerror or error}"
+    except (OSError, SafetensorError) as error:
+        problem = f"rank {rank} on {socket.gethostname()} could not write {path}: {error}"
     results = gather_objects((problem, entry))
     problems = [text for text, _ in results if text]
     if problems:
         if rank == 0:
             shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(f"checkpoint of step {step} not saved; older ones are untouched: " + "; ".join(problems))
-    if rank == 0:
-        manifest = {
-            "format": 1,
-            "step": step,
-            "world_size": world_size,
-            "zero_stage": engine.stage,
-            "adam_step": _adam_step(engine),
-            **facts,
-            "files": [entry for _, entry in results],
-        }
-        _write_synced(aside / "manifest.json", json.dumps(manifest, indent=1))
-        _fsync(aside)
-        if final.exists():
-            shutil.rmtree(final)
-        aside.rename(final)
-        _fsync(parent)
-        for old in list_steps(run_dir)[: -max(keep_last, 1)]:
-            shutil.rmtree(parent / folder_name(old), ignore_errors=True)
-    barrier()
+    manifest = {
+        "format": 1,
+        "step": step,
+        "world_size": world_size,
+        "zero_stage": engine.stage,
+        "adam_step": _adam_step(engine),
+        **facts,
+        "files": [entry for _, entry in results],
+    }
+    _on_rank_zero(lambda: _finish(run_dir, aside, final, manifest, keep_last), step)
     return final
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _finish(run_dir: Path, aside: Path, final: Path, manifest: dict[str, Any], keep_last: int) -> None:
+    """Make a written checkpoint the current one; then, and only then, let older ones go."""
+    step, parent = manifest["step"], final.parent
+    _write_synced(aside / "manifest.json", json.dumps(manifest, indent=1))
+    _fsync(aside)
+    replaced = parent / f".{final.name}.replaced"
+    if final.exists():  # saved again after a fallback to an older one: keep it until the new one stands
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
+    aside.rename(final)
+    _fsync(parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+    write_last_step(run_dir, step)
+    older = [other for other in list_steps(run_dir) if other < step]
+    for old in older[: max(0, len(older) - (keep_last - 1))]:
+        shutil.rmtree(parent / folder_name(old), ignore_errors=True)
+
+
+def _on_rank_zero(action: Callable[[], None], step: int) -> None:
+    """Run `action` on rank 0 and wait; when it fails there, every rank raises the same error."""
+    problem = None
+    if dist.get_rank() == 0:
+        try:
+            action()
+        except OSError as error:
+            problem = f"rank 0 on {socket.gethostname()}: {error}"
+    problem = gather_objects(problem)[0]
+    if problem:
+        raise CheckpointError(f"checkpoint of step {step} not saved; older ones are untouched: {problem}")
 
 
 def load(engine: Engine, reader: CheckpointReader) -> None:
     """Bring the engine to a checkpoint's state: master weights, Adam, EMA, and the weights that follow from them."""
     layout, adam_step = engine.layout, reader.manifest["adam_step"]
+    for name, parameter in layout.named.items():
+        wanted, found = getattr(parameter, "ds_numel", parameter.numel()), reader.numel(f"master/{name}")
+        if wanted != found:
+            raise CheckpointError(f"{reader.folder}: {name} has {found} elements, this model's has {wanted}")
     with torch.no_grad():
         moments = [{k: torch.zeros_like(layout.master(s)) for k in _MOMENTS} for s in range(layout.num_slots)]
         for piece in layout.pieces:

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
+_LAST = "last_checkpoint.json"
 
 
 class CheckpointError(RuntimeError):
@@ -44,6 +45,24 @@ def list_steps(run_dir: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
+def write_last_step(run_dir: Path, step: int) -> None:
+    """Note which checkpoint is the newest, so that its disappearance is noticed."""
+    aside = run_dir / f".{_LAST}.partial"
+    aside.write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+    aside.replace(run_dir / _LAST)
+
+
+def read_last_step(run_dir: Path) -> int | None:
+    """The step of the checkpoint saved last in a run; None when there never was one."""
+    path = run_dir / _LAST
+    if not path.is_file():
+        return None
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); remove it if the checkpoints beside it are whole") from error
+
+
 def checksum(path: Path) -> str:
     """SHA-256 of a file."""
     digest = hashlib.sha256()
@@ -56,11 +75,12 @@ def checksum(path: Path) -> str:
 class CheckpointReader:
     """A validated checkpoint folder, opened for reading."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, verify: bool = True) -> None:
         """Validate and open.
 
         Args:
             folder: `RUN/checkpoints/step_...`.
+            verify: read everything once to compare checksums; without it only names and sizes are compared.
 
         Raises:
             CheckpointError: something is missing, of another size or checksum, or not a checkpoint.
@@ -68,7 +88,7 @@ class CheckpointReader:
         self.folder = folder
         self.manifest = _read_manifest(folder)
         for entry in self.manifest["files"]:
-            _check_file(folder, entry)
+            _check_file(folder, entry, verify)
         self._where: dict[str, list[tuple[int, int, Any]]] = {}  # key -> (start, end, open file)
         for entry in self.manifest["files"]:
             self._index(folder / entry["file"])
@@ -82,6 +102,8 @@ class CheckpointReader:
 
     def numel(self, key: str) -> int:
         """Elements of a whole parameter, e.g. `ema/encoder.norm.weight`."""
+        if key not in self._where:
+            raise CheckpointError(f"{self.folder} has no {key}: it was saved from another model")
         return max(end for _, end, _ in self._where[key])
 
     def names(self, kind: str) -> list[str]:
@@ -116,15 +138,19 @@ def newest(run_dir: Path) -> CheckpointReader | None:
         CheckpointError: there are checkpoints and none is good.
     """
     steps, reasons = list_steps(run_dir), []
+    last = read_last_step(run_dir)
+    if last is not None and last not in steps:
+        reasons.append(f"{run_dir / 'checkpoints' / folder_name(last)}: missing, though it was saved last")
+        logger.error("MISSING CHECKPOINT, trying an older one: %s", reasons[0])
     for step in reversed(steps):
         try:
             return CheckpointReader(run_dir / "checkpoints" / folder_name(step))
         except CheckpointError as error:
             reasons.append(str(error))
             logger.error("BROKEN CHECKPOINT, trying an older one: %s", error)
-    if steps:
+    if reasons:
         raise CheckpointError(
-            f"none of the {len(steps)} checkpoints in {run_dir / 'checkpoints'} is whole; refusing to start from "
+            f"no checkpoint in {run_dir / 'checkpoints'} is whole; refusing to start from "
             "scratch over them. " + "; ".join(reasons) + ". Restore one, or start anew in another run.dir"
         )
     return None
@@ -148,11 +174,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_file(folder: Path, entry: dict[str, Any]) -> None:
+def _check_file(folder: Path, entry: dict[str, Any], verify: bool) -> None:
     path = folder / Path(entry["file"]).name  # the name alone: a manifest must not lead outside its folder
     if not path.is_file():
         raise CheckpointError(f"{path}: missing")
     if path.stat().st_size != entry["bytes"]:
         raise CheckpointError(f"{path}: has {path.stat().st_size} bytes, {entry['bytes']} were written: truncated?")
-    if checksum(path) != entry["sha256"]:
+    if verify and checksum(path) != entry["sha256"]:
         raise CheckpointError(f"{path}: checksum differs from the one at saving: damaged on disk")

@@ -7,8 +7,10 @@ devices, never what it computes, and only in ways under which the float32 EMA ta
 
 # Memory, communication and diagnostics: passed on as written.
 ALLOWED = {
+    "comet",
     "comms_logger",
     "communication_data_type",
+    "csv_monitor",
     "disable_python_gc",
     "dump_state",
     "flops_profiler",
@@ -17,8 +19,10 @@ ALLOWED = {
     "memory_breakdown",
     "prescale_gradients",
     "steps_per_print",
+    "tensorboard",
     "timers",
     "wall_clock_breakdown",
+    "wandb",
     "zero_optimization",
 }
 
@@ -42,7 +46,6 @@ OWNED = {
 
 _REMOVED = "DeepSpeed has removed it"
 _PARALLEL = "the EMA target is sharded over data-parallel ranks only"
-_WRITERS = "scalars are written by this package, to run.dir"
 _OTHER = "it has no meaning for this model"
 _CHECKPOINTS = "checkpoints are written by this package (run.checkpoint_every, run.keep_last)"
 
@@ -51,10 +54,8 @@ REFUSED = {
     "aio": "NVMe swaps whole parameter groups at every read of the EMA",
     "autotuning": "it starts training runs of its own",
     "checkpoint": _CHECKPOINTS,
-    "comet": _WRITERS,
     "compile": "compiled ZeRO replaces the hooks that keep the EMA target in step",
     "compression_training": _REMOVED,
-    "csv_monitor": _WRITERS,
     "curriculum_learning": _REMOVED,
     "data_efficiency": "the order of the images is a function of the seed and the step",
     "data_parallel_size": _PARALLEL,
@@ -76,10 +77,8 @@ REFUSED = {
     "sparse_attention": _REMOVED,
     "sparse_gradients": _REMOVED,
     "tensor_parallel": _PARALLEL,
-    "tensorboard": _WRITERS,
     "use_data_before_expert_parallelism": _PARALLEL,
     "vocabulary_size": _OTHER,
-    "wandb": _WRITERS,
     "weight_quantization": "it would change what is computed",
     "zero_allow_untested_optimizer": "the optimizer is AdamW, which is tested",
     "zero_force_ds_cpu_optimizer": "set by this package when the optimizer is offloaded",

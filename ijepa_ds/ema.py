@@ -70,6 +70,7 @@ class ShardedEMA:
             publish_partitions(
                 [(self.targets[p.name], layout._partition(self.average[p.slot], p)) for p in layout.pieces]
             )
+            layout.order_gathers_after_writes()
         elif layout.kind == "flat":
             for slot, index in enumerate(layout._keys):
                 group = layout.optimizer.real_dp_process_group[index]

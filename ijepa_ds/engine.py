@@ -41,13 +41,19 @@ def world_from_environment() -> tuple[int, int, int]:
     given = [name for name in names if name in os.environ]
     if len(given) == len(names):
         rank, local_rank, world_size = (int(os.environ[name]) for name in names)
+        if world_size > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+            raise ValueError(
+                f"WORLD_SIZE is {world_size} but MASTER_ADDR and MASTER_PORT are not both set: the ranks cannot find "
+                "each other. Export the first host's name and a free port of it on every rank"
+            )
         return rank, local_rank, world_size
     if given:
         raise ValueError(f"{', '.join(given)} set but not {', '.join(sorted({*names} - {*given}))}: a broken launcher?")
     if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         raise ValueError(
             "SLURM started several tasks but RANK, LOCAL_RANK and WORLD_SIZE are not set: start one task a node with "
-            "the deepspeed launcher, or export them from SLURM_PROCID, SLURM_LOCALID and SLURM_NTASKS"
+            "the deepspeed launcher, or export them from SLURM_PROCID, SLURM_LOCALID and SLURM_NTASKS, with MASTER_ADDR and "
+            "MASTER_PORT"
         )
     return 0, 0, 1
 

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 
 import torch
 
 from ijepa_ds import checkpoint, config, run_dir
-from ijepa_ds.checkpoint_reader import CheckpointReader
+from ijepa_ds.checkpoint_reader import CheckpointError, CheckpointReader
 from ijepa_ds.config import BatchPlan, Config
 from ijepa_ds.data.index import ImageFolder
 from ijepa_ds.data.loader import ImageBatches
 from ijepa_ds.data.transforms import normalize
-from ijepa_ds.engine import Engine, barrier, gather_objects, initialise_distributed, shut_down_distributed
+from ijepa_ds.engine import Engine, barrier, gather_objects, initialise_distributed
 from ijepa_ds.masks import build_sampler
 from ijepa_ds.reporter import Reporter
 from ijepa_ds.schedules import Schedule
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,44 +37,57 @@ class State:
     schedule: Schedule
     start: int  # steps already done
     rank: int
+    facts: dict[str, Any]  # what every manifest says beside the step
+    lock: IO[str] | None  # held by rank 0
 
 
 def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int) -> State:
-    """Find the data and the checkpoint, join the other ranks, build the engine.
+    """Join the other ranks, find the data and the checkpoint, build the engine.
 
     Raises:
-        ValueError, OSError, CheckpointError: something the user has to mend.
+        ValueError, CheckpointError: something the user has to mend; the same on every rank.
     """
-    reader = run_dir.find_start(cfg)
-    folder = ImageFolder.scan(cfg.data.source, cfg.data.max_pixels)
-    steps_per_epoch = len(folder) // cfg.optimization.batch_size
-    if steps_per_epoch < 1:
-        raise ValueError(
-            f"data.source: {cfg.data.source} has {len(folder)} images, fewer than one global batch "
-            f"(optimization.batch_size: {cfg.optimization.batch_size})"
-        )
-    schedule = Schedule.of(cfg, steps_per_epoch)
     device = initialise_distributed()
+    lock = agree(lambda: run_dir.lock(Path(cfg.run.dir)) if rank == 0 else None)
+    folder, schedule = agree(lambda: _find_images(cfg))
     _check_same_data(folder)
+    # rank 0 decides, and reads every byte to compare checksums; the others open what it chose
+    chosen = gather_objects(agree(lambda: _chosen(cfg) if rank == 0 else None))[0]
+    reader = agree(lambda: CheckpointReader(chosen, verify=False)) if chosen else None
+    if reader:
+        agree(lambda: _check_continues(reader, folder))
     engine = Engine(cfg, ds_config, device)
     if reader:
-        _check_continues(reader, folder)
-        checkpoint.load(engine, reader)
+        agree(lambda: checkpoint.load(engine, reader))
     if rank == 0:
         run_dir.write_facts(cfg, ds_config, {"world_size": plan.world_size, "images": len(folder)})
         logger.info(_banner(cfg, plan, engine, folder, schedule, reader))
     barrier()
-    start = reader.manifest["step"] if reader else 0
-    return State(cfg=cfg, plan=plan, engine=engine, folder=folder, schedule=schedule, start=start, rank=rank)
+    return State(
+        cfg=cfg,
+        plan=plan,
+        engine=engine,
+        folder=folder,
+        schedule=schedule,
+        start=reader.manifest["step"] if reader else 0,
+        rank=rank,
+        facts=_facts(cfg, plan, folder) if rank == 0 else {},
+        lock=lock,
+    )
 
 
 def train(state: State) -> None:
     """Steps `state.start` ... to the end of the schedule."""
     cfg, plan, engine, schedule, rank = state.cfg, state.plan, state.engine, state.schedule, state.rank
     out = Path(cfg.run.dir)
-    sampler = build_sampler(
-        cfg.masks, cfg.data.crop_size // cfg.model.patch_size, cfg.run.seed, cfg.optimization.batch_size
-    )
+    if state.start >= schedule.total_steps:
+        if rank == 0:
+            logger.info("%s has all its %d steps already: nothing to do", out, schedule.total_steps)
+            run_dir.mark_completed(out, {"steps": schedule.total_steps})
+        return
+    if rank == 0:
+        (out / run_dir.COMPLETED).unlink(missing_ok=True)
+    sampler = build_sampler(cfg.masks, cfg.grid, cfg.run.seed, cfg.optimization.batch_size)
     reporter = Reporter(cfg, engine, schedule, state.start, rank)
     batches = _batches(state)
     mark = reporter.clock.mark
@@ -94,17 +109,50 @@ def train(state: State) -> None:
             if applied:
                 engine.ema.update(schedule.momentum(step))
             mark("ema")
-            reporter.after_step(step, output, masks, pixels)
+            reporter.after_step(step, output, masks, pixels, applied)
             done = step + 1
             if done % cfg.run.checkpoint_every == 0 or done == schedule.total_steps:
-                checkpoint.save(engine, out, done, _facts(state, done, batches.bad), cfg.run.keep_last)
+                reporter.before_checkpoint(done)
+                facts = state.facts | {"samples_seen": done * plan.batch_size, "bad_samples": batches.bad}
+                checkpoint.save(engine, out, done, facts, cfg.run.keep_last)
                 mark("checkpoint")
     finally:
         batches.close()
         reporter.close()
     if rank == 0:
         run_dir.mark_completed(out, {"steps": schedule.total_steps, "loss": reporter.last_loss})
-    shut_down_distributed()
+
+
+def agree(work: Callable[[], T]) -> T:
+    """Do something on every rank that may fail on any; when it fails on one, every rank raises the same error."""
+    result, problem = None, None
+    try:
+        result = work()
+    except (ValueError, OSError, CheckpointError) as error:
+        problem = str(error)
+    problems = gather_objects(problem)
+    first = next((text for text in problems if text), None)
+    if first:
+        where = [str(rank) for rank, text in enumerate(problems) if text]
+        some = len(where) < len(problems) and where != ["0"]
+        raise ValueError(f"{first}\n(on rank {', '.join(where)} only)" if some else first)
+    return result  # type: ignore[return-value]
+
+
+def _find_images(cfg: Config) -> tuple[ImageFolder, Schedule]:
+    folder = ImageFolder.scan(cfg.data.source, cfg.data.max_pixels)
+    steps_per_epoch = len(folder) // cfg.optimization.batch_size
+    if steps_per_epoch < 1:
+        raise ValueError(
+            f"data.source: {cfg.data.source} has {len(folder)} images, fewer than one global batch "
+            f"(optimization.batch_size: {cfg.optimization.batch_size})"
+        )
+    return folder, Schedule.of(cfg, steps_per_epoch)
+
+
+def _chosen(cfg: Config) -> Path | None:
+    reader = run_dir.find_start(cfg)
+    return reader.folder if reader else None
 
 
 def _batches(state: State) -> ImageBatches:
@@ -122,14 +170,11 @@ def _batches(state: State) -> ImageBatches:
     )
 
 
-def _facts(state: State, step: int, bad: list[tuple[str, str]]) -> dict[str, Any]:
-    cfg = state.cfg
+def _facts(cfg: Config, plan: BatchPlan, folder: ImageFolder) -> dict[str, Any]:
     return {
-        "samples_seen": step * cfg.optimization.batch_size,
-        "micro_batch": state.plan.micro_batch,
-        "images": len(state.folder),
-        "data_checksum": state.folder.checksum(),
-        "bad_samples": bad,
+        "micro_batch": plan.micro_batch,
+        "images": len(folder),
+        "data_checksum": folder.checksum(),
         "fingerprint": config.fingerprint(cfg),
         "config": config.to_text(cfg),
         "versions": run_dir.versions(),

@@ -88,7 +88,7 @@ def peak_memory_gib(device: torch.device) -> float:
 class Log:
     """TensorBoard on rank 0, nothing elsewhere."""
 
-    def __init__(self, run_dir: Path, rank: int, purge_step: int | None) -> None:
+    def __init__(self, run_dir: Path, rank: int, purge_step: int) -> None:
         """Open the event file.
 
         Args:
@@ -113,6 +113,11 @@ class Log:
         """A picture, uint8 `[H, W, 3]`."""
         if self._writer:
             self._writer.add_image(tag, picture, step, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Write what is pending."""
+        if self._writer:
+            self._writer.flush()
 
     def close(self) -> None:
         """Write what is pending."""

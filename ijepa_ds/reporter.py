@@ -22,7 +22,12 @@ from ijepa_ds.schedules import Schedule
 from ijepa_ds.visualize.masks import draw_batch
 
 logger = logging.getLogger(__name__)
+MOST_SKIPPED = 20  # optimizer steps in a row
 STALL = 0.05  # share of the time spent waiting for data above which the user is warned
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the text says why and what to change."""
 
 
 class Reporter:
@@ -33,10 +38,11 @@ class Reporter:
         self.cfg, self.engine, self.schedule, self.rank = cfg, engine, schedule, rank
         self.clock = Clock(engine.device)
         self.last_loss = math.nan
-        self._log = Log(Path(cfg.run.dir), rank, purge_step=start + 1 if start else None)
+        self._log = Log(Path(cfg.run.dir), rank, purge_step=start + 1)
         self._log.text("config", config.to_text(cfg))
         self._loss = torch.zeros((), device=engine.device)
         self._steps, self._since = 0, time.perf_counter()
+        self._skipped, self._in_a_row, self._warned, self._settled = 0, 0, False, False
         terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=schedule.total_steps,
@@ -53,9 +59,19 @@ class Reporter:
         """Count a micro-batch's share of the step's loss; stays on the device."""
         self._loss += loss.detach()
 
-    def after_step(self, step: int, output: Output, masks: Masks, pixels: Tensor) -> None:
-        """Write what is due after 0-based `step`; tensors are those of its last micro-batch."""
+    def after_step(self, step: int, output: Output, masks: Masks, pixels: Tensor, applied: bool) -> None:
+        """Write what is due after 0-based `step`; tensors are those of its last micro-batch.
+
+        Raises:
+            TrainingError: the loss is not finite, or the optimizer skipped many steps in a row.
+        """
         run, done = self.cfg.run, step + 1
+        self._skipped, self._in_a_row = self._skipped + (not applied), 0 if applied else self._in_a_row + 1
+        if self._in_a_row == MOST_SKIPPED:
+            raise TrainingError(
+                f"the gradients of {MOST_SKIPPED} steps in a row were not finite (up to step {done}): nothing is trained "
+                "any more. Lower optimization.lr, or set optimization.clip_grad"
+            )
         self._steps += 1
         if done % run.log_every == 0 or done == self.schedule.total_steps:
             self._write_scalars(step, masks)
@@ -85,21 +101,48 @@ class Reporter:
                 "speed/seconds_per_step": spent / self._steps,
                 "tokens/context": masks.context.shape[-1],
                 "tokens/target": masks.targets.shape[-1],
+                "optimizer/skipped_steps": self._skipped,
                 "memory/peak_gib": peak_memory_gib(self.engine.device),
             }
             | {f"time/{name}": seconds / total for name, seconds in parts.items()},
         )
         self._bar.set_postfix_str(f"loss {loss:.4f}, {images / spent:.0f} images/s", refresh=False)
         if not math.isfinite(loss):
-            raise ValueError(f"the loss is {loss} at step {step + 1}: lower optimization.lr, or set optimization.clip_grad")
+            raise TrainingError(f"the loss is {loss} at step {step + 1}: lower optimization.lr, or set optimization.clip_grad")
+        self._warn_of_stalls(parts.get("data_wait", 0.0) / total)
         self.last_loss = loss
         self._loss = torch.zeros_like(self._loss)
         self._steps, self._since = 0, now
+
+    def _warn_of_stalls(self, share: float) -> None:
+        if share > STALL and self.rank == 0 and not self._warned and self._settled:
+            logger.warning(
+                "%.0f %% of the time is spent waiting for images: raise data.threads (%d now) or data.prefetch (%d now)",
+                100 * share,
+                self.cfg.data.threads,
+                self.cfg.data.prefetch,
+            )
+            self._warned = True
+        self._settled = True  # the first point holds the start of the loader
+
+    def before_checkpoint(self, done: int) -> None:
+        """Refuse to save what is not finite; bring TensorBoard up to date with what is saved.
+
+        Raises:
+            TrainingError: the last gradient was not finite: the weights may not be either.
+        """
+        if not self._in_a_row and not math.isfinite(self.engine.gradient_norm()):
+            raise TrainingError(
+                f"the gradient norm of step {done} is {self.engine.gradient_norm()}: not saved, older checkpoints are kept"
+            )
+        self._log.flush()
 
     def _write_probes(self, done: int, output: Output) -> None:
         if self.rank != 0:
             return
         prediction, target = output.prediction, output.target
+        if not bool(torch.isfinite(target).all() & torch.isfinite(prediction).all()):
+            return  # the next point says so, and stops
         similarity = torch.nn.functional.cosine_similarity(
             prediction.float(), target[:, None].expand(prediction.shape), dim=-1
         )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ijepa_ds
 from ijepa_ds import config
-from ijepa_ds.checkpoint_reader import CheckpointReader, newest
+from ijepa_ds.checkpoint_reader import CheckpointReader, folder_name, list_steps, newest
 from ijepa_ds.config import Config
 
 COMPLETED = "completed.json"
@@ -32,17 +34,50 @@ def find_start(cfg: Config) -> CheckpointReader | None:
         _check_owner(cfg, owner)
     if cfg.run.resume not in ("auto", "never"):
         wanted = CheckpointReader(Path(cfg.run.resume))
-        saved = wanted.manifest.get("fingerprint")
-        if saved != config.fingerprint(cfg):
+        newer = [step for step in list_steps(run_dir) if run_dir / "checkpoints" / folder_name(step) != wanted.folder]
+        if newer and max(newer) > wanted.manifest["step"]:
             raise ValueError(
-                f"run.resume: {cfg.run.resume} was saved from another configuration (fingerprint {saved}, this one is "
-                f"{config.fingerprint(cfg)}): use the config.yaml of its run"
+                f"run.resume names {cfg.run.resume}, but {run_dir} has a newer checkpoint (step {max(newer)}): set "
+                "run.resume=auto to continue that, or another run.dir to branch off"
             )
-        return wanted
+        return _same_task(cfg, wanted)
     reader = newest(run_dir)
+    if reader:
+        _same_task(cfg, reader)
     if reader and cfg.run.resume == "never":
         raise ValueError(f"run.resume is never, but {run_dir} has checkpoints: choose another run.dir or run.resume=auto")
     return reader
+
+
+def _same_task(cfg: Config, reader: CheckpointReader) -> CheckpointReader:
+    saved = reader.manifest.get("fingerprint")
+    if saved != config.fingerprint(cfg):
+        raise ValueError(
+            f"{reader.folder} was saved from another configuration (fingerprint {saved}, this one is "
+            f"{config.fingerprint(cfg)}): use the config.yaml of its run"
+        )
+    return reader
+
+
+def lock(run_dir: Path) -> IO[str]:
+    """Keep other runs out of the directory for as long as the returned file is open; a dead owner does not hold it.
+
+    Raises:
+        ValueError: another live process trains there.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    handle = (run_dir / ".lock").open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        handle.seek(0)
+        owner = handle.read().strip() or "unknown"
+        handle.close()
+        raise ValueError(f"{run_dir} is in use by another run (process {owner}): wait for it, or end it") from error
+    handle.truncate(0)
+    handle.write(f"{os.getpid()} on {platform.node()}")
+    handle.flush()
+    return handle
 
 
 def _check_owner(cfg: Config, owner: Path) -> None:
@@ -86,6 +121,8 @@ def _revision() -> str | None:
 
 def mark_completed(run_dir: Path, facts: dict[str, Any]) -> None:
     """Leave the marker that tells scripts that the run reached its end."""
+    if (run_dir / COMPLETED).is_file():
+        return
     aside = run_dir / f".{COMPLETED}.partial"
     aside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     aside.rename(run_dir / COMPLETED)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import socket
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,19 +69,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         state = loop.prepare(cfg, ds_config, plan, rank)
     except (ValueError, OSError, CheckpointError) as error:
-        if os.environ.get("IJEPA_DS_TRACEBACK"):
-            raise
-        return _refuse(error)
-    loop.train(state)
+        return _refuse(error, "cannot run this")
+    from ijepa_ds.engine import shut_down_distributed
+    from ijepa_ds.reporter import TrainingError
+
+    try:
+        loop.train(state)
+    except (ValueError, OSError, CheckpointError, TrainingError) as error:
+        traceback.print_exc()
+        return _refuse(error, "stopped")
+    shut_down_distributed()
     return 0
 
 
-def _refuse(error: Exception) -> int:
-    """One message by rank 0. The others wait for it, so that the launcher does not end rank 0 before it has spoken."""
-    if _is_rank_zero():
-        print(f"\nijepa_ds cannot run this:\n{error}\n(IJEPA_DS_TRACEBACK=1 shows where)\n", file=sys.stderr, flush=True)
-    else:
-        time.sleep(3)
+def _refuse(error: Exception, what: str) -> int:
+    """One message by rank 0. The others give it time to speak: then the launcher ends them, or they were alone."""
+    if os.environ.get("IJEPA_DS_TRACEBACK"):
+        raise error
+    where = "" if _is_rank_zero() else f" (rank {os.environ.get('RANK')} on {socket.gethostname()})"
+    if where:
+        time.sleep(5)
+    print(f"\nijepa_ds {what}{where}:\n{error}\n(IJEPA_DS_TRACEBACK=1 shows where)\n", file=sys.stderr, flush=True)
     return USER_ERROR
 
 

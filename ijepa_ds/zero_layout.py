@@ -21,6 +21,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed import comm as dist
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor
 
@@ -191,12 +192,19 @@ class ZeroLayout:
         """Make the model's weights follow master weights that were overwritten (start, resume)."""
         if self.kind == "partitioned":
             publish_partitions([(self.named[p.name], self._partition(self.master(p.slot), p)) for p in self.pieces])
+            self.order_gathers_after_writes()
         elif self.kind == "flat":
             for slot, index in enumerate(self._keys):
                 gather_flat(self._flats[index], self.master(slot), self.optimizer.real_dp_process_group[index])
         elif self.kind == "copied":
             for piece in self.pieces:
                 self.named[piece.name].data.view(-1).copy_(self.master(piece.slot))
+
+    def order_gathers_after_writes(self) -> None:
+        """Make ZeRO-3's gathers, which run on a stream of their own on a GPU, wait for what was just written."""
+        stream = getattr(self.optimizer.parameter_offload, "_DeepSpeedZeRoOffload__allgather_stream", None)
+        if stream is not None:
+            stream.wait_stream(get_accelerator().current_stream())
 
     def _partition(self, buffer: Tensor, piece: Piece) -> Tensor:
         """A stage-3 piece with its padding: the whole partition of the parameter."""

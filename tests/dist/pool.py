@@ -10,7 +10,8 @@ import traceback
 from typing import Any
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -50,7 +51,7 @@ class Pool:
         self._start()
 
     def _start(self) -> None:
-        context, port = mp.get_context("spawn"), _free_port()
+        context, port = mp.get_context("spawn"), free_port()
         self._pipes, self._processes = [], []
         for rank in range(self.world_size):
             ours, theirs = context.Pipe()

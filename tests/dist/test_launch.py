@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from ijepa_ds.checkpoint_reader import CheckpointReader, list_steps
+from ijepa_ds.run_dir import lock
 from ijepa_ds.weights import load_encoder
+from tests.dist.pool import free_port
 
 pytestmark = pytest.mark.dist
 REPOSITORY = Path(__file__).parents[2]
@@ -51,7 +53,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def start(
-    place: Path, *overrides: str, ranks: int = 0, stage: int = 2, monitor: bool = False
+    place: Path, *overrides: str, ranks: int = 0, stage: int = 2, monitor: bool = False, module: str = "ijepa_ds.train"
 ) -> subprocess.CompletedProcess[str]:
     """`ranks` = 0: python -m; else the deepspeed launcher. `monitor`: with DeepSpeed's own TensorBoard block."""
     spread = json.loads((REPOSITORY / "ds_configs" / f"zero{stage}.json").read_text())
@@ -59,10 +61,10 @@ def start(
         spread["tensorboard"] = {"enabled": True, "output_path": "monitor", "job_name": "deepspeed"}
     (place / "spread.json").write_text(json.dumps(spread))
     arguments = ["--config", "run.yaml", "--deepspeed_config", "spread.json"]
-    launcher = [DEEPSPEED, "--num_gpus", str(ranks), "--module"] if ranks else [sys.executable, "-m"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    launcher = [DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(free_port()), "--module"] if ranks else [sys.executable, "-m"]
+    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{place}", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     return subprocess.run(
-        [*launcher, "ijepa_ds.train", *arguments, *TINY, *overrides],
+        [*launcher, module, *arguments, *TINY, *overrides],
         cwd=place,
         env=environment,
         capture_output=True,
@@ -152,3 +154,43 @@ def test_broken_checkpoints_are_never_a_silent_restart(place: Path) -> None:
     assert "step_00000009" in refused(
         start(place, "optimization.steps=2", "run.resume=out/checkpoints/step_00000009")
     )
+
+
+def test_a_completed_run_is_left_alone(place: Path) -> None:
+    assert start(place, "optimization.steps=2").returncode == 0
+    marker = json.loads((place / "out" / "completed.json").read_text())
+    again = start(place, "optimization.steps=2")
+    assert again.returncode == 0 and "nothing to do" in again.stdout
+    assert json.loads((place / "out" / "completed.json").read_text()) == marker and marker["loss"] > 0
+
+
+def test_a_run_directory_in_use_is_refused(place: Path) -> None:
+    (place / "out").mkdir()
+    with lock(place / "out"):
+        assert f"in use by another run (process {os.getpid()}" in refused(start(place, "optimization.steps=2"))
+    assert start(place, "optimization.steps=2").returncode == 0  # a lock without an owner does not hold
+
+
+def test_checkpoints_that_vanished_are_noticed(place: Path) -> None:
+    assert start(place, "optimization.steps=2").returncode == 0
+    shutil.rmtree(place / "out" / "checkpoints")
+    assert "refusing to start from scratch" in refused(start(place, "optimization.steps=2"))
+
+
+def test_only_one_rank_sees_a_problem(place: Path) -> None:
+    """Every rank stops with the message of the one that failed, instead of waiting for it."""
+    (place / "run.py").write_text(
+        "import os, sys\n"
+        "from ijepa_ds import loop\n"
+        "from ijepa_ds.data.index import ImageFolder\n"
+        "scan = ImageFolder.scan\n"
+        "def broken(*a):\n"
+        "    if os.environ['RANK'] == '1':\n"
+        "        raise ValueError('data.source: not mounted here')\n"
+        "    return scan(*a)\n"
+        "ImageFolder.scan = broken\n"
+        "from ijepa_ds.train import main\n"
+        "sys.exit(main())\n"
+    )
+    message = refused(start(place, ranks=2, module="run"))
+    assert "not mounted here" in message and "on rank 1 only" in message
