@@ -71,7 +71,13 @@ def initialise_distributed() -> torch.device:
     accelerator = get_accelerator()
     if accelerator.device_name() == "cuda":
         accelerator.set_device(local_rank)
-    deepspeed.init_distributed(dist_init_required=True, verbose=False)
+    try:
+        deepspeed.init_distributed(dist_init_required=True, verbose=False)
+    except torch.distributed.DistNetworkError as error:
+        raise ValueError(
+            f"the ranks cannot meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: "
+            f"{str(error).splitlines()[0]} If another run uses that port, give this one another: deepspeed --master_port N"
+        ) from error
     return torch.device(accelerator.current_device_name())
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +54,13 @@ def place(tmp_path: Path) -> Path:
 
 
 def start(
-    place: Path, *overrides: str, ranks: int = 0, stage: int = 2, monitor: bool = False, module: str = "ijepa_ds.train"
+    place: Path,
+    *overrides: str,
+    ranks: int = 0,
+    stage: int = 2,
+    monitor: bool = False,
+    module: str = "ijepa_ds.train",
+    port: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """`ranks` = 0: python -m; else the deepspeed launcher. `monitor`: with DeepSpeed's own TensorBoard block."""
     spread = json.loads((REPOSITORY / "ds_configs" / f"zero{stage}.json").read_text())
@@ -61,7 +68,7 @@ def start(
         spread["tensorboard"] = {"enabled": True, "output_path": "monitor", "job_name": "deepspeed"}
     (place / "spread.json").write_text(json.dumps(spread))
     arguments = ["--config", "run.yaml", "--deepspeed_config", "spread.json"]
-    launcher = [DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(free_port()), "--module"] if ranks else [sys.executable, "-m"]
+    launcher = [DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(port or free_port()), "--module"] if ranks else [sys.executable, "-m"]
     environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{place}", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     return subprocess.run(
         [*launcher, module, *arguments, *TINY, *overrides],
@@ -194,3 +201,11 @@ def test_only_one_rank_sees_a_problem(place: Path) -> None:
     )
     message = refused(start(place, ranks=2, module="run"))
     assert "not mounted here" in message and "on rank 1 only" in message
+
+
+def test_a_port_in_use_is_said(place: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        message = refused(start(place, ranks=2, port=taken.getsockname()[1]))
+    assert "--master_port" in message
