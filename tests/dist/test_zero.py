@@ -133,3 +133,10 @@ def test_small_parameters_kept_gathered_do_not_go_stale(ranks: Ranks, tmp_path: 
     results = ranks(2).run("train_and_save", stage=3, folder=str(tmp_path), steps=50, extra=extra)
     for name, parameter in plain[0].target_encoder.named_parameters():
         assert relative(results[0]["target"][name], parameter.detach().numpy()) < 1e-4, name
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_activation_checkpointing_gives_the_same_steps(stage: int, ranks: Ranks, tmp_path: Path, plain: tuple) -> None:
+    results = ranks(2).run("train_and_save", stage=stage, folder=str(tmp_path), steps=20, checkpointing=True)
+    losses = np.mean([r["losses"] for r in results], axis=0)
+    np.testing.assert_allclose(losses, plain[1][:20], rtol=1e-4)
