@@ -66,6 +66,7 @@ def test_text_holds_every_key() -> None:
     for key in flatten(CONFIG):
         node = written
         for name in key.split("."):
+            assert name in node, key
             node = node[name]
 
 
