@@ -5,7 +5,6 @@ With `zero_layout.py`, `ema.py` and `checkpoint.py` the only importer of deepspe
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import socket
@@ -17,11 +16,10 @@ import torch
 from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import set_z3_leaf_modules
-from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
-from ijepa_ds import ijepa
+from ijepa_ds import cpu, ijepa
 from ijepa_ds.config import Config
 from ijepa_ds.ema import ShardedEMA
 from ijepa_ds.masks import Masks
@@ -127,7 +125,7 @@ class Engine:
             # One gather a block instead of one a layer: small gathers are what makes untuned ZeRO-3 slow.
             set_z3_leaf_modules(model, [Block])
         if device.type == "cpu":
-            _tune_for_cpu(model, self.compute_dtype)
+            cpu.tune(model, self.compute_dtype)
         groups = parameter_groups(model)
         o = cfg.optimization
         # fused: one kernel for all of a shard, on CUDA and on CPU
@@ -189,23 +187,6 @@ class Engine:
             f"EMA float32 ({self.layout.kind}); encoder {self.num_parameters['encoder']:,} parameters, "
             f"predictor {self.num_parameters['predictor']:,}"
         )
-
-
-def _tune_for_cpu(model: ijepa.IJEPA, dtype: torch.dtype) -> None:
-    """What makes steps fast on a CPU (measured: docs/LOG.md).
-
-    The fused attention kernel's bfloat16 backward is several times slower there than plain matrix products; and glibc
-    gives every large tensor back to the system and page-faults it in again, unless told not to.
-    """
-    if dtype == torch.bfloat16:
-        for module in model.modules():
-            if isinstance(module, Attention):
-                module.fused_attn = False  # type: ignore[misc]
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        libc.mallopt(m_mmap_threshold, 1 << 30)
-        libc.mallopt(m_trim_threshold, (1 << 31) - 1)
 
 
 def parameter_groups(model: ijepa.IJEPA) -> list[dict[str, Any]]:

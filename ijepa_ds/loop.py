@@ -11,7 +11,7 @@ from typing import IO, Any, TypeVar
 
 import torch
 
-from ijepa_ds import checkpoint, config, run_dir
+from ijepa_ds import checkpoint, config, cpu, run_dir
 from ijepa_ds.checkpoint_reader import CheckpointError, CheckpointReader
 from ijepa_ds.config import BatchPlan, Config
 from ijepa_ds.data.index import ImageFolder
@@ -62,6 +62,11 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int) 
     if rank == 0:
         run_dir.write_facts(cfg, ds_config, {"world_size": plan.world_size, "images": len(folder)})
         logger.info(_banner(cfg, plan, engine, folder, schedule, reader))
+        if engine.compute_dtype == torch.bfloat16 and device.type == "cpu" and not cpu.computes_bfloat16():
+            logger.warning(
+                "this CPU has no bfloat16 arithmetic and emulates it: steps take about 8 times as long as in float32. "
+                "Set model.precision=float32 (in a new run.dir)"
+            )
     barrier()
     return State(
         cfg=cfg,

@@ -24,7 +24,9 @@ IJEPA_DS = """#!/bin/bash
 echo "ijepa-ds $*" >>"$CALLS"
 [ "$1 $2" != "data scenes" ] || { mkdir -p "$4"; echo '{}' >"$4/scenes.json"; }
 """
-PYTHON = "#!/bin/bash\necho 29511\n"
+PYTHON = """#!/bin/bash
+case $* in *computes_bfloat16*) echo "$BFLOAT16" ;; *) echo 29511 ;; esac
+"""
 
 
 def take_all_signals() -> None:
@@ -59,6 +61,7 @@ class Checkout:
             "FAILS": "",
             "HANGS": "",
             "FORGETS": "",
+            "BFLOAT16": "True",
         }
         return subprocess.Popen(
             ["bash", str(self.repository / "launch" / "quickstart.sh")],
@@ -131,6 +134,13 @@ def test_from_nothing_to_a_picture_and_then_again(checkout: Checkout) -> None:
     assert code == 0, errors
     assert [line.split()[:2] for line in checkout.called()] == [["install"], ["ijepa-ds", "eval"], ["ijepa-ds", "summary"]]
     assert "not trained again" in output
+
+
+def test_a_cpu_that_emulates_bfloat16_trains_in_float32(checkout: Checkout) -> None:
+    code, _, errors = checkout.run(BFLOAT16="False")
+    assert code == 0, errors
+    training = next(line for line in checkout.called() if line.startswith("deepspeed"))
+    assert training.endswith(" model.precision=float32")
 
 
 def test_a_failure_gives_its_exit_code_and_the_next_call_trains(checkout: Checkout) -> None:

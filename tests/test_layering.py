@@ -13,7 +13,7 @@ PACKAGE = "ijepa_ds"
 # From the bottom up. A part imports from rows below its own, and from itself; a new module joins a part or gets a row.
 ROWS = (
     ("config",),
-    ("counter", "schedules"),
+    ("counter", "schedules", "cpu"),
     ("masks",),
     ("vit", "data", "metrics", "checkpoint_reader"),
     ("ijepa", "weights", "run_dir"),

@@ -1,0 +1,34 @@
+"""What training on a CPU needs that a GPU does not (measured: docs/LOG.md)."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+import torch
+from timm.layers import Attention
+from torch import nn
+
+
+def computes_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices itself; others emulate it, several times slower than float32."""
+    if platform.machine() in ("x86_64", "AMD64"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def tune(model: nn.Module, dtype: torch.dtype) -> None:
+    """Make steps of this process fast.
+
+    The fused attention kernel's bfloat16 backward is several times slower here than plain matrix products; and glibc
+    gives every large tensor back to the system and page-faults it in again, unless told not to.
+    """
+    if dtype == torch.bfloat16:
+        for module in model.modules():
+            if isinstance(module, Attention):
+                module.fused_attn = False  # type: ignore[misc]
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        libc.mallopt(m_mmap_threshold, 1 << 30)
+        libc.mallopt(m_trim_threshold, (1 << 31) - 1)
