@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -69,6 +70,8 @@ def initialise_distributed() -> torch.device:
     accelerator = get_accelerator()
     if accelerator.device_name() == "cuda":
         accelerator.set_device(local_rank)
+    # DeepSpeed 0.19 calls collectives by names that PyTorch 2.14 is giving up: nothing the user could mend.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
     try:
         deepspeed.init_distributed(dist_init_required=True, verbose=False)
     except torch.distributed.DistNetworkError as error:
