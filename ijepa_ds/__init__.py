@@ -1,3 +1,16 @@
 """ijepa_ds: a DeepSpeed scale-out toolkit for pretraining image joint-embedding predictive models (I-JEPA)."""
 
+from __future__ import annotations
+
+from typing import Any
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`load_encoder` is looked up when it is first asked for: importing the package imports nothing."""
+    if name == "load_encoder":
+        from ijepa_ds.weights import load_encoder
+
+        return load_encoder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,7 @@ and fingerprints. Beside them, `config_published` reads experiment files of the 
 
 from ijepa_ds.config_batch import BatchPlan, plan_batch
 from ijepa_ds.config_check import Problem, check, problems
-from ijepa_ds.config_load import load
+from ijepa_ds.config_load import from_text, load
 from ijepa_ds.config_save import difference, fingerprint, save_resolved, to_text
 from ijepa_ds.config_schema import (
     Config,
@@ -37,6 +37,7 @@ __all__ = [
     "difference",
     "fingerprint",
     "flatten",
+    "from_text",
     "load",
     "plan_batch",
     "problems",

@@ -39,6 +39,12 @@ def load(path: Path, overrides: Sequence[str] = (), world_size: int | None = Non
     return assemble(root, found, overrides, world_size)
 
 
+def from_text(text: str, label: str) -> Config:
+    """The same for a text that `config_save.to_text` made; `label` names it in messages."""
+    root, found = config_yaml.parse(text, label)
+    return assemble(root, found, [])
+
+
 def is_published(root: Item) -> bool:
     """Whether a tree is an experiment file of the published code: only they have `meta.model_name`."""
     meta = root.value.get("meta")

@@ -85,14 +85,23 @@ class PatchEmbed(nn.Module):
         return self.proj(images.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)
 
 
-def sincos_position_embedding(width: int, grid: int) -> Tensor:
+def sincos_position_embedding(width: int, grid: int, learnt_grid: int | None = None) -> Tensor:
     """Fixed 2-D sine-cosine embedding, float32 `[1, G*G, width]`.
 
     The first half of the channels encodes the column of the patch, the second its row (as in the published weights).
+
+    Args:
+        width: channels, a multiple of 4.
+        grid: G, patches along a side.
+        learnt_grid: patches along a side where the weights were trained, if that was another grid: the G patches then
+            share the extent of those, at the fractional positions of their centres, and the sines are evaluated there.
     """
     # numpy, because DeepSpeed's zero.Init casts every float tensor that torch makes under it to the model's type
     omega = 10000.0 ** (-np.arange(width // 4, dtype=np.float64) / (width / 4))
-    angles = np.arange(grid, dtype=np.float64)[:, None] * omega  # [G, width/4]
+    positions = np.arange(grid, dtype=np.float64)
+    if learnt_grid is not None and learnt_grid != grid:
+        positions = (positions + 0.5) * learnt_grid / grid - 0.5
+    angles = positions[:, None] * omega  # [G, width/4]
     line = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)  # [G, width/2]
     columns = np.broadcast_to(line[None, :, :], (grid, grid, width // 2))
     rows = np.broadcast_to(line[:, None, :], (grid, grid, width // 2))
@@ -121,13 +130,32 @@ def _run(blocks: nn.ModuleList, x: Tensor, checkpointing: bool) -> Tensor:
 class Encoder(nn.Module):
     """ViT without class token; with `context`, only the indexed patches go through the blocks."""
 
-    def __init__(self, size: Size, patch_size: int, grid: int, checkpointing: bool = False) -> None:
+    def __init__(
+        self, size: Size, patch_size: int, grid: int, checkpointing: bool = False, position_grid: int | None = None
+    ) -> None:
+        """A network without values.
+
+        Args:
+            size: its shape.
+            patch_size: pixels along a side of a patch.
+            grid: patches along a side of an image.
+            checkpointing: recompute activations in the backward pass.
+            position_grid: the grid that positions are learnt on, if not `grid` (`sincos_position_embedding`).
+        """
         super().__init__()
         self.size, self.patch_size, self.grid, self.checkpointing = size, patch_size, grid, checkpointing
+        self.position_grid = position_grid or grid
         self.patch_embed = PatchEmbed(patch_size, size.width)
-        self.register_buffer("pos_embed", sincos_position_embedding(size.width, grid))
+        self.register_buffer("pos_embed", sincos_position_embedding(size.width, grid, self.position_grid))
         self.blocks = _blocks(size.width, size.depth, size.heads, size.mlp_hidden)
         self.norm = LayerNorm(size.width, result=torch.float32)
+
+    def set_grid(self, grid: int) -> None:
+        """Take images of another number of patches from now on: positions are evaluated between the learnt ones."""
+        if grid != self.grid:
+            device = self.patch_embed.proj.weight.device
+            self.pos_embed = sincos_position_embedding(self.size.width, grid, self.position_grid).to(device)
+            self.grid = grid
 
     def forward(self, images: Tensor, context: Tensor | None = None) -> Tensor:
         """Encode whole images, or contexts of them.
@@ -152,13 +180,21 @@ class Predictor(nn.Module):
     """From a context's representation and the positions of a target block to the block's representation."""
 
     def __init__(
-        self, encoder_width: int, width: int, depth: int, heads: int, grid: int, checkpointing: bool = False
+        self,
+        encoder_width: int,
+        width: int,
+        depth: int,
+        heads: int,
+        grid: int,
+        checkpointing: bool = False,
+        position_grid: int | None = None,
     ) -> None:
+        """A network without values; `position_grid` as in `Encoder`."""
         super().__init__()
         self.checkpointing = checkpointing
         self.predictor_embed = nn.Linear(encoder_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("predictor_pos_embed", sincos_position_embedding(width, grid))
+        self.register_buffer("predictor_pos_embed", sincos_position_embedding(width, grid, position_grid))
         self.predictor_blocks = _blocks(width, depth, heads, 4 * width)
         self.predictor_norm = LayerNorm(width)
         self.predictor_proj = nn.Linear(width, encoder_width)

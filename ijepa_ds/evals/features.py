@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from ijepa_ds.data.transforms import normalize
@@ -115,7 +114,7 @@ def check_sets(train_features: Tensor, train_labels: Tensor, test_features: Tens
 def set_image_size(encoder: nn.Module, size: int) -> None:
     """Let an `ijepa_ds.vit.Encoder` take images of another size.
 
-    Its position table is resampled (bicubic, as timm does).
+    Its sine-cosine positions are evaluated anew, between those it has learnt.
 
     Args:
         encoder: changed in place.
@@ -127,7 +126,4 @@ def set_image_size(encoder: nn.Module, size: int) -> None:
     patch = int(encoder.patch_size)  # type: ignore[arg-type]
     if size < patch or size % patch:
         raise ValueError(f"--image-size {size}: expected a multiple of the encoder's patch size {patch}")
-    grid = size // patch
-    if grid != encoder.grid:
-        encoder.pos_embed = resample_abs_pos_embed(encoder.pos_embed, [grid, grid], num_prefix_tokens=0)  # type: ignore[arg-type]
-        encoder.grid = grid  # type: ignore[assignment]
+    encoder.set_grid(size // patch)  # type: ignore[operator]

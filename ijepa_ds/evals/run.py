@@ -19,10 +19,10 @@ from tqdm import tqdm
 from ijepa_ds.config_schema import flatten
 from ijepa_ds.evals import knn, linear
 from ijepa_ds.evals.features import extract, set_image_size
-from ijepa_ds.evals.folders import Labelled, Pair, batches, read_pair
+from ijepa_ds.evals.folders import MAX_PIXELS, Labelled, Pair, batches, read_pair
 from ijepa_ds.run_dir import versions
 from ijepa_ds.visualize.bars import write_bars
-from ijepa_ds.weights import load_encoder
+from ijepa_ds.weights import read_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -146,16 +146,16 @@ def _features(encoder: nn.Module, images: Labelled, settings: Settings, label: s
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `ijepa-ds eval`."""
     parser.add_argument("task", choices=(*TASKS, "all"), help="k nearest neighbours, logistic regression, or both")
-    parser.add_argument("--checkpoint", required=True, help="run directory, or one checkpoint folder of it")
+    parser.add_argument("--checkpoint", required=True, help="run, checkpoint folder, or weights of any kind (docs/weights.md)")
     parser.add_argument("--train", required=True, help="labelled images to learn from: one folder a class")
     parser.add_argument("--test", required=True, help="labelled images to score: the same classes")
     parser.add_argument("--out", required=True, type=Path, help=f"folder for {RESULT} and {CHART}")
     parser.add_argument(
         "--which",
         choices=("target", "context", "untrained"),
-        default="target",
-        help="encoder (default: target, the EMA)",
+        help="encoder (default: target, the EMA; of a file with one encoder, that)",
     )
+    parser.add_argument("--heads", type=int, help="attention heads, where a file of weights does not say")
     parser.add_argument("--baseline", choices=("untrained",), help="score this beside it, for comparison")
     parser.add_argument("--image-size", type=int, help="pixels; default: the run's data.crop_size")
     parser.add_argument("--k", type=int, nargs="+", default=list(knn.NEIGHBOURS), help="numbers of neighbours")
@@ -171,12 +171,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate, write `result.json` and `scores.png` to `args.out`, log a table; 0."""
     start = time.perf_counter()
-    encoder, facts = load_encoder(args.checkpoint, args.which)
-    cfg = facts["config"]
+    encoder, facts = read_encoder(args.checkpoint, args.which, args.heads)
     settings = Settings(
-        size=args.image_size or cfg.data.crop_size,
-        mean=cfg.data.mean,
-        std=cfg.data.std,
+        size=args.image_size or facts.image_size,
+        mean=facts.mean,
+        std=facts.std,
         tasks=TASKS if args.task == "all" else (args.task,),
         k=args.k,
         temperature=args.temperature,
@@ -187,16 +186,16 @@ def run(args: argparse.Namespace) -> int:
         device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         precision=args.precision,
     )
-    pair = read_pair(args.train, args.test, cfg.data.max_pixels)
+    pair = read_pair(args.train, args.test, facts.config.data.max_pixels if facts.config else MAX_PIXELS)
     set_image_size(encoder, settings.size)
-    measured = evaluate_pair(encoder, pair, settings, args.which)
+    measured = evaluate_pair(encoder, pair, settings, facts.which)
     result: dict[str, Any] = {
         "scores": measured["scores"],
         "baseline": None,
         "chance": pair.chance,
         "details": measured["details"],
         "notes": measured["notes"],
-        "checkpoint": {key: facts[key] for key in ("checkpoint", "which", "step")},
+        "checkpoint": {"checkpoint": facts.source, "which": facts.which, "step": facts.step},
         "data": {
             "train": args.train,
             "test": args.test,
@@ -206,11 +205,11 @@ def run(args: argparse.Namespace) -> int:
         },
     }
     if args.baseline:
-        other, _ = load_encoder(args.checkpoint, args.baseline)
+        other, _ = read_encoder(args.checkpoint, args.baseline, args.heads)
         set_image_size(other, settings.size)
         again = evaluate_pair(other, pair, settings, args.baseline)
         result["baseline"] = {"which": args.baseline, "scores": again["scores"], "details": again["details"]}
-    result |= {"settings": vars(settings), "config": flatten(cfg), "versions": versions()}
+    result |= {"settings": vars(settings), "config": flatten(facts.config) if facts.config else None, "versions": versions()}
     result["versions"]["scikit-learn"] = sklearn.__version__
     result["seconds"] = measured["seconds"] | {"total": time.perf_counter() - start}
     write_result(args.out, result)
@@ -229,9 +228,15 @@ def write_result(out: Path, result: dict[str, Any]) -> None:
     write_bars(
         out / CHART,
         {name: (baseline["scores"][name] if baseline else None, score) for name, score in result["scores"].items()},
-        title=f"{result['checkpoint']['which']} encoder, step {result['checkpoint']['step']}",
+        title=f"{result['checkpoint']['which']} encoder{_step(result)}",
         chance=result["chance"],
     )
+
+
+def _step(result: dict[str, Any]) -> str:
+    """`, step 1000`, or nothing where a file of weights does not say."""
+    step = result["checkpoint"]["step"]
+    return "" if step is None else f", step {step}"
 
 
 def table(result: dict[str, Any]) -> str:
@@ -239,7 +244,7 @@ def table(result: dict[str, Any]) -> str:
     which, data, baseline = result["checkpoint"]["which"], result["data"], result["baseline"]
     names = [which] + ([baseline["which"]] if baseline else [])
     lines = [
-        f"{result['checkpoint']['checkpoint']} (step {result['checkpoint']['step']}): top-1 in percent, "
+        f"{result['checkpoint']['checkpoint']}{_step(result)}: top-1 in percent, "
         f"{data['num_train']} training and {data['num_test']} test images, {data['num_classes']} classes",
         f"{'':<10}" + "".join(f"{name:>12}" for name in names),
     ]

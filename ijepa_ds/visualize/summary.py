@@ -111,7 +111,8 @@ def run(args: argparse.Namespace) -> int:
     facts = [f"{steps[-1]} steps"]
     if result:
         checkpoint, data = result["checkpoint"], result["data"]
-        facts.append(f"{checkpoint['which']} encoder of step {checkpoint['step']}")
+        step = "" if checkpoint["step"] is None else f" of step {checkpoint['step']}"
+        facts.append(f"{checkpoint['which']} encoder{step}")
         facts.append(f"{data['num_train']} training and {data['num_test']} test images, {data['num_classes']} classes")
     write_summary(
         args.out,

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ijepa_ds.checkpoint_reader import CheckpointReader, list_steps
 from ijepa_ds.run_dir import lock
-from ijepa_ds.weights import load_encoder
+from ijepa_ds.weights import read_encoder
 from tests.dist.pool import free_port
 
 pytestmark = pytest.mark.dist
@@ -107,8 +107,8 @@ def test_two_ranks_zero3_through_the_launcher_then_resume_exactly(place: Path) -
     one, other = (CheckpointReader(place / run / "checkpoints" / "step_00000006") for run in ("straight", "broken"))
     for name in one.names("ema"):
         assert (one.read("ema", name) == other.read("ema", name)).all(), name
-    encoder, facts = load_encoder(place / "straight")
-    assert facts["step"] == 6 and encoder.patch_embed.proj.weight.shape == (32, 3, 8, 8)
+    encoder, facts = read_encoder(place / "straight")
+    assert facts.step == 6 and encoder.patch_embed.proj.weight.shape == (32, 3, 8, 8)
 
 
 def test_one_process_equals_two(place: Path) -> None:

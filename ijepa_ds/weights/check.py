@@ -1,0 +1,139 @@
+"""Whether tensors are an I-JEPA encoder or predictor: names, shapes, and positions that are the fixed sine-cosine."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ijepa_ds.vit import SIZES, Encoder, Predictor, Size, sincos_position_embedding
+from ijepa_ds.weights.facts import WeightsError
+
+IGNORED = ("head.weight", "head.bias")  # a classifier on top is not the encoder's
+_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class PredictorSize:
+    """A predictor's shape; `heads` is None where the file does not say."""
+
+    width: int
+    depth: int
+    heads: int | None
+
+
+def size_in(tensors: Mapping[str, Tensor], heads: int | None, where: str) -> tuple[Size, int, str | None]:
+    """An encoder's shape and patch size by its tensors, and a note when the heads had to be looked up.
+
+    Args:
+        tensors: under our names.
+        heads: where known; tensors do not tell.
+        where: what messages call the source.
+
+    Raises:
+        WeightsError: no patch embedding or block, or the heads are neither given nor those of a row of `vit.SIZES`.
+    """
+    missing = [n for n in ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "pos_embed") if n not in tensors]
+    if missing:
+        shown = ", ".join(sorted(tensors)[:_SHOWN]) or "nothing"
+        raise WeightsError(f"{where}: not a ViT encoder: no {', no '.join(missing)} (it has {shown} ...)")
+    width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
+    depth = _depth(tensors, "blocks")
+    hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
+    if heads is not None:
+        if width % heads:
+            raise WeightsError(f"{where}: {heads} heads do not divide the width {width}")
+        return Size(width, depth, heads, hidden), patch, None
+    for name, row in SIZES.items():
+        if (row.width, row.depth, row.mlp_hidden) == (width, depth, hidden):
+            note = f"heads: {row.heads}, those of '{name}' (the file does not say; give heads if it has another number)"
+            return row, patch, note
+    raise WeightsError(
+        f"{where}: the file does not say how many attention heads this encoder has (width {width}, depth {depth}, mlp "
+        f"{hidden} is no size known here): give it (--heads N; heads=N in Python)"
+    )
+
+
+def _depth(tensors: Mapping[str, Tensor], stem: str) -> int:
+    found = (re.match(rf"{stem}\.(\d+)\.", name) for name in tensors)
+    return 1 + max((int(match[1]) for match in found if match), default=-1)
+
+
+def predictor_size_in(tensors: Mapping[str, Tensor], heads: int | None, where: str) -> PredictorSize:
+    """The same for a predictor."""
+    if "predictor_embed.weight" not in tensors:
+        raise WeightsError(f"{where}: the predictor has no predictor_embed.weight")
+    return PredictorSize(tensors["predictor_embed.weight"].shape[0], _depth(tensors, "predictor_blocks"), heads)
+
+
+def encoder_shapes(size: Size, patch_size: int) -> dict[str, torch.Size]:
+    """Every parameter of an encoder."""
+    with torch.device("meta"):
+        return {name: p.shape for name, p in Encoder(size, patch_size, 1).named_parameters()}
+
+
+def predictor_shapes(size: Size, predictor: PredictorSize) -> dict[str, torch.Size]:
+    """Every parameter of a predictor (heads do not show in them)."""
+    with torch.device("meta"):
+        made = Predictor(size.width, predictor.width, predictor.depth, predictor.heads or 1, 1)
+        return {name: p.shape for name, p in made.named_parameters()}
+
+
+def check_names(tensors: Mapping[str, Tensor], shapes: dict[str, torch.Size], tables: set[str], where: str) -> None:
+    """Refuse anything but exactly these parameters (and position tables).
+
+    Raises:
+        WeightsError: everything missing, unexpected or of another shape, at once.
+    """
+    problems = [f"{name} is missing" for name in shapes if name not in tensors]
+    for name in tensors:
+        if name in shapes and tensors[name].shape != shapes[name]:
+            problems.append(f"{name} is {list(tensors[name].shape)}, expected {list(shapes[name])}")
+        elif name in shapes and not tensors[name].is_floating_point():
+            problems.append(f"{name} is {tensors[name].dtype}, expected floating-point numbers")
+        elif name not in shapes and name not in tables and name not in IGNORED:
+            problems.append(f"{name} is not part of an I-JEPA network{_hint(name)}")
+    if problems:
+        more = f" ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise WeightsError(f"{where}: " + "; ".join(problems[:_SHOWN]) + more)
+
+
+def _hint(name: str) -> str:
+    for part, words in (
+        ("cls_token", " (a class token: another kind of ViT)"),
+        ("reg_token", " (registers: another kind of ViT)"),
+        ("fc_norm", " (a norm after pooling: another kind of ViT)"),
+    ):
+        if part in name:
+            return words
+    return ""
+
+
+def learnt_grid(table: Tensor, where: str) -> tuple[int, int]:
+    """The grid of a position table `[1, G*G, D]`, and the grid that its positions were learnt on (`vit`).
+
+    Raises:
+        WeightsError: not the fixed sine-cosine positions of a square grid.
+    """
+    n, width = table.shape[-2:]
+    grid = math.isqrt(n)
+    if table.shape[:-2].numel() != 1 or grid * grid != n or width % 4:
+        raise WeightsError(f"{where}: positions {list(table.shape)} are not those of a square grid")
+    tolerance = 1e-4 if table.dtype == torch.float32 else 1e-2  # half precision rounds values up to 1
+    flat = table.float().reshape(1, n, width)
+    best, at = math.inf, grid
+    for learnt in (grid, *(g for g in range(1, 4 * grid + 1) if g != grid)):
+        error = float((sincos_position_embedding(width, grid, learnt) - flat).abs().max())
+        if error < best:
+            best, at = error, learnt
+        if learnt == grid and error < tolerance:
+            break
+    if not best < tolerance:
+        raise WeightsError(
+            f"{where}: the positions are not I-JEPA's fixed sine-cosine (nearest differs by {best:.2g}): another kind of ViT?"
+        )
+    return grid, at

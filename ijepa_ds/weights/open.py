@@ -1,0 +1,261 @@
+"""Recognise what a path is, and open it: runs, exports, published checkpoints, timm, Hugging Face."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ijepa_ds import config
+from ijepa_ds.checkpoint_reader import CheckpointReader, folder_name, list_steps, newest
+from ijepa_ds.config import ConfigError
+from ijepa_ds.vit import Size, size_of
+from ijepa_ds.weights import check, files
+from ijepa_ds.weights.check import PredictorSize
+from ijepa_ds.weights.facts import WeightsError
+from ijepa_ds.weights.lazy import LazyTensors, prefixed
+from ijepa_ds.weights.names import from_hugging_face
+from ijepa_ds.weights.source import Source, Told, assemble
+
+METADATA = "ijepa_ds"  # our entry in a safetensors file's metadata
+WEIGHTS = "model.safetensors"  # in every folder that is exported
+_LABELS = {"encoder": "context", "target_encoder": "target", "predictor": "predictor"}  # in published files, in ours
+_METADATA_KEYS = {"which", "step", "model", "predictor", "patch_size", "grid", "position_grid", "mean", "std", "eps", "config"}
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def open_source(path: str | Path, heads: int | None = None, step: int | None = None, weights: bool = True) -> Source:
+    """Recognise what a path is, check it, open it.
+
+    Args:
+        path: a run directory, a checkpoint folder, a folder or file exported here, a published checkpoint, a timm file or
+            folder, or a Hugging Face folder.
+        heads: attention heads, where the file does not say and the size is not one of `vit.SIZES`.
+        step: of a run, the checkpoint to take; None: the newest good one.
+        weights: False: only a run's shape is wanted, it may have no checkpoint yet.
+
+    Raises:
+        WeightsError: nothing known is there, or it is not what it seems; the text says what was found.
+        CheckpointError: a run's checkpoints are broken.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if (path / "manifest.json").is_file() or (path / "config.yaml").is_file():
+            source = _run(path, step, weights)
+        elif (path / "config.json").is_file():
+            source = _described_folder(path, heads)
+        elif (path / WEIGHTS).is_file():
+            source = _file(path / WEIGHTS, heads)
+        else:
+            held = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+            raise WeightsError(
+                f"{path}: neither a run directory (no config.yaml), a checkpoint folder (no manifest.json), nor a folder of "
+                f"weights (no config.json, no {WEIGHTS}); it holds {held}"
+            )
+    elif path.is_file():
+        source = _file(path, heads)
+    else:
+        raise WeightsError(f"{path}: no such file or folder")
+    if step is not None and source.kind != "run":
+        raise WeightsError(f"{path}: has no checkpoints to choose step {step} from (it is {source.kind})")
+    return source
+
+
+def _saved(reader: CheckpointReader, kind: str, prefix: str, shapes: dict[str, torch.Size]) -> LazyTensors:
+    """A part of a checkpoint, each parameter put together from its slices when asked for."""
+
+    def read(name: str) -> Tensor:
+        return reader.read(kind, prefix + name).view(shapes[name])
+
+    return LazyTensors({name: partial(read, name) for name in shapes})
+
+
+def _run(path: Path, step: int | None, weights: bool) -> Source:
+    reader: CheckpointReader | None = None
+    if (path / "manifest.json").is_file():
+        run_dir, reader = path.parent.parent, CheckpointReader(path)
+        if step not in (None, reader.manifest["step"]):
+            raise WeightsError(f"{path}: is the checkpoint of step {reader.manifest['step']}, not {step}")
+    else:
+        run_dir = path
+        if step is not None:
+            if step not in list_steps(path):
+                raise WeightsError(f"{path}: no checkpoint of step {step}; there are {list_steps(path) or 'none'}")
+            reader = CheckpointReader(path / "checkpoints" / folder_name(step))
+        elif weights:
+            reader = newest(path)
+    if not (run_dir / "config.yaml").is_file():
+        raise WeightsError(f"{path}: neither a run directory (no config.yaml in it) nor a checkpoint folder of one")
+    cfg = config.load(run_dir / "config.yaml", [])
+    size, heads = size_of(cfg.model), cfg.model.predictor.heads
+    predictor = PredictorSize(cfg.model.predictor.width, cfg.model.predictor.depth, heads or size.heads)
+    parts: dict[str, Mapping[str, Tensor]] = {}
+    if reader:
+        shapes = check.encoder_shapes(size, cfg.model.patch_size)
+        parts["context"] = _saved(reader, "master", "encoder.", shapes)
+        parts["target"] = _saved(reader, "ema", "encoder.", shapes)
+        parts["predictor"] = _saved(reader, "master", "predictor.", check.predictor_shapes(size, predictor))
+    return Source(
+        path=reader.folder if reader else run_dir,
+        kind="run",
+        parts=parts,
+        size=size,
+        patch_size=cfg.model.patch_size,
+        grid=cfg.grid,
+        position_grid=cfg.grid,
+        predictor=predictor,
+        mean=cfg.data.mean,
+        std=cfg.data.std,
+        step=reader.manifest["step"] if reader else 0,
+        config=cfg,
+    )
+
+
+def _file(path: Path, heads: int | None) -> Source:
+    if files.expect(path) == files.SAFETENSORS:
+        tensors, metadata = files.open_safetensors([path])
+        if METADATA in metadata:
+            return _export(path, tensors, metadata[METADATA])
+        beside = path.parent / "config.json"
+        if path.name == WEIGHTS and beside.is_file() and not any("patch_embed.proj" in name for name in tensors):
+            return _described_folder(path.parent, heads)
+        return assemble(path, {"unlabelled": _clean(tensors)}, Told(kind="timm", heads=heads))
+    held = files.load_torch(path)
+    if not isinstance(held, dict):
+        raise WeightsError(f"{path}: expected a dictionary of weights, found a {type(held).__name__}")
+    if isinstance(held.get("encoder"), dict):
+        parts = {label: _clean(held[key]) for key, label in _LABELS.items() if isinstance(held.get(key), dict)}
+        return assemble(path, parts, Told(kind="published", heads=heads))
+    inner = next((held[key] for key in _WRAPPERS if isinstance(held.get(key), dict)), held)
+    return assemble(path, {"unlabelled": _clean(inner)}, Told(kind="timm", heads=heads))
+
+
+def _clean(state: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """Tensors under plain names, without what wrappers put in front of all of them."""
+    for prefix in _PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            state = prefixed(state, prefix)
+    return state
+
+
+def _export(path: Path, tensors: LazyTensors, metadata: str) -> Source:
+    told = _read_metadata(path, metadata)
+    which, notes = told["which"], []
+    if which == "all":
+        parts: dict[str, Mapping[str, Tensor]] = {label: prefixed(tensors, key + ".") for key, label in _LABELS.items()}
+    else:
+        inner: Mapping[str, Tensor] = tensors
+        if "patch_embed.proj.weight" not in tensors and which != "predictor":
+            inner, _ = from_hugging_face(tensors)
+        parts = {which: inner}
+    cfg = None
+    if told["config"]:
+        try:
+            cfg = config.from_text(told["config"], str(path))
+        except ConfigError as error:
+            notes.append(f"the configuration in the file is not this version's ({error.problems[0]})")
+    model, predictor = told["model"], told["predictor"]
+    return assemble(
+        path,
+        parts,
+        Told(
+            kind="export",
+            heads=model["heads"],
+            predictor_heads=predictor["heads"] if predictor else None,
+            mean=told["mean"],
+            std=told["std"],
+            eps=told["eps"],
+            step=told["step"],
+            config=cfg,
+            notes=notes,
+        ),
+        known=(Size(**model), told["patch_size"], told["grid"], told["position_grid"]),
+    )
+
+
+def _read_metadata(path: Path, text: str) -> dict[str, Any]:
+    try:
+        told = json.loads(text)
+        missing = _METADATA_KEYS - told.keys()
+    except (ValueError, AttributeError) as error:
+        raise WeightsError(f"{path}: its metadata of this package are damaged ({error})") from error
+    if told.get("format") != 1 or missing:
+        raise WeightsError(f"{path}: exported by another version of this package (its metadata have another form)")
+    return told
+
+
+def _described_folder(folder: Path, heads: int | None) -> Source:
+    """A Hugging Face or timm folder: weights, and a config.json that says what they are."""
+    told = files.read_json(folder / "config.json")
+    state, metadata = _weights_in(folder)
+    if METADATA in metadata:
+        return _export(folder, state, metadata[METADATA])
+    if "architecture" in told:
+        return assemble(folder, {"unlabelled": _clean(state)}, _told_by_timm(folder, told, heads))
+    if told.get("model_type") != "ijepa":
+        raise WeightsError(
+            f"{folder / 'config.json'}: model_type is {told.get('model_type')!r}; expected 'ijepa' (Hugging Face), or an "
+            "architecture (timm)"
+        )
+    wrong = [
+        f"{key} is {told.get(key, default)!r}"
+        for key, default in (("qkv_bias", True), ("hidden_act", "gelu"), ("num_channels", 3))
+        if told.get(key, default) != default
+    ]
+    if wrong:
+        raise WeightsError(f"{folder / 'config.json'}: not an encoder as here: {', '.join(wrong)}")
+    picture = files.read_json(p) if (p := folder / "preprocessor_config.json").is_file() else {}
+    theirs, rest = from_hugging_face(state)
+    strange = [n for n in rest if not n.startswith(("pooler.", "classifier.", "embeddings.mask_token"))]
+    if strange:
+        raise WeightsError(f"{folder}: not part of an I-JEPA encoder: {', '.join(strange[:6])}")
+    notes = [f"left out: {', '.join(rest)}"] if rest else []
+    return assemble(
+        folder,
+        {"unlabelled": theirs},
+        Told(
+            kind="hugging face",
+            heads=told.get("num_attention_heads", 12),
+            mean=picture.get("image_mean"),
+            std=picture.get("image_std"),
+            eps=told.get("layer_norm_eps", 1e-12),
+            notes=notes,
+        ),
+    )
+
+
+def _weights_in(folder: Path) -> tuple[LazyTensors, dict[str, str]]:
+    """The tensors of a folder (safetensors or PyTorch, whole or in several files), and their metadata."""
+    for name in (WEIGHTS, "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            found = [folder / name]
+        elif index.is_file():
+            names = sorted(set(files.read_json(index)["weight_map"].values()))
+            found = [folder / Path(part).name for part in names]  # the name alone: it must not lead outside
+        else:
+            continue
+        if name == WEIGHTS:
+            return files.open_safetensors(found)
+        whole = {key: value for part in found for key, value in files.load_torch(part).items()}
+        return prefixed(whole, ""), {}
+    raise WeightsError(f"{folder}: has a config.json but no weights ({WEIGHTS} or pytorch_model.bin)")
+
+
+def _told_by_timm(folder: Path, told: dict[str, Any], heads: int | None) -> Told:
+    import timm
+
+    try:
+        with torch.device("meta"):
+            model: Any = timm.create_model(told["architecture"], **told.get("model_args", {}))
+        heads, eps = model.blocks[0].attn.num_heads, model.norm.eps
+    except Exception as error:  # a folder's arguments may fail anywhere in timm
+        raise WeightsError(f"{folder / 'config.json'}: timm cannot build {told['architecture']!r}: {error}") from error
+    picture = told.get("pretrained_cfg", {})
+    return Told(kind="timm", heads=heads, mean=picture.get("mean"), std=picture.get("std"), eps=eps)
