@@ -36,11 +36,12 @@ class ShardedEMA:
             teacher: module of the same parameters (names and shapes) inside the engine's model, frozen.
 
         Raises:
-            ValueError: names, shapes or `requires_grad` do not match; parameters are tied; groups are mixed.
+            ValueError: names, shapes or `requires_grad` do not match; parameters are tied; groups are mixed; the engine
+                hides its master weights or has none in float32 (`zero_support`).
         """
         named = {name: p for name, p in student.named_parameters() if p.requires_grad}
         self.targets = dict(teacher.named_parameters())
-        _check_pairs(named, self.targets, dict(student.named_parameters(remove_duplicate=False)))
+        _check_pairs(named, self.targets, student)
         self.layout = ZeroLayout(engine, named)
         if self.layout.kind == "flat":
             self._flat_targets = self._share_flat_buffers()
@@ -106,19 +107,33 @@ def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def _check_pairs(named: dict[str, nn.Parameter], targets: dict[str, nn.Parameter], every: dict) -> None:
-    problems = []
-    tied = len(every) - len({id(p) for p in every.values()})
-    if tied:
-        problems.append(f"{tied} of the student's parameters are tied (one tensor under several names)")
+def _check_pairs(named: dict[str, nn.Parameter], targets: dict[str, nn.Parameter], student: nn.Module) -> None:
+    problems = [f"{names} of the student are tied (one tensor under several names)" for names in _tied(student)]
     if not named:
         problems.append("the student has no trainable parameter")
     for name in sorted(named.keys() ^ targets.keys()):
         problems.append(f"'{name}' is only in the {'student' if name in named else 'teacher'}")
-    for name in named.keys() & targets.keys():
-        if _shape(named[name]) != _shape(targets[name]):
-            problems.append(f"'{name}' is {_shape(named[name])} in the student, {_shape(targets[name])} in the teacher")
-        if targets[name].requires_grad:
+    for name in sorted(named.keys() & targets.keys()):
+        ours, theirs = named[name], targets[name]
+        if hasattr(ours, "ds_id") and _shape(theirs) == (0,):
+            problems.append(
+                f"'{name}' is empty in the teacher: a copy.deepcopy of a model that ZeRO-3 has partitioned has no values; "
+                "build the teacher by its constructor, under deepspeed.zero.Init like the student"
+            )
+        elif _shape(ours) != _shape(theirs):
+            problems.append(f"'{name}' is {_shape(ours)} in the student, {_shape(theirs)} in the teacher")
+        if theirs is ours:
+            problems.append(f"'{name}' is one tensor in both: the teacher needs weights of its own")
+        elif theirs.requires_grad:
             problems.append(f"'{name}' of the teacher is trainable: call teacher.requires_grad_(False) first")
     if problems:
-        raise ValueError("this teacher cannot follow this student: " + "; ".join(problems[:10]))
+        more = f"\n... and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise ValueError("this teacher cannot follow this student:\n" + "\n".join(problems[:10]) + more)
+
+
+def _tied(module: nn.Module) -> list[str]:
+    """Names of parameters that are one tensor, a text for each tensor."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(f"'{name}'")
+    return [" and ".join(group) for group in names.values() if len(group) > 1]

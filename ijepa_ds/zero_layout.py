@@ -25,6 +25,8 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor
 
+from ijepa_ds.zero_support import unsupported
+
 SUPPORTED = "0.19."  # the release series whose attributes are read below; they are not API
 
 
@@ -59,9 +61,13 @@ class ZeroLayout:
             named: trainable parameters by name. Order decides the order of `pieces`.
 
         Raises:
-            ValueError: a parameter is not optimised by the engine, or the engine keeps no float32 masters.
+            ValueError: a parameter is not optimised by the engine, the engine keeps no float32 masters, or it runs in a way
+                that hides them (`zero_support`).
         """
         check_version()
+        reasons = unsupported(engine)
+        if reasons:
+            raise ValueError("this DeepSpeed engine's master weights cannot be followed:\n" + "\n".join(reasons))
         self.engine, self.optimizer, self.named = engine, engine.optimizer, named
         self.world_size, self.rank = dist.get_world_size(), dist.get_rank()
         self.pieces: list[Piece] = []
@@ -120,8 +126,6 @@ class ZeroLayout:
             if position is None:
                 raise ValueError(f"parameter '{name}' is not in the engine's optimizer: is it trainable and in a group?")
             group, offset, partition = position
-            if self.optimizer._swappable_optimizer_subgroup(group):
-                raise ValueError("optimizer states offloaded to NVMe are not supported here; offload to cpu")
             start = partition * dist.get_rank(parameter.ds_process_group)
             numel = max(0, min(partition, parameter.ds_numel - start))  # the rest of the partition is padding
             self.pieces.append(Piece(name, start, numel, self._slot(group), offset))

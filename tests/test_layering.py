@@ -20,6 +20,7 @@ ROWS = (
     ("visualize",),
     ("evals", "plan"),
     # From here on with DeepSpeed: nothing above this line may need it.
+    ("zero_support",),
     ("zero_layout",),
     ("ema",),
     ("engine",),

@@ -60,14 +60,14 @@ class Pool:
             self._pipes.append(ours)
             self._processes.append(process)
 
-    def run(self, function: str, timeout: float = 240, **arguments: Any) -> list[Any]:
-        """Call `tests.dist.jobs.function(**arguments)` on every rank; the results in rank order.
+    def run(self, function: str, timeout: float = 240, module: str = "tests.dist.jobs", **arguments: Any) -> list[Any]:
+        """Call `module.function(**arguments)` on every rank; the results in rank order.
 
         Raises:
             AssertionError: with the traceback of the first rank that failed, or the ranks that did not answer.
         """
         for pipe in self._pipes:
-            pipe.send(("tests.dist.jobs", function, arguments))
+            pipe.send((module, function, arguments))
         results, failures, silent = [], [], []
         for rank, pipe in enumerate(self._pipes):
             if not pipe.poll(10 if failures else timeout):

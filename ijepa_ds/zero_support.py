@@ -1,0 +1,57 @@
+"""Which DeepSpeed engines a sharded float32 EMA can follow, and why it cannot follow the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+_QUANTISED = "what the ranks compute with is not the rounded master weight, so a teacher would average something else"
+
+
+def unsupported(engine: Any) -> list[str]:
+    """Why the master weights of `engine` cannot be followed, one line a reason with the key to change; empty when they can."""
+    return [*_optimizer(engine), *_zero(engine), *_parallel(engine)]
+
+
+def _optimizer(engine: Any) -> Iterator[str]:
+    if not getattr(engine.optimizer, "param_groups", None):
+        yield "the engine has no optimizer, so there are no master weights: give deepspeed.initialize one"
+    bf16 = getattr(engine._config, "bfloat16_config", None)
+    if getattr(bf16, "bf16_master_weights_and_grads", False):
+        yield "bf16.bf16_master_weights_and_grads: bfloat16 master weights lose small updates, an EMA of them all: remove it"
+
+
+def _zero(engine: Any) -> Iterator[str]:
+    zero = engine._config.zero_config
+    if getattr(zero, "zenflow", None) is not None:
+        yield "zero_optimization.zenflow: it delays master weights, so the EMA would read stale ones: remove it"
+    if zero.round_robin_gradients and int(zero.stage) in (1, 2):
+        yield (
+            "zero_optimization.round_robin_gradients: parameters are laid out in another order than DeepSpeed says, so the "
+            "EMA would be wrong: remove it"
+        )
+    for key in ("zero_quantized_weights", "zero_quantized_gradients", "zero_quantized_nontrainable_weights"):
+        if getattr(zero, key, False):
+            yield f"zero_optimization.{key}: {_QUANTISED}: remove it"
+    for key in ("offload_optimizer", "offload_param"):
+        block = getattr(zero, key, None)
+        if block is None:
+            continue
+        if str(getattr(block.device, "value", block.device)) == "nvme":
+            yield (
+                f"zero_optimization.{key}.device nvme: DeepSpeed swaps whole parameter groups in and out at every read, and "
+                "the swapped-out buffers are empty: offload to cpu"
+            )
+        if getattr(block, "ratio", 1.0) != 1.0:
+            yield f"zero_optimization.{key}.ratio: master weights on two devices at once are not read here: remove it"
+        if getattr(block, "super_offload", False):
+            yield f"zero_optimization.{key}.super_offload: its asynchronous optimizer delays master weights: remove it"
+    if getattr(zero, "mics_shard_size", -1) > 0:
+        yield "zero_optimization.mics_shard_size: shards within groups of ranks are not mapped; use zero_hpz_partition_size"
+
+
+def _parallel(engine: Any) -> Iterator[str]:
+    if engine.mpu is not None and engine.mpu.get_model_parallel_world_size() > 1:
+        yield "model parallelism: the EMA is sharded over data-parallel ranks only"
+    if getattr(engine, "has_moe_layers", False):
+        yield "expert parallelism: the EMA is sharded over data-parallel ranks only"
