@@ -11,6 +11,7 @@ from typing import Any
 from ijepa_ds.config_batch import BatchPlan, plan_of
 from ijepa_ds.config_build import suggest
 from ijepa_ds.config_schema import Config, ConfigError, flatten
+from ijepa_ds.config_sizes import SIZES, size_of
 
 _AT_LEAST: dict[str, float] = {
     "run.seed": 0,
@@ -132,8 +133,6 @@ def _single(cfg: Config) -> Iterator[Problem]:
     for key, (low, high) in _INSIDE.items():
         if any(not low <= part < high for part in _parts(flat[key])):
             yield Problem((key,), f"must be at least {low:g} and below {high:g}, got {_shown(flat[key])}")
-    from ijepa_ds.vit import SIZES  # late: vit imports the schema through this package's `config`
-
     for key, known in {**_CHOICES, "model.name": tuple(SIZES)}.items():
         if flat[key] not in known:
             text = f"'{flat[key]}' is not known{suggest(flat[key], known)} (one of: {', '.join(known)})"
@@ -198,8 +197,6 @@ def _grid(cfg: Config) -> Iterator[Problem]:
 
 def _heads(cfg: Config) -> Iterator[Problem]:
     """Widths against heads and the position embedding, after the named size is filled in."""
-    from ijepa_ds.vit import size_of  # late, see _single
-
     size, predictor = size_of(cfg.model), cfg.model.predictor
     encoder = ("model.name", "model.width", "model.heads")
     ours = "model.predictor.heads" if predictor.heads else "model.heads"
@@ -231,7 +228,7 @@ def _batch(cfg: Config, world_size: int | None) -> Iterator[Problem]:
 
 
 def _masks(cfg: Config) -> Iterator[Problem]:
-    from ijepa_ds import masks  # late, see _single
+    from ijepa_ds import masks  # late: masks imports the schema through this package's `config`
 
     for text in masks.check(cfg.masks, cfg.grid):
         named = re.match(r"(masks\.\w+) ", text)

@@ -65,7 +65,7 @@ class PredictorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The encoder: a row of `vit.SIZES` by name, single numbers overridden where given."""
+    """The encoder: a row of `config_sizes.SIZES` by name, single numbers overridden where given."""
 
     name: str  # tiny | small | base | large | huge | giant | ...
     patch_size: int = 16

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ijepa_ds.config import Config
+from ijepa_ds.config_sizes import size_of
 from ijepa_ds.masks import Masks, take
-from ijepa_ds.vit import Encoder, Predictor, size_of
+from ijepa_ds.vit import Encoder, Predictor
 
 
 class Output(NamedTuple):

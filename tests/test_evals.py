@@ -18,11 +18,12 @@ from torch import nn
 
 from ijepa_ds import cli, config
 from ijepa_ds.checkpoint_reader import checksum, folder_name
+from ijepa_ds.config_sizes import Size, size_of
 from ijepa_ds.evals import knn, linear
 from ijepa_ds.evals.features import extract, set_image_size
 from ijepa_ds.evals.folders import batches, read_pair
 from ijepa_ds.evals.run import Settings, evaluate_folder
-from ijepa_ds.vit import Encoder, Size, initialise, size_of
+from ijepa_ds.vit import Encoder, initialise
 
 HALF = (0.5, 0.5, 0.5)
 

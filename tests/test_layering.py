@@ -31,8 +31,8 @@ ROWS = (
 )
 HEIGHT = {part: height for height, row in enumerate(ROWS) for part in row}
 FAMILIES = {"config_": "config", "mask_": "masks"}  # modules that are one part, by how they begin
-# Checks of a configuration that ask the table of the sizes and of the samplers; inside a function only.
-LATE = {("config_check", "vit"), ("config_check", "masks")}
+# Checks of a configuration that ask the table of the samplers; inside a function only.
+LATE = {("config_check", "masks")}
 LATE |= {(PACKAGE, "weights")}  # `ijepa_ds.load_encoder`, looked up when first asked for
 ONLY_IN = {
     "deepspeed": {"engine", "ema", "zero_layout", "checkpoint"},

@@ -5,9 +5,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ijepa_ds.config import ModelConfig, PredictorConfig
+from ijepa_ds.config_sizes import SIZES, Size, size_of
 from ijepa_ds.ijepa import IJEPA
 from ijepa_ds.masks import Masks
-from ijepa_ds.vit import SIZES, Encoder, LayerNorm, Predictor, Size, initial_value, initialise, size_of
+from ijepa_ds.vit import Encoder, LayerNorm, Predictor, initial_value, initialise
 
 SMALL = Size(48, 2, 3, 192)
 

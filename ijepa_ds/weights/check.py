@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ijepa_ds.vit import SIZES, Encoder, Predictor, Size, sincos_position_embedding
+from ijepa_ds.config_sizes import SIZES, Size
+from ijepa_ds.vit import Encoder, Predictor, sincos_position_embedding
 from ijepa_ds.weights.facts import WeightsError
 
 IGNORED = ("head.weight", "head.bias")  # a classifier on top is not the encoder's
@@ -35,7 +36,7 @@ def size_in(tensors: Mapping[str, Tensor], heads: int | None, where: str) -> tup
         where: what messages call the source.
 
     Raises:
-        WeightsError: no patch embedding or block, or the heads are neither given nor those of a row of `vit.SIZES`.
+        WeightsError: no patch embedding or block, or the heads are neither given nor those of a row of `config_sizes.SIZES`.
     """
     missing = [n for n in ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "pos_embed") if n not in tensors]
     if missing:

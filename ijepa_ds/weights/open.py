@@ -14,7 +14,7 @@ from torch import Tensor
 from ijepa_ds import config
 from ijepa_ds.checkpoint_reader import CheckpointReader, folder_name, list_steps, newest
 from ijepa_ds.config import ConfigError
-from ijepa_ds.vit import Size, size_of
+from ijepa_ds.config_sizes import Size, size_of
 from ijepa_ds.weights import check, files
 from ijepa_ds.weights.check import PredictorSize
 from ijepa_ds.weights.facts import WeightsError
@@ -36,7 +36,7 @@ def open_source(path: str | Path, heads: int | None = None, step: int | None = N
     Args:
         path: a run directory, a checkpoint folder, a folder or file exported here, a published checkpoint, a timm file or
             folder, or a Hugging Face folder.
-        heads: attention heads, where the file does not say and the size is not one of `vit.SIZES`.
+        heads: attention heads, where the file does not say and the size is not one of `config_sizes.SIZES`.
         step: of a run, the checkpoint to take; None: the newest good one.
         weights: False: only a run's shape is wanted, it may have no checkpoint yet.
 
