@@ -22,6 +22,16 @@ VERBS = {
         "score a run's frozen encoder",
         "ijepa-ds eval all --checkpoint runs/x --train data/train --test data/test --baseline untrained --out runs/x/eval",
     ),
+    "export": (
+        "ijepa_ds.weights.export",
+        "write an encoder for timm, transformers, the published code, or as safetensors",
+        "ijepa-ds export --run runs/x --which target --format hf --out exports/x",
+    ),
+    "import": (
+        "ijepa_ds.weights.importing",
+        "check published, timm or Hugging Face weights; with --out, convert them",
+        "ijepa-ds import IN1K-vit.h.14-300e.pth.tar --out weights/vith14",
+    ),
     "summary": (
         "ijepa_ds.visualize.summary",
         "one picture of a run: loss, masks, scores",

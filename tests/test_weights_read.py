@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -19,44 +18,15 @@ import ijepa_ds
 from ijepa_ds import cli
 from ijepa_ds.vit import sincos_position_embedding
 from ijepa_ds.weights import WeightsError, open_source, read_encoder
-from tests.weights_cases import oracle_tensors, write_published, write_run
-
-
-def images(size: int) -> torch.Tensor:
-    """Two normal random images."""
-    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-
-
-def largest(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Largest difference, relative to the largest value."""
-    return float((one - other).abs().max() / other.abs().max())
-
-
-def timm_model(name: str, **arguments: object) -> torch.nn.Module:
-    """A timm model of random weights, with I-JEPA's positions."""
-    torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=0, **arguments).eval()
-    model.pos_embed.data.copy_(sincos_position_embedding(model.embed_dim, model.patch_embed.grid_size[0]))
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            parameter.data.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
-def hugging_face_model(**arguments: object) -> torch.nn.Module:
-    """The same of transformers."""
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    settings = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 192}
-    settings |= {"image_size": 48, "patch_size": 8, "layer_norm_eps": 1e-6}
-    model = transformers.IJepaModel(transformers.IJepaConfig(**(settings | arguments))).eval()
-    table = model.embeddings.position_embeddings
-    table.data.copy_(sincos_position_embedding(table.shape[2], round(table.shape[1] ** 0.5)))
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            parameter.data.add_(0.1 * torch.randn_like(parameter))
-    return model
-
+from tests.weights_cases import (
+    hugging_face_model,
+    images,
+    largest,
+    oracle_tensors,
+    random_timm_model,
+    write_published,
+    write_run,
+)
 
 # --- the same features
 
@@ -84,7 +54,7 @@ def test_the_recorded_published_files(shared: Path) -> None:
 
 @pytest.mark.parametrize("name", ["vit_huge_patch14_gap_224", "vit_giant_patch16_gap_224"])
 def test_timm_files(name: str, tmp_path: Path) -> None:
-    model = timm_model(name, depth=1)
+    model = random_timm_model(name, depth=1)
     torch.save({"state_dict": {"module." + k: v for k, v in model.state_dict().items()}}, tmp_path / "model.pth")
     with pytest.raises(WeightsError, match="how many attention heads"):  # of this depth it is no known size
         read_encoder(tmp_path / "model.pth")
@@ -99,7 +69,7 @@ def test_timm_files(name: str, tmp_path: Path) -> None:
 
 def test_timm_folders_tell_the_heads(tmp_path: Path) -> None:
     arguments = {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 48, "patch_size": 8}
-    model = timm_model("vit_base_patch16_gap_224", **arguments)
+    model = random_timm_model("vit_base_patch16_gap_224", **arguments)
     save_file(model.state_dict(), tmp_path / "model.safetensors", metadata={"format": "pt"})
     about = {"architecture": "vit_base_patch16_gap_224", "model_args": arguments}
     about["pretrained_cfg"] = {"mean": [0.5] * 3, "std": [0.4] * 3}
@@ -163,7 +133,7 @@ def test_positions_are_evaluated_between_the_learnt_ones() -> None:
 
 
 def test_tables_of_interpolated_positions_are_recognised(tmp_path: Path) -> None:
-    model = timm_model("vit_base_patch16_gap_224", embed_dim=48, depth=1, num_heads=3, img_size=64, patch_size=8)
+    model = random_timm_model("vit_base_patch16_gap_224", embed_dim=48, depth=1, num_heads=3, img_size=64, patch_size=8)
     model.pos_embed.data.copy_(sincos_position_embedding(48, 8, 5))
     save_file(model.state_dict(), tmp_path / "x.safetensors")
     encoder, facts = read_encoder(tmp_path / "x.safetensors", heads=3)

@@ -5,23 +5,59 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ijepa_ds import config
 from ijepa_ds.checkpoint_reader import checksum, folder_name
 from ijepa_ds.config import Config
 from ijepa_ds.ijepa import IJEPA, build
-from ijepa_ds.vit import initialise
+from ijepa_ds.vit import initialise, sincos_position_embedding
 
 DATA = Path(__file__).parent / "data"
 
 
+def images(size: int) -> torch.Tensor:
+    """Two normal random images."""
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def largest(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Largest difference, relative to the largest value."""
+    return float((one - other).abs().max() / other.abs().max())
+
+
+def random_timm_model(name: str, **arguments: object) -> torch.nn.Module:
+    """A timm model of random weights, with I-JEPA's positions."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=0, **arguments).eval()
+    model.pos_embed.data.copy_(sincos_position_embedding(model.embed_dim, model.patch_embed.grid_size[0]))
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def hugging_face_model(**arguments: object) -> torch.nn.Module:
+    """The same of transformers."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    settings = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 192}
+    settings |= {"image_size": 48, "patch_size": 8, "layer_norm_eps": 1e-6}
+    model = transformers.IJepaModel(transformers.IJepaConfig(**(settings | arguments))).eval()
+    table = model.embeddings.position_embeddings
+    table.data.copy_(sincos_position_embedding(table.shape[2], round(table.shape[1] ** 0.5)))
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
 def oracle_tensors() -> dict[str, dict[str, Tensor]]:
     """The weights of the recorded published run with two contexts: {encoder, predictor, target_encoder} by name."""
-    from safetensors.torch import load_file
-
     tensors, parts = load_file(DATA / "oracle-two-contexts.safetensors"), {}
     for part in ("encoder", "predictor", "target_encoder"):
         prefix = f"final/{part}/"

@@ -1,0 +1,109 @@
+"""The model card that goes with exported weights: what they are, where they come from, how they are loaded."""
+
+from __future__ import annotations
+
+import ijepa_ds
+from ijepa_ds.vit import SIZES
+from ijepa_ds.weights.formats import shown_config, timm_model
+from ijepa_ds.weights.source import Source
+
+_LIBRARY = {"timm": "timm", "hf": "transformers"}
+_WHICH = {
+    "target": "The target encoder: the float32 exponential moving average of the context encoder, which the paper evaluates.",
+    "context": "The context encoder, which the optimiser trains. The paper evaluates the target encoder instead.",
+    "unlabelled": "One encoder; its source did not say whether it is the context or the target encoder.",
+    "predictor": "The predictor alone: of use for looking at predictions, or to continue pretraining.",
+    "all": "Context encoder, target encoder (its float32 exponential moving average) and predictor: enough to continue "
+    "pretraining. Use the target encoder for features.",
+}
+
+
+def model_card(source: Source, format_: str, which: str, dtype: str, file: str) -> str:
+    """README.md of an export, with the front matter that the Hugging Face hub reads.
+
+    Args:
+        source: what was exported.
+        format_: timm, hf, published or safetensors.
+        which: part, or all.
+        dtype: of the values in the file.
+        file: the name of the file of weights.
+    """
+    size, side = source.size, source.grid * source.patch_size
+    row = next((name for name, known in SIZES.items() if known == size), "own size")
+    grid = f"{source.grid} x {source.grid}"
+    if source.position_grid != source.grid:
+        grid += f" (positions learnt on {source.position_grid} x {source.position_grid}, evaluated between them)"
+    facts = {
+        "network": f"plain ViT, {row}: width {size.width}, depth {size.depth}, {size.heads} heads, mlp {size.mlp_hidden}",
+        "input": f"{side} x {side} pixels, patches of {source.patch_size}: {grid}",
+        "mean, deviation": f"{list(source.mean)}, {list(source.std)} of pixels in 0 ... 1",
+        "values": f"{dtype}",
+        "trained": "unknown number of steps" if source.step is None else f"{source.step:,} steps",
+        "from": f"{source.kind}: `{source.path.name}`",
+        "written by": f"ijepa_ds {ijepa_ds.__version__}",
+    }
+    if source.predictor and which in ("predictor", "all"):
+        heads = source.predictor.heads or "an unknown number of"
+        facts["predictor"] = f"width {source.predictor.width}, depth {source.predictor.depth}, {heads} heads"
+    lines = [
+        "---",
+        f"library_name: {_LIBRARY.get(format_, 'ijepa_ds')}",
+        *(["pipeline_tag: image-feature-extraction"] if which != "predictor" else []),
+        "tags:\n- ijepa\n- self-supervised\n- vision",
+        "---",
+        f"# I-JEPA {row}/{source.patch_size}, {which if which != 'all' else 'all networks'}",
+        "",
+        _WHICH[which],
+        "",
+        "| | |\n|---|---|",
+        *(f"| {key} | {value} |" for key, value in facts.items()),
+        "",
+        *_loading(source, format_, which, file),
+        *_notes(source),
+    ]
+    return "\n".join(lines)
+
+
+def _loading(source: Source, format_: str, which: str, file: str) -> list[str]:
+    features = [
+        "",
+        "The feature of an image is the average of its tokens, taken after the last LayerNorm.",
+        "",
+    ]
+    if which == "predictor":
+        return []
+    if format_ == "hf":
+        code = (
+            "from transformers import AutoImageProcessor, IJepaModel\n\n"
+            'processor, model = AutoImageProcessor.from_pretrained("."), IJepaModel.from_pretrained(".")\n'
+            'tokens = model(**processor(image, return_tensors="pt")).last_hidden_state  # [1, N, D]'
+        )
+    elif format_ == "timm":
+        name, arguments = timm_model(source)
+        given = "".join(f", {key}={value!r}" for key, value in arguments.items())
+        code = (
+            "import timm\n\n"
+            f'model = timm.create_model("{name}", checkpoint_path="{file}"{given})\n'
+            "tokens = model.forward_features(images)  # [B, N, D]; model(images) is their average\n"
+            '# or, with the transform in its configuration: timm.create_model("local-dir:.", pretrained=True)'
+        )
+    else:
+        heads = "" if format_ != "published" or source.size in SIZES.values() else f", heads={source.size.heads}"
+        code = (
+            "import ijepa_ds\n\n"
+            f'encoder, transform = ijepa_ds.load_encoder("{file}"{heads})\n'
+            "tokens = encoder(transform(image)[None])  # [1, N, D]"
+        )
+    return ["## Use", "", "```python", code, "```", *features]
+
+
+def _notes(source: Source) -> list[str]:
+    lines = []
+    if source.notes:
+        lines += ["## Assumed", "", *(f"- {note}" for note in source.notes), ""]
+    if source.kind == "published":
+        lines += ["Published I-JEPA weights are under a non-commercial licence of their authors (CC BY-NC 4.0).", ""]
+    text = shown_config(source)
+    if text:
+        lines += ["## Configuration of the run", "", "```yaml", text.rstrip(), "```", ""]
+    return lines

@@ -1,0 +1,136 @@
+"""`ijepa-ds export`: an encoder (or everything) out of a run, or out of any other weights, in a format that others read."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ijepa_ds.weights import formats
+from ijepa_ds.weights.card import model_card
+from ijepa_ds.weights.facts import WeightsError
+from ijepa_ds.weights.open import WEIGHTS, open_source
+from ijepa_ds.weights.resize import resized
+from ijepa_ds.weights.source import Source
+
+logger = logging.getLogger(__name__)
+FORMATS = ("safetensors", "timm", "hf", "published")
+PUBLISHED = "checkpoint.pth.tar"
+_FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
+
+
+def export(source: Source, out: Path, format_: str = "safetensors", which: str | None = None, dtype: str = "float32") -> Path:
+    """Write weights into a new folder, whole or not at all.
+
+    Tensors are read one after another; at most the exported ones are in memory.
+
+    Args:
+        source: what to write (`open_source`).
+        out: folder to make: the weights, a model card, and what the format wants beside them.
+        format_: `safetensors` (ours: any part, or all), `timm`, `hf` (`IJepaModel`), or `published` (all parts).
+        which: target, context, predictor or all; None: all for `published`, else the encoder that `Source.choose` takes.
+        dtype: float32, bfloat16 or float16.
+
+    Returns:
+        The file of weights.
+
+    Raises:
+        WeightsError: it cannot be written so; nothing is left behind.
+    """
+    if which is None:
+        which = "all" if format_ == "published" else source.choose(None)
+    formats.refuse(source, format_, which)
+    if out.suffix in _FILE_SUFFIXES:
+        raise WeightsError(f"--out {out}: names a folder (the file in it gets its usual name): leave out {out.suffix}")
+    if out.is_file() or out.is_dir() and any(out.iterdir()):
+        raise WeightsError(f"--out {out}: is there already and is not empty; name a new folder")
+    aside = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        name = _write(source, aside, format_, which, dtype)
+        (aside / "README.md").write_text(model_card(source, format_, which, dtype, name), encoding="utf-8")
+        open_source(aside if name == WEIGHTS else aside / name, heads=source.size.heads)  # what was written can be read
+        for path in (*aside.iterdir(), aside):
+            _fsync(path)
+        if out.is_dir():
+            out.rmdir()
+        aside.rename(out)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return out / name
+
+
+def _write(source: Source, folder: Path, format_: str, which: str, dtype: str) -> str:
+    """The format's files but the card; the name of the one with the weights."""
+    type_ = formats.DTYPES[dtype]
+    if format_ == "published":
+        torch.save(formats.published(source, type_), folder / PUBLISHED)
+        return PUBLISHED
+    if format_ == "hf":
+        tensors = formats.hugging_face_tensors(source, which, type_)
+        _write_json(folder / "config.json", formats.hugging_face_config(source, dtype))
+        _write_json(folder / "preprocessor_config.json", formats.hugging_face_preprocessor(source))
+    elif which == "all":
+        tensors = formats.several(source, type_, formats.LABELS)
+    else:
+        tensors = formats.part_tensors(source, which, type_)
+    if format_ == "timm":
+        _write_json(folder / "config.json", formats.timm_config(source))
+    save_file(_held(tensors), folder / WEIGHTS, metadata=formats.metadata(source, which))
+    return WEIGHTS
+
+
+def _held(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: value.contiguous() for name, value in tensors}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `ijepa-ds export`."""
+    parser.add_argument("--run", required=True, help="run, checkpoint folder, or weights of any kind (docs/weights.md)")
+    parser.add_argument("--step", type=int, help="of a run, the checkpoint of this step; default: the newest good one")
+    parser.add_argument("--format", dest="format_", choices=FORMATS, required=True, help="for whom")
+    parser.add_argument(
+        "--which", choices=("target", "context", "predictor", "all"), help="part (default: target, the EMA; published: all)"
+    )
+    parser.add_argument("--dtype", choices=tuple(formats.DTYPES), default="float32", help="of the values (default: float32)")
+    parser.add_argument("--out", required=True, type=Path, help="folder to make")
+    add_size_arguments(parser)
+
+
+def add_size_arguments(parser: argparse.ArgumentParser) -> None:
+    """What export and import share."""
+    parser.add_argument("--image-size", type=int, help="pixels; positions are evaluated between the learnt ones")
+    parser.add_argument("--patch-size", type=int, help="pixels; the patch embedding is resampled")
+    parser.add_argument("--heads", type=int, help="attention heads, where a file of weights does not say")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export; 0."""
+    source = resized(open_source(args.run, args.heads, args.step), args.image_size, args.patch_size)
+    path = export(source, args.out, args.format_, args.which, args.dtype)
+    size = path.stat().st_size / 2**20
+    logger.info("written: %s (%.1f MiB, from %s); model card: %s", path, size, source.path, path.parent / "README.md")
+    return 0

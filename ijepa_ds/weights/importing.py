@@ -1,0 +1,59 @@
+"""`ijepa-ds import`: what weights of any kind are, checked; with `--out`, the same as our own safetensors."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+from pathlib import Path
+
+from ijepa_ds.vit import SIZES
+from ijepa_ds.weights import check
+from ijepa_ds.weights.export import add_size_arguments, export
+from ijepa_ds.weights.formats import LABELS
+from ijepa_ds.weights.open import open_source
+from ijepa_ds.weights.resize import resized
+from ijepa_ds.weights.source import Source
+
+logger = logging.getLogger(__name__)
+
+
+def describe(source: Source) -> str:
+    """A source in a few lines."""
+    size, side = source.size, source.grid * source.patch_size
+    row = next((f"'{name}'" for name, known in SIZES.items() if known == size), "own size")
+    count = sum(math.prod(shape) for shape in check.encoder_shapes(size, source.patch_size).values())
+    shape = f"width {size.width}, depth {size.depth}, {size.heads} heads, mlp {size.mlp_hidden}"
+    grid, positions = source.grid, source.position_grid
+    learnt = "" if grid == positions else f", positions learnt on {positions} x {positions}"
+    lines = [
+        f"{source.path}: {source.kind}" + ("" if source.step is None else f", step {source.step}"),
+        f"  holds      {', '.join(source.parts)}",
+        f"  encoder    {row}: {shape}; {count:,} parameters",
+        f"  images     {side} x {side}, patches of {source.patch_size}: {grid} x {grid}{learnt}",
+        f"  pixels     mean {list(source.mean)}, deviation {list(source.std)}",
+    ]
+    if source.predictor:
+        p = source.predictor
+        lines.append(f"  predictor  width {p.width}, depth {p.depth}, {p.heads or 'unknown'} heads")
+    return "\n".join(lines)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `ijepa-ds import`."""
+    parser.add_argument("path", help="published checkpoint, timm file or folder, Hugging Face folder, export, or run")
+    parser.add_argument("--out", type=Path, help="folder to make, with everything that is there as safetensors, float32")
+    add_size_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check, tell, and write when asked to; 0."""
+    source = resized(open_source(args.path, args.heads), args.image_size, args.patch_size)
+    logger.info("%s", describe(source))
+    path = str(args.path)
+    if args.out:
+        whole = set(source.parts) == set(LABELS)
+        path = str(export(source, args.out, which="all" if whole else None).parent)
+        logger.info("written: %s", path)
+    logger.info("continue pretraining from it: model.init_from=%s", path)
+    return 0
