@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from ijepa_ds import cli
-from ijepa_ds.vit import SIZES, Encoder, Size, initialise
+from ijepa_ds.config_sizes import SIZES, Size
+from ijepa_ds.vit import Encoder, initialise
 from ijepa_ds.weights import WeightsError, open_source, read_encoder
 from ijepa_ds.weights.export import export
 from ijepa_ds.weights.formats import metadata, timm_model
