@@ -30,6 +30,8 @@ _AT_LEAST: dict[str, float] = {
     "model.depth": 1,
     "model.heads": 1,
     "model.mlp_hidden": 1,
+    "model.registers": 0,
+    "model.layer_scale": 0,
     "model.predictor.depth": 1,
     "model.predictor.width": 1,
     "model.predictor.heads": 1,
@@ -56,10 +58,11 @@ _ABOVE_ZERO = (
     "optimization.ipe_scale",
     "optimization.eps",
 )
-_INSIDE = {"data.mean": (0.0, 1.0), "optimization.betas": (0.0, 1.0)}
+_INSIDE = {"data.mean": (0.0, 1.0), "model.drop_path": (0.0, 1.0), "optimization.betas": (0.0, 1.0)}
 _CHOICES = {
     "data.loader": ("auto", "dali", "torchvision"),
     "model.precision": ("bfloat16", "float32"),
+    "model.recompute": ("full", "selective"),
     "masks.sampler": ("published", "unbiased"),
 }
 # Ordered pairs: (lower bound, whether it is allowed itself, upper bound).
@@ -214,6 +217,12 @@ def _heads(cfg: Config) -> Iterator[Problem]:
             near4 = f"{width - width % 4 or 4} or {width - width % 4 + 4}"
             text = f"width {width} is not a multiple of 4, which the sine-cosine positions need; use {near4}"
             yield Problem((f"{name}.width", *keys), text)
+    if size.rope and size.width // size.heads % 4:
+        text = f"a head has {size.width // size.heads} channels, rotary positions need a multiple of 4; change model.heads"
+        yield Problem(("model.rope", *encoder), text)
+    for key in ("rope", "swiglu"):
+        if size.parallel and getattr(size, key):
+            yield Problem((f"model.{key}", "model.parallel", "model.name"), "does not go with parallel blocks; use one of them")
 
 
 def _batch(cfg: Config, world_size: int | None) -> Iterator[Problem]:

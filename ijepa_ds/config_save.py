@@ -30,7 +30,20 @@ _FREE = {
     "data.max_pixels",
     "data.max_bad",
     "model.activation_checkpointing",
+    "model.recompute",
     "optimization.max_micro_batch",
+}
+
+# Keys that came after 0.1.0: at these values they change nothing, and stay out of the fingerprint, so that older runs go on.
+_LATER = {
+    "model.qkv_bias": None,
+    "model.qk_norm": None,
+    "model.parallel": None,
+    "model.swiglu": False,
+    "model.rope": False,
+    "model.registers": 0,
+    "model.layer_scale": 0.0,
+    "model.drop_path": 0.0,
 }
 
 
@@ -73,7 +86,8 @@ def fingerprint(cfg: Config) -> str:
     Left out: folders, logging and checkpoint intervals, loader and its threads, activation checkpointing and
     `max_micro_batch`, none of which changes the task.
     """
-    return hashlib.sha256(json.dumps(_task(cfg), sort_keys=True).encode()).hexdigest()[:16]
+    task = {key: value for key, value in _task(cfg).items() if key not in _LATER or value != _LATER[key]}
+    return hashlib.sha256(json.dumps(task, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def difference(before: Config, after: Config) -> list[str]:

@@ -76,6 +76,16 @@ class ModelConfig:
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     precision: str = "bfloat16"  # bfloat16 | float32; master weights, EMA, LayerNorm, loss: always float32
     activation_checkpointing: bool = False
+    recompute: str = "full"  # with it: full | selective
+    # Options beyond the published models; the predictor is plain whatever they are. None: as the named size has it.
+    qkv_bias: bool | None = None
+    qk_norm: bool | None = None
+    parallel: bool | None = None
+    swiglu: bool = False
+    rope: bool = False
+    registers: int = 0
+    layer_scale: float = 0.0  # start value; 0 = no LayerScale
+    drop_path: float = 0.0  # at the last block, linear from 0
 
 
 @dataclass(frozen=True, kw_only=True)

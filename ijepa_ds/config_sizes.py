@@ -9,12 +9,36 @@ from ijepa_ds.config_schema import ModelConfig
 
 @dataclass(frozen=True)
 class Size:
-    """One encoder shape."""
+    """One encoder shape. From `qkv_bias` on: options that the published models do without.
+
+    Attributes:
+        width: D.
+        depth: blocks.
+        heads: attention heads.
+        mlp_hidden: hidden width of a block's MLP.
+        qkv_bias: biases of queries, keys and values.
+        qk_norm: LayerNorm of every head's queries and keys (Dehghani et al., arXiv 2302.05442).
+        parallel: attention and MLP of a block side by side, from one normalised input (the same).
+        swiglu: gated MLP, SiLU (Shazeer, arXiv 2002.05202); half as many parameters more at the same `mlp_hidden`.
+        rope: rotary positions inside attention instead of the sine-cosine table at the input.
+        registers: learnt tokens beside the patches, left out of the result (Darcet et al., arXiv 2309.16588).
+        layer_scale: start value of a learnt factor on every residual branch (Touvron et al., arXiv 2103.17239); 0: none.
+        drop_path: probability with which the context encoder leaves out a branch of its last block, linear from 0 at the first
+            (Huang et al., arXiv 1603.09382).
+    """
 
     width: int
     depth: int
     heads: int
     mlp_hidden: int
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    parallel: bool = False
+    swiglu: bool = False
+    rope: bool = False
+    registers: int = 0
+    layer_scale: float = 0.0
+    drop_path: float = 0.0
 
 
 SIZES = {
@@ -26,11 +50,13 @@ SIZES = {
     "giant": Size(1408, 40, 16, 6144),
     "gigantic": Size(1664, 48, 16, 8192),
     "enormous": Size(1792, 56, 16, 15360),
+    "7b": Size(4096, 40, 32, 16384),
+    "22b": Size(6144, 48, 48, 24576, qkv_bias=False, qk_norm=True, parallel=True),
 }
 
 
 def size_of(cfg: ModelConfig) -> Size:
-    """The row of `SIZES` that `cfg.name` names, with the numbers `cfg` overrides.
+    """The row of `SIZES` that `cfg.name` names, with what `cfg` overrides.
 
     Without an explicit `mlp_hidden`, an overridden width keeps the row's ratio of hidden to width.
     """
@@ -41,4 +67,12 @@ def size_of(cfg: ModelConfig) -> Size:
         depth=cfg.depth or row.depth,
         heads=cfg.heads or row.heads,
         mlp_hidden=cfg.mlp_hidden or round(row.mlp_hidden * width / row.width),
+        qkv_bias=row.qkv_bias if cfg.qkv_bias is None else cfg.qkv_bias,
+        qk_norm=row.qk_norm if cfg.qk_norm is None else cfg.qk_norm,
+        parallel=row.parallel if cfg.parallel is None else cfg.parallel,
+        swiglu=cfg.swiglu,
+        rope=cfg.rope,
+        registers=cfg.registers,
+        layer_scale=cfg.layer_scale,
+        drop_path=cfg.drop_path,
     )

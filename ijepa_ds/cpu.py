@@ -6,7 +6,6 @@ import ctypes
 import platform
 
 import torch
-from timm.layers import Attention
 from torch import nn
 
 
@@ -25,8 +24,8 @@ def tune(model: nn.Module, dtype: torch.dtype) -> None:
     """
     if dtype == torch.bfloat16:
         for module in model.modules():
-            if isinstance(module, Attention):
-                module.fused_attn = False  # type: ignore[misc]
+            if hasattr(module, "fused_attn"):  # timm's attentions and parallel blocks
+                module.fused_attn = False  # type: ignore[assignment]
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         m_trim_threshold, m_mmap_threshold = -1, -3

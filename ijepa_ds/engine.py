@@ -17,7 +17,6 @@ import torch
 from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import set_z3_leaf_modules
-from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from ijepa_ds import cpu, ijepa
@@ -25,6 +24,7 @@ from ijepa_ds.config import Config
 from ijepa_ds.ema import ShardedEMA
 from ijepa_ds.masks import Masks
 from ijepa_ds.vit import initial_value
+from ijepa_ds.vit_blocks import BLOCKS
 from ijepa_ds.zero_layout import ZeroLayout, check_version
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class Engine:
             model = ijepa.build(cfg)
         if self.stage == 3:
             # One gather a block instead of one a layer: small gathers are what makes untuned ZeRO-3 slow.
-            set_z3_leaf_modules(model, [Block])
+            set_z3_leaf_modules(model, list(BLOCKS), raise_if_not_found=False)
         if device.type == "cpu":
             cpu.tune(model, self.compute_dtype)
         groups = parameter_groups(model)
@@ -151,7 +151,7 @@ class Engine:
         """Write the start values into this rank's master weights, then into the model."""
         shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in self.layout.named.items()}
         for piece in self.layout.pieces:
-            value = initial_value(piece.name, shapes[piece.name], seed).view(-1)
+            value = initial_value(piece.name, shapes[piece.name], seed, self.cfg.model.layer_scale).view(-1)
             master = self.layout.view(self.layout.master(piece.slot), piece)
             master.copy_(value[piece.start : piece.start + piece.numel])
         self.layout.publish_masters()

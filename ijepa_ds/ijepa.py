@@ -64,9 +64,10 @@ def build(cfg: Config) -> IJEPA:
     """The networks of a configuration. Their values are not yet those of a start (see `vit.initialise`)."""
     model, size = cfg.model, size_of(cfg.model)
     grid = cfg.data.crop_size // model.patch_size
+    checkpointing = model.recompute if model.activation_checkpointing else "none"
 
     def encoder() -> Encoder:
-        return Encoder(size, model.patch_size, grid, model.activation_checkpointing)
+        return Encoder(size, model.patch_size, grid, checkpointing)
 
     predictor = Predictor(
         size.width,
@@ -74,6 +75,6 @@ def build(cfg: Config) -> IJEPA:
         model.predictor.depth,
         model.predictor.heads or size.heads,
         grid,
-        model.activation_checkpointing,
+        checkpointing,
     )
     return IJEPA(encoder(), predictor, encoder())

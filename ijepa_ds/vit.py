@@ -1,4 +1,4 @@
-"""The networks: a plain pre-norm ViT encoder and the narrow predictor, from timm's blocks with fused attention.
+"""The networks: a pre-norm ViT encoder and the narrow predictor, from timm's blocks with fused attention.
 
 Shapes: B images, N = G*G patches, D encoder width, P predictor width, C contexts and M target blocks an image,
 Kc / Kt patches kept in a context / a target block. Parameter names are timm's, and the published checkpoints'.
@@ -13,26 +13,11 @@ import math
 
 import numpy as np
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from ijepa_ds.config_sizes import Size
 from ijepa_ds.masks import take
-
-
-class LayerNorm(nn.LayerNorm):
-    """LayerNorm computed in float32, whatever its weights' type; the result has the weights' type, or `result`."""
-
-    def __init__(self, width: int, eps: float = 1e-6, result: torch.dtype | None = None, **factory: object) -> None:
-        super().__init__(width, eps=eps, **factory)  # type: ignore[arg-type]
-        self.result = result
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x: [..., D]` -> `[..., D]`."""
-        y = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
-        return y.to(self.result or self.weight.dtype)
+from ijepa_ds.vit_blocks import LayerNorm, draw_drops, make_blocks, rotary_table, run_blocks
 
 
 class PatchEmbed(nn.Module):
@@ -71,29 +56,11 @@ def sincos_position_embedding(width: int, grid: int, learnt_grid: int | None = N
     return torch.from_numpy(table.astype(np.float32))
 
 
-def _blocks(width: int, depth: int, heads: int, mlp_hidden: int) -> nn.ModuleList:
-    # The half keeps int(width * ratio) from falling one short of mlp_hidden.
-    ratio = (mlp_hidden + 0.5) / width
-    return nn.ModuleList(
-        Block(width, heads, mlp_ratio=ratio, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth)
-    )
-
-
-def _run(blocks: nn.ModuleList, x: Tensor, checkpointing: bool) -> Tensor:
-    """Through all blocks; with `checkpointing`, activations inside a block are recomputed in the backward pass."""
-    for block in blocks:
-        if checkpointing and torch.is_grad_enabled():
-            x = checkpoint(block, x, use_reentrant=False)
-        else:
-            x = block(x)
-    return x
-
-
 class Encoder(nn.Module):
     """ViT without class token; with `context`, only the indexed patches go through the blocks."""
 
     def __init__(
-        self, size: Size, patch_size: int, grid: int, checkpointing: bool = False, position_grid: int | None = None
+        self, size: Size, patch_size: int, grid: int, checkpointing: str = "none", position_grid: int | None = None
     ) -> None:
         """A network without values.
 
@@ -101,7 +68,7 @@ class Encoder(nn.Module):
             size: its shape.
             patch_size: pixels along a side of a patch.
             grid: patches along a side of an image.
-            checkpointing: recompute activations in the backward pass.
+            checkpointing: which activations to recompute in the backward pass (`vit_blocks.run_blocks`).
             position_grid: the grid that positions are learnt on, if not `grid` (`sincos_position_embedding`).
         """
         super().__init__()
@@ -109,7 +76,11 @@ class Encoder(nn.Module):
         self.position_grid = position_grid or grid
         self.patch_embed = PatchEmbed(patch_size, size.width)
         self.register_buffer("pos_embed", sincos_position_embedding(size.width, grid, self.position_grid))
-        self.blocks = _blocks(size.width, size.depth, size.heads, size.mlp_hidden)
+        if size.rope:
+            self.register_buffer("rope", rotary_table(size.width // size.heads, grid), persistent=False)
+        if size.registers:
+            self.reg_token = nn.Parameter(torch.zeros(1, size.registers, size.width))
+        self.blocks = make_blocks(size)
         self.norm = LayerNorm(size.width, result=torch.float32)
 
     def set_grid(self, grid: int) -> None:
@@ -117,6 +88,8 @@ class Encoder(nn.Module):
         if grid != self.grid:
             device = self.patch_embed.proj.weight.device
             self.pos_embed = sincos_position_embedding(self.size.width, grid, self.position_grid).to(device)
+            if self.size.rope:
+                self.rope = rotary_table(self.size.width // self.size.heads, grid).to(device)
             self.grid = grid
 
     def forward(self, images: Tensor, context: Tensor | None = None) -> Tensor:
@@ -129,13 +102,25 @@ class Encoder(nn.Module):
         Returns:
             float32 `[B, C, Kc, D]`, or `[B, N, D]` without `context`.
         """
-        x = self.patch_embed(images) + self.pos_embed  # [B, N, D], float32 through the position embedding
+        x = self.patch_embed(images)  # [B, N, D]
+        x = x.float() if self.size.rope else x + self.pos_embed  # the residual stream is float32
         if context is None:
-            return self.norm(_run(self.blocks, x, self.checkpointing))
+            return self._encode(x, None)
         b, c, k = context.shape
         x = take(x, context.flatten(1)).reshape(b * c, k, -1)  # [B*C, Kc, D]
-        x = self.norm(_run(self.blocks, x, self.checkpointing))
-        return x.reshape(b, c, k, -1)
+        return self._encode(x, context.flatten(0, 1)).reshape(b, c, k, -1)
+
+    def _encode(self, x: Tensor, patches: Tensor | None) -> Tensor:
+        """Blocks and norm over `x: [S, K, D]`; `patches`: int64 `[S, K]`, or None for all patches in order."""
+        registers, positions = self.size.registers, []
+        if self.size.rope:
+            table: Tensor = self.rope  # type: ignore[assignment]
+            positions = [table if patches is None else table[patches][:, None]]  # [N, 2H] or [S, 1, K, 2H]
+        if self.size.drop_path:
+            draw_drops(self.blocks, patches if self.training and torch.is_grad_enabled() else None)
+        if registers:
+            x = torch.cat([self.reg_token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
+        return self.norm(run_blocks(self.blocks, x, self.checkpointing, *positions)[:, registers:])
 
 
 class Predictor(nn.Module):
@@ -148,7 +133,7 @@ class Predictor(nn.Module):
         depth: int,
         heads: int,
         grid: int,
-        checkpointing: bool = False,
+        checkpointing: str = "none",
         position_grid: int | None = None,
     ) -> None:
         """A network without values; `position_grid` as in `Encoder`."""
@@ -157,7 +142,7 @@ class Predictor(nn.Module):
         self.predictor_embed = nn.Linear(encoder_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer("predictor_pos_embed", sincos_position_embedding(width, grid, position_grid))
-        self.predictor_blocks = _blocks(width, depth, heads, 4 * width)
+        self.predictor_blocks = make_blocks(Size(width, depth, heads, 4 * width))  # plain, whatever the encoder is
         self.predictor_norm = LayerNorm(width)
         self.predictor_proj = nn.Linear(width, encoder_width)
 
@@ -179,30 +164,33 @@ class Predictor(nn.Module):
         query = self.mask_token + take(position, targets.flatten(1))
         query = query.reshape(b, 1, m, kt, -1).expand(-1, c, -1, -1, -1)
         x = torch.cat([x[:, :, None].expand(-1, -1, m, -1, -1), query], dim=3)  # [B, C, M, Kc + Kt, P]
-        x = _run(self.predictor_blocks, x.flatten(0, 2), self.checkpointing)
+        x = run_blocks(self.predictor_blocks, x.flatten(0, 2), self.checkpointing)
         x = self.predictor_proj(self.predictor_norm(x[:, kc:]))
         return x.reshape(b, c, m, kt, -1)
 
 
-def initial_value(name: str, shape: torch.Size, seed: int) -> Tensor:
-    """The float32 start value of one parameter, a function of its name, shape and `seed` alone.
+def initial_value(name: str, shape: torch.Size, seed: int, layer_scale: float = 0.0) -> Tensor:
+    """The float32 start value of one parameter, a function of its name, shape, `seed` and the model's options alone.
 
     A rank can therefore fill its own slice of any parameter: the start is the same for every world size and ZeRO stage.
 
     | tensor | distribution |
     |---|---|
-    | weights of Linear and of the patch convolution, mask token | normal, std 0.02, cut at +-2 |
+    | weights of Linear and of the patch convolution, mask token, registers | normal, std 0.02, cut at +-2 |
     | biases | 0 |
     | LayerNorm weights | 1 |
+    | LayerScale | `layer_scale` |
 
     This is what the published runs trained from; the 1/sqrt(2*layer) rescaling in the released code is undone there
     before training. The cut is an absolute +-2 (100 standard deviations), so the normal is used as it is.
     """
     leaf = name.rsplit(".", 2)
-    if leaf[-1] == "bias":
+    if leaf[-1] in ("bias", "mlp_bias"):
         return torch.zeros(shape, dtype=torch.float32, device="cpu")
     if leaf[-1] == "weight" and len(shape) == 1:
         return torch.ones(shape, dtype=torch.float32, device="cpu")
+    if leaf[-1] == "gamma":
+        return torch.full(shape, layer_scale, dtype=torch.float32, device="cpu")
     key = math.prod(shape)
     for char in name.encode():
         key = (key * 1_000_003 + char) % (1 << 61)
@@ -211,7 +199,7 @@ def initial_value(name: str, shape: torch.Size, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, seed: int, prefix: str = "") -> None:
+def initialise(module: nn.Module, seed: int, prefix: str = "", layer_scale: float = 0.0) -> None:
     """Fill every parameter of an unsharded `module` with `initial_value` of `prefix` + its name."""
     for name, parameter in module.named_parameters():
-        parameter.copy_(initial_value(prefix + name, parameter.shape, seed))
+        parameter.copy_(initial_value(prefix + name, parameter.shape, seed, layer_scale))

@@ -30,7 +30,7 @@ ROWS = (
     ("cli",),
 )
 HEIGHT = {part: height for height, row in enumerate(ROWS) for part in row}
-FAMILIES = {"config_": "config", "mask_": "masks"}  # modules that are one part, by how they begin
+FAMILIES = {"config_": "config", "mask_": "masks", "vit_": "vit"}  # modules that are one part, by how they begin
 # Checks of a configuration that ask the table of the samplers; inside a function only.
 LATE = {("config_check", "masks")}
 LATE |= {(PACKAGE, "weights")}  # `ijepa_ds.load_encoder`, looked up when first asked for

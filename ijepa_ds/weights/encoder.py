@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from ijepa_ds.vit import Encoder, LayerNorm, initial_value
+from ijepa_ds.vit import Encoder, initial_value
+from ijepa_ds.vit_blocks import LayerNorm
 from ijepa_ds.weights.facts import Facts, Transform, WeightsError
 from ijepa_ds.weights.open import open_source
 from ijepa_ds.weights.source import Source
@@ -73,7 +74,7 @@ def fill(source: Source, part: str) -> Encoder:
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
             if part == "untrained":
-                parameter.copy_(initial_value("encoder." + name, parameter.shape, seed))
+                parameter.copy_(initial_value("encoder." + name, parameter.shape, seed, source.size.layer_scale))
             else:
                 parameter.copy_(source.parts[part][name])
     return encoder.eval().requires_grad_(False)

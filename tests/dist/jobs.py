@@ -25,18 +25,17 @@ from ijepa_ds.schedules import Schedule
 REPOSITORY = Path(__file__).parents[2]
 
 
-def tiny_config(precision: str = "float32", checkpointing: bool = False, **optimization: Any) -> Config:
+def tiny_config(
+    precision: str = "float32", checkpointing: bool = False, model: dict[str, Any] | None = None, **optimization: Any
+) -> Config:
     """A model small enough for every test: 4 x 4 ... 6 x 6 patches, a few thousand parameters."""
     settings: dict[str, Any] = dict(batch_size=8, steps=60, warmup_steps=6, lr=1e-3, ema=(0.99, 1.0))
     return Config(
         run=RunConfig(dir="unused", seed=3),
         data=DataConfig(source="unused", crop_size=48),
         model=ModelConfig(
-            name="tiny",
+            **{"name": "tiny", "width": 48, "depth": 2, "heads": 3, **(model or {})},
             patch_size=8,
-            width=48,
-            depth=2,
-            heads=3,
             precision=precision,
             activation_checkpointing=checkpointing,
             predictor=PredictorConfig(depth=2, width=24, heads=3),
@@ -108,6 +107,7 @@ def train_and_save(
     first: int = 0,
     extra: dict[str, Any] | None = None,
     checkpointing: bool = False,
+    model: dict[str, Any] | None = None,
     **optimization: Any,
 ) -> dict[str, Any]:
     """Train `first` ... `steps` (from a checkpoint when `resume` is given), save, and tell losses and tokens seen."""
@@ -118,7 +118,7 @@ def train_and_save(
     from ijepa_ds.engine import initialise_distributed
 
     initialise_distributed()
-    cfg = tiny_config(precision, checkpointing, **optimization)
+    cfg = tiny_config(precision, checkpointing, model, **optimization)
     engine, plan = make_engine(cfg, stage, dist.get_world_size(), extra)
     if resume:
         checkpoint.load(engine, CheckpointReader(Path(resume)))

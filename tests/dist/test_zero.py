@@ -9,6 +9,7 @@ import torch
 
 from ijepa_ds.checkpoint_reader import CheckpointReader
 from ijepa_ds.ijepa import IJEPA
+from ijepa_ds.vit import initial_value
 from tests import reference
 from tests.dist import jobs
 from tests.dist.pool import Pool
@@ -73,8 +74,6 @@ def _plain_ema(model: IJEPA) -> np.ndarray:
 
 
 def _start() -> np.ndarray:
-    from ijepa_ds.vit import initial_value
-
     return initial_value("encoder.blocks.1.mlp.fc1.weight", torch.Size((192, 48)), 3).flatten().numpy()
 
 
@@ -140,3 +139,28 @@ def test_activation_checkpointing_gives_the_same_steps(stage: int, ranks: Ranks,
     results = ranks(2).run("train_and_save", stage=stage, folder=str(tmp_path), steps=20, checkpointing=True)
     losses = np.mean([r["losses"] for r in results], axis=0)
     np.testing.assert_allclose(losses, plain[1][:20], rtol=1e-4)
+
+
+OPTIONS = {
+    "plain": {},
+    "everything": {"qk_norm": True, "swiglu": True, "rope": True, "registers": 2, "layer_scale": 0.1, "drop_path": 0.3},
+    "parallel": {"name": "22b", "mlp_hidden": 96, "registers": 1, "layer_scale": 0.1, "drop_path": 0.3},
+}
+
+
+@pytest.mark.parametrize("name", list(OPTIONS))
+def test_options_and_selective_checkpointing_give_the_same_steps(name: str, ranks: Ranks, tmp_path: Path) -> None:
+    """One process that keeps all activations, against ZeRO-3 on two ranks that recomputes some, in smaller micro-batches."""
+    model = OPTIONS[name]
+    alone = ranks(1).run("train_and_save", stage=0, folder=str(tmp_path / "a"), steps=12, model=model)
+    again = {**model, "recompute": "selective"}
+    two = ranks(2).run(
+        "train_and_save", stage=3, folder=str(tmp_path / "b"), steps=12, checkpointing=True, max_micro_batch=2, model=again
+    )
+    np.testing.assert_allclose(np.mean([r["losses"] for r in two], axis=0), alone[0]["losses"], rtol=1e-4)
+    apart, way = 0.0, 0.0  # how far the targets are from each other, and from their start
+    for parameter, value in alone[0]["target"].items():
+        start = initial_value("encoder." + parameter, torch.Size(value.shape), 3, model.get("layer_scale", 0.0)).numpy()
+        apart += float(np.square(two[1]["target"][parameter] - value).sum())
+        way += float(np.square(value - start).sum())
+    assert way > 1e-6 and apart < 1e-4 * way
