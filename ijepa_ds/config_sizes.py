@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 
 from ijepa_ds.config_schema import ModelConfig
 
@@ -39,6 +39,11 @@ class Size:
     registers: int = 0
     layer_scale: float = 0.0
     drop_path: float = 0.0
+
+    @property
+    def options(self) -> list[str]:
+        """Names of the options that make this another network than the published ones."""
+        return [f.name for f in fields(self) if f.default is not MISSING and getattr(self, f.name) != f.default]
 
 
 SIZES = {

@@ -200,7 +200,7 @@ def refuse(source: Source, format_: str, which: str) -> None:
     """Say at once what cannot be written.
 
     Raises:
-        WeightsError: parts that are missing, a predictor where a format has none, another LayerNorm.
+        WeightsError: parts that are missing, a predictor where a format has none, another LayerNorm, options of the encoder.
     """
     problems = []
     if format_ == "published" and which != "all":
@@ -213,6 +213,9 @@ def refuse(source: Source, format_: str, which: str) -> None:
         problems.append(f"no {which} in it (it has {', '.join(source.parts) or 'no weights yet'})")
     if format_ in ("timm", "published") and source.eps != 1e-6:
         problems.append(f"its LayerNorms have eps {source.eps:g}, {format_} models 1e-6: they would compute something else")
+    options = [name for name in source.size.options if name != "drop_path"]  # of training only
+    if format_ in ("timm", "hf", "published") and options:
+        problems.append(f"it has {', '.join(options)}, which {format_} models of this kind do not: use --format safetensors")
     if problems:
         raise WeightsError(f"{source.path}: cannot be exported so: " + "; ".join(problems))
 
