@@ -32,6 +32,7 @@ _AT_LEAST: dict[str, float] = {
     "model.mlp_hidden": 1,
     "model.registers": 0,
     "model.layer_scale": 0,
+    "model.position_grid": 1,
     "model.predictor.depth": 1,
     "model.predictor.width": 1,
     "model.predictor.heads": 1,
@@ -143,6 +144,8 @@ def _single(cfg: Config) -> Iterator[Problem]:
     for key in ("run.dir", "data.source"):
         if not flat[key].strip():
             yield Problem((key,), "is empty; name a folder")
+    if cfg.model.init_from is not None and not cfg.model.init_from.strip():
+        yield Problem(("model.init_from",), "is empty; name weights, or null for a fresh start")
     resume = cfg.run.resume
     if resume not in ("auto", "never") and os.sep not in resume and not os.path.exists(resume):
         guess = suggest(resume, ("auto", "never"))

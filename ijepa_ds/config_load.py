@@ -22,7 +22,7 @@ def load(path: Path, overrides: Sequence[str] = (), world_size: int | None = Non
         world_size: number of devices, if the batch is to be checked against it already.
 
     Returns:
-        The configuration; `run.dir`, `data.source` and a path in `run.resume` are made absolute against the
+        The configuration; `run.dir`, `data.source`, `model.init_from` and a path in `run.resume` are made absolute against the
         current directory (`~` expanded).
 
     Raises:
@@ -74,7 +74,8 @@ def assemble(
     if lines:
         raise ConfigError(lines)
     run = replace(cfg.run, dir=_absolute(cfg.run.dir), resume=_absolute_checkpoint(cfg.run.resume))
-    return replace(cfg, run=run, data=replace(cfg.data, source=_absolute(cfg.data.source)))
+    model = replace(cfg.model, init_from=_absolute(cfg.model.init_from)) if cfg.model.init_from else cfg.model
+    return replace(cfg, run=run, model=model, data=replace(cfg.data, source=_absolute(cfg.data.source)))
 
 
 def _overlap(key: str, other: str) -> bool:

@@ -208,7 +208,7 @@ def _folders(
     start = flat.get("meta.read_checkpoint")
     if start is not None and start.value is not None and "run.resume" not in overridden:
         problems.append(
-            f"{start.where}: meta.read_checkpoint: a run is not continued from a published checkpoint here; "
-            "set it to null, or override run.resume with a checkpoint of this package"
+            f"{start.where}: meta.read_checkpoint: the optimiser's state of a published checkpoint is not continued here; "
+            "set it to null, and start from its weights with model.init_from=FILE if wanted"
         )
     return problems

@@ -44,6 +44,8 @@ _LATER = {
     "model.registers": 0,
     "model.layer_scale": 0.0,
     "model.drop_path": 0.0,
+    "model.init_from": None,
+    "model.position_grid": None,
 }
 
 

@@ -86,6 +86,8 @@ class ModelConfig:
     registers: int = 0
     layer_scale: float = 0.0  # start value; 0 = no LayerScale
     drop_path: float = 0.0  # at the last block, linear from 0
+    init_from: str | None = None  # weights that a fresh start begins with: a run, an export, published, timm, Hugging Face
+    position_grid: int | None = None  # patches along a side where positions were learnt; None: as many as this run has
 
 
 @dataclass(frozen=True, kw_only=True)

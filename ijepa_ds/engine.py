@@ -25,6 +25,7 @@ from ijepa_ds.ema import ShardedEMA
 from ijepa_ds.masks import Masks
 from ijepa_ds.vit import initial_value
 from ijepa_ds.vit_blocks import BLOCKS
+from ijepa_ds.weights.start import Start
 from ijepa_ds.zero_layout import ZeroLayout, check_version
 
 logger = logging.getLogger(__name__)
@@ -111,13 +112,16 @@ def gather_objects(value: Any) -> list[Any]:
 class Engine:
     """The networks under ZeRO, their optimizer and the EMA target."""
 
-    def __init__(self, cfg: Config, ds_config: dict[str, Any], device: torch.device) -> None:
-        """Build, shard and fill with the start values of `cfg.run.seed`.
+    def __init__(
+        self, cfg: Config, ds_config: dict[str, Any], device: torch.device, start: Start | None = None
+    ) -> None:
+        """Build, shard and fill with start values.
 
         Args:
             cfg: the run.
             ds_config: the complete DeepSpeed configuration (`config_deepspeed.load_deepspeed`).
             device: this rank's, from `initialise_distributed`.
+            start: weights to start from; None: the start values of `cfg.run.seed`.
         """
         self.cfg, self.device = cfg, device
         self.compute_dtype = torch.bfloat16 if cfg.model.precision == "bfloat16" else torch.float32
@@ -136,8 +140,10 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
         model = self.deepspeed.module
         self.layout = ZeroLayout(self.deepspeed, {n: p for n, p in model.named_parameters() if p.requires_grad})
-        self._fill(cfg.run.seed)
+        self._fill(cfg.run.seed, start)
         self.ema = ShardedEMA(self.deepspeed, model.encoder, model.target_encoder)
+        if start:
+            self._fill_average(start)
         for name, buffer in model.named_buffers():
             assert buffer.dtype == torch.float32, f"{name} lost its precision: {buffer.dtype}"
         self.num_parameters = {
@@ -147,14 +153,26 @@ class Engine:
         self._norm: Tensor | float | None = None
 
     @torch.no_grad()
-    def _fill(self, seed: int) -> None:
+    def _fill(self, seed: int, start: Start | None) -> None:
         """Write the start values into this rank's master weights, then into the model."""
         shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in self.layout.named.items()}
         for piece in self.layout.pieces:
-            value = initial_value(piece.name, shapes[piece.name], seed, self.cfg.model.layer_scale).view(-1)
+            shape = shapes[piece.name]
+            if start:
+                value = start.student(piece.name, shape)
+            else:
+                value = initial_value(piece.name, shape, seed, self.cfg.model.layer_scale)
             master = self.layout.view(self.layout.master(piece.slot), piece)
-            master.copy_(value[piece.start : piece.start + piece.numel])
+            master.copy_(value.reshape(-1)[piece.start : piece.start + piece.numel])
         self.layout.publish_masters()
+
+    @torch.no_grad()
+    def _fill_average(self, start: Start) -> None:
+        """Write the target encoder's own start into this rank's slices of the average, then into the target."""
+        for piece in self.ema.pieces:
+            average = self.ema.layout.view(self.ema.average[piece.slot], piece)
+            average.copy_(start.teacher(piece.name).reshape(-1)[piece.start : piece.start + piece.numel])
+        self.ema.publish()
 
     def forward(self, images: Tensor, masks: Masks, mark: Callable[[str], None] | None = None) -> ijepa.Output:
         """One micro-batch through target, context encoder and predictor (`ijepa.IJEPA.forward`)."""

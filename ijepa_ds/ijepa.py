@@ -67,7 +67,7 @@ def build(cfg: Config) -> IJEPA:
     checkpointing = model.recompute if model.activation_checkpointing else "none"
 
     def encoder() -> Encoder:
-        return Encoder(size, model.patch_size, grid, checkpointing)
+        return Encoder(size, model.patch_size, grid, checkpointing, model.position_grid)
 
     predictor = Predictor(
         size.width,
@@ -76,5 +76,6 @@ def build(cfg: Config) -> IJEPA:
         model.predictor.heads or size.heads,
         grid,
         checkpointing,
+        model.position_grid,
     )
     return IJEPA(encoder(), predictor, encoder())

@@ -21,6 +21,7 @@ from ijepa_ds.engine import Engine, barrier, gather_objects, initialise_distribu
 from ijepa_ds.masks import build_sampler
 from ijepa_ds.reporter import Reporter
 from ijepa_ds.schedules import Schedule
+from ijepa_ds.weights.start import Start, open_start, settle
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -49,6 +50,7 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int) 
     """
     device = initialise_distributed()
     lock = agree(lambda: run_dir.lock(Path(cfg.run.dir)) if rank == 0 else None)
+    cfg = gather_objects(agree(lambda: settle(cfg) if rank == 0 else None))[0]
     folder, schedule = agree(lambda: _find_images(cfg))
     _check_same_data(folder)
     # rank 0 decides, and reads every byte to compare checksums; the others open what it chose
@@ -56,12 +58,13 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int) 
     reader = agree(lambda: CheckpointReader(chosen, verify=False)) if chosen else None
     if reader:
         agree(lambda: _check_continues(reader, folder))
-    engine = Engine(cfg, ds_config, device)
+    start = _start(cfg, rank) if cfg.model.init_from and not reader else None
+    engine = Engine(cfg, ds_config, device, start)
     if reader:
         agree(lambda: checkpoint.load(engine, reader))
     if rank == 0:
         run_dir.write_facts(cfg, ds_config, {"world_size": plan.world_size, "images": len(folder)})
-        logger.info(_banner(cfg, plan, engine, folder, schedule, reader))
+        logger.info(_banner(cfg, plan, engine, folder, schedule, reader, start))
         if engine.compute_dtype == torch.bfloat16 and device.type == "cpu" and not cpu.computes_bfloat16():
             logger.warning(
                 "this CPU has no bfloat16 arithmetic and emulates it: steps take about 8 times as long as in float32. "
@@ -160,6 +163,21 @@ def _chosen(cfg: Config) -> Path | None:
     return reader.folder if reader else None
 
 
+def _start(cfg: Config, rank: int) -> Start:
+    """The weights that `model.init_from` names: rank 0 chooses and verifies, the others open the same."""
+    first = agree(lambda: open_start(cfg) if rank == 0 else None)
+    path = gather_objects(str(first.source.path) if first else None)[0]
+    start = agree(lambda: first or open_start(cfg, path, verify=False))
+    seen = gather_objects((start.digest(), socket.gethostname()))
+    different = [f"rank {other} on {host}" for other, (digest, host) in enumerate(seen) if digest != seen[0][0]]
+    if different:
+        raise ValueError(f"model.init_from: {path} is not the same everywhere: not rank 0's for {', '.join(different)}")
+    if rank == 0:
+        for note in start.notes:
+            logger.info("model.init_from: %s", note)
+    return start
+
+
 def _batches(state: State) -> ImageBatches:
     return ImageBatches(
         state.cfg.data,
@@ -208,14 +226,22 @@ def _check_same_data(folder: ImageFolder) -> None:
 
 
 def _banner(
-    cfg: Config, plan: BatchPlan, engine: Engine, folder: ImageFolder, schedule: Schedule, reader: CheckpointReader | None
+    cfg: Config,
+    plan: BatchPlan,
+    engine: Engine,
+    folder: ImageFolder,
+    schedule: Schedule,
+    reader: CheckpointReader | None,
+    start: Start | None,
 ) -> str:
-    start = f"continuing {reader.folder} (step {reader.manifest['step']})" if reader else "a fresh start"
+    begin = f"a fresh start from the weights of {start.source.path}" if start else "a fresh start"
+    if reader:
+        begin = f"continuing {reader.folder} (step {reader.manifest['step']})"
     threads = torch.get_num_threads()
     return (
         f"ijepa_ds: {engine.describe()}\n"
         f"  {len(folder):,} images from {cfg.data.source}; global batch {cfg.optimization.batch_size} = "
         f"{plan.world_size} ranks x {plan.micro_batch} x {plan.accumulation} accumulated; {threads} CPU threads a rank\n"
-        f"  {schedule.total_steps:,} steps of {len(folder) // cfg.optimization.batch_size:,} an epoch; {start}\n"
+        f"  {schedule.total_steps:,} steps of {len(folder) // cfg.optimization.batch_size:,} an epoch; {begin}\n"
         f"  run directory {cfg.run.dir}   (tensorboard --logdir {cfg.run.dir})"
     )

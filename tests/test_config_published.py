@@ -163,7 +163,7 @@ def test_everything_wrong_at_once(tmp_path: Path) -> None:
         ("use_gaussian_blur", "data.use_gaussian_blur: not available here"),
         ("min_keep", "masks.min_keep: expected a whole number, found 'ten' (text)"),
         ("model_name", "model.name: 'hug' is not known; did you mean 'huge'?"),
-        ("read_checkpoint", "meta.read_checkpoint: a run is not continued from a published checkpoint"),
+        ("read_checkpoint", "meta.read_checkpoint: the optimiser's state of a published checkpoint"),
     ):
         place = f"experiment.yaml:{lines_of(path, start)}: {rest}"
         assert any(line.startswith(place) for line in lines), (place, lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from ijepa_ds.weights.facts import Facts, Transform, WeightsError
 from ijepa_ds.weights.open import open_source
 from ijepa_ds.weights.source import Source
 
+logger = logging.getLogger(__name__)
 WHICH = ("target", "context", "untrained")
 
 
@@ -45,6 +47,8 @@ def read_encoder(path: str | Path, which: str | None = None, heads: int | None =
     if which != "untrained" and not source.parts:
         raise WeightsError(f"{path}: this run has no checkpoint yet")
     which = which if which == "untrained" else source.choose(which)
+    for note in source.notes:
+        logger.info("%s: %s", source.path, note)
     encoder = fill(source, which)
     facts = Facts(
         source=str(source.path),

@@ -130,6 +130,8 @@ def add_size_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export; 0."""
     source = resized(open_source(args.run, args.heads, args.step), args.image_size, args.patch_size)
+    for note in source.notes:
+        logger.info("%s: %s", source.path, note)
     path = export(source, args.out, args.format_, args.which, args.dtype)
     size = path.stat().st_size / 2**20
     logger.info("written: %s (%.1f MiB, from %s); model card: %s", path, size, source.path, path.parent / "README.md")

@@ -49,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check, tell, and write when asked to; 0."""
     source = resized(open_source(args.path, args.heads), args.image_size, args.patch_size)
+    for note in source.notes:
+        logger.info("%s: %s", source.path, note)
     logger.info("%s", describe(source))
     path = str(args.path)
     if args.out:

@@ -30,7 +30,9 @@ _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's 
 _PREFIXES = ("module.", "_orig_mod.")
 
 
-def open_source(path: str | Path, heads: int | None = None, step: int | None = None, weights: bool = True) -> Source:
+def open_source(
+    path: str | Path, heads: int | None = None, step: int | None = None, weights: bool = True, verify: bool = True
+) -> Source:
     """Recognise what a path is, check it, open it.
 
     Args:
@@ -39,6 +41,7 @@ def open_source(path: str | Path, heads: int | None = None, step: int | None = N
         heads: attention heads, where the file does not say and the size is not one of `config_sizes.SIZES`.
         step: of a run, the checkpoint to take; None: the newest good one.
         weights: False: only a run's shape is wanted, it may have no checkpoint yet.
+        verify: compare the checksums of a checkpoint folder.
 
     Raises:
         WeightsError: nothing known is there, or it is not what it seems; the text says what was found.
@@ -47,7 +50,7 @@ def open_source(path: str | Path, heads: int | None = None, step: int | None = N
     path = Path(path)
     if path.is_dir():
         if (path / "manifest.json").is_file() or (path / "config.yaml").is_file():
-            source = _run(path, step, weights)
+            source = _run(path, step, weights, verify)
         elif (path / "config.json").is_file():
             source = _described_folder(path, heads)
         elif (path / WEIGHTS).is_file():
@@ -76,10 +79,10 @@ def _saved(reader: CheckpointReader, kind: str, prefix: str, shapes: dict[str, t
     return LazyTensors({name: partial(read, name) for name in shapes})
 
 
-def _run(path: Path, step: int | None, weights: bool) -> Source:
+def _run(path: Path, step: int | None, weights: bool, verify: bool) -> Source:
     reader: CheckpointReader | None = None
     if (path / "manifest.json").is_file():
-        run_dir, reader = path.parent.parent, CheckpointReader(path)
+        run_dir, reader = path.parent.parent, CheckpointReader(path, verify)
         if step not in (None, reader.manifest["step"]):
             raise WeightsError(f"{path}: is the checkpoint of step {reader.manifest['step']}, not {step}")
     else:
@@ -108,7 +111,7 @@ def _run(path: Path, step: int | None, weights: bool) -> Source:
         size=size,
         patch_size=cfg.model.patch_size,
         grid=cfg.grid,
-        position_grid=cfg.grid,
+        position_grid=cfg.model.position_grid or cfg.grid,
         predictor=predictor,
         mean=cfg.data.mean,
         std=cfg.data.std,

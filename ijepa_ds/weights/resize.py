@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -14,12 +13,11 @@ from ijepa_ds.weights.facts import WeightsError
 from ijepa_ds.weights.lazy import LazyTensors
 from ijepa_ds.weights.source import Source
 
-logger = logging.getLogger(__name__)
 _PATCHES = "patch_embed.proj.weight"
 
 
 def resized(source: Source, image_size: int | None = None, patch_size: int | None = None) -> Source:
-    """A source as if trained on other sizes; what changes is said in the log.
+    """A source as if trained on other sizes; what changes is said in its notes.
 
     Positions are the sine-cosine evaluated between the learnt ones: the same place of the picture keeps its position. The patch
     embedding is resampled by the pseudo-inverse of the resizing of patches (FlexiViT, Beyer et al., CVPR 2023).
@@ -35,20 +33,17 @@ def resized(source: Source, image_size: int | None = None, patch_size: int | Non
     image_size, patch_size = image_size or source.grid * source.patch_size, patch_size or source.patch_size
     if image_size < patch_size or image_size % patch_size:
         raise WeightsError(f"{source.path}: images of {image_size} pixels are not a whole number of patches of {patch_size}")
-    grid, parts = image_size // patch_size, dict(source.parts)
+    grid, parts, notes = image_size // patch_size, dict(source.parts), list(source.notes)
     if patch_size != source.patch_size:
-        logger.info(
-            "%s: patch embedding resampled from %d to %d pixels a patch", source.path, source.patch_size, patch_size
-        )
+        notes.append(f"patch embedding resampled from {source.patch_size} to {patch_size} pixels a patch")
         for label, tensors in source.parts.items():
             if label != "predictor":
                 parts[label] = _with(tensors, _PATCHES, resample_patch_embed(tensors[_PATCHES].float(), [patch_size] * 2))
     if grid != source.grid:
-        logger.info(
-            "%s: %d x %d patches instead of %d x %d: sine-cosine positions evaluated between the learnt %d x %d",
-            source.path, grid, grid, source.grid, source.grid, source.position_grid, source.position_grid,
-        )  # fmt: skip
-    return replace(source, parts=parts, patch_size=patch_size, grid=grid)
+        before, learnt = source.grid, source.position_grid
+        where = f"between the learnt {learnt} x {learnt}" if learnt != grid else f"at 0 ... {grid - 1}, as in a fresh start"
+        notes.append(f"{grid} x {grid} patches instead of {before} x {before}: sine-cosine positions evaluated {where}")
+    return replace(source, parts=parts, patch_size=patch_size, grid=grid, notes=tuple(notes))
 
 
 def _with(tensors: Mapping[str, Tensor], name: str, value: Tensor) -> LazyTensors:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +14,6 @@ from ijepa_ds.config_sizes import Size
 from ijepa_ds.weights import check
 from ijepa_ds.weights.check import PredictorSize
 from ijepa_ds.weights.facts import IMAGENET_MEAN, IMAGENET_STD, WeightsError
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +118,6 @@ def assemble(
             found = check.learnt_grid(parts["predictor"]["predictor_pos_embed"], where)
             if found != (grid, learnt):
                 raise WeightsError(f"{where}: positions of a {found[0]} x {found[0]} grid, the encoder's are {grid} x {grid}")
-    for note in notes:
-        logger.info("%s: %s", path, note)
     return Source(
         path=path,
         kind=told.kind,

@@ -61,7 +61,7 @@ def batch(cfg: Config, step: int, first: int, count: int) -> tuple[Tensor, Masks
     return torch.from_numpy(images).float(), sampler.sample(step, first, count, torch.device("cpu"))
 
 
-def make_engine(cfg: Config, stage: int, world_size: int, extra: dict[str, Any] | None = None) -> Any:
+def make_engine(cfg: Config, stage: int, world_size: int, extra: dict[str, Any] | None = None, start: Any = None) -> Any:
     """An engine through the same code as a run's, with the shipped DeepSpeed JSON of the stage."""
     import json
     import tempfile
@@ -78,7 +78,7 @@ def make_engine(cfg: Config, stage: int, world_size: int, extra: dict[str, Any] 
         path.write_text(json.dumps(settings))
         ds_config = load_deepspeed(path, cfg, plan)
     device = initialise_distributed()
-    return Engine(cfg, ds_config, device), plan
+    return Engine(cfg, ds_config, device, start), plan
 
 
 def train_steps(engine: Any, cfg: Config, plan: BatchPlan, rank: int, first: int, last: int) -> list[float]:
@@ -126,6 +126,27 @@ def train_and_save(
     saved = checkpoint.save(engine, Path(folder), steps, {}, keep_last=2)
     target = _gathered_target(engine)
     return {"losses": losses, "folder": str(saved), "kind": engine.layout.kind, "target": target}
+
+
+def start_from(stage: int, path: str, folder: str, precision: str = "float32") -> dict[str, Any]:
+    """An engine that starts from the weights at `path`: the loss of its first batch, its target, what a checkpoint holds."""
+    from dataclasses import replace
+
+    from deepspeed import comm as dist
+
+    from ijepa_ds import checkpoint
+    from ijepa_ds.engine import initialise_distributed
+    from ijepa_ds.weights.start import open_start
+
+    initialise_distributed()
+    cfg = tiny_config(precision)
+    cfg = replace(cfg, model=replace(cfg.model, init_from=path))
+    engine, plan = make_engine(cfg, stage, dist.get_world_size(), start=open_start(cfg))
+    images, masks = batch(cfg, 0, dist.get_rank() * plan.micro_batch, plan.micro_batch)
+    with torch.no_grad():
+        loss = float(engine.forward(images.to(engine.compute_dtype), masks).loss)
+    saved = checkpoint.save(engine, Path(folder), 1, {}, keep_last=1)
+    return {"loss": loss, "target": _gathered_target(engine), "folder": str(saved)}
 
 
 def _gathered_target(engine: Any) -> dict[str, np.ndarray]:
