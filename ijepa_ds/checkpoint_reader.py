@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,10 @@ def list_steps(run_dir: Path) -> list[int]:
 def write_last_step(run_dir: Path, step: int) -> None:
     """Note which checkpoint is the newest, so that its disappearance is noticed."""
     aside = run_dir / f".{_LAST}.partial"
-    aside.write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step}) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     aside.replace(run_dir / _LAST)
 
 
@@ -72,6 +77,34 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
+def looks_whole(folder: Path) -> bool:
+    """Whether a checkpoint's manifest and the sizes of its files are right; what is in the files is not read."""
+    try:
+        check_files(folder, share=(0, 0))
+    except CheckpointError:
+        return False
+    return True
+
+
+def check_files(folder: Path, share: tuple[int, int] = (0, 1)) -> dict[str, Any]:
+    """Compare a checkpoint's files with its manifest: names and sizes of all, checksums of a share of them.
+
+    Args:
+        folder: `RUN/checkpoints/step_...`.
+        share: (rank, ranks): every so manyth file is read, beginning with this one; `(0, 1)` reads all, `(0, 0)` none.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        CheckpointError: something is missing, of another size or checksum, or not a checkpoint.
+    """
+    manifest, (first, every) = _read_manifest(folder), share
+    for index, entry in enumerate(manifest["files"]):
+        _check_file(folder, entry, verify=bool(every) and index % every == first)
+    return manifest
+
+
 class CheckpointReader:
     """A validated checkpoint folder, opened for reading."""
 
@@ -86,25 +119,31 @@ class CheckpointReader:
             CheckpointError: something is missing, of another size or checksum, or not a checkpoint.
         """
         self.folder = folder
-        self.manifest = _read_manifest(folder)
-        for entry in self.manifest["files"]:
-            _check_file(folder, entry, verify)
+        self.manifest = check_files(folder, (0, 1) if verify else (0, 0))
         self._where: dict[str, list[tuple[int, int, Any]]] = {}  # key -> (start, end, open file)
         for entry in self.manifest["files"]:
             self._index(folder / entry["file"])
 
     def _index(self, path: Path) -> None:
-        file = safe_open(path, framework="pt")  # memory-mapped: only what is read is loaded
-        starts = json.loads(file.metadata()["starts"])
-        for key in file.keys():
-            numel = file.get_slice(key).get_shape()[0]
-            self._where.setdefault(key, []).append((starts[key], starts[key] + numel, file))
+        try:
+            file = safe_open(path, framework="pt")  # memory-mapped: only what is read is loaded
+            starts = json.loads(file.metadata()["starts"])
+            for key in file.keys():
+                (numel,) = file.get_slice(key).get_shape()
+                self._where.setdefault(key, []).append((int(starts[key]), int(starts[key]) + numel, file))
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: not a shard of a checkpoint ({type(error).__name__}: {error})") from error
 
     def numel(self, key: str) -> int:
         """Elements of a whole parameter, e.g. `ema/encoder.norm.weight`."""
         if key not in self._where:
             raise CheckpointError(f"{self.folder} has no {key}: it was saved from another model")
-        return max(end for _, end, _ in self._where[key])
+        reached = 0
+        for start, end, _ in sorted(self._where[key], key=lambda part: part[0]):
+            if start != reached:
+                raise CheckpointError(f"{self.folder}: {key} has a gap or an overlap at element {min(start, reached)}")
+            reached = end
+        return reached
 
     def names(self, kind: str) -> list[str]:
         """Names of all parameters saved under `kind` (master, exp_avg, exp_avg_sq, ema)."""
@@ -129,31 +168,44 @@ class CheckpointReader:
         return result
 
 
-def newest(run_dir: Path) -> CheckpointReader | None:
+def newest(
+    run_dir: Path,
+    steps: list[int] | None = None,
+    open_checkpoint: Callable[[Path], CheckpointReader] | None = None,
+    say: Callable[..., None] = logger.error,
+) -> CheckpointReader | None:
     """The newest good checkpoint of a run; None when the run has none at all.
 
     A broken one is named, with the reason, and the next older is taken.
 
+    Args:
+        run_dir: the run.
+        steps: what `find_steps` gave; None: asked here.
+        open_checkpoint: opens and validates one, or raises CheckpointError; `CheckpointReader` when None.
+        say: takes messages about broken ones.
+
     Raises:
         CheckpointError: there are checkpoints and none is good.
     """
-    steps, reasons = list_steps(run_dir), []
-    last = read_last_step(run_dir)
-    if last is not None and last not in steps:
-        reasons.append(f"{run_dir / 'checkpoints' / folder_name(last)}: missing, though it was saved last")
-        logger.error("MISSING CHECKPOINT, trying an older one: %s", reasons[0])
-    for step in reversed(steps):
+    reasons = []
+    for step in reversed(find_steps(run_dir) if steps is None else steps):
         try:
-            return CheckpointReader(run_dir / "checkpoints" / folder_name(step))
+            return (open_checkpoint or CheckpointReader)(run_dir / "checkpoints" / folder_name(step))
         except CheckpointError as error:
             reasons.append(str(error))
-            logger.error("BROKEN CHECKPOINT, trying an older one: %s", error)
+            say("BROKEN CHECKPOINT, trying an older one: %s", error)
     if reasons:
         raise CheckpointError(
             f"no checkpoint in {run_dir / 'checkpoints'} is whole; refusing to start from "
             "scratch over them. " + "; ".join(reasons) + ". Restore one, or start anew in another run.dir"
         )
     return None
+
+
+def find_steps(run_dir: Path) -> list[int]:
+    """Steps of which a run should have a checkpoint, ascending: those in place, and the one saved last if it vanished."""
+    steps, last = list_steps(run_dir), read_last_step(run_dir)
+    return steps if last is None else sorted({*steps, last})
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -171,11 +223,24 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     missing = {"step", "files", "adam_step"} - manifest.keys()
     if missing:
         raise CheckpointError(f"{path}: the manifest lacks {', '.join(sorted(missing))}")
+    files = manifest["files"]
+    if not isinstance(files, list) or not files or not all(isinstance(e, dict) and _ENTRY.items() <= _types(e) for e in files):
+        raise CheckpointError(f"{path}: `files` is not a list of file, bytes and sha256: the manifest is damaged")
+    for entry in files:
+        if not re.fullmatch(r"[\w-][\w.-]*", entry["file"]):  # it must not lead out of its folder
+            raise CheckpointError(f"{path}: '{entry['file']}' is not the name of a file beside it: refusing to follow it")
     return manifest
 
 
+_ENTRY = {"file": str, "bytes": int, "sha256": str}
+
+
+def _types(entry: dict[str, Any]) -> Any:
+    return {key: type(value) for key, value in entry.items()}.items()
+
+
 def _check_file(folder: Path, entry: dict[str, Any], verify: bool) -> None:
-    path = folder / Path(entry["file"]).name  # the name alone: a manifest must not lead outside its folder
+    path = folder / entry["file"]
     if not path.is_file():
         raise CheckpointError(f"{path}: missing")
     if path.stat().st_size != entry["bytes"]:

@@ -32,6 +32,11 @@ VERBS = {
         "check published, timm or Hugging Face weights; with --out, convert them",
         "ijepa-ds import IN1K-vit.h.14-300e.pth.tar --out weights/vith14",
     ),
+    "checkpoint": (
+        "ijepa_ds.checkpoints",
+        "list, verify or prune a run's checkpoints",
+        "ijepa-ds checkpoint verify runs/x",
+    ),
     "summary": (
         "ijepa_ds.visualize.summary",
         "one picture of a run: loss, masks, scores",

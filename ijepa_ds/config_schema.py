@@ -33,7 +33,10 @@ class RunConfig:
     probe_every: int = 100  # steps between collapse probes (feature std, effective rank)
     picture_every: int = 1000  # steps between mask pictures; 0 = never
     checkpoint_every: int = 1000  # steps; the last step is always saved
-    keep_last: int = 2  # checkpoints kept
+    keep_last: int = 2  # newest checkpoints kept
+    keep_every: int = 0  # checkpoints of steps that this divides are kept for good; 0 = none
+    hang_timeout: float = 900.0  # seconds without progress after which the job is ended; 0 = never
+    max_nonfinite: int = 3  # steps in a row with a non-finite loss or gradient (each is skipped) that stop the run
 
 
 @dataclass(frozen=True, kw_only=True)

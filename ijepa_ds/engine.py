@@ -5,6 +5,7 @@ With `zero_layout.py`, `ema.py` and `checkpoint.py` the only importer of deepspe
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
@@ -87,6 +88,7 @@ def shut_down_distributed() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        host_group.cache_clear()
 
 
 def barrier() -> None:
@@ -102,10 +104,16 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+@functools.cache
+def host_group() -> Any:
+    """All ranks, over gloo: for what lies in host memory, and must not wait for a GPU."""
+    return torch.distributed.new_group(backend="gloo")
+
+
 def gather_objects(value: Any) -> list[Any]:
     """`value` of every rank, in rank order, on every rank."""
     gathered: list[Any] = [None] * dist.get_world_size()
-    torch.distributed.all_gather_object(gathered, value)
+    torch.distributed.all_gather_object(gathered, value, group=host_group())
     return gathered
 
 
@@ -140,6 +148,7 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
         model = self.deepspeed.module
         self.layout = ZeroLayout(self.deepspeed, {n: p for n, p in model.named_parameters() if p.requires_grad})
+        self.layout.forget_moments()
         self._fill(cfg.run.seed, start)
         self.ema = ShardedEMA(self.deepspeed, model.encoder, model.target_encoder)
         if start:
@@ -185,17 +194,20 @@ class Engine:
             self.deepspeed.step()  # no update: DeepSpeed counts its micro-batches here
 
     def optimizer_step(self, lr: float, weight_decay: float) -> bool:
-        """AdamW after the last micro-batch of a step; whether it was applied (not skipped)."""
+        """AdamW after the last micro-batch of a step; whether it was applied, or skipped as its gradients are not finite."""
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
             group["weight_decay"] = weight_decay if group["decay"] else 0.0
         if self.layout.kind == "plain":  # DeepSpeed keeps no norm there
             gradients = [p.grad for p in self.layout.named.values() if p.grad is not None]
             self._norm = torch.nn.utils.get_total_norm(gradients)
+            skip = ~torch.isfinite(self._norm)
+            self.deepspeed.optimizer.found_inf = skip.float()  # the fused kernel then leaves weights and moments alone
         self.deepspeed.step()
         if self.layout.kind != "plain":
             self._norm = self.deepspeed.get_global_grad_norm()
-        return bool(self.deepspeed.was_step_applied())
+            return bool(self.deepspeed.was_step_applied())
+        return not bool(skip)  # waits for the device, as DeepSpeed itself does at the other stages
 
     def gradient_norm(self) -> float:
         """2-norm of the last step's gradient before clipping; a host synchronisation."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import torch
 
-from ijepa_ds import checkpoint, config, cpu, run_dir
+from ijepa_ds import checkpoint, checkpoint_writer, config, cpu, run_dir
+from ijepa_ds.agreement import Agreement, agree
 from ijepa_ds.checkpoint_reader import CheckpointError, CheckpointReader
 from ijepa_ds.config import BatchPlan, Config
 from ijepa_ds.data.index import ImageFolder
@@ -20,11 +22,14 @@ from ijepa_ds.data.transforms import normalize
 from ijepa_ds.engine import Engine, barrier, gather_objects, initialise_distributed
 from ijepa_ds.masks import build_sampler
 from ijepa_ds.reporter import Reporter
+from ijepa_ds.saver import Saver
 from ijepa_ds.schedules import Schedule
+from ijepa_ds.skipped import SkippedSteps
+from ijepa_ds.stop import Stopped, StopRequests
+from ijepa_ds.watch import Watch
 from ijepa_ds.weights.start import Start, open_start, settle
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,30 +44,36 @@ class State:
     start: int  # steps already done
     rank: int
     facts: dict[str, Any]  # what every manifest says beside the step
+    bad: list[tuple[str, str]]  # images found unreadable before the checkpoint this run continues from
     lock: IO[str] | None  # held by rank 0
+    watch: Watch
 
 
-def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int) -> State:
+def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, watch: Watch) -> State:
     """Join the other ranks, find the data and the checkpoint, build the engine.
 
     Raises:
         ValueError, CheckpointError: something the user has to mend; the same on every rank.
     """
     device = initialise_distributed()
+    watch.follow(cfg.run.hang_timeout)
     lock = agree(lambda: run_dir.lock(Path(cfg.run.dir)) if rank == 0 else None)
     cfg = gather_objects(agree(lambda: settle(cfg) if rank == 0 else None))[0]
     folder, schedule = agree(lambda: _find_images(cfg))
     _check_same_data(folder)
-    # rank 0 decides, and reads every byte to compare checksums; the others open what it chose
-    chosen = gather_objects(agree(lambda: _chosen(cfg) if rank == 0 else None))[0]
-    reader = agree(lambda: CheckpointReader(chosen, verify=False)) if chosen else None
+    watch.beat("images found")
+    reader = _find_start(cfg, rank)
     if reader:
         agree(lambda: _check_continues(reader, folder))
+    watch.beat("checkpoint found")
     start = _start(cfg, rank) if cfg.model.init_from and not reader else None
     engine = Engine(cfg, ds_config, device, start)
+    watch.beat("engine built")
     if reader:
         agree(lambda: checkpoint.load(engine, reader))
+    agree(lambda: run_dir.check_writable(Path(cfg.run.dir)))
     if rank == 0:
+        checkpoint_writer.sweep(Path(cfg.run.dir))
         run_dir.write_facts(cfg, ds_config, {"world_size": plan.world_size, "images": len(folder)})
         logger.info(_banner(cfg, plan, engine, folder, schedule, reader, start))
         if engine.compute_dtype == torch.bfloat16 and device.type == "cpu" and not cpu.computes_bfloat16():
@@ -80,12 +91,18 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int) 
         start=reader.manifest["step"] if reader else 0,
         rank=rank,
         facts=_facts(cfg, plan, folder) if rank == 0 else {},
+        bad=[(path, reason) for path, reason in reader.manifest.get("bad_samples", [])] if reader else [],
         lock=lock,
+        watch=watch,
     )
 
 
-def train(state: State) -> None:
-    """Steps `state.start` ... to the end of the schedule."""
+def train(state: State, stop: StopRequests) -> None:
+    """Steps `state.start` ... to the end of the schedule.
+
+    Raises:
+        Stopped: a signal asked for it, on any rank; everything is saved.
+    """
     cfg, plan, engine, schedule, rank = state.cfg, state.plan, state.engine, state.schedule, state.rank
     out = Path(cfg.run.dir)
     if state.start >= schedule.total_steps:
@@ -96,11 +113,19 @@ def train(state: State) -> None:
     if rank == 0:
         (out / run_dir.COMPLETED).unlink(missing_ok=True)
     sampler = build_sampler(cfg.masks, cfg.grid, cfg.run.seed, cfg.optimization.batch_size)
-    reporter = Reporter(cfg, engine, schedule, state.start, rank)
-    batches = _batches(state)
-    mark = reporter.clock.mark
+    reporter = agree(lambda: Reporter(cfg, engine, schedule, state.start, rank))
+    run = cfg.run
+    saver = Saver(engine, out, every=run.checkpoint_every, keep_last=run.keep_last, keep_every=run.keep_every)
+    skipped = SkippedSteps(cfg, plan, state.folder, rank)
+    agreement, batches = Agreement(), _batches(state)
+
+    def mark(part: str) -> None:
+        reporter.clock.mark(part)
+        state.watch.beat(part)
+
     try:
         for step in range(state.start, schedule.total_steps):
+            losses = []
             for micro in range(plan.accumulation):
                 pixels = next(batches)  # uint8 [B, S, S, 3]
                 mark("data_wait")
@@ -111,19 +136,29 @@ def train(state: State) -> None:
                 output = engine.forward(images, masks, mark)
                 engine.backward(output.loss)
                 mark("backward")
-                reporter.add(output.loss / plan.accumulation)
+                reporter.add(output.loss)
+                losses.append(output.loss.detach())
+            agreement.post(stop.received, saver.busy)  # under way while the optimizer works
             applied = engine.optimizer_step(schedule.lr(step), schedule.weight_decay(step))
             mark("optimizer")
             if applied:
                 engine.ema.update(schedule.momentum(step))
             mark("ema")
             reporter.after_step(step, output, masks, pixels, applied)
+            skipped.note(step, applied, losses)
             done = step + 1
-            if done % cfg.run.checkpoint_every == 0 or done == schedule.total_steps:
-                reporter.before_checkpoint(done)
-                facts = state.facts | {"samples_seen": done * plan.batch_size, "bad_samples": batches.bad}
-                checkpoint.save(engine, out, done, facts, cfg.run.keep_last)
+            asked, writing = agreement.wait()
+            saver.advance(done, bool(writing))
+            if done == schedule.total_steps or asked or saver.due(done):
+                reporter.before_checkpoint()
+                facts = state.facts | {"samples_seen": done * plan.batch_size}
+                saver.start(done, facts, [*state.bad, *batches.bad], mark)
+                if done == schedule.total_steps or asked:
+                    _finish(saver, mark)
                 mark("checkpoint")
+            if asked and done < schedule.total_steps:
+                why = " (its launcher or terminal is gone)" if asked == signal.SIGHUP else ""
+                raise Stopped(f"stopped by {signal.Signals(asked).name}{why} after step {done}")
     finally:
         batches.close()
         reporter.close()
@@ -131,20 +166,23 @@ def train(state: State) -> None:
         run_dir.mark_completed(out, {"steps": schedule.total_steps, "loss": reporter.last_loss})
 
 
-def agree(work: Callable[[], T]) -> T:
-    """Do something on every rank that may fail on any; when it fails on one, every rank raises the same error."""
-    result, problem = None, None
-    try:
-        result = work()
-    except (ValueError, OSError, CheckpointError) as error:
-        problem = str(error)
-    problems = gather_objects(problem)
-    first = next((text for text in problems if text), None)
-    if first:
-        where = [str(rank) for rank, text in enumerate(problems) if text]
-        some = len(where) < len(problems) and where != ["0"]
-        raise ValueError(f"{first}\n(on rank {', '.join(where)} only)" if some else first)
-    return result  # type: ignore[return-value]
+def _finish(saver: Saver, mark: Callable[[str], None]) -> None:
+    if not saver.finish(mark):
+        raise CheckpointError(
+            "the last state could not be saved (the reason stands above): make room, or mend the disk, then run the same "
+            "command: it continues from the newest checkpoint"
+        )
+
+
+def _find_start(cfg: Config, rank: int) -> CheckpointReader | None:
+    """Rank 0 lists the checkpoints; all of them read them, a share each, and agree on the newest good one."""
+    steps = gather_objects(agree(lambda: run_dir.look(cfg) if rank == 0 else None))[0]
+
+    def say(*text: object) -> None:
+        if rank == 0:
+            logger.error(*text)
+
+    return run_dir.find_start(cfg, steps, checkpoint.open_together, say)
 
 
 def _find_images(cfg: Config) -> tuple[ImageFolder, Schedule]:
@@ -156,11 +194,6 @@ def _find_images(cfg: Config) -> tuple[ImageFolder, Schedule]:
             f"(optimization.batch_size: {cfg.optimization.batch_size})"
         )
     return folder, Schedule.of(cfg, steps_per_epoch)
-
-
-def _chosen(cfg: Config) -> Path | None:
-    reader = run_dir.find_start(cfg)
-    return reader.folder if reader else None
 
 
 def _start(cfg: Config, rank: int) -> Start:

@@ -22,7 +22,6 @@ from ijepa_ds.schedules import Schedule
 from ijepa_ds.visualize.masks import draw_batch
 
 logger = logging.getLogger(__name__)
-MOST_SKIPPED = 20  # optimizer steps in a row
 STALL = 0.05  # share of the time spent waiting for data above which the user is warned
 
 
@@ -40,9 +39,9 @@ class Reporter:
         self.last_loss = math.nan
         self._log = Log(Path(cfg.run.dir), rank, purge_step=start + 1)
         self._log.text("config", config.to_text(cfg))
-        self._loss = torch.zeros((), device=engine.device)
+        self._loss = torch.zeros(2, device=engine.device)  # sum and number of finite losses since the last point
         self._steps, self._since = 0, time.perf_counter()
-        self._skipped, self._in_a_row, self._warned, self._settled = 0, 0, False, False
+        self._skipped, self._warned, self._settled = 0, False, False
         terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=schedule.total_steps,
@@ -56,22 +55,18 @@ class Reporter:
         )
 
     def add(self, loss: Tensor) -> None:
-        """Count a micro-batch's share of the step's loss; stays on the device."""
-        self._loss += loss.detach()
+        """Count a micro-batch's loss, if it is finite; stays on the device."""
+        loss = loss.detach()
+        self._loss += torch.stack([loss.nan_to_num(0.0, 0.0, 0.0), loss.isfinite().float()])
 
     def after_step(self, step: int, output: Output, masks: Masks, pixels: Tensor, applied: bool) -> None:
         """Write what is due after 0-based `step`; tensors are those of its last micro-batch.
 
         Raises:
-            TrainingError: the loss is not finite, or the optimizer skipped many steps in a row.
+            TrainingError: no loss since the last point was finite.
         """
         run, done = self.cfg.run, step + 1
-        self._skipped, self._in_a_row = self._skipped + (not applied), 0 if applied else self._in_a_row + 1
-        if self._in_a_row == MOST_SKIPPED:
-            raise TrainingError(
-                f"the gradients of {MOST_SKIPPED} steps in a row were not finite (up to step {done}): nothing is trained "
-                "any more. Lower optimization.lr, or set optimization.clip_grad"
-            )
+        self._skipped += not applied
         self._steps += 1
         if done % run.log_every == 0 or done == self.schedule.total_steps:
             self._write_scalars(step, masks)
@@ -84,7 +79,8 @@ class Reporter:
         self._bar.update()
 
     def _write_scalars(self, step: int, masks: Masks) -> None:
-        loss = float(mean_over_ranks(self._loss / self._steps))
+        total_loss, count = mean_over_ranks(self._loss.clone()).tolist()
+        loss = total_loss / count if count else math.nan
         now = time.perf_counter()
         spent, images = now - self._since, self._steps * self.cfg.optimization.batch_size
         parts = self.clock.seconds()
@@ -125,16 +121,8 @@ class Reporter:
             self._warned = True
         self._settled = True  # the first point holds the start of the loader
 
-    def before_checkpoint(self, done: int) -> None:
-        """Refuse to save what is not finite; bring TensorBoard up to date with what is saved.
-
-        Raises:
-            TrainingError: the last gradient was not finite: the weights may not be either.
-        """
-        if not self._in_a_row and not math.isfinite(self.engine.gradient_norm()):
-            raise TrainingError(
-                f"the gradient norm of step {done} is {self.engine.gradient_norm()}: not saved, older checkpoints are kept"
-            )
+    def before_checkpoint(self) -> None:
+        """Bring TensorBoard up to date with what is saved."""
         self._log.flush()
 
     def _write_probes(self, done: int, output: Output) -> None:

@@ -4,59 +4,82 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import platform
 import subprocess
+import tempfile
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
 import ijepa_ds
 from ijepa_ds import config
-from ijepa_ds.checkpoint_reader import CheckpointReader, folder_name, list_steps, newest
+from ijepa_ds.checkpoint_reader import CheckpointError, CheckpointReader, find_steps, folder_name, newest
 from ijepa_ds.config import Config
 
+logger = logging.getLogger(__name__)
 COMPLETED = "completed.json"
 _LIBRARIES = ("torch", "deepspeed", "timm", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "torchvision", "numpy")
 
 
-def find_start(cfg: Config) -> CheckpointReader | None:
-    """The checkpoint this run continues from, or None for a fresh start; nothing is written.
+def look(cfg: Config) -> list[int]:
+    """The steps of the checkpoints that a run should have in its directory (`checkpoint_reader.find_steps`).
 
     Raises:
-        ValueError: the directory belongs to a run of another configuration, or holds checkpoints and `run.resume` is
-            `never`.
-        CheckpointError: the checkpoint asked for, or every one there is, is broken.
+        ValueError: the directory belongs to a run of another configuration, holds checkpoints although `run.resume` is
+            `never`, or newer ones than `run.resume` names.
     """
     run_dir = Path(cfg.run.dir)
     owner = run_dir / "config.yaml"
     if owner.is_file():
         _check_owner(cfg, owner)
+    steps = find_steps(run_dir)
+    if steps and cfg.run.resume == "never":
+        raise ValueError(f"run.resume is never, but {run_dir} has checkpoints: choose another run.dir or run.resume=auto")
     if cfg.run.resume not in ("auto", "never"):
-        wanted = CheckpointReader(Path(cfg.run.resume))
-        newer = [step for step in list_steps(run_dir) if run_dir / "checkpoints" / folder_name(step) != wanted.folder]
-        if newer and max(newer) > wanted.manifest["step"]:
+        wanted = Path(cfg.run.resume)
+        newer = [step for step in steps if (run_dir / "checkpoints" / folder_name(step)).resolve() != wanted.resolve()]
+        if newer and max(newer) > CheckpointReader(wanted, verify=False).manifest["step"]:
             raise ValueError(
                 f"run.resume names {cfg.run.resume}, but {run_dir} has a newer checkpoint (step {max(newer)}): set "
                 "run.resume=auto to continue that, or another run.dir to branch off"
             )
-        return _same_task(cfg, wanted)
-    reader = newest(run_dir)
-    if reader:
-        _same_task(cfg, reader)
-    if reader and cfg.run.resume == "never":
-        raise ValueError(f"run.resume is never, but {run_dir} has checkpoints: choose another run.dir or run.resume=auto")
-    return reader
+    return steps
 
 
-def _same_task(cfg: Config, reader: CheckpointReader) -> CheckpointReader:
-    saved = reader.manifest.get("fingerprint")
-    if saved != config.fingerprint(cfg):
-        raise ValueError(
-            f"{reader.folder} was saved from another configuration (fingerprint {saved}, this one is "
-            f"{config.fingerprint(cfg)}): use the config.yaml of its run"
-        )
-    return reader
+def find_start(
+    cfg: Config,
+    steps: list[int],
+    open_checkpoint: Callable[[Path], CheckpointReader] = CheckpointReader,
+    say: Callable[..., None] = logger.error,
+) -> CheckpointReader | None:
+    """The checkpoint this run continues from, or None for a fresh start; nothing is written.
+
+    Args:
+        cfg: the run.
+        steps: what `look` found.
+        open_checkpoint: opens and validates one, or raises CheckpointError.
+        say: takes messages about checkpoints that are passed over.
+
+    Raises:
+        CheckpointError: the checkpoint asked for, or every one there is, is broken or of another configuration.
+    """
+
+    def open_ours(folder: Path) -> CheckpointReader:
+        reader = open_checkpoint(folder)
+        saved, ours = reader.manifest.get("fingerprint"), config.fingerprint(cfg)
+        if saved != ours:
+            raise CheckpointError(
+                f"{reader.folder} was saved from another configuration (fingerprint {saved}, this one is {ours}): use the "
+                "config.yaml of its run"
+            )
+        return reader
+
+    if cfg.run.resume not in ("auto", "never"):
+        return open_ours(Path(cfg.run.resume))
+    return newest(Path(cfg.run.dir), steps, open_ours, say)
 
 
 def lock(run_dir: Path) -> IO[str]:
@@ -88,6 +111,23 @@ def _check_owner(cfg: Config, owner: Path) -> None:
             f"{owner.parent} belongs to a run of another configuration:\n{changes}\n"
             "choose another run.dir, or go back to that configuration"
         )
+
+
+def check_writable(run_dir: Path) -> None:
+    """Refuse a directory in which checkpoints, events or the log could not be written later.
+
+    Raises:
+        ValueError: names the folder or file, and why.
+    """
+    for folder in (run_dir, run_dir / "checkpoints"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as probe:
+                probe.write(b"?")
+                probe.flush()
+                os.fsync(probe.fileno())
+        except OSError as error:
+            raise ValueError(f"run.dir: {folder} cannot be written ({error.strerror}): choose another, or mend it") from error
 
 
 def write_facts(cfg: Config, ds_config: dict[str, Any], facts: dict[str, Any]) -> None:

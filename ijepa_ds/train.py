@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -18,8 +19,10 @@ from pathlib import Path
 from ijepa_ds import config, config_deepspeed, config_published
 from ijepa_ds.checkpoint_reader import CheckpointError
 from ijepa_ds.config import Config
+from ijepa_ds.stop import STOPPED, Stopped, StopRequests
 
 logger = logging.getLogger("ijepa_ds")
+FAILED = 1  # exit code: an error that nobody foresaw, with its traceback
 USER_ERROR = 2  # exit code: something to be mended by the user, said in one message
 
 
@@ -57,29 +60,48 @@ def _is_rank_zero() -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the trainer; the process's exit code."""
+    """Run the trainer; the process's exit code (`docs/checkpoints.md` lists them)."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     arguments = parse_arguments(argv)
-    try:
-        from ijepa_ds.engine import world_from_environment
+    from ijepa_ds.engine import barrier, shut_down_distributed, world_from_environment
+    from ijepa_ds.watch import Watch
 
+    watch = Watch()
+    watch.start()
+    try:
         rank, _, world_size = world_from_environment()
         cfg, ds_config, plan = prepare(arguments, world_size)
         from ijepa_ds import loop
 
-        state = loop.prepare(cfg, ds_config, plan, rank)
+        state = loop.prepare(cfg, ds_config, plan, rank, watch)
     except (ValueError, OSError, CheckpointError) as error:
+        watch.close()  # all ranks are refused
         return _refuse(error, "cannot run this")
-    from ijepa_ds.engine import shut_down_distributed
     from ijepa_ds.reporter import TrainingError
 
-    try:
-        loop.train(state)
-    except (ValueError, OSError, CheckpointError, TrainingError) as error:
-        traceback.print_exc()
-        return _refuse(error, "stopped")
-    shut_down_distributed()
-    return 0
+    code = 0
+    with StopRequests() as stop:
+        watch.on_launcher_lost = lambda: stop.request(signal.SIGHUP)
+        try:
+            loop.train(state, stop)
+        except (ValueError, OSError, CheckpointError, TrainingError) as error:
+            traceback.print_exc()
+            watch.close()
+            return _refuse(error, "stopped")
+        except Stopped as reason:
+            code = STOPPED
+            if _is_rank_zero():
+                print(f"\nijepa_ds: {reason}; saved: the same command continues. Exit code {code}", flush=True)
+        except Exception:
+            traceback.print_exc()
+            # When the other side of a broken connection is to blame, the watch names it and ends this process meanwhile.
+            time.sleep(4)
+            print(f"\nijepa_ds failed on rank {rank} of host {socket.gethostname()}: see above", file=sys.stderr, flush=True)
+            return FAILED
+        watch.close()
+        barrier()  # past it, ranks may end in any order
+        shut_down_distributed()
+    return code
 
 
 def _refuse(error: Exception, what: str) -> int:

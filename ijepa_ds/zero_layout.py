@@ -181,6 +181,10 @@ class ZeroLayout:
         state = self._inner().state.get(self.holder(slot), {})
         return {key: value.view(-1) if key != "step" else value for key, value in state.items()}
 
+    def forget_moments(self) -> None:
+        """Adam's state as before the first step; at stage 0 with bfloat16 DeepSpeed makes one to allocate, and counts it."""
+        self._inner().state.clear()
+
     def set_moments(self, slot: int, exp_avg: Tensor, exp_avg_sq: Tensor, step: int) -> None:
         """Give a slot Adam's state. The tensors are taken over, not copied; `step` gets a tensor of its own."""
         holder = self.holder(slot)

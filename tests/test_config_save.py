@@ -87,7 +87,8 @@ FREE = {
         "run.picture_every",
         "run.checkpoint_every",
     ),
-    *("run.keep_last", "data.source", "data.loader", "data.threads", "data.prefetch", "data.max_pixels"),
+    *("run.keep_last", "run.keep_every", "run.hang_timeout", "run.max_nonfinite"),
+    *("data.source", "data.loader", "data.threads", "data.prefetch", "data.max_pixels"),
     *("data.max_bad", "model.activation_checkpointing", "model.recompute", "optimization.max_micro_batch"),
 }
 

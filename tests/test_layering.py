@@ -12,25 +12,28 @@ import pytest
 PACKAGE = "ijepa_ds"
 # From the bottom up. A part imports from rows below its own, and from itself; a new module joins a part or gets a row.
 ROWS = (
-    ("config",),
+    ("config", "stop"),
     ("counter", "schedules", "cpu"),
     ("masks",),
-    ("vit", "data", "metrics", "checkpoint_reader"),
+    ("vit", "data", "metrics", "checkpoint_files"),
     ("ijepa", "weights", "run_dir"),
     ("visualize",),
-    ("evals", "plan"),
+    ("evals", "plan", "checkpoints"),
     # From here on with DeepSpeed: nothing above this line may need it.
     ("zero_support",),
     ("zero_layout",),
     ("ema",),
     ("engine",),
-    ("checkpoint", "reporter"),
+    ("agreement", "watch"),
+    ("checkpoint", "saver", "reporter"),
+    ("skipped",),
     ("loop",),
     ("train",),
     ("cli",),
 )
 HEIGHT = {part: height for height, row in enumerate(ROWS) for part in row}
-FAMILIES = {"config_": "config", "mask_": "masks", "vit_": "vit"}  # modules that are one part, by how they begin
+# Modules that are one part, by how they begin.
+FAMILIES = {"config_": "config", "mask_": "masks", "vit_": "vit", "checkpoint_": "checkpoint_files"}
 # Checks of a configuration that ask the table of the samplers; inside a function only.
 LATE = {("config_check", "masks")}
 LATE |= {(PACKAGE, "weights")}  # `ijepa_ds.load_encoder`, looked up when first asked for

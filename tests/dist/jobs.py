@@ -114,8 +114,9 @@ def train_and_save(
     from deepspeed import comm as dist
 
     from ijepa_ds import checkpoint
-    from ijepa_ds.checkpoint_reader import CheckpointReader
+    from ijepa_ds.checkpoint_reader import CheckpointReader, folder_name
     from ijepa_ds.engine import initialise_distributed
+    from ijepa_ds.saver import Saver
 
     initialise_distributed()
     cfg = tiny_config(precision, checkpointing, model, **optimization)
@@ -123,7 +124,10 @@ def train_and_save(
     if resume:
         checkpoint.load(engine, CheckpointReader(Path(resume)))
     losses = train_steps(engine, cfg, plan, dist.get_rank(), first, steps)
-    saved = checkpoint.save(engine, Path(folder), steps, {}, keep_last=2)
+    saver = Saver(engine, Path(folder), every=steps, keep_last=2)
+    saver.start(steps, {})
+    assert saver.finish()
+    saved = Path(folder) / "checkpoints" / folder_name(steps)
     target = _gathered_target(engine)
     return {"losses": losses, "folder": str(saved), "kind": engine.layout.kind, "target": target}
 
@@ -158,3 +162,26 @@ def _gathered_target(engine: Any) -> dict[str, np.ndarray]:
         with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
             result[name] = parameter.detach().float().cpu().numpy().copy()
     return result
+
+
+def train_through_nan(stage: int, precision: str, steps: int, broken: int) -> dict[str, Any]:
+    """Train; the loss of rank 1 is not a number at 0-based step `broken`. Masters and EMA before and after that step."""
+    from deepspeed import comm as dist
+
+    from ijepa_ds.engine import initialise_distributed
+
+    initialise_distributed()
+    cfg, rank = tiny_config(precision), dist.get_rank()
+    engine, plan = make_engine(cfg, stage, dist.get_world_size())
+    forward, schedule, applied, states = engine.forward, schedule_of(cfg), [], []
+    for step in range(steps):
+        images, masks = batch(cfg, step, rank * plan.micro_batch, plan.micro_batch)
+        output = forward(images.to(engine.compute_dtype), masks)
+        engine.backward(output.loss * float("nan") if (step, rank) == (broken, 1) else output.loss)
+        applied.append(engine.optimizer_step(schedule.lr(step), schedule.weight_decay(step)))
+        if applied[-1]:
+            engine.ema.update(schedule.momentum(step))
+        tensors = [engine.layout.master(slot) for slot in range(engine.layout.num_slots)] + engine.ema.average
+        states.append([tensor.detach().clone().numpy() for tensor in tensors])
+        adam_step = int(engine.layout.moments(0)["step"])
+    return {"applied": applied, "states": states, "adam_step": adam_step}

@@ -164,3 +164,14 @@ def test_options_and_selective_checkpointing_give_the_same_steps(name: str, rank
         apart += float(np.square(two[1]["target"][parameter] - value).sum())
         way += float(np.square(value - start).sum())
     assert way > 1e-6 and apart < 1e-4 * way
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(0, "float32"), (0, "bfloat16"), (1, "float32"), (2, "float32"), (3, "float32")])
+def test_a_loss_that_is_not_finite_leaves_the_weights_alone(stage: int, precision: str, ranks: Ranks) -> None:
+    """On one rank only; all skip that step, and go on with the next."""
+    for result in ranks(2).run("train_through_nan", stage=stage, precision=precision, steps=4, broken=2):
+        assert result["applied"] == [True, True, False, True]
+        assert result["adam_step"] == 3
+        for before, after, later in zip(*result["states"][1:], strict=True):
+            assert (before == after).all() and np.isfinite(later).all()
+        assert any((after != later).any() for after, later in zip(*result["states"][2:], strict=True))

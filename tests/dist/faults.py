@@ -1,0 +1,98 @@
+"""Faults that happen for real, inside a rank, at a chosen moment."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MOMENTS = {
+    "forward": "ijepa_ds.engine:Engine.forward",
+    "backward": "ijepa_ds.engine:Engine.backward",
+    "optimizer": "ijepa_ds.engine:Engine.optimizer_step",
+    "save": "ijepa_ds.checkpoint_writer:_fsync",  # a shard is in the page cache, not on the disk
+    "commit": "ijepa_ds.checkpoint_writer:_write_synced",  # all shards are there, the manifest is not
+    "step": "ijepa_ds.reporter:Reporter.after_step",
+}
+
+
+def inject(rank: int, faults: list[dict[str, Any]]) -> None:
+    """Make `{rank, moment, at, action}` happen: at the `at`-th call (from 1) of `moment` on `rank` (None: on all).
+
+    Actions: kill (SIGKILL), hang (sleep for an hour), freeze (SIGSTOP), raise, nan (the loss), slow (0.1 s, at each call).
+    """
+    for fault in faults:
+        if fault.get("rank") in (None, rank):
+            module, _, path = MOMENTS[fault["moment"]].partition(":")
+            owner: Any = importlib.import_module(module)
+            *parents, name = path.split(".")
+            for parent in parents:
+                owner = getattr(owner, parent)
+            setattr(owner, name, _faulty(getattr(owner, name), fault))
+
+
+def _faulty(function: Callable[..., Any], fault: dict[str, Any]) -> Callable[..., Any]:
+    calls, at, until = 0, fault.get("at", 1), fault.get("until")
+
+    @functools.wraps(function)
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        action = fault["action"]
+        if action == "slow":
+            time.sleep(0.1)
+        elif action == "nan":
+            output = function(*arguments, **named)
+            if at <= calls <= (until or at):
+                output = output._replace(loss=output.loss * float("nan"))
+            return output
+        elif calls == at:
+            if action == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif action == "freeze":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            elif action == "hang":
+                time.sleep(3600)
+            elif action == "raise":
+                raise RuntimeError("as a bug would")
+        return function(*arguments, **named)
+
+    return wrapped
+
+
+def log_samples(place: Path, rank: int) -> None:
+    """Write the index of every image that is trained on, with its step, to `samples-RANK-PROCESS.jsonl`."""
+    from ijepa_ds.data import loader, samples
+
+    file = (place / f"samples-{rank}-{os.getpid()}.jsonl").open("w", buffering=1)
+    planned: dict[int, np.ndarray] = {}
+    plan = samples.SamplePlan.samples
+
+    def remembered(self: Any, micro: int) -> Any:
+        result = plan(self, micro)
+        planned[micro] = result.indices
+        return result
+
+    start, following = loader.ImageBatches.__init__, loader.ImageBatches.__next__
+
+    def started(self: Any, *arguments: Any, **named: Any) -> None:
+        self._micro, self._accumulation = named["start_step"] * named["accumulation"], named["accumulation"]
+        start(self, *arguments, **named)
+
+    def given(self: Any) -> Any:
+        batch = following(self)
+        line = {"step": self._micro // self._accumulation, "samples": planned.pop(self._micro).tolist()}
+        file.write(json.dumps(line) + "\n")
+        self._micro += 1
+        return batch
+
+    samples.SamplePlan.samples = remembered  # type: ignore[method-assign]
+    loader.ImageBatches.__init__, loader.ImageBatches.__next__ = started, given  # type: ignore[method-assign]

@@ -1,0 +1,158 @@
+"""Whole training runs in processes of their own, through the real `train.main`, started in a tenth of a second.
+
+A server process imports the package once; each rank is a fork of it (`multiprocessing`'s forkserver), with its own
+environment, folder and output file, and a session of its own. Nothing else of a run is different, and no launcher is there to
+clean up: what ends the other ranks after a fault is our own code.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing as mp
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tests.dist.pool import free_port
+
+REPOSITORY = Path(__file__).parents[2]
+TINY = [
+    "run.log_every=1",
+    "run.probe_every=1000",
+    "run.picture_every=0",
+    "data.crop_size=32",
+    "data.source=images",
+    "data.loader=torchvision",
+    "model.name=tiny",
+    "model.patch_size=8",
+    "model.width=32",
+    "model.depth=1",
+    "model.heads=2",
+    "model.precision=float32",
+    "model.predictor.depth=1",
+    "model.predictor.width=16",
+    "masks.sampler=unbiased",
+    "masks.min_keep=1",
+    "masks.target_scale=[0.1, 0.2]",
+    "optimization.batch_size=8",
+    "optimization.warmup_steps=2",
+    "optimization.lr=0.001",
+]
+
+
+def prepare(place: Path, images: int = 24) -> Path:
+    """Fill a folder with small pictures and a YAML."""
+    for i in range(images):
+        (place / "images" / f"class{i % 3}").mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / "images" / f"class{i % 3}" / f"{i}.jpg")
+    (place / "run.yaml").write_text("run: {dir: out}\noptimization: {batch_size: 8, steps: 6, warmup_steps: 1}\n")
+    for stage in range(4):
+        text = (REPOSITORY / "ds_configs" / f"zero{stage}.json").read_text()
+        (place / f"zero{stage}.json").write_text(text)
+    return place
+
+
+class Run:
+    """The ranks of one run."""
+
+    def __init__(
+        self,
+        place: Path,
+        *overrides: str,
+        ranks: int = 2,
+        stage: int = 2,
+        faults: list[dict[str, Any]] | None = None,
+        image_log: bool = False,
+    ) -> None:
+        """Start them in `place`; see `faults.inject` for `faults`."""
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(["tests.dist.preload"])
+        self._log = place / f"output-{time.monotonic_ns()}.txt"
+        port, arguments = free_port(), ["--config", "run.yaml", "--deepspeed_config", f"zero{stage}.json", *TINY, *overrides]
+        self.ranks = [
+            context.Process(
+                target=_rank, args=(rank, ranks, port, str(place), str(self._log), arguments, faults or [], image_log)
+            )
+            for rank in range(ranks)
+        ]
+        for process in self.ranks:
+            process.start()
+
+    @property
+    def output(self) -> str:
+        """What all ranks have printed."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    def wait(self, timeout: float = 60) -> list[int]:
+        """The exit codes of all ranks; -N after signal N.
+
+        Raises:
+            AssertionError: some did not end; they are killed.
+        """
+        end = time.monotonic() + timeout
+        for process in self.ranks:
+            process.join(max(0.0, end - time.monotonic()))
+        late = [rank for rank, process in enumerate(self.ranks) if process.is_alive()]
+        for rank in late:
+            self.signal(rank, signal.SIGKILL)
+            self.ranks[rank].join()
+        assert not late, f"ranks {late} did not end within {timeout} s:\n{self.output}"
+        return [process.exitcode or 0 for process in self.ranks]
+
+    def wait_for(self, text: str, timeout: float = 60) -> None:
+        """Until the output holds `text`."""
+        end = time.monotonic() + timeout
+        while text not in self.output:
+            assert time.monotonic() < end, f"no '{text}' within {timeout} s:\n{self.output}"
+            assert any(process.is_alive() for process in self.ranks), f"ended without '{text}':\n{self.output}"
+            time.sleep(0.05)
+
+    def signal(self, rank: int, number: int) -> None:
+        """Send a signal to one rank."""
+        os.kill(self.ranks[rank].pid or 0, number)
+
+
+def _rank(
+    rank: int,
+    ranks: int,
+    port: int,
+    place: str,
+    log: str,
+    arguments: list[str],
+    faults: list[dict[str, Any]],
+    image_log: bool,
+) -> None:
+    os.setsid()
+    with open(log, "ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    os.chdir(place)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1")
+    os.environ.update(MASTER_PORT=str(port), OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")
+    import torch
+
+    torch.set_num_threads(1)
+    from ijepa_ds import train
+    from tests.dist import faults as injected
+
+    injected.inject(rank, faults)
+    if image_log:
+        injected.log_samples(Path(place), rank)
+    code = train.main(arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+def read_completed(run: Path) -> dict[str, Any]:
+    """The marker of a run that reached its end."""
+    return json.loads((run / "completed.json").read_text())

@@ -1,0 +1,187 @@
+"""Faults that really happen to running jobs: what is killed, hangs, fills up or is asked to stop, and what is left."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ijepa_ds.checkpoint_reader import CheckpointReader, list_steps, newest
+from ijepa_ds.stop import STOPPED
+from ijepa_ds.watch import LOST
+from tests.dist.launched import REPOSITORY, TINY, Run, prepare
+from tests.dist.pool import free_port
+
+pytestmark = pytest.mark.dist
+HOST = socket.gethostname()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return prepare(tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with 1.5 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "none", str(folder)], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("NO RIGHT TO MOUNT: the test with a disk that is really full did not run")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("moment", ["forward", "backward", "optimizer", "save", "commit"])
+def test_a_killed_rank_ends_the_job_and_is_named(moment: str, place: Path) -> None:
+    """No launcher is there to clean up. What was saved before is whole, and the same command continues from it."""
+    victim, at = (0, 2) if moment == "commit" else (1, {"save": 2}.get(moment, 5))
+    fault = {"rank": victim, "moment": moment, "at": at, "action": "kill"}
+    arguments = ("run.checkpoint_every=2", "optimization.steps=8", "model.precision=float32")
+    run = Run(place, *arguments, stage=3 if moment == "backward" else 2, faults=[fault])
+    began = time.monotonic()
+    codes = run.wait()
+    assert time.monotonic() - began < 60
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == LOST, run.output
+    assert f"rank {victim} on host {HOST} (process {run.ranks[victim].pid}) has died" in run.output
+    reader = newest(place / "out")
+    steps = list_steps(place / "out")
+    assert reader is not None and reader.manifest["step"] == steps[-1] >= 2  # nothing half-done is taken for whole
+    if moment not in ("save", "commit"):
+        return
+    again = Run(place, *arguments)
+    assert again.wait() == [0, 0], again.output
+    assert f"(step {steps[-1]})" in again.output and list_steps(place / "out") == [6, 8]
+    assert not list((place / "out" / "checkpoints").glob(".step_*"))  # what the dead one left is swept away
+
+
+def test_a_hanging_rank_is_named_with_its_stack(place: Path) -> None:
+    fault = {"rank": 1, "moment": "forward", "at": 4, "action": "hang"}
+    run = Run(place, "run.hang_timeout=4", "optimization.steps=50", faults=[fault])
+    assert run.wait() == [LOST, LOST], run.output
+    assert f"rank 1 on host {HOST} (process {run.ranks[1].pid}) hangs" in run.output
+    assert "rank 0 on host" not in run.output
+    stack = run.output.partition("Its stack:")[2]
+    assert "faults.py" in stack and "loop.py" in stack and "in train" in stack
+
+
+def test_a_stopped_process_is_named_and_the_job_ends(place: Path) -> None:
+    """SIGSTOP of rank 0, which keeps the store that ranks talk through: the others must find out by themselves."""
+    run = Run(place, "run.hang_timeout=4", "optimization.steps=2000", "run.checkpoint_every=1000")
+    run.wait_for("step/s, loss")
+    run.signal(1, signal.SIGSTOP)
+    run.ranks[0].join(30)
+    assert run.ranks[0].exitcode == LOST, run.output
+    assert f"rank 1 on host {HOST} (process {run.ranks[1].pid}) hangs" in run.output and "SIGSTOP" in run.output
+    run.signal(1, signal.SIGCONT)
+    assert run.wait()[1] == LOST, run.output
+
+
+@pytest.mark.parametrize(("number", "rank"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 0), (signal.SIGINT, None)])
+def test_a_signal_saves_and_stops_all_ranks(number: int, rank: int | None, place: Path) -> None:
+    run = Run(place, "optimization.steps=5000", "run.checkpoint_every=5000", stage=3)
+    run.wait_for("step/s, loss")
+    for which in (0, 1) if rank is None else (rank,):  # Ctrl-C reaches every process of the terminal
+        run.signal(which, number)
+    assert run.wait(30) == [STOPPED, STOPPED], run.output
+    (step,) = list_steps(place / "out")
+    assert f"stopped by {signal.Signals(number).name} after step {step}; saved" in run.output
+    assert CheckpointReader(place / "out" / "checkpoints" / f"step_{step:08d}").manifest["step"] == step
+
+
+def test_a_full_disk_is_said_and_training_goes_on(place: Path, small_disk: Path) -> None:
+    run_dir, ballast = small_disk / "out", small_disk / "ballast"
+    arguments = (f"run.dir={run_dir}", "run.checkpoint_every=10", "optimization.steps=400", "run.log_every=1000")
+    run = Run(place, *arguments, faults=[{"rank": 0, "moment": "step", "action": "slow"}])
+    run.wait_for("checkpoint of step 10 is safe")
+    ballast.write_bytes(b"x" * (os.statvfs(small_disk).f_bavail * 4096 - 80_000))
+    run.wait_for("NOT SAVED")
+    first = re.search(r"checkpoint of step (\d+) NOT SAVED; older ones are untouched: (.*)", run.output)
+    assert first and "No space left on device" in first[2] and "shard_0000" in first[2], run.output
+    assert re.search(r"[\d,]+ bytes are needed, [\d,]+ are free", first[2])
+    kept = list_steps(run_dir)
+    assert kept and newest(run_dir)
+    ballast.unlink()  # room again: the next try succeeds, soon
+    run.wait_for(f"checkpoint of step {int(first[1]) + 10}", timeout=30)
+    run.signal(0, signal.SIGTERM)
+    assert run.wait() == [STOPPED, STOPPED], run.output
+    reader = newest(run_dir)
+    assert reader is not None and reader.manifest["step"] > int(first[1])
+
+
+def test_losses_that_are_not_finite_are_named_and_three_in_a_row_stop_the_run(place: Path) -> None:
+    once = {"rank": 1, "moment": "forward", "at": 3, "action": "nan"}
+    forever = {"rank": 1, "moment": "forward", "at": 6, "until": 99, "action": "nan"}
+    run = Run(place, "optimization.steps=20", "run.checkpoint_every=4", faults=[once, forever])
+    assert set(run.wait()) <= {2, LOST}, run.output
+    assert "step 3 SKIPPED: the loss is not finite on rank 1" in run.output
+    assert "3 in a row (run.max_nonfinite)" in run.output and "step 9 SKIPPED" not in run.output
+    lines = [json.loads(line) for line in (place / "out" / "skipped_steps.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 6, 7, 8]
+    assert all(len(line["images"]) == 4 and line["ranks"] == {"1": HOST} for line in lines)
+    reader = newest(place / "out")
+    assert reader is not None and reader.read("ema", reader.names("ema")[0]).isfinite().all()
+
+
+def test_what_cannot_be_written_is_said_at_the_start(place: Path) -> None:
+    (place / "out").mkdir()
+    (place / "out" / "checkpoints").write_text("a file in the way")
+    run = Run(place)
+    assert set(run.wait()) == {2}
+    assert f"run.dir: {place / 'out' / 'checkpoints'} cannot be written" in run.output and "Traceback" not in run.output
+
+
+def processes_of(place: Path) -> list[int]:
+    """Living processes that work in `place`."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            if state not in "ZX" and Path(os.readlink(entry / "cwd")) == place:
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize(("number", "whom"), [(signal.SIGTERM, "runner"), (signal.SIGUSR1, "launcher")])
+def test_a_signal_to_the_deepspeed_launcher_saves_and_leaves_no_orphans(number: int, whom: str, place: Path) -> None:
+    """`deepspeed` dies of it and leaves its children: the ranks notice that it is gone."""
+    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
+    command += ["--module", "ijepa_ds.train", "--config", "run.yaml", "--deepspeed_config", "zero2.json", *TINY]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    log = place / "log.txt"
+    with log.open("w") as file:
+        runner = subprocess.Popen(
+            [*command, "optimization.steps=9000", "run.checkpoint_every=9000"],
+            cwd=place,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        end = time.monotonic() + 90
+        while "step/s, loss" not in log.read_text():
+            assert time.monotonic() < end and runner.poll() is None, log.read_text()
+            time.sleep(0.1)
+        (launcher,) = (int(pid) for pid in Path(f"/proc/{runner.pid}/task/{runner.pid}/children").read_text().split())
+        os.kill(runner.pid if whom == "runner" else launcher, number)
+        end = time.monotonic() + 60
+        while processes_of(place):
+            assert time.monotonic() < end, (processes_of(place), log.read_text())
+            runner.poll()
+            time.sleep(0.1)
+        assert "stopped by SIGHUP (its launcher or terminal is gone)" in log.read_text() and len(list_steps(place / "out")) == 1, log.read_text()
+    finally:
+        for process in processes_of(place):
+            os.kill(process, signal.SIGKILL)
+        runner.wait()
