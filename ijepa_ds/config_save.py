@@ -32,6 +32,7 @@ _FREE = {
     "data.prefetch",
     "data.max_pixels",
     "data.max_bad",
+    "data.max_bad_share",
     "model.activation_checkpointing",
     "model.recompute",
     "optimization.max_micro_batch",

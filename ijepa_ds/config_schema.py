@@ -43,7 +43,7 @@ class RunConfig:
 class DataConfig:
     """Images and how they become crops; all chance is a function of (run.seed, global sample number)."""
 
-    source: str  # folder of images: flat, nested or one folder a class
+    source: str  # folder of images or of tar shards, list, tar(s), index, mix: docs/data.md
     crop_size: int = 224
     crop_scale: tuple[float, float] = (0.3, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -54,7 +54,8 @@ class DataConfig:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of pixels in 0..1
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     max_pixels: int = 100_000_000  # larger images (by their header) are refused
-    max_bad: int = 100  # stop after this many unreadable images
+    max_bad: int = 100  # stop at more unreadable images than this
+    max_bad_share: float = 0.25  # stop where they are more than this share of all
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,13 @@ import torch
 
 from ijepa_ds import checkpoint, checkpoint_writer, config, cpu, run_dir
 from ijepa_ds.agreement import Agreement, agree
+from ijepa_ds.bad_samples import BadSamples, found_before
 from ijepa_ds.checkpoint_reader import CheckpointError, CheckpointReader
 from ijepa_ds.config import BatchPlan, Config
-from ijepa_ds.data.index import ImageFolder
+from ijepa_ds.data.index import ImageIndex, changes, describe
 from ijepa_ds.data.loader import ImageBatches
+from ijepa_ds.data.scan import ScanOptions
+from ijepa_ds.data.sources import is_index, open_index, open_source
 from ijepa_ds.data.transforms import normalize
 from ijepa_ds.engine import Engine, barrier, gather_objects, initialise_distributed
 from ijepa_ds.masks import build_sampler
@@ -30,6 +33,7 @@ from ijepa_ds.watch import Watch
 from ijepa_ds.weights.start import Start, open_start, settle
 
 logger = logging.getLogger(__name__)
+INDEX = "images.index"  # of the run's images, in its folder: what all ranks read, and a later start compares with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +43,12 @@ class State:
     cfg: Config
     plan: BatchPlan
     engine: Engine
-    folder: ImageFolder
+    folder: ImageIndex
     schedule: Schedule
     start: int  # steps already done
     rank: int
+    bad: BadSamples
     facts: dict[str, Any]  # what every manifest says beside the step
-    bad: list[tuple[str, str]]  # images found unreadable before the checkpoint this run continues from
     lock: IO[str] | None  # held by rank 0
     watch: Watch
 
@@ -59,12 +63,13 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     watch.follow(cfg.run.hang_timeout)
     lock = agree(lambda: run_dir.lock(Path(cfg.run.dir)) if rank == 0 else None)
     cfg = gather_objects(agree(lambda: settle(cfg) if rank == 0 else None))[0]
-    folder, schedule = agree(lambda: _find_images(cfg))
-    _check_same_data(folder)
+    folder = _find_images(cfg, rank)
+    schedule = agree(lambda: _schedule(cfg, folder))
     watch.beat("images found")
     reader = _find_start(cfg, rank)
     if reader:
         agree(lambda: _check_continues(reader, folder))
+    bad = agree(lambda: BadSamples(cfg.data, folder, Path(cfg.run.dir), rank, found_before(reader.manifest if reader else {})))
     watch.beat("checkpoint found")
     start = _start(cfg, rank) if cfg.model.init_from and not reader else None
     engine = Engine(cfg, ds_config, device, start)
@@ -90,8 +95,8 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
         schedule=schedule,
         start=reader.manifest["step"] if reader else 0,
         rank=rank,
+        bad=bad,
         facts=_facts(cfg, plan, folder) if rank == 0 else {},
-        bad=[(path, reason) for path, reason in reader.manifest.get("bad_samples", [])] if reader else [],
         lock=lock,
         watch=watch,
     )
@@ -144,21 +149,27 @@ def train(state: State, stop: StopRequests) -> None:
             if applied:
                 engine.ema.update(schedule.momentum(step))
             mark("ema")
-            reporter.after_step(step, output, masks, pixels, applied)
-            skipped.note(step, applied, losses)
             done = step + 1
+            if done % cfg.run.log_every == 0 or done == schedule.total_steps:
+                state.bad.agree(batches)
+            reporter.after_step(step, output, masks, pixels, applied, len(state.bad))
+            skipped.note(step, applied, losses)
             asked, writing = agreement.wait()
             saver.advance(done, bool(writing))
             if done == schedule.total_steps or asked or saver.due(done):
                 reporter.before_checkpoint()
+                state.bad.agree(batches)
                 facts = state.facts | {"samples_seen": done * plan.batch_size}
-                saver.start(done, facts, [*state.bad, *batches.bad], mark)
+                saver.start(done, facts, state.bad.rows(), mark)
                 if done == schedule.total_steps or asked:
                     _finish(saver, mark)
                 mark("checkpoint")
             if asked and done < schedule.total_steps:
                 why = " (its launcher or terminal is gone)" if asked == signal.SIGHUP else ""
                 raise Stopped(f"stopped by {signal.Signals(asked).name}{why} after step {done}")
+    except ValueError:
+        state.bad.note_before_stopping(batches)
+        raise
     finally:
         batches.close()
         reporter.close()
@@ -185,15 +196,38 @@ def _find_start(cfg: Config, rank: int) -> CheckpointReader | None:
     return run_dir.find_start(cfg, steps, checkpoint.open_together, say)
 
 
-def _find_images(cfg: Config) -> tuple[ImageFolder, Schedule]:
-    folder = ImageFolder.scan(cfg.data.source, cfg.data.max_pixels)
+def _find_images(cfg: Config, rank: int) -> ImageIndex:
+    """Rank 0 scans the source once; all others map what it wrote, and see whether they have the same files."""
+    path = Path(cfg.run.dir) / INDEX
+
+    def scan() -> None:
+        if rank != 0:
+            return
+        index = open_source(cfg.data.source, ScanOptions(max_pixels=cfg.data.max_pixels, progress=True))
+        before = ImageIndex.open(path) if path.exists() else None
+        if before and before.checksum != index.checksum and any((path.parent / "checkpoints").glob("step_*")):
+            raise ValueError(
+                f"data.source has other images than when {path.parent} was begun ({len(before)} then, {len(index)} now): "
+                f"{describe(changes(before, index))}; restore them, or start anew in another run.dir"
+            )
+        index.save(path)
+
+    if not is_index(cfg.data.source):
+        agree(scan)
+        return agree(lambda: open_index(path, cfg.data.source))
+    folder = agree(lambda: open_source(cfg.data.source))
+    _check_same_data(folder)
+    return folder
+
+
+def _schedule(cfg: Config, folder: ImageIndex) -> Schedule:
     steps_per_epoch = len(folder) // cfg.optimization.batch_size
     if steps_per_epoch < 1:
         raise ValueError(
             f"data.source: {cfg.data.source} has {len(folder)} images, fewer than one global batch "
             f"(optimization.batch_size: {cfg.optimization.batch_size})"
         )
-    return folder, Schedule.of(cfg, steps_per_epoch)
+    return Schedule.of(cfg, steps_per_epoch)
 
 
 def _start(cfg: Config, rank: int) -> Start:
@@ -222,24 +256,25 @@ def _batches(state: State) -> ImageBatches:
         world_size=state.plan.world_size,
         accumulation=state.plan.accumulation,
         start_step=state.start,
+        bad=state.bad.found,
         device=state.engine.device,
     )
 
 
-def _facts(cfg: Config, plan: BatchPlan, folder: ImageFolder) -> dict[str, Any]:
+def _facts(cfg: Config, plan: BatchPlan, folder: ImageIndex) -> dict[str, Any]:
     return {
         "micro_batch": plan.micro_batch,
         "images": len(folder),
-        "data_checksum": folder.checksum(),
+        "data_checksum": folder.checksum,
         "fingerprint": config.fingerprint(cfg),
         "config": config.to_text(cfg),
         "versions": run_dir.versions(),
     }
 
 
-def _check_continues(reader: CheckpointReader, folder: ImageFolder) -> None:
+def _check_continues(reader: CheckpointReader, folder: ImageIndex) -> None:
     """The order of samples is a function of the list of images: another list would repeat some and skip others."""
-    saved, now = reader.manifest.get("data_checksum"), folder.checksum()
+    saved, now = reader.manifest.get("data_checksum"), folder.checksum
     if saved != now:
         raise ValueError(
             f"data.source has other images than when {reader.folder} was saved ({reader.manifest.get('images')} then, "
@@ -247,9 +282,9 @@ def _check_continues(reader: CheckpointReader, folder: ImageFolder) -> None:
         )
 
 
-def _check_same_data(folder: ImageFolder) -> None:
+def _check_same_data(folder: ImageIndex) -> None:
     """All ranks must see the same files: a rank with another list would train on other samples, silently."""
-    seen = gather_objects((folder.checksum(), len(folder), socket.gethostname()))
+    seen = gather_objects((folder.checksum, len(folder), socket.gethostname()))
     different = [f"rank {rank} on {host}: {n} images" for rank, (sum_, n, host) in enumerate(seen) if sum_ != seen[0][0]]
     if different:
         raise ValueError(
@@ -262,7 +297,7 @@ def _banner(
     cfg: Config,
     plan: BatchPlan,
     engine: Engine,
-    folder: ImageFolder,
+    folder: ImageIndex,
     schedule: Schedule,
     reader: CheckpointReader | None,
     start: Start | None,

@@ -59,8 +59,8 @@ class Reporter:
         loss = loss.detach()
         self._loss += torch.stack([loss.nan_to_num(0.0, 0.0, 0.0), loss.isfinite().float()])
 
-    def after_step(self, step: int, output: Output, masks: Masks, pixels: Tensor, applied: bool) -> None:
-        """Write what is due after 0-based `step`; tensors are those of its last micro-batch.
+    def after_step(self, step: int, output: Output, masks: Masks, pixels: Tensor, applied: bool, bad: int) -> None:
+        """Write what is due after 0-based `step`; tensors are those of its last micro-batch, `bad` counts unreadable images.
 
         Raises:
             TrainingError: no loss since the last point was finite.
@@ -69,7 +69,7 @@ class Reporter:
         self._skipped += not applied
         self._steps += 1
         if done % run.log_every == 0 or done == self.schedule.total_steps:
-            self._write_scalars(step, masks)
+            self._write_scalars(step, masks, bad)
         if run.probe_every and (done % run.probe_every == 0 or step == 0):
             self._write_probes(done, output)
         if run.picture_every and self.rank == 0 and step % run.picture_every == 0:
@@ -78,7 +78,7 @@ class Reporter:
         self.clock.mark("report")
         self._bar.update()
 
-    def _write_scalars(self, step: int, masks: Masks) -> None:
+    def _write_scalars(self, step: int, masks: Masks, bad: int) -> None:
         total_loss, count = mean_over_ranks(self._loss.clone()).tolist()
         loss = total_loss / count if count else math.nan
         now = time.perf_counter()
@@ -98,6 +98,7 @@ class Reporter:
                 "tokens/context": masks.context.shape[-1],
                 "tokens/target": masks.targets.shape[-1],
                 "optimizer/skipped_steps": self._skipped,
+                "data/bad_samples": bad,
                 "memory/peak_gib": peak_memory_gib(self.engine.device),
             }
             | {f"time/{name}": seconds / total for name, seconds in parts.items()},

@@ -89,7 +89,8 @@ FREE = {
     ),
     *("run.keep_last", "run.keep_every", "run.hang_timeout", "run.max_nonfinite"),
     *("data.source", "data.loader", "data.threads", "data.prefetch", "data.max_pixels"),
-    *("data.max_bad", "model.activation_checkpointing", "model.recompute", "optimization.max_micro_batch"),
+    *("data.max_bad", "data.max_bad_share"),
+    *("model.activation_checkpointing", "model.recompute", "optimization.max_micro_batch"),
 }
 
 

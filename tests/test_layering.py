@@ -25,7 +25,7 @@ ROWS = (
     ("ema",),
     ("engine",),
     ("agreement", "watch"),
-    ("checkpoint", "saver", "reporter"),
+    ("checkpoint", "saver", "reporter", "bad_samples"),
     ("skipped",),
     ("loop",),
     ("train",),
@@ -144,7 +144,7 @@ def test_a_right_import_passes(tmp_path: Path) -> None:
     (tmp_path / "config_check.py").write_text("def f():\n  from ijepa_ds import masks, __version__\n")
     (tmp_path / "masks.py").write_text("import torch\nfrom ijepa_ds import mask_blocks\n")
     (tmp_path / "mask_blocks.py").write_text("from ijepa_ds.config import MasksConfig\n")
-    (tmp_path / "data" / "dali.py").write_text("from nvidia.dali import fn\nfrom .index import ImageFolder\n")
+    (tmp_path / "data" / "dali.py").write_text("from nvidia.dali import fn\nfrom .index import ImageIndex\n")
     assert complaints(tmp_path) == []
 
 

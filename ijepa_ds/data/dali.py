@@ -8,6 +8,7 @@ built anew at the same place.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -15,13 +16,15 @@ from nvidia.dali import Pipeline, fn, types
 from torch import Tensor
 
 from ijepa_ds.config import DataConfig
+from ijepa_ds.data.headers import READ_ERRORS
 from ijepa_ds.data.samples import SamplePlan, Samples
-from ijepa_ds.data.vision import complaint
+from ijepa_ds.data.vision import complaint, reason_of
 
 _AHEAD = 2  # micro-batches in DALI's own queue: the callback is that far ahead of the output
+_READERS = 4  # threads that read files: they wait for the file system most of the time
 _ATTEMPTS = 3  # at a micro-batch in which every image can be decoded by itself
 
-# Paths as bytes, window starts and shapes int32 [B, 2]; with data.horizontal_flip also flips int32 [B].
+# Encoded images uint8 [bytes], window starts and shapes int32 [B, 2]; with data.horizontal_flip also flips int32 [B].
 Inputs = (
     tuple[list[np.ndarray], np.ndarray, np.ndarray]
     | tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]
@@ -36,7 +39,7 @@ def build_pipeline(
     *,
     single: bool = False,
 ) -> Pipeline:
-    """Define the pipeline: path -> file -> window -> crop_size x crop_size -> mirrored, uint8 [B, S, S, 3].
+    """Define the pipeline: encoded image -> window -> crop_size x crop_size -> mirrored, uint8 [B, S, S, 3].
 
     The pixels are torchvision's on Pillow: no EXIF rotation, smooth chroma upsampling, antialiased bilinear.
 
@@ -54,10 +57,9 @@ def build_pipeline(
     with pipeline:
         num = 4 if cfg.horizontal_flip else 3  # DALI warns of an output that nothing uses
         dtypes = [types.UINT8, types.INT32, types.INT32, types.INT32][:num]
-        paths, start, shape, *flip = fn.external_source(
+        encoded, start, shape, *flip = fn.external_source(
             source, num_outputs=num, batch=True, batch_info=True, dtype=dtypes, ndim=[1, 1, 1, 0][:num]
         )
-        encoded = fn.io.file.read(paths)
         decoding = {"output_type": types.RGB, "adjust_orientation": False, "jpeg_fancy_upsampling": True}
         if device_id is None:
             images = fn.decoders.image_slice(encoded, start=start, shape=shape, axes=[0, 1], **decoding)
@@ -84,6 +86,7 @@ class DaliBackend:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._pipeline: Pipeline | None = None
         self._next = 0
+        self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
 
     def batch(self, micro: int) -> Tensor:
         """Return a micro-batch, uint8 [B, S, S, 3] on the device, complete and not reused by DALI.
@@ -108,12 +111,13 @@ class DaliBackend:
     def close(self) -> None:
         """Drop the pipeline and its threads."""
         self._pipeline = None
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _start(self, micro: int) -> None:
         """Build the pipeline whose first output is this micro-batch."""
 
         def source(info: types.BatchInfo) -> Inputs:
-            return self._inputs(self._plan.samples(micro + info.iteration))
+            return self._inputs(*self._fetch(micro + info.iteration))
 
         self._pipeline = build_pipeline(source, self._cfg, self._plan.share.micro_batch, self._device_id)
         self._pipeline.build()
@@ -135,37 +139,59 @@ class DaliBackend:
         self._next += 1
         return images
 
-    def _inputs(self, samples: Samples) -> Inputs:
-        raw = self._plan.folder.paths.raw
-        paths = [np.frombuffer(raw(index), dtype=np.uint8) for index in samples.indices.tolist()]
+    def _fetch(self, micro: int) -> tuple[Samples, list[np.ndarray]]:
+        """Read a micro-batch's images; what cannot be read is replaced before DALI sees it."""
+        while True:
+            samples = self._plan.samples(micro)
+            indices = samples.indices.tolist()
+            some = [indices[first::_READERS] for first in range(min(_READERS, len(indices)))]
+            outcomes: list[np.ndarray | str] = [""] * len(indices)
+            for first, read in enumerate(self._pool.map(self._read, some)):
+                outcomes[first::_READERS] = read
+            contents = [outcome for outcome in outcomes if not isinstance(outcome, str)]
+            if len(contents) == len(indices):
+                return samples, contents
+            for index, outcome in zip(indices, outcomes, strict=True):
+                if isinstance(outcome, str):
+                    self._plan.reject(index, outcome)
+
+    def _read(self, indices: list[int]) -> list[np.ndarray | str]:
+        """The bytes of images, or why there are none."""
+        outcomes: list[np.ndarray | str] = []
+        for index in indices:
+            try:
+                outcomes.append(np.frombuffer(self._plan.reader.read(index), dtype=np.uint8))
+            except READ_ERRORS as error:
+                outcomes.append(reason_of(error))
+        return outcomes
+
+    def _inputs(self, samples: Samples, contents: list[np.ndarray]) -> Inputs:
         start, shape = (np.ascontiguousarray(part) for part in np.split(samples.windows, 2, axis=1))
-        return (
-            (paths, start, shape, samples.flips.astype(np.int32))
-            if self._cfg.horizontal_flip
-            else (paths, start, shape)
-        )
+        if self._cfg.horizontal_flip:
+            return contents, start, shape, samples.flips.astype(np.int32)
+        return contents, start, shape
 
     def _reject_unreadable(self, micro: int) -> bool:
         """Find and reject what cannot be decoded, here or in what DALI began next; False: nothing found."""
         for ahead in range(_AHEAD + 1):
-            samples = self._plan.samples(micro + ahead)
-            found = self._unreadable(samples)
-            raw = [self._plan.folder.paths.raw(int(samples.indices[position])) for position, _ in found]
-            if len(found) == len(samples.indices) > 1 and complaint(raw[0]) is None:
+            samples, contents = self._fetch(micro + ahead)
+            found = self._undecodable(self._inputs(samples, contents))
+            said = [complaint(contents[position].tobytes()) for position, _ in found]
+            if len(found) == len(contents) > 1 and said[0] is None:
                 return False  # not the images: out of memory, a broken driver
-            for (position, message), path in zip(found, raw, strict=True):
-                self._plan.reject(int(samples.indices[position]), complaint(path) or message)
+            for (position, message), words in zip(found, said, strict=True):
+                self._plan.reject(int(samples.indices[position]), words or message)
             if found:
                 return True
         return False
 
-    def _unreadable(self, samples: Samples) -> list[tuple[int, str]]:
-        """Decode samples one by one; (position, DALI's message) of those that fail."""
-        count = len(samples.indices)
+    def _undecodable(self, inputs: Inputs) -> list[tuple[int, str]]:
+        """Decode images one by one; (position, DALI's message) of those that fail."""
+        count = len(inputs[0])
         found: list[tuple[int, str]] = []
         position = 0
         while position < count:
-            one = _one_by_one(self._inputs(samples), position)
+            one = _one_by_one(inputs, position)
             pipeline = build_pipeline(one, self._cfg, 1, self._device_id, single=True)
             pipeline.build()
             try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
-from typing import BinaryIO
+import warnings
+from typing import Any, BinaryIO
 
 from PIL import Image
 
@@ -23,38 +25,85 @@ _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = frozenset(range(0xD0, 0xD8)) | {0x01}
 
 
-def read_size(path: bytes, max_pixels: int) -> tuple[int, int]:
-    """Read an image's size from its header.
+class Slice(io.RawIOBase):
+    """Bytes `offset` ... `offset + num_bytes` of an open file as a file of their own: a member of a tar, say."""
+
+    def __init__(self, descriptor: int, offset: int, num_bytes: int) -> None:
+        """`descriptor` stays the caller's to close."""
+        self._descriptor, self._offset, self._num_bytes, self._at = descriptor, offset, num_bytes, 0
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move, never before the beginning; the new place."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._num_bytes}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as there are bytes; how many there were."""
+        wanted = max(0, min(len(buffer), self._num_bytes - self._at))
+        content = os.pread(self._descriptor, wanted, self._offset + self._at)
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
+
+
+def inspect(descriptor: int, offset: int, num_bytes: int, max_pixels: int) -> tuple[int, int, str]:
+    """Read an image's size and format from its header.
 
     A file whose last bytes are not its format's end is decoded once, so that truncated files are found here.
-    Pixels damaged in the middle are not noticed (no decoder notices them either).
+    Pixels damaged in the middle are not noticed (that takes `ijepa-ds data check`).
 
     Args:
-        path: The file, as bytes: names need not be valid text.
+        descriptor: An open file.
+        offset: Where the image begins in it.
+        num_bytes: How long the image is.
         max_pixels: Refuse larger images.
 
     Returns:
-        (width, height) as stored, before any EXIF orientation.
+        width, height as stored, before any EXIF orientation, and one of `FORMATS`.
 
     Raises:
         ValueError: saying why the file cannot be used.
         OSError: when it cannot be read.
     """
-    with open(path, "rb") as file:
-        num_bytes = os.fstat(file.fileno()).st_size
-        if num_bytes == 0:
-            raise ValueError("empty file")
-        head = file.read(16)
-        file.seek(2)
-        size = _jpeg_size(file) if head[:2] == b"\xff\xd8" else None
-        if size is None:
-            size = _pillow_size(file)
-        width, height = size
-        if width * height > max_pixels:
-            raise ValueError(f"{width}x{height} pixels, more than data.max_pixels = {max_pixels}")
-        if not _has_end(file, head, num_bytes):
-            _decode(file)
-    return width, height
+    if num_bytes == 0:
+        raise ValueError("empty file")
+    with io.BufferedReader(Slice(descriptor, offset, num_bytes), 4096) as file:
+        width, height, kind = size_and_format(file)
+        check_pixels(width, height, max_pixels)
+        file.seek(0)
+        if not _has_end(file, file.read(16), num_bytes):
+            decode(file)
+    return width, height, kind
+
+
+def size_and_format(file: BinaryIO) -> tuple[int, int, str]:
+    """Width, height and format of the image in `file`.
+
+    Raises:
+        ValueError: saying why it is none.
+    """
+    file.seek(0)
+    size = _jpeg_size(file) if file.read(2) == b"\xff\xd8" else None
+    return (*size, "JPEG") if size else _pillow_size(file)
+
+
+def check_pixels(width: int, height: int, max_pixels: int) -> None:
+    """Refuse an image that would fill the memory.
+
+    Raises:
+        ValueError: naming the limit.
+    """
+    if width * height > max_pixels:
+        raise ValueError(f"{width}x{height} pixels, more than data.max_pixels = {max_pixels}")
 
 
 def _jpeg_size(file: BinaryIO) -> tuple[int, int] | None:
@@ -79,11 +128,13 @@ def _jpeg_size(file: BinaryIO) -> tuple[int, int] | None:
         file.seek(length - 7, os.SEEK_CUR)
 
 
-def _pillow_size(file: BinaryIO) -> tuple[int, int]:
+def _pillow_size(file: BinaryIO) -> tuple[int, int, str]:
     file.seek(0)
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            return image.size
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # data.max_pixels is the limit
+            with Image.open(file, formats=FORMATS) as image:
+                return *image.size, image.format or ""
     except Image.UnidentifiedImageError:
         raise ValueError("not a JPEG, PNG, WebP or BMP image, whatever its name says") from None
     except READ_ERRORS as error:
@@ -98,7 +149,12 @@ def _has_end(file: BinaryIO, head: bytes, num_bytes: int) -> bool:
     return file.read() == end
 
 
-def _decode(file: BinaryIO) -> None:
+def decode(file: BinaryIO) -> None:
+    """Decode every pixel, only to see whether that is possible.
+
+    Raises:
+        ValueError: saying why not.
+    """
     file.seek(0)
     try:
         with Image.open(file, formats=FORMATS) as image:

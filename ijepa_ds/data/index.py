@@ -1,90 +1,263 @@
-"""The index of an image folder: which images there are, in which order, how large and of which class."""
+"""The index of a data set: which images there are, in which order, where they lie, how large, of which class.
+
+One file, read through the page cache, which all processes of a machine share:
+
+    magic, length of the header   16 bytes
+    header                        JSON: containers, classes, what is unreadable, sizes of the tables
+    entries                       64 bytes an image (ENTRY), in order
+    names                         the bytes of all names, one after another
+
+An image that cannot be read keeps its place, with the reason: so all others keep theirs.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
-import logging
+import json
 import os
-from array import array
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 
-from ijepa_ds.data.headers import read_size
-from ijepa_ds.data.paths import EXTENSIONS, PathList, Walker
+ENTRY = np.dtype(
+    [
+        ("name", "<i8"),  # where it begins in the names
+        ("name_length", "<i4"),
+        ("container", "<i4"),
+        ("offset", "<i8"),  # in the container, for members of a tar
+        ("num_bytes", "<i8"),
+        ("mtime_ns", "<i8"),
+        ("width", "<i4"),  # as stored; width and height are 0 where the image is unreadable
+        ("height", "<i4"),
+        ("label", "<i4"),  # index into classes; -1: none
+        ("format", "<i4"),
+        ("checksum", "<u8"),  # 0: not taken
+    ]
+)
+MAGIC = b"IJEPAIX1"
+_ALIGN = 4096
+_SHOWN = 5  # files in a message
 
-logger = logging.getLogger(__name__)
 
-_THREADS = 16  # they wait for the file system most of the time
-_CHUNK = 64  # files a task
-_SHOWN = 5  # bad files in a message
+@dataclass(frozen=True)
+class Container:
+    """What holds images: a folder, or a tar.
+
+    Attributes:
+        path: Absolute.
+        fingerprint: Of a tar, over its length, first and last bytes; empty for a folder.
+    """
+
+    path: str
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source of a mix: how many of the images, and its share of the samples (None: as many as it has)."""
+
+    source: str
+    count: int
+    weight: float | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ImageFolder:
-    """The readable images of a folder, ordered by the bytes of their relative paths.
+class ImageIndex:
+    """The images of a source, in the order of their names, unreadable ones included.
 
     Attributes:
-        source: The folder.
-        paths: n absolute paths.
-        sizes: int32 [n, 2], (width, height) in pixels as stored.
-        labels: int32 [n], index into `classes`; -1 for images that lie directly in the folder.
-        classes: Sorted names of the first path components below which there is an image.
-        bad: (path, reason) of what has the name of an image and was left out.
+        source: What was scanned.
+        entries: ENTRY [n].
+        names: uint8 [bytes of all names].
+        containers: What the entries' container numbers mean.
+        classes: Sorted names of the classes.
+        bad: Position -> why that image cannot be read.
+        problems: (path, reason) of folders and lines that could not be followed.
+        parts: The sources of a mix in order; one for a single source.
+        checksum: Digest of names and sizes: where it differs, sample numbers mean other images.
     """
 
     source: str
-    paths: PathList
-    sizes: np.ndarray
-    labels: np.ndarray
+    entries: np.ndarray
+    names: np.ndarray
+    containers: tuple[Container, ...]
     classes: tuple[str, ...]
-    bad: tuple[tuple[str, str], ...]
+    bad: Mapping[int, str]
+    problems: tuple[tuple[str, str], ...]
+    parts: tuple[Part, ...]
+    checksum: str
 
     def __len__(self) -> int:
-        """Return the number of readable images."""
-        return len(self.paths)
+        """Return the number of images, unreadable ones included."""
+        return len(self.entries)
 
-    @classmethod
-    def scan(cls, source: str, max_pixels: int) -> ImageFolder:
-        """List a folder (flat, nested or one folder a class) and read every image's size from its header.
+    @property
+    def sizes(self) -> np.ndarray:
+        """int32 [n, 2], (width, height) in pixels as stored; 0 where unreadable."""
+        (_, first), step = ENTRY.fields["width"][:2], ENTRY.itemsize  # type: ignore[index]
+        raw = self.entries.view(np.uint8).reshape(len(self), step)[:, first : first + 8]
+        return np.lib.stride_tricks.as_strided(raw.view("<i4"), (len(self), 2), (step, 4), writeable=False)
 
-        Args:
-            source: The folder.
-            max_pixels: Larger images are left out.
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 [n], index into `classes`; -1 for images without a class."""
+        return self.entries["label"]
+
+    @property
+    def paths(self) -> Paths:
+        """What messages call the images: paths; `shard.tar:member` for members of a tar."""
+        return Paths(self)
+
+    def readable(self) -> np.ndarray:
+        """Return the positions of the readable images, int64, in order."""
+        return np.delete(np.arange(len(self)), list(self.bad))
+
+    def name(self, index: int) -> bytes:
+        """Return the name of an image within its container.
 
         Raises:
-            ValueError: when the folder does not exist or holds no readable image.
+            IndexError: there is no such image.
         """
-        if not os.path.isdir(source):
-            raise ValueError(
-                f"data.source: {source!r} is not a folder; give the folder that holds the images"
-            )
-        walker = Walker(os.fsencode(os.path.abspath(source)))
-        paths, sizes, bad = PathList(walker.root), array("i"), []
-        for name, outcome in _read_sizes(walker, max_pixels):
-            if isinstance(outcome, str):
-                bad.append((os.fsdecode(os.path.join(walker.root, name)), outcome))
-            else:
-                paths.append(name)
-                sizes.extend(outcome)
-        bad = walker.problems + bad
-        if not len(paths):
-            raise ValueError(_nothing_readable(source, walker.num_files, bad))
-        if bad:
-            logger.warning("data.source %r: %d unreadable left out: %s", source, len(bad), describe(bad))
-        labels, classes = _labels(paths)
-        table = np.array(sizes, dtype=np.int32).reshape(-1, 2)
-        return cls(source=source, paths=paths, sizes=table, labels=labels, classes=classes, bad=tuple(bad))
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        entry = self.entries[index]
+        start = int(entry["name"])
+        return self.names[start : start + int(entry["name_length"])].tobytes()
 
-    def checksum(self) -> str:
-        """Return a digest of relative paths and sizes: where it differs, sample numbers mean other images."""
-        digest = hashlib.blake2b(self.paths.fingerprint(), digest_size=16)
-        digest.update(self.sizes.astype("<i4").tobytes())
-        return digest.hexdigest()
+    def path(self, index: int) -> bytes:
+        """Return the file of an image outside a tar, as bytes: names need not be valid text."""
+        return os.path.join(os.fsencode(self.containers[int(self.entries["container"][index])].path), self.name(index))
+
+    def shown(self, index: int) -> str:
+        """Return what messages call an image."""
+        container = self.containers[int(self.entries["container"][index])]
+        if container.fingerprint:
+            return f"{container.path}:{os.fsdecode(self.name(index))}"
+        return os.fsdecode(self.path(index))
+
+    def list_bad(self) -> list[tuple[str, str]]:
+        """Return (path, reason) of all that is unreadable, folders first."""
+        return [*self.problems, *((self.shown(index), reason) for index, reason in sorted(self.bad.items()))]
+
+    def save(self, path: Path) -> None:
+        """Write the index: aside, then renamed. Containers below its own folder are written relative to it."""
+        path = path.absolute()
+        header = {
+            "source": self.source,
+            "containers": [asdict(_relative(container, path.parent)) for container in self.containers],
+            "classes": self.classes,
+            "bad": sorted(self.bad.items()),
+            "problems": self.problems,
+            "parts": [asdict(part) for part in self.parts],
+            "checksum": self.checksum,
+            "entries": len(self.entries),
+            "names": len(self.names),
+        }
+        text = json.dumps(header).encode()
+        aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(aside, "wb") as file:
+                file.write(MAGIC + len(text).to_bytes(8, "little") + text)
+                for table in (self.entries, self.names):
+                    file.write(bytes(-file.tell() % _ALIGN))
+                    file.write(memoryview(np.ascontiguousarray(table)).cast("B") if len(table) else b"")
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    @classmethod
+    def open(cls, path: Path) -> ImageIndex:
+        """Map an index into memory; nothing but its header is read.
+
+        Raises:
+            ValueError: not an index, or cut short.
+        """
+        path = Path(path).absolute()
+        with open(path, "rb") as file:
+            head = file.read(16)
+            if head[:8] != MAGIC:
+                raise ValueError(f"{path} is not an index of this version; make it with `ijepa-ds data index SRC --out {path}`")
+            length = int.from_bytes(head[8:], "little")
+            text, num_bytes = file.read(length), os.fstat(file.fileno()).st_size
+        try:
+            header = json.loads(text)
+            first = _aligned(16 + length)
+            second = _aligned(first + header["entries"] * ENTRY.itemsize)
+            whole = second + header["names"]
+        except (ValueError, KeyError, TypeError):
+            whole = num_bytes + 1
+        if num_bytes < whole:
+            raise ValueError(f"{path} is cut short: make it again with `ijepa-ds data index`")
+        return cls(
+            source=header["source"],
+            entries=_map(path, ENTRY, first, header["entries"]),
+            names=_map(path, np.dtype(np.uint8), second, header["names"]),
+            containers=tuple(_absolute(Container(**container), path.parent) for container in header["containers"]),
+            classes=tuple(header["classes"]),
+            bad=dict(header["bad"]),
+            problems=tuple((name, reason) for name, reason in header["problems"]),
+            parts=tuple(Part(**part) for part in header["parts"]),
+            checksum=header["checksum"],
+        )
+
+    def without_bad(self) -> ImageIndex:
+        """Return an index of the readable images only: other sample numbers, so another run."""
+        kept = self.readable()
+        counts, first = [], 0
+        for part in self.parts:
+            counts.append(int(((kept >= first) & (kept < first + part.count)).sum()))
+            first += part.count
+        return make(
+            source=self.source,
+            entries=np.array(self.entries[kept]),
+            names=self.names,
+            containers=self.containers,
+            classes=self.classes,
+            bad={},
+            problems=(),
+            parts=tuple(replace(part, count=count) for part, count in zip(self.parts, counts, strict=True) if count),
+        )
+
+
+class Paths(Sequence[str]):
+    """The images' paths as text, made when asked for; bytes that are no text are escaped as Python does."""
+
+    def __init__(self, index: ImageIndex) -> None:
+        """Of all images of an index."""
+        self._index = index
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._index)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        """Return one path, or some."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._index.shown(index)
+
+
+def make(*, entries: np.ndarray, names: np.ndarray, **rest: Any) -> ImageIndex:
+    """Make an index of tables in memory; its checksum is taken here."""
+    digest, ends = hashlib.blake2b(digest_size=16), np.cumsum(entries["name_length"], dtype="<i8")
+    digest.update(ends.tobytes())
+    if len(ends) and ends[-1] == len(names) and np.array_equal(entries["name"][1:], ends[:-1]):
+        digest.update(np.ascontiguousarray(names))  # one behind the other, as a scan leaves them
+    else:
+        for start, length in zip(entries["name"].tolist(), entries["name_length"].tolist(), strict=True):
+            digest.update(names[start : start + length].tobytes())
+    digest.update(np.stack([entries["width"], entries["height"]], axis=1).astype("<i4").tobytes())
+    return ImageIndex(entries=entries, names=names, checksum=digest.hexdigest(), **rest)
 
 
 def describe(bad: Sequence[tuple[str, str]]) -> str:
@@ -93,48 +266,65 @@ def describe(bad: Sequence[tuple[str, str]]) -> str:
     return shown + (f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else "")
 
 
-def _read_sizes(walker: Walker, max_pixels: int) -> Iterator[tuple[bytes, tuple[int, int] | str]]:
-    """Yield each image's relative path with its (width, height), or with the reason why it cannot be used."""
-    images = walker.images()
-    chunks = iter(lambda: list(itertools.islice(images, _CHUNK)), [])
-    outcomes = partial(_outcomes, walker.root, max_pixels)
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="index") as pool:
-        while window := list(
-            itertools.islice(chunks, 4 * _THREADS)
-        ):  # Executor.map takes all it is given at once
-            for chunk, found in zip(window, pool.map(outcomes, window), strict=True):
-                yield from zip(chunk, found, strict=True)
+def changes(old: ImageIndex, new: ImageIndex) -> list[tuple[str, str]]:
+    """(path, what happened) of the images that two indices of one source do not share."""
+
+    def known(index: ImageIndex) -> dict[str, tuple[int, int]]:
+        return dict(zip(index.paths, map(tuple, index.sizes.tolist()), strict=True))
+
+    before, now = known(old), known(new)
+    found = [(path, "gone") for path in before if path not in now]
+    found += [(path, "new") for path in now if path not in before]
+    return found + [
+        (path, f"{now[path][0]}x{now[path][1]} pixels now, {size[0]}x{size[1]} before")
+        for path, size in before.items()
+        if path in now and now[path] != size
+    ]
 
 
-def _outcomes(root: bytes, max_pixels: int, names: list[bytes]) -> list[tuple[int, int] | str]:
-    found: list[tuple[int, int] | str] = []
-    for name in names:
-        try:
-            found.append(read_size(os.path.join(root, name), max_pixels))
-        except OSError as error:
-            found.append(error.strerror or str(error))
-        except ValueError as error:
-            found.append(str(error))
-    return found
+def concatenate(indices: Iterable[tuple[ImageIndex, str, float | None]], source: str) -> ImageIndex:
+    """Put several sources behind each other, with their weights; classes are matched by name."""
+    given = list(indices)
+    classes = tuple(sorted({name for index, _, _ in given for name in index.classes}))
+    number = {name: label for label, name in enumerate(classes)}
+    tables, first_name, first_container, position = [], 0, 0, 0
+    bad: dict[int, str] = {}
+    for index, _, _ in given:
+        table = np.array(index.entries)
+        table["name"] += first_name
+        table["container"] += first_container
+        renumber = np.array([*(number[name] for name in index.classes), -1], dtype=np.int32)
+        table["label"] = renumber[table["label"]]
+        bad |= {position + at: reason for at, reason in index.bad.items()}
+        tables.append(table)
+        first_name, first_container = first_name + len(index.names), first_container + len(index.containers)
+        position += len(table)
+    return make(
+        source=source,
+        entries=np.concatenate(tables),
+        names=np.concatenate([index.names for index, _, _ in given]),
+        containers=tuple(container for index, _, _ in given for container in index.containers),
+        classes=classes,
+        bad=bad,
+        problems=tuple(problem for index, _, _ in given for problem in index.problems),
+        parts=tuple(Part(name, len(index), weight) for index, name, weight in given),
+    )
 
 
-def _labels(paths: PathList) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Number the first path components by their sorted names, as the field's class folders are numbered."""
-    seen: dict[bytes, int] = {}
-    raw = np.full(len(paths), -1, dtype=np.int32)
-    for i in range(len(paths)):
-        first, slash, _ = paths.relative(i).partition(b"/")
-        if slash:
-            raw[i] = seen.setdefault(first, len(seen))
-    classes = sorted(seen)
-    rank = np.full(len(seen) + 1, -1, dtype=np.int32)  # the last entry answers for -1
-    for label, name in enumerate(classes):
-        rank[seen[name]] = label
-    return rank[raw], tuple(os.fsdecode(name) for name in classes)
+def _aligned(offset: int) -> int:
+    return offset + -offset % _ALIGN
 
 
-def _nothing_readable(source: str, num_files: int, bad: Sequence[tuple[str, str]]) -> str:
-    message = f"data.source: no readable image below {source!r}: {num_files} files seen"
-    if bad:
-        return f"{message}, {len(bad)} of them with an image's name but unreadable: {describe(bad)}"
-    return f"{message}, none with a name ending in {', '.join(EXTENSIONS)}"
+def _map(path: Path, dtype: np.dtype, offset: int, count: int) -> np.ndarray:
+    if not count:
+        return np.empty(0, dtype)
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(count,)))
+
+
+def _relative(container: Container, folder: Path) -> Container:
+    path = Path(container.path)
+    return replace(container, path=str(path.relative_to(folder))) if path.is_relative_to(folder) else container
+
+
+def _absolute(container: Container, folder: Path) -> Container:
+    return replace(container, path=os.path.normpath(folder / container.path))

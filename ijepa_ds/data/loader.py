@@ -7,14 +7,14 @@ import logging
 import queue
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ijepa_ds.config import DataConfig
-from ijepa_ds.data.index import ImageFolder
+from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.samples import SamplePlan, Share
 from ijepa_ds.data.vision import VisionBackend
 
@@ -53,7 +53,7 @@ class ImageBatches(Iterator[Tensor]):
     def __init__(
         self,
         cfg: DataConfig,
-        folder: ImageFolder,
+        index: ImageIndex,
         *,
         seed: int,
         batch_size: int,
@@ -63,12 +63,13 @@ class ImageBatches(Iterator[Tensor]):
         accumulation: int,
         start_step: int,
         device: torch.device | str,
+        bad: Mapping[int, str] | None = None,
     ) -> None:
         """Start decoding.
 
         Args:
             cfg: Crops, loader, threads, prefetch.
-            folder: The index, the same on every rank.
+            index: The images, the same on every rank.
             seed: The run's seed.
             batch_size: Images in a global batch: world_size * accumulation * micro_batch.
             micro_batch: Images a device and pass.
@@ -77,6 +78,7 @@ class ImageBatches(Iterator[Tensor]):
             accumulation: Micro-batches a step.
             start_step: The first step to give images for.
             device: Where the images are wanted.
+            bad: Positions and reasons of images found unreadable before this start.
 
         Raises:
             ValueError: when the sizes do not multiply, or the loader asked for is not installed.
@@ -91,7 +93,7 @@ class ImageBatches(Iterator[Tensor]):
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
         self._device = device
-        self._plan = SamplePlan(cfg, folder, seed=seed, share=share)
+        self._plan = SamplePlan(cfg, index, seed=seed, share=share, bad=bad)
         backend = _choose_backend(cfg.loader)(self._plan, cfg, device)  # type: ignore[call-arg]
         self.backend = backend.name
         self._ready: queue.Queue[Tensor | Exception] = queue.Queue(maxsize=max(1, cfg.prefetch))
@@ -109,9 +111,13 @@ class ImageBatches(Iterator[Tensor]):
         atexit.register(self._finalizer)
 
     @property
-    def bad(self) -> list[tuple[str, str]]:
-        """(path, reason) of the images that this rank could not read so far, those decoded ahead included."""
-        return list(self._plan.bad)
+    def found(self) -> dict[int, str]:
+        """Position -> reason of the images that this rank could not read so far, those decoded ahead included."""
+        return dict(self._plan.found)
+
+    def add_bad(self, bad: Mapping[int, str]) -> None:
+        """Learn what other ranks could not read."""
+        self._plan.add(bad)
 
     def __next__(self) -> Tensor:
         """Return the next micro-batch.

@@ -1,14 +1,21 @@
-"""The order of the images: an exact permutation an epoch, computed for single positions without any table."""
+"""The order of the images: an exact permutation an epoch, computed for single positions without any table.
+
+A mix with weights is cut into blocks of `MIX_BLOCK` samples. In each, every source has its exact share of places,
+which are permuted; and every source runs through its own epochs, each an exact permutation of its images.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from ijepa_ds.counter import STREAM_ORDER, fold, uniform_np
 
+MIX_BLOCK = 1000  # samples: shares are exact to a thousandth
 _ROUNDS = 8
+_MIX, _SOURCE = 1, 2  # keys of a mix's own orders, apart from those of epochs
 
 
 def sample_indices(numbers: np.ndarray, num_samples: int, seed: int) -> np.ndarray:
@@ -30,6 +37,47 @@ def sample_indices(numbers: np.ndarray, num_samples: int, seed: int) -> np.ndarr
         chosen = epochs == epoch
         indices[chosen] = _permute(positions[chosen], num_samples, fold(seed, int(epoch)))
     return indices
+
+
+def mixed_indices(numbers: np.ndarray, counts: Sequence[int], weights: Sequence[float], seed: int) -> np.ndarray:
+    """Tell which image each global sample number is, in a mix with weights.
+
+    Args:
+        numbers: int64 [n], global sample numbers.
+        counts: Images of each source; those of source 0 come first.
+        weights: Shares of the samples, in any unit.
+        seed: The run's seed.
+
+    Returns:
+        int64 [n], indices in 0 .. sum(counts) - 1.
+    """
+    places = mix_places(weights)
+    starts = np.concatenate([[0], np.cumsum(places)])
+    firsts = np.concatenate([[0], np.cumsum(counts)])
+    numbers = np.asarray(numbers, dtype=np.int64)
+    permuted = sample_indices(numbers, MIX_BLOCK, fold(seed, _MIX))
+    sources = np.searchsorted(starts, permuted, side="right") - 1
+    indices = np.empty_like(numbers)
+    for source in np.unique(sources).tolist():
+        chosen = sources == source
+        own = numbers[chosen] // MIX_BLOCK * places[source] + permuted[chosen] - starts[source]
+        indices[chosen] = firsts[source] + sample_indices(own, counts[source], fold(seed, _SOURCE, source))
+    return indices
+
+
+def mix_places(weights: Sequence[float]) -> np.ndarray:
+    """Share `MIX_BLOCK` places by weight: the largest remainders get what rounding leaves, nobody gets none.
+
+    Raises:
+        ValueError: a weight too small to have a place.
+    """
+    exact = np.asarray(weights, dtype=np.float64) / sum(weights) * MIX_BLOCK
+    places = np.floor(exact).astype(np.int64)
+    order = np.argsort(places - exact, kind="stable")
+    places[order[: MIX_BLOCK - places.sum()]] += 1
+    if (places == 0).any():
+        raise ValueError(f"a source has less than 1/{MIX_BLOCK} of the weights {list(weights)}: raise it, or leave it out")
+    return places
 
 
 def _permute(positions: np.ndarray, num_samples: int, key: int) -> np.ndarray:

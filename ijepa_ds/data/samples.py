@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from ijepa_ds.config import DataConfig
 from ijepa_ds.data.crops import crop_windows, flips
-from ijepa_ds.data.index import ImageFolder, describe
-from ijepa_ds.data.order import sample_indices
+from ijepa_ds.data.index import ImageIndex, describe
+from ijepa_ds.data.order import mixed_indices, sample_indices
+from ijepa_ds.data.reading import Reader
 
 logger = logging.getLogger(__name__)
 
@@ -49,59 +52,94 @@ class Samples:
 
 
 class SamplePlan:
-    """Maps micro-batches to samples: a function of the seed, the number and which files are readable.
+    """Maps micro-batches to samples: a function of the seed, the number and which images are readable.
 
-    The stand-in of an unreadable image is the next readable one of the index. So ranks need not tell each
-    other what they found: whoever meets the file comes to the same substitute.
+    The stand-in of an unreadable image is the next readable one of the index, under the window drawn for this sample.
+    So whoever meets the file comes to the same substitute, and no other sample changes.
 
     Attributes:
-        folder: The index.
+        index: The images.
         share: The rank's part of the global batches.
-        bad: (path, reason) of the images found unreadable so far, by this rank.
+        reader: Reads their bytes.
+        found: Position -> reason of the images found unreadable by this rank, those the index knows left out.
     """
 
-    def __init__(self, cfg: DataConfig, folder: ImageFolder, *, seed: int, share: Share) -> None:
-        """Plan for one rank's `share` of the batches of a run with this `seed`."""
-        self.folder, self.share = folder, share
-        self.bad: list[tuple[str, str]] = []
+    def __init__(
+        self, cfg: DataConfig, index: ImageIndex, *, seed: int, share: Share, bad: Mapping[int, str] | None = None
+    ) -> None:
+        """Plan for one rank's `share` of the batches of a run with this `seed`; `bad` was found before."""
+        self.index, self.share = index, share
+        self.reader = Reader(index)
+        self.found: dict[int, str] = {}
         self._cfg, self._seed = cfg, seed
-        self._rejected: set[int] = set()
+        self._rejected = {*index.bad, *(bad or {})}
+        self._lock = threading.Lock()
+        weights = [part.weight for part in index.parts]
+        self._weights = None if None in weights else weights
+        self._counts = [part.count for part in index.parts]
 
     def samples(self, micro: int) -> Samples:
         """Return the samples of a micro-batch counted from the run's first."""
         numbers = self.share.numbers(micro)
-        indices = sample_indices(numbers, len(self.folder), self._seed)
+        if self._weights:
+            indices = mixed_indices(numbers, self._counts, self._weights, self._seed)  # type: ignore[arg-type]
+        else:
+            indices = sample_indices(numbers, len(self.index), self._seed)
         if self._rejected:
             indices = np.array([self._stand_in(index) for index in indices.tolist()], dtype=np.int64)
-        width, height = self.folder.sizes[indices].T
+        entries = self.index.entries[indices]
         cfg = self._cfg
-        windows = crop_windows(width, height, numbers, self._seed, cfg.crop_scale, cfg.crop_ratio)
+        windows = crop_windows(entries["width"], entries["height"], numbers, self._seed, cfg.crop_scale, cfg.crop_ratio)
         flip = flips(numbers, self._seed) if cfg.horizontal_flip else np.zeros(len(numbers), dtype=bool)
         return Samples(indices=indices, windows=windows, flips=flip)
+
+    def add(self, bad: Mapping[int, str]) -> None:
+        """Learn what other ranks found; batches decoded ahead keep what they have."""
+        with self._lock:
+            self._rejected |= set(bad)
 
     def reject(self, index: int, reason: str) -> None:
         """Record an image as unreadable; from now on another one stands in for it.
 
         Raises:
-            ValueError: when there are more than data.max_bad of them, or no image is left.
+            ValueError: when this rank alone found more than data.max_bad of them, or no image is left.
         """
-        if index in self._rejected:
-            return
-        self._rejected.add(index)
-        self.bad.append((self.folder.paths[index], reason))
-        logger.warning("unreadable image replaced by the next one: %s", describe(self.bad[-1:]))
-        if len(self.bad) > self._cfg.max_bad:
-            raise ValueError(
-                f"{len(self.bad)} images of {self.folder.source!r} could not be read, more than "
-                f"data.max_bad = {self._cfg.max_bad}; mend or remove them, or raise data.max_bad: "
-                f"{describe(self.bad)}"
-            )
-        if len(self.bad) == len(self.folder):
-            raise ValueError(
-                f"none of the images of {self.folder.source!r} can be read: {describe(self.bad)}"
-            )
+        with self._lock:
+            if index in self._rejected:
+                return
+            self._rejected.add(index)
+            self.found[index] = reason
+        logger.warning("unreadable image replaced by the next one: %s", describe([(self.index.shown(index), reason)]))
+        check_limits(self._cfg, self.index, self.found)
+        if len(self._rejected) == len(self.index):
+            bad = [*self.index.list_bad(), *listed(self.index, self.found)]
+            raise ValueError(f"none of the images of {self.index.source!r} can be read: {describe(bad)}")
 
     def _stand_in(self, index: int) -> int:
         while index in self._rejected:
-            index = (index + 1) % len(self.folder)
+            index = (index + 1) % len(self.index)
         return index
+
+
+def listed(index: ImageIndex, bad: Mapping[int, str]) -> list[tuple[str, str]]:
+    """(path, reason) of unreadable images by position."""
+    return [(index.shown(position), reason) for position, reason in sorted(bad.items())]
+
+
+def check_limits(cfg: DataConfig, index: ImageIndex, found: Mapping[int, str]) -> None:
+    """Refuse to go on with too many unreadable images, those found by the index included.
+
+    Raises:
+        ValueError: naming the limit and all of them.
+    """
+    bad = {**index.bad, **found}
+    share = len(bad) / len(index)
+    over = [f"data.max_bad = {cfg.max_bad}"] if len(bad) > cfg.max_bad else []
+    if share > cfg.max_bad_share:
+        over.append(f"data.max_bad_share = {cfg.max_bad_share:g} ({share:.2%} of {len(index)})")
+    if over:
+        every = "\n  ".join(f"{path!r}: {reason}" for path, reason in listed(index, bad))
+        raise ValueError(
+            f"{len(bad)} images of {index.source!r} cannot be read, more than {' and '.join(over)}; mend them, leave them out "
+            f"with `ijepa-ds data check --fix-index`, or raise the limit:\n  {every}"
+        )

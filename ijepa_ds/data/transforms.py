@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from ijepa_ds.data.headers import FORMATS, READ_ERRORS
+from ijepa_ds.data.pixels import to_rgb
+from ijepa_ds.data.reading import ImageFile
 
 _RESIZE_SHARE = 256 / 224  # the field's evaluation: shorter side to 256, the central 224 of it
 
@@ -47,7 +51,7 @@ def resize_centre_crop(image: Image.Image, size: int) -> Image.Image:
 
     An image that already has that size is only turned to RGB: small images are not enlarged and cut.
     """
-    image = image.convert("RGB")
+    image = to_rgb(image)
     if image.size == (size, size):
         return image
     shorter = round(size * _RESIZE_SHARE)
@@ -62,11 +66,11 @@ def resize_centre_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def load_eval_images(paths: Sequence[str], size: int, threads: int) -> np.ndarray:
+def load_eval_images(images: Sequence[ImageFile | str], size: int, threads: int) -> np.ndarray:
     """Read images for evaluation, in order, as many as fit in memory (3 * size**2 bytes each).
 
     Args:
-        paths: n files.
+        images: n images of an index, or paths.
         size: Side of the result in pixels.
         threads: Decoding threads.
 
@@ -76,16 +80,19 @@ def load_eval_images(paths: Sequence[str], size: int, threads: int) -> np.ndarra
     Raises:
         ValueError: naming a file that cannot be read: an evaluation with other images is another evaluation.
     """
-    images = np.empty((len(paths), size, size, 3), dtype=np.uint8)
+    pixels = np.empty((len(images), size, size, 3), dtype=np.uint8)
 
     def read(position: int) -> None:
+        item = images[position]
+        path = item if isinstance(item, str) else item.path
         try:
-            with Image.open(paths[position], formats=FORMATS) as image:
-                images[position] = np.asarray(resize_centre_crop(image, size))
+            content = Path(path).read_bytes() if isinstance(item, str) else item.read()
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                pixels[position] = np.asarray(resize_centre_crop(image, size))
         except READ_ERRORS as error:
-            raise ValueError(f"cannot read the evaluation image {paths[position]!r}: {error}") from error
+            raise ValueError(f"cannot read the evaluation image {path!r}: {error}") from error
 
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        for _ in pool.map(read, range(len(paths))):
+        for _ in pool.map(read, range(len(images))):
             pass
-    return images
+    return pixels

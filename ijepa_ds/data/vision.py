@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -12,17 +13,15 @@ from torch import Tensor
 
 from ijepa_ds.config import DataConfig
 from ijepa_ds.data.headers import FORMATS, READ_ERRORS
+from ijepa_ds.data.pixels import to_rgb
 from ijepa_ds.data.samples import SamplePlan, Samples
 
 
-def read_crop(
-    path: bytes, size: tuple[int, int], window: np.ndarray, flip: bool, crop_size: int
-) -> np.ndarray:
+def read_crop(content: bytes, window: np.ndarray, flip: bool, crop_size: int) -> np.ndarray:
     """Decode an image, cut a window out, resize it with torchvision's bilinear filter and mirror it if asked.
 
     Args:
-        path: The file.
-        size: (width, height) that the index knows; EXIF orientation is not applied.
+        content: The file's bytes; EXIF orientation is not applied.
         window: (top, left, height, width) in pixels.
         flip: Mirror left to right.
         crop_size: Side of the result in pixels.
@@ -31,30 +30,26 @@ def read_crop(
         uint8 [crop_size, crop_size, 3].
 
     Raises:
-        OSError, ValueError, SyntaxError, EOFError: as Pillow does; ValueError when it has another size.
+        OSError, ValueError, SyntaxError, EOFError: as Pillow does.
     """
     top, left, height, width = window.tolist()
-    with Image.open(path, formats=FORMATS) as image:
-        if image.size != size:
-            raise ValueError(
-                f"{image.width}x{image.height} pixels, but {size[0]}x{size[1]} when it was indexed"
-            )
-        crop = image.convert("RGB").crop((left, top, left + width, top + height))
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        crop = to_rgb(image).crop((left, top, left + width, top + height))
     crop = crop.resize((crop_size, crop_size), Image.Resampling.BILINEAR)
     return np.asarray(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else crop)
 
 
-def complaint(path: bytes) -> str | None:
-    """Return what is wrong with an image file in Pillow's words, or None where Pillow can decode it."""
+def complaint(content: bytes) -> str | None:
+    """Return what is wrong with an image in Pillow's words, or None where Pillow can decode it."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             image.load()
     except READ_ERRORS as error:
-        return _reason(error)
+        return reason_of(error)
     return None
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Say why reading failed without the path, which is told beside it."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "not a JPEG, PNG, WebP or BMP image"
@@ -102,14 +97,10 @@ class VisionBackend:
 
     def _read(self, samples: Samples, images: np.ndarray, position: int) -> str | None:
         """Fill one place of the batch; the reason where that is impossible."""
-        index = int(samples.indices[position])
-        folder = self._plan.folder
-        width, height = folder.sizes[index].tolist()
         window, flip = samples.windows[position], bool(samples.flips[position])
         try:
-            images[position] = read_crop(
-                folder.paths.raw(index), (width, height), window, flip, self._cfg.crop_size
-            )
+            content = self._plan.reader.read(int(samples.indices[position]))
+            images[position] = read_crop(content, window, flip, self._cfg.crop_size)
         except READ_ERRORS as error:
-            return _reason(error)
+            return reason_of(error)
         return None

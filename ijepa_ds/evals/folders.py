@@ -10,7 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ijepa_ds.data.index import ImageFolder
+from ijepa_ds.data.index import ImageIndex
+from ijepa_ds.data.reading import ImageFile, ImageFiles
+from ijepa_ds.data.scan import ScanOptions
+from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.transforms import load_eval_images
 
 _SHOWN = 5  # class names in a message
@@ -22,11 +25,11 @@ class Labelled:
     """Images with a class each.
 
     Attributes:
-        paths: n files.
+        paths: n images.
         labels: int64 [n], index into the pair's classes.
     """
 
-    paths: Sequence[str]
+    paths: Sequence[ImageFile | str]
     labels: Tensor
 
 
@@ -75,16 +78,22 @@ def read_pair(train_source: str, test_source: str, max_pixels: int = MAX_PIXELS)
         )
     renumber = np.array([number[name] for name in test.classes], dtype=np.int64)
     return Pair(
-        train=Labelled(train.paths, torch.from_numpy(train.labels.astype(np.int64))),
-        test=Labelled(test.paths, torch.from_numpy(renumber[test.labels])),
+        train=_labelled(train, train.labels.astype(np.int64)),
+        test=_labelled(test, renumber[test.labels]),
         classes=train.classes,
         notes=tuple(_notes(train, test)),
     )
 
 
-def _scan(option: str, source: str, max_pixels: int) -> ImageFolder:
+def _labelled(index: ImageIndex, labels: np.ndarray) -> Labelled:
+    """The readable images with labels, int64 [all images]."""
+    readable = index.readable()
+    return Labelled(ImageFiles(index, readable), torch.from_numpy(labels[readable]))
+
+
+def _scan(option: str, source: str, max_pixels: int) -> ImageIndex:
     try:
-        folder = ImageFolder.scan(source, max_pixels)
+        folder = open_source(source, ScanOptions(max_pixels=max_pixels))
     except ValueError as error:  # it calls the folder by the training run's key
         raise ValueError(str(error).replace("data.source", option, 1)) from error
     outside = int((folder.labels < 0).sum())
@@ -94,11 +103,11 @@ def _scan(option: str, source: str, max_pixels: int) -> ImageFolder:
     return folder
 
 
-def _notes(train: ImageFolder, test: ImageFolder) -> Iterator[str]:
+def _notes(train: ImageIndex, test: ImageIndex) -> Iterator[str]:
     missing = [name for name in train.classes if name not in test.classes]
     if missing:
         yield f"classes without a test image: {_names(missing)}"
-    single = [train.classes[label] for label in np.flatnonzero(np.bincount(train.labels) == 1)]
+    single = [train.classes[label] for label in np.flatnonzero(np.bincount(train.labels[train.readable()]) == 1)]
     if single:
         yield f"classes with one training image only: {_names(single)}"
     for option, folder in (("--train", train), ("--test", test)):
@@ -113,7 +122,7 @@ def _names(classes: Sequence[str]) -> str:
     return shown + (f" and {len(classes) - _SHOWN} more" if len(classes) > _SHOWN else "")
 
 
-def batches(paths: Sequence[str], size: int, batch_size: int, threads: int) -> Iterator[np.ndarray]:
+def batches(paths: Sequence[ImageFile | str], size: int, batch_size: int, threads: int) -> Iterator[np.ndarray]:
     """Read images for evaluation in order, the next batch while the caller works on this one.
 
     Yields:

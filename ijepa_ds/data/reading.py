@@ -1,0 +1,150 @@
+"""Bytes of images: read whole, retried where a network file system stumbles, compared with what the index says."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import logging
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import BinaryIO, TypeVar, overload
+
+import numpy as np
+
+from ijepa_ds.data.headers import size_and_format
+from ijepa_ds.data.index import ImageIndex
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ECONNRESET})
+WAITS = (0.1, 0.5, 2.0)  # seconds before each new attempt
+_OPEN_TARS = 128  # kept open by a reader
+
+
+def retry(work: Callable[[], T], what: str) -> T:
+    """Do something that reads; errors that pass by themselves are waited for.
+
+    Raises:
+        OSError: a lasting error at once, a transient one after the last attempt.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return work()
+        except OSError as error:
+            if error.errno not in TRANSIENT or wait is None:
+                raise
+            logger.warning("%s: %s; trying again in %.1f s", what, error.strerror, wait)
+            time.sleep(wait)
+    raise AssertionError("not reached")
+
+
+def read_range(descriptor: int, offset: int, num_bytes: int) -> bytes:
+    """Read exactly so many bytes.
+
+    Raises:
+        ValueError: the file ends before.
+        OSError: as the system says.
+    """
+    content = os.pread(descriptor, num_bytes, offset)
+    while len(content) < num_bytes:  # above 2 GiB, or interrupted
+        more = os.pread(descriptor, num_bytes - len(content), offset + len(content))
+        if not more:
+            raise ValueError(f"ends after {len(content)} of {num_bytes} bytes")
+        content += more
+    return content
+
+
+def digest(content: bytes) -> int:
+    """A checksum of an image's bytes, never 0."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") or 1
+
+
+class Reader:
+    """Reads images of an index, from any thread."""
+
+    def __init__(self, index: ImageIndex) -> None:
+        """Nothing is opened yet."""
+        self._index = index
+        self._tars: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, position: int) -> bytes:
+        """Read an image's bytes, once more where the file system stumbles.
+
+        Raises:
+            ValueError: it is not what the index says any more, or was unreadable when it was indexed.
+            OSError: it cannot be read.
+        """
+        if position in self._index.bad:
+            raise ValueError(self._index.bad[position])
+        entry = self._index.entries[position]
+        content = retry(lambda: self._bytes(position, entry), repr(self._index.shown(position)))
+        checksum = int(entry["checksum"])
+        if checksum and digest(content) != checksum:
+            raise ValueError("other bytes than when it was indexed (checksum)")
+        width, height, _ = size_and_format(io.BytesIO(content))
+        if (width, height) != (entry["width"], entry["height"]):
+            raise ValueError(f"{width}x{height} pixels, but {entry['width']}x{entry['height']} when it was indexed")
+        return content
+
+    def _bytes(self, position: int, entry: object) -> bytes:
+        offset, num_bytes, container = (int(entry[key]) for key in ("offset", "num_bytes", "container"))  # type: ignore[index]
+        if self._index.containers[container].fingerprint:
+            return read_range(self._tar(container).fileno(), offset, num_bytes)
+        descriptor = os.open(self._index.path(position), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            now = os.fstat(descriptor).st_size
+            if now != num_bytes:
+                raise ValueError(f"{now} bytes, but {num_bytes} when it was indexed" if now else "empty file")
+            return read_range(descriptor, 0, num_bytes)
+        finally:
+            os.close(descriptor)
+
+    def _tar(self, container: int) -> BinaryIO:
+        """The open file; one that is put away closes when its last reader lets go of it."""
+        with self._lock:
+            file = self._tars.pop(container, None)
+            if file is None:
+                file = open(self._index.containers[container].path, "rb", buffering=0)  # noqa: SIM115
+            self._tars[container] = file
+            if len(self._tars) > _OPEN_TARS:
+                self._tars.popitem(last=False)
+            return file
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One image of an index: what messages call it, and its bytes (`read` raises as `Reader.read` does)."""
+
+    path: str
+    read: Callable[[], bytes] = field(compare=False)
+
+
+class ImageFiles(Sequence[ImageFile]):
+    """Images of an index at some positions, made when asked for."""
+
+    def __init__(self, index: ImageIndex, positions: np.ndarray) -> None:
+        """`positions`: int64 [n]."""
+        self._reader, self._index, self._positions = Reader(index), index, positions
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self._positions)
+
+    @overload
+    def __getitem__(self, index: int) -> ImageFile: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ImageFile]: ...
+    def __getitem__(self, index: int | slice) -> ImageFile | list[ImageFile]:
+        """Return one image, or some."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = int(self._positions[index])
+        return ImageFile(self._index.shown(position), partial(self._reader.read, position))

@@ -1,0 +1,69 @@
+"""The walk that finds the images of a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+_ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
+
+
+def is_image(name: bytes) -> bool:
+    """Tell whether a file has the name of an image."""
+    return name.lower().endswith(_ENDINGS)
+
+
+class Walker:
+    """A walk through a folder in the order of the bytes of the relative paths.
+
+    Links are followed, except back to a folder above. Names that begin with a dot are passed over.
+
+    Attributes:
+        num_files: Files seen so far, of any kind.
+        tars: Relative paths of the tars seen.
+        problems: (path, reason) of the folders that could not be listed.
+    """
+
+    def __init__(self, root: bytes) -> None:
+        """Prepare the walk below `root`, an absolute path."""
+        self.root = root
+        self.num_files = 0
+        self.tars: list[bytes] = []
+        self.problems: list[tuple[str, str]] = []
+
+    def images(self) -> Iterator[bytes]:
+        """Yield the relative path of every file with the name of an image."""
+        return self._below(b"", frozenset())
+
+    def _below(self, prefix: bytes, above: frozenset[tuple[int, int]]) -> Iterator[bytes]:
+        folder = os.path.join(self.root, prefix)
+        try:
+            status = os.stat(folder)
+            identity = (status.st_dev, status.st_ino)
+            if identity in above:  # a link back up
+                return
+            with os.scandir(folder) as entries:
+                # A folder sorts as "name/", so that whole paths come in order ("a-b/1" before "a/1").
+                names = sorted(
+                    e.name + b"/" if _is_folder(e) else e.name for e in entries if e.name[:1] != b"."
+                )
+        except OSError as error:
+            self.problems.append((os.fsdecode(folder), f"folder cannot be listed: {error.strerror}"))
+            return
+        for name in names:
+            if name.endswith(b"/"):
+                yield from self._below(prefix + name, above | {identity})
+            else:
+                self.num_files += 1
+                if is_image(name):
+                    yield prefix + name
+                elif name.lower().endswith(b".tar"):
+                    self.tars.append(prefix + name)
+
+
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
