@@ -29,7 +29,7 @@ class BadSamples:
         self._cfg, self._index, self._rank = cfg, index, rank
         self._path = run / FILE
         self.found = dict(found)
-        check_limits(cfg, index, self.found)
+        check_limits(cfg, index, {**index.bad, **self.found})
         if rank == 0:
             self._write([{"path": path, "reason": reason, "index": None} for path, reason in index.problems])
             self._write(self._rows({**index.bad, **self.found}))
@@ -38,9 +38,9 @@ class BadSamples:
         """Return how many images are unreadable, those that the index knew included."""
         return len(self._index.bad) + len(self.found)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """What a checkpoint keeps: the images found while training."""
-        return self._rows(self.found)
+    def rows(self) -> list[tuple[str, str, int]]:
+        """What a checkpoint keeps of the images found while training: path, reason, position."""
+        return [(row["path"], row["reason"], row["index"]) for row in self._rows(self.found)]
 
     def agree(self, batches: ImageBatches) -> None:
         """Put together what the ranks found; every rank calls it at the same step.
@@ -58,7 +58,7 @@ class BadSamples:
         batches.add_bad(new)
         if self._rank == 0:
             self._write(self._rows(new))
-        check_limits(self._cfg, self._index, self.found)
+        check_limits(self._cfg, self._index, {**self._index.bad, **self.found})
 
     def note_before_stopping(self, batches: ImageBatches) -> None:
         """Write down what this rank alone found, when there is no next step to agree at."""
@@ -82,4 +82,4 @@ class BadSamples:
 def found_before(manifest: Mapping[str, Any]) -> dict[int, str]:
     """Position -> reason of what the run found until a checkpoint."""
     rows = manifest.get("bad_samples", [])
-    return {row["index"]: row["reason"] for row in rows if isinstance(row, dict)}  # older ones: found again when met
+    return {row[2]: row[1] for row in rows if len(row) == 3}  # without a position, as of 0.1.0: found again when met

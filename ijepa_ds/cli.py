@@ -12,6 +12,11 @@ from ijepa_ds import __version__
 
 # verb -> (module with add_arguments(parser) and run(args) -> exit code, one line, example)
 VERBS = {
+    "data index": (
+        "ijepa_ds.data.index_command",
+        "scan a source of images once, for every later run",
+        "ijepa-ds data index data/train --out data/train.index",
+    ),
     "data scenes": (
         "ijepa_ds.data.scenes",
         "render CLEVR-like demo scenes",

@@ -62,7 +62,12 @@ _ABOVE_ZERO = (
     "optimization.ipe_scale",
     "optimization.eps",
 )
-_INSIDE = {"data.max_bad_share": (0.0, 1.0), "data.mean": (0.0, 1.0), "model.drop_path": (0.0, 1.0), "optimization.betas": (0.0, 1.0)}
+_INSIDE = {
+    "data.max_bad_share": (0.0, 1.0),
+    "data.mean": (0.0, 1.0),
+    "model.drop_path": (0.0, 1.0),
+    "optimization.betas": (0.0, 1.0),
+}
 _CHOICES = {
     "data.loader": ("auto", "dali", "torchvision"),
     "model.precision": ("bfloat16", "float32"),

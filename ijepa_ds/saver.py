@@ -37,7 +37,7 @@ from ijepa_ds.zero_layout import Piece
 logger = logging.getLogger(__name__)
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 Beat = Callable[[str], None]
-Bad = Iterable[tuple[str, str]]
+Bad = Iterable[tuple[str | int, ...]]
 
 
 def _ignore(_: str) -> None:
@@ -54,7 +54,7 @@ class _Job:
 
     step: int
     facts: dict[str, Any]
-    bad: set[tuple[str, str]]
+    bad: set[tuple[str | int, ...]]
     began: float
     thread: threading.Thread
     result: Any = None  # what the thread gave: a manifest entry
@@ -101,7 +101,7 @@ class Saver:
         Args:
             done: optimizer steps done.
             facts: JSON-able things a reader wants (config, fingerprint, versions, samples seen); those of rank 0 count.
-            bad: (path, reason) of images that this rank could not read; those of all ranks are saved.
+            bad: rows on images that this rank could not read; those of all ranks are saved.
             beat: called now and then while waiting.
         """
         if self._job:
@@ -128,7 +128,7 @@ class Saver:
             entry = checkpoint_writer.write_shard(path, tensors, starts)
             return entry | {"rank": self._rank, "host": socket.gethostname(), "adam_step": int(self._host[-1])}
 
-        self._job = _Job(done, facts, {(path, reason) for path, reason in bad}, began, threading.Thread())
+        self._job = _Job(done, facts, set(bad), began, threading.Thread())
         self._run(write)
 
     def advance(self, done: int, anyone_busy: bool) -> None:
@@ -186,7 +186,7 @@ class Saver:
         job.thread = threading.Thread(target=body, name="checkpoint", daemon=True)
         job.thread.start()
 
-    def _commit(self, entries: list[dict[str, Any]], bad: list[tuple[str, str]]) -> None:
+    def _commit(self, entries: list[dict[str, Any]], bad: list[tuple[str | int, ...]]) -> None:
         job = self._job
         assert job is not None
         adam_steps = {entry.pop("adam_step") for entry in entries}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ijepa_ds.config import BatchPlan, Config
-from ijepa_ds.data.index import ImageFolder
+from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.order import sample_indices
 from ijepa_ds.data.samples import Share
 from ijepa_ds.engine import gather_objects
@@ -25,7 +25,7 @@ _NAMED = 4  # images named in the message; the file has all
 class SkippedSteps:
     """Counts skipped steps in a row; every rank has one."""
 
-    def __init__(self, cfg: Config, plan: BatchPlan, folder: ImageFolder, rank: int) -> None:
+    def __init__(self, cfg: Config, plan: BatchPlan, folder: ImageIndex, rank: int) -> None:
         self._cfg, self._folder, self._rank = cfg, folder, rank
         self._share = Share(
             rank=rank, world_size=plan.world_size, micro_batch=plan.micro_batch, accumulation=plan.accumulation

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from ijepa_ds.config import DataConfig
-from ijepa_ds.data.index import ImageFolder
+from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.loader import ImageBatches
 from ijepa_ds.data.order import sample_indices
+from ijepa_ds.data.sources import open_source
 
 SIDE, BATCH, COUNT, STEPS = 16, 6, 20, 5  # 30 samples: one epoch and a half
 
@@ -25,16 +26,16 @@ def loader(request) -> str:
 
 
 @pytest.fixture
-def folder(tmp_path) -> ImageFolder:
+def folder(tmp_path) -> ImageIndex:
     for i in range(COUNT):
         rng = np.random.default_rng(i)
         Image.fromarray(rng.integers(0, 256, (40 + i, 60 - i, 3), dtype=np.uint8)).save(
             tmp_path / f"{i:02d}.jpg"
         )
-    return ImageFolder.scan(str(tmp_path), 10**6)
+    return open_source(str(tmp_path))
 
 
-def stream(folder: ImageFolder, loader: str, *, rank=0, world_size=1, start_step=0, **keys) -> ImageBatches:
+def stream(folder: ImageIndex, loader: str, *, rank=0, world_size=1, start_step=0, **keys) -> ImageBatches:
     cfg = DataConfig(source=folder.source, crop_size=SIDE, loader=loader, crop_scale=(0.95, 1.0), **keys)
     return ImageBatches(
         cfg, folder, seed=0, batch_size=BATCH, micro_batch=BATCH // world_size, rank=rank,
@@ -42,11 +43,15 @@ def stream(folder: ImageFolder, loader: str, *, rank=0, world_size=1, start_step
     )  # fmt: skip
 
 
-def run(folder: ImageFolder, loader: str, **keys) -> tuple[torch.Tensor, list[tuple[str, str]]]:
+def run(folder: ImageIndex, loader: str, **keys) -> tuple[torch.Tensor, list[tuple[str, str]]]:
     source = stream(folder, loader, **keys)
     images = torch.cat([next(source) for _ in range(STEPS)])
     source.close()
-    return images, source.bad
+    return images, found(source, folder)
+
+
+def found(source: ImageBatches, folder: ImageIndex) -> list[tuple[str, str]]:
+    return [(folder.paths[position], reason) for position, reason in sorted(source.found.items())]
 
 
 def spoil(path: str, how: str) -> None:
@@ -68,7 +73,7 @@ def test_a_bad_file_is_named_and_replaced_and_the_others_are_unchanged(folder, l
     with caplog.at_level(logging.WARNING):
         images, bad = run(folder, loader)
     assert [path for path, _ in bad] == [folder.paths[7]]
-    expected = {"vanished": "No such file", "empty": "", "text": "not a JPEG", "cut": "truncated"}[how]
+    expected = {"vanished": "No such file", "empty": "empty file"}.get(how, "when it was indexed")
     assert bad[0][1] and expected in bad[0][1]
     assert folder.paths[7] in caplog.text
     indices = sample_indices(np.arange(STEPS * BATCH), COUNT, 0)
@@ -76,7 +81,7 @@ def test_a_bad_file_is_named_and_replaced_and_the_others_are_unchanged(folder, l
     assert np.array_equal(differ, indices == 7)
     # The stand-in is the next image under the window drawn for this sample: a copy at 7's place gives it too.
     shutil.copy(folder.paths[8], folder.paths[7])
-    copied = ImageFolder.scan(folder.source, 10**6)
+    copied = open_source(folder.source)
     assert torch.equal(run(copied, loader)[0], images)
 
 
@@ -107,8 +112,8 @@ def test_more_than_max_bad_stops_with_a_list(folder, loader):
         for _ in range(STEPS):
             next(source)
     source.close()
-    assert len(source.bad) == 4
-    for path, _ in source.bad:
+    assert len(source.found) == 4
+    for path, _ in found(source, folder):
         assert path in str(error.value)
 
 
@@ -116,15 +121,18 @@ def test_nothing_left_stops(folder, loader):
     for path in folder.paths:
         spoil(path, "vanished")
     source = stream(folder, loader)
-    with pytest.raises(ValueError, match="none of the images"):
+    with pytest.raises(ValueError, match=r"more than data\.max_bad_share = 0\.25 \(30\.00% of 20\)"):
         next(source)
     source.close()
 
 
 def test_another_image_in_a_file_s_place_is_noticed(folder):
-    Image.new("RGB", (500, 400)).save(folder.paths[5])
+    with open(folder.paths[5], "rb") as file:
+        num_bytes = len(file.read())
+    Image.new("RGB", (50, 40)).save(folder.paths[5])
+    os.truncate(folder.paths[5], num_bytes)  # as long as before
     _, bad = run(folder, "torchvision")
-    assert bad == [(folder.paths[5], "500x400 pixels, but 55x45 when it was indexed")]
+    assert bad == [(folder.paths[5], "50x40 pixels, but 55x45 when it was indexed")]
 
 
 def test_a_failure_of_dali_that_no_image_explains_is_raised(folder, monkeypatch):
@@ -138,4 +146,4 @@ def test_a_failure_of_dali_that_no_image_explains_is_raised(folder, monkeypatch)
     with pytest.raises(RuntimeError, match="out of memory"):
         next(source)
     source.close()
-    assert source.bad == []
+    assert source.found == {}

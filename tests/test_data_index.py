@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ijepa_ds.data.index import ImageFolder
+from ijepa_ds.data.index import ImageIndex
+from ijepa_ds.data.scan import ScanOptions
+from ijepa_ds.data.sources import open_source
 
 LIMIT = 1_000_000
 
@@ -19,8 +21,12 @@ def write(path, size=(12, 8), **options):
     return path
 
 
-def names(folder: ImageFolder) -> list[bytes]:
-    return [folder.paths.relative(i) for i in range(len(folder))]
+def scan(path, limit=LIMIT) -> ImageIndex:
+    return open_source(str(path), ScanOptions(max_pixels=limit))
+
+
+def names(folder: ImageIndex) -> list[bytes]:
+    return [folder.name(i) for i in folder.readable()]
 
 
 def test_order_is_that_of_the_relative_paths_bytes(tmp_path):
@@ -28,7 +34,7 @@ def test_order_is_that_of_the_relative_paths_bytes(tmp_path):
         write(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
     write(tmp_path / ".hidden.jpg")
-    folder = ImageFolder.scan(str(tmp_path), LIMIT)
+    folder = scan(tmp_path)
     assert names(folder) == sorted(names(folder))
     assert len(folder) == 8
     assert folder.paths[0] == str(tmp_path / "B.JPG")
@@ -47,7 +53,7 @@ def test_sizes_are_pillows_for_every_format(tmp_path):
     Image.new("L", (7, 9)).save(tmp_path / "gray.jpg")
     Image.new("CMYK", (5, 4)).save(tmp_path / "cmyk.jpg")
     os.rename(write(tmp_path / "x.png", size=(3, 2)), tmp_path / "png_named.jpg")
-    folder = ImageFolder.scan(str(tmp_path), LIMIT)
+    folder = scan(tmp_path)
     assert len(folder) == 9 and not folder.bad
     for path, size in zip(folder.paths, folder.sizes.tolist(), strict=True):
         with Image.open(path) as image:
@@ -58,14 +64,14 @@ def test_exif_orientation_does_not_turn_the_size(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     write(tmp_path / "turned.jpg", size=(30, 10), exif=exif)
-    assert ImageFolder.scan(str(tmp_path), LIMIT).sizes.tolist() == [[30, 10]]
+    assert scan(tmp_path).sizes.tolist() == [[30, 10]]
 
 
 def test_labels_are_the_sorted_class_folders(tmp_path):
     for name in ("dog/1.jpg", "cat/x/1.jpg", "cat/2.jpg", "cat-big/1.jpg", "loose.jpg"):
         write(tmp_path / name)
     (tmp_path / "empty").mkdir()
-    folder = ImageFolder.scan(str(tmp_path), LIMIT)
+    folder = scan(tmp_path)
     assert folder.classes == ("cat", "cat-big", "dog")
     assert dict(zip(names(folder), folder.labels.tolist(), strict=True)) == {
         b"cat/2.jpg": 0, b"cat/x/1.jpg": 0, b"cat-big/1.jpg": 1, b"dog/1.jpg": 2, b"loose.jpg": -1,
@@ -80,16 +86,16 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     (root / "a" / "up").symlink_to(root)
     (root / "self").symlink_to(root / "self")
     (root / "gone.jpg").symlink_to(root / "nothing")
-    folder = ImageFolder.scan(str(root), LIMIT)
+    folder = scan(root)
     assert names(folder) == [b"a/1.jpg", b"linked/1.jpg"]
-    assert [os.path.basename(path) for path, _ in folder.bad] == ["gone.jpg"]
+    assert [os.path.basename(path) for path, _ in folder.list_bad()] == ["gone.jpg"]
 
 
 def test_odd_names_are_kept_byte_for_byte(tmp_path):
     for name in ("with blank.jpg", "quote'\".jpg", "new\nline.jpg", "größe.jpg"):
         write(tmp_path / name)
     os.rename(write(tmp_path / "x.jpg"), os.path.join(os.fsencode(tmp_path), b"latin\xe9.jpg"))
-    folder = ImageFolder.scan(str(tmp_path), LIMIT)
+    folder = scan(tmp_path)
     assert len(folder) == 5
     for path in folder.paths:
         assert os.path.exists(path)
@@ -109,8 +115,8 @@ def test_unreadable_files_are_left_out_and_named(tmp_path, caplog):
     os.rename(tmp_path / "moving.gif", tmp_path / "gif.jpg")
     write(tmp_path / "huge.png", size=(300, 300))
     with caplog.at_level(logging.WARNING):
-        folder = ImageFolder.scan(str(tmp_path), max_pixels=300 * 299)
-    reasons = {os.path.basename(path): reason for path, reason in folder.bad}
+        folder = scan(tmp_path, 300 * 299)
+    reasons = {os.path.basename(path): reason for path, reason in folder.list_bad()}
     assert names(folder) == [b"tail.jpg", b"whole.jpg", b"whole.png", b"whole.webp"]
     assert set(reasons) == {"cut.jpg", "cut.png", "cut.webp", "empty.jpg", "page.jpg", "gif.jpg", "huge.png"}
     assert "truncated" in reasons["cut.jpg"]
@@ -126,20 +132,20 @@ def test_unreadable_files_are_left_out_and_named(tmp_path, caplog):
 def test_headers_that_lead_nowhere_end(tmp_path, garbage):
     write(tmp_path / "good.jpg")
     (tmp_path / "bad.jpg").write_bytes(garbage)
-    assert len(ImageFolder.scan(str(tmp_path), LIMIT).bad) == 1
+    assert len(scan(tmp_path).bad) == 1
 
 
 def test_nothing_readable_says_what_was_seen(tmp_path):
-    with pytest.raises(ValueError, match=r"is not a folder"):
-        ImageFolder.scan(str(tmp_path / "absent"), LIMIT)
+    with pytest.raises(ValueError, match=r"does not exist: expected a folder"):
+        scan(tmp_path / "absent")
     with pytest.raises(
         ValueError, match=r"no readable image .* 0 files seen, none with a name ending in \.bmp"
     ):
-        ImageFolder.scan(str(tmp_path), LIMIT)
+        scan(tmp_path)
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / "b.jpg").write_text("x")
-    with pytest.raises(ValueError, match=r"2 files seen, 1 of them .*b\.jpg.*not a JPEG") as error:
-        ImageFolder.scan(str(tmp_path), LIMIT)
+    with pytest.raises(ValueError, match=r"1 with an image's name but unreadable: .*b\.jpg.*not a JPEG") as error:
+        scan(tmp_path)
     assert str(tmp_path) in str(error.value)
 
 
@@ -148,10 +154,9 @@ def test_checksum_sees_names_and_sizes_but_not_the_place(tmp_path):
     for root in (first, second):
         write(root / "a" / "1.jpg")
         write(root / "b.jpg")
-    scan = ImageFolder.scan
-    original = scan(str(first), LIMIT).checksum()
-    assert original == scan(str(second), LIMIT).checksum()
+    original = scan(first).checksum
+    assert original == scan(second).checksum
     write(second / "b.jpg", size=(8, 12))
-    assert original != scan(str(second), LIMIT).checksum()
+    assert original != scan(second).checksum
     os.rename(first / "b.jpg", first / "c.jpg")
-    assert original != scan(str(first), LIMIT).checksum()
+    assert original != scan(first).checksum

@@ -15,9 +15,10 @@ from PIL import Image
 
 from ijepa_ds.config import DataConfig
 from ijepa_ds.data.crops import crop_windows, flips
-from ijepa_ds.data.index import ImageFolder
+from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.loader import ImageBatches
 from ijepa_ds.data.order import sample_indices
+from ijepa_ds.data.sources import open_source
 
 BATCH, SIDE, COUNT = 8, 24, 22  # 22 images: a batch of 8 straddles two epochs
 
@@ -37,14 +38,14 @@ def picture(seed: int, width: int, height: int) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> ImageFolder:
+def folder(tmp_path_factory) -> ImageIndex:
     root = tmp_path_factory.mktemp("images")
     for i in range(COUNT):
         picture(i, 30 + 3 * i, 90 - 2 * i).save(root / f"{i:02d}.jpg", quality=90)
-    return ImageFolder.scan(str(root), 10**6)
+    return open_source(str(root))
 
 
-def config(folder: ImageFolder, loader: str, **keys) -> DataConfig:
+def config(folder: ImageIndex, loader: str, **keys) -> DataConfig:
     return DataConfig(source=folder.source, crop_size=SIDE, loader=loader, horizontal_flip=True, **keys)
 
 
@@ -118,7 +119,7 @@ def test_dali_gives_the_pixels_of_pillow(folder):
 
 def test_dali_gives_the_pixels_of_pillow_on_photographs(shared):
     pytest.importorskip("nvidia.dali")
-    photographs = ImageFolder.scan(str(shared / "data" / "imagenet_sample"), 10**8)
+    photographs = open_source(str(shared / "data" / "imagenet_sample"))
     pixels = []
     for name in ("dali", "torchvision"):
         cfg = DataConfig(source=photographs.source, crop_size=224, loader=name)
@@ -145,7 +146,7 @@ def test_formats_that_both_must_read_alike(tmp_path):
     source.save(tmp_path / "really_png.bmp", format="PNG")
     (tmp_path / "tail.jpg").write_bytes((tmp_path / "subsampled.jpg").read_bytes() + b"more")
     Image.new("RGB", (1, 1), (9, 8, 7)).save(tmp_path / "dot.jpg")
-    folder = ImageFolder.scan(str(tmp_path), 10**6)
+    folder = open_source(str(tmp_path))
     count = len(folder)
     assert count == 14
     ours, theirs = (
@@ -204,10 +205,10 @@ def test_closing_ends_the_thread_whatever_it_is_doing(folder, loader):
 
 def test_a_program_may_end_without_closing(folder, loader):
     program = (
-        "import sys; from ijepa_ds.config import DataConfig; from ijepa_ds.data.index import ImageFolder\n"
+        "import sys; from ijepa_ds.config import DataConfig; from ijepa_ds.data.sources import open_source\n"
         "from ijepa_ds.data.loader import ImageBatches\n"
         "cfg = DataConfig(source=sys.argv[1], crop_size=24, loader=sys.argv[2])\n"
-        "stream = ImageBatches(cfg, ImageFolder.scan(cfg.source, 10**6), seed=0, batch_size=8,\n"
+        "stream = ImageBatches(cfg, open_source(cfg.source), seed=0, batch_size=8,\n"
         "    micro_batch=8, rank=0, world_size=1, accumulation=1, start_step=0, device='cpu')\n"
         "next(stream); raise SystemExit(5)\n"
     )
@@ -257,7 +258,7 @@ def test_on_a_gpu_everything_after_the_file_is_on_the_gpu(folder, flip):
     kinds = {
         node.name.strip("_").rsplit("_", 1)[0]: node.device for op in pipeline._ops for node in op.outputs
     }
-    expected = {"ExternalSource": "cpu", "Read": "cpu", "Image": "gpu", "Slice": "gpu", "Resize": "gpu"}
+    expected = {"ExternalSource": "cpu", "Image": "gpu", "Slice": "gpu", "Resize": "gpu"}
     assert kinds == expected | ({"Flip": "gpu"} if flip else {})
 
 

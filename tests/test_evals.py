@@ -255,7 +255,7 @@ def test_folders_that_cannot_be_scored(tmp_path: Path) -> None:
         ("test", "--test.*classes that --train.*lacks: wasp.*training classes are ant, bee"),
         ("flat", "--test.*has no class folders; expected one folder a class"),
         ("mixed", "--test.*has 3 images outside its class folders"),
-        ("absent", "--test.*is not a folder"),
+        ("absent", "--test.*does not exist"),
     ]:
         with pytest.raises(ValueError, match=message):
             read_pair(train, str(tmp_path / other))

@@ -164,7 +164,7 @@ class ImageIndex:
                 file.write(MAGIC + len(text).to_bytes(8, "little") + text)
                 for table in (self.entries, self.names):
                     file.write(bytes(-file.tell() % _ALIGN))
-                    file.write(memoryview(np.ascontiguousarray(table)).cast("B") if len(table) else b"")
+                    np.ascontiguousarray(table).tofile(file)
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(path)
@@ -252,7 +252,7 @@ def make(*, entries: np.ndarray, names: np.ndarray, **rest: Any) -> ImageIndex:
     digest, ends = hashlib.blake2b(digest_size=16), np.cumsum(entries["name_length"], dtype="<i8")
     digest.update(ends.tobytes())
     if len(ends) and ends[-1] == len(names) and np.array_equal(entries["name"][1:], ends[:-1]):
-        digest.update(np.ascontiguousarray(names))  # one behind the other, as a scan leaves them
+        digest.update(memoryview(np.ascontiguousarray(names)))  # type: ignore[arg-type]  # one behind the other, as a scan leaves them
     else:
         for start, length in zip(entries["name"].tolist(), entries["name_length"].tolist(), strict=True):
             digest.update(names[start : start + length].tobytes())

@@ -11,9 +11,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import BinaryIO, TypeVar, overload
+from typing import TypeVar, overload
 
 import numpy as np
 
@@ -66,13 +65,24 @@ def digest(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") or 1
 
 
+class _Tar:
+    """An open tar, closed when its last reader lets go of it."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
 class Reader:
     """Reads images of an index, from any thread."""
 
     def __init__(self, index: ImageIndex) -> None:
         """Nothing is opened yet."""
         self._index = index
-        self._tars: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._tars: OrderedDict[int, _Tar] = OrderedDict()
         self._lock = threading.Lock()
 
     def read(self, position: int) -> bytes:
@@ -97,7 +107,8 @@ class Reader:
     def _bytes(self, position: int, entry: object) -> bytes:
         offset, num_bytes, container = (int(entry[key]) for key in ("offset", "num_bytes", "container"))  # type: ignore[index]
         if self._index.containers[container].fingerprint:
-            return read_range(self._tar(container).fileno(), offset, num_bytes)
+            tar = self._tar(container)
+            return read_range(tar.descriptor, offset, num_bytes)
         descriptor = os.open(self._index.path(position), os.O_RDONLY | os.O_CLOEXEC)
         try:
             now = os.fstat(descriptor).st_size
@@ -107,24 +118,26 @@ class Reader:
         finally:
             os.close(descriptor)
 
-    def _tar(self, container: int) -> BinaryIO:
-        """The open file; one that is put away closes when its last reader lets go of it."""
+    def _tar(self, container: int) -> _Tar:
         with self._lock:
-            file = self._tars.pop(container, None)
-            if file is None:
-                file = open(self._index.containers[container].path, "rb", buffering=0)  # noqa: SIM115
-            self._tars[container] = file
+            tar = self._tars.pop(container, None) or _Tar(self._index.containers[container].path)
+            self._tars[container] = tar
             if len(self._tars) > _OPEN_TARS:
                 self._tars.popitem(last=False)
-            return file
+            return tar
 
 
-@dataclass(frozen=True)
-class ImageFile:
-    """One image of an index: what messages call it, and its bytes (`read` raises as `Reader.read` does)."""
+class ImageFile(str):
+    """What messages call an image of an index (a path, or `shard.tar:member`), with its bytes at hand."""
 
-    path: str
-    read: Callable[[], bytes] = field(compare=False)
+    read: Callable[[], bytes]  # raises as `Reader.read` does
+
+    @classmethod
+    def of(cls, reader: Reader, index: ImageIndex, position: int) -> ImageFile:
+        """The image at a position."""
+        file = cls(index.shown(position))
+        file.read = partial(reader.read, position)
+        return file
 
 
 class ImageFiles(Sequence[ImageFile]):
@@ -146,5 +159,4 @@ class ImageFiles(Sequence[ImageFile]):
         """Return one image, or some."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        position = int(self._positions[index])
-        return ImageFile(self._index.shown(position), partial(self._reader.read, position))
+        return ImageFile.of(self._reader, self._index, int(self._positions[index]))

@@ -72,7 +72,7 @@ class SamplePlan:
         self.reader = Reader(index)
         self.found: dict[int, str] = {}
         self._cfg, self._seed = cfg, seed
-        self._rejected = {*index.bad, *(bad or {})}
+        self._bad = {**index.bad, **(bad or {})}
         self._lock = threading.Lock()
         weights = [part.weight for part in index.parts]
         self._weights = None if None in weights else weights
@@ -85,7 +85,7 @@ class SamplePlan:
             indices = mixed_indices(numbers, self._counts, self._weights, self._seed)  # type: ignore[arg-type]
         else:
             indices = sample_indices(numbers, len(self.index), self._seed)
-        if self._rejected:
+        if self._bad:
             indices = np.array([self._stand_in(index) for index in indices.tolist()], dtype=np.int64)
         entries = self.index.entries[indices]
         cfg = self._cfg
@@ -96,27 +96,23 @@ class SamplePlan:
     def add(self, bad: Mapping[int, str]) -> None:
         """Learn what other ranks found; batches decoded ahead keep what they have."""
         with self._lock:
-            self._rejected |= set(bad)
+            self._bad |= bad
 
     def reject(self, index: int, reason: str) -> None:
         """Record an image as unreadable; from now on another one stands in for it.
 
         Raises:
-            ValueError: when this rank alone found more than data.max_bad of them, or no image is left.
+            ValueError: when that is too many.
         """
         with self._lock:
-            if index in self._rejected:
+            if index in self._bad:
                 return
-            self._rejected.add(index)
-            self.found[index] = reason
+            self.found[index] = self._bad[index] = reason
         logger.warning("unreadable image replaced by the next one: %s", describe([(self.index.shown(index), reason)]))
-        check_limits(self._cfg, self.index, self.found)
-        if len(self._rejected) == len(self.index):
-            bad = [*self.index.list_bad(), *listed(self.index, self.found)]
-            raise ValueError(f"none of the images of {self.index.source!r} can be read: {describe(bad)}")
+        check_limits(self._cfg, self.index, self._bad)
 
     def _stand_in(self, index: int) -> int:
-        while index in self._rejected:
+        while index in self._bad:
             index = (index + 1) % len(self.index)
         return index
 
@@ -126,13 +122,12 @@ def listed(index: ImageIndex, bad: Mapping[int, str]) -> list[tuple[str, str]]:
     return [(index.shown(position), reason) for position, reason in sorted(bad.items())]
 
 
-def check_limits(cfg: DataConfig, index: ImageIndex, found: Mapping[int, str]) -> None:
-    """Refuse to go on with too many unreadable images, those found by the index included.
+def check_limits(cfg: DataConfig, index: ImageIndex, bad: Mapping[int, str]) -> None:
+    """Refuse to go on with too many unreadable images; data.max_bad_share < 1 leaves one that can stand in.
 
     Raises:
         ValueError: naming the limit and all of them.
     """
-    bad = {**index.bad, **found}
     share = len(bad) / len(index)
     over = [f"data.max_bad = {cfg.max_bad}"] if len(bad) > cfg.max_bad else []
     if share > cfg.max_bad_share:

@@ -66,11 +66,11 @@ def resize_centre_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def load_eval_images(images: Sequence[ImageFile | str], size: int, threads: int) -> np.ndarray:
+def load_eval_images(images: Sequence[str], size: int, threads: int) -> np.ndarray:
     """Read images for evaluation, in order, as many as fit in memory (3 * size**2 bytes each).
 
     Args:
-        images: n images of an index, or paths.
+        images: n paths, or `ImageFile` of an index.
         size: Side of the result in pixels.
         threads: Decoding threads.
 
@@ -84,13 +84,12 @@ def load_eval_images(images: Sequence[ImageFile | str], size: int, threads: int)
 
     def read(position: int) -> None:
         item = images[position]
-        path = item if isinstance(item, str) else item.path
         try:
-            content = Path(path).read_bytes() if isinstance(item, str) else item.read()
+            content = item.read() if isinstance(item, ImageFile) else Path(item).read_bytes()
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 pixels[position] = np.asarray(resize_centre_crop(image, size))
         except READ_ERRORS as error:
-            raise ValueError(f"cannot read the evaluation image {path!r}: {error}") from error
+            raise ValueError(f"cannot read the evaluation image {str(item)!r}: {error}") from error
 
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         for _ in pool.map(read, range(len(images))):

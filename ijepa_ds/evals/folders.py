@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ijepa_ds.data.index import ImageIndex
-from ijepa_ds.data.reading import ImageFile, ImageFiles
+from ijepa_ds.data.reading import ImageFiles
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.transforms import load_eval_images
@@ -29,7 +29,7 @@ class Labelled:
         labels: int64 [n], index into the pair's classes.
     """
 
-    paths: Sequence[ImageFile | str]
+    paths: Sequence[str]
     labels: Tensor
 
 
@@ -122,7 +122,7 @@ def _names(classes: Sequence[str]) -> str:
     return shown + (f" and {len(classes) - _SHOWN} more" if len(classes) > _SHOWN else "")
 
 
-def batches(paths: Sequence[ImageFile | str], size: int, batch_size: int, threads: int) -> Iterator[np.ndarray]:
+def batches(paths: Sequence[str], size: int, batch_size: int, threads: int) -> Iterator[np.ndarray]:
     """Read images for evaluation in order, the next batch while the caller works on this one.
 
     Yields:

@@ -189,13 +189,12 @@ def test_only_one_rank_sees_a_problem(place: Path) -> None:
     (place / "run.py").write_text(
         "import os, sys\n"
         "from ijepa_ds import loop\n"
-        "from ijepa_ds.data.index import ImageFolder\n"
-        "scan = ImageFolder.scan\n"
+        "open_index = loop.open_index\n"
         "def broken(*a):\n"
         "    if os.environ['RANK'] == '1':\n"
         "        raise ValueError('data.source: not mounted here')\n"
-        "    return scan(*a)\n"
-        "ImageFolder.scan = broken\n"
+        "    return open_index(*a)\n"
+        "loop.open_index = broken\n"
         "from ijepa_ds.train import main\n"
         "sys.exit(main())\n"
     )

@@ -1,0 +1,49 @@
+"""`ijepa-ds data index`: scan a source once, for every later run."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from pathlib import Path
+
+from ijepa_ds.data.index import ImageIndex, describe
+from ijepa_ds.data.scan import ScanOptions
+from ijepa_ds.data.sources import open_source
+
+logger = logging.getLogger(__name__)
+
+
+def add_scan_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every verb that scans takes."""
+    parser.add_argument("source", metavar="SRC", help="folder, list, tar shards, index or mix (docs/data.md)")
+    parser.add_argument("--max-pixels", type=int, default=100_000_000, help="as data.max_pixels (default 100 million)")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `ijepa-ds data index`."""
+    add_scan_arguments(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="INDEX", help="file to write; data.source takes it")
+    parser.add_argument(
+        "--checksum", action="store_true", help="read every byte and keep a checksum, with which every later read is compared"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Scan and write; 0, also where some images are unreadable: they are named, and keep their place."""
+    start = time.perf_counter()
+    options = ScanOptions(max_pixels=args.max_pixels, checksum=args.checksum, progress=True)
+    index = open_source(args.source, options)
+    index.save(args.out)
+    seconds = time.perf_counter() - start
+    logger.info("%s in %s (%.1f s)", summary(index), args.out, seconds)
+    return 0
+
+
+def summary(index: ImageIndex) -> str:
+    """One line on what an index holds."""
+    bad = index.list_bad()
+    return (
+        f"{len(index):,} images, {len(index.classes)} classes, {sum(bool(c.fingerprint) for c in index.containers)} tars, "
+        f"{len(bad)} unreadable" + (f" ({describe(bad)})" if bad else "")
+    )
