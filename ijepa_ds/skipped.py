@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ijepa_ds.config import BatchPlan, Config
 from ijepa_ds.data.index import ImageIndex
-from ijepa_ds.data.order import sample_indices
-from ijepa_ds.data.samples import Share
+from ijepa_ds.data.samples import Share, planned
 from ijepa_ds.engine import gather_objects
 from ijepa_ds.reporter import TrainingError
 
@@ -82,5 +81,5 @@ class SkippedSteps:
             file.write(json.dumps(line) + "\n")
 
     def _names(self, numbers: list[int]) -> list[str]:
-        indices = sample_indices(np.array(numbers, dtype=np.int64), len(self._folder), self._cfg.run.seed)
+        indices = planned(self._folder, np.array(numbers, dtype=np.int64), self._cfg.run.seed)
         return [str(self._folder.paths[index]) for index in indices.tolist()]

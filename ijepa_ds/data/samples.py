@@ -74,17 +74,11 @@ class SamplePlan:
         self._cfg, self._seed = cfg, seed
         self._bad = {**index.bad, **(bad or {})}
         self._lock = threading.Lock()
-        weights = [part.weight for part in index.parts]
-        self._weights = None if None in weights else weights
-        self._counts = [part.count for part in index.parts]
 
     def samples(self, micro: int) -> Samples:
         """Return the samples of a micro-batch counted from the run's first."""
         numbers = self.share.numbers(micro)
-        if self._weights:
-            indices = mixed_indices(numbers, self._counts, self._weights, self._seed)  # type: ignore[arg-type]
-        else:
-            indices = sample_indices(numbers, len(self.index), self._seed)
+        indices = planned(self.index, numbers, self._seed)
         if self._bad:
             indices = np.array([self._stand_in(index) for index in indices.tolist()], dtype=np.int64)
         entries = self.index.entries[indices]
@@ -115,6 +109,14 @@ class SamplePlan:
         while index in self._bad:
             index = (index + 1) % len(self.index)
         return index
+
+
+def planned(index: ImageIndex, numbers: np.ndarray, seed: int) -> np.ndarray:
+    """Tell which image each global sample number is, before stand-ins; both int64 [n]."""
+    weights = [part.weight for part in index.parts if part.weight is not None]
+    if weights:
+        return mixed_indices(numbers, [part.count for part in index.parts], weights, seed)
+    return sample_indices(numbers, len(index), seed)
 
 
 def listed(index: ImageIndex, bad: Mapping[int, str]) -> list[tuple[str, str]]:

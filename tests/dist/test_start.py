@@ -12,7 +12,7 @@ from torch import Tensor
 from ijepa_ds import config
 from ijepa_ds.checkpoint_reader import CheckpointReader
 from ijepa_ds.config import Config
-from ijepa_ds.data.index import ImageFolder
+from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.loader import ImageBatches
 from ijepa_ds.data.transforms import normalize
 from ijepa_ds.ijepa import IJEPA, build
@@ -82,7 +82,7 @@ def first_loss(cfg: Config, model: IJEPA) -> float:
     o = cfg.optimization
     batches = ImageBatches(
         cfg.data,
-        ImageFolder.scan(cfg.data.source, cfg.data.max_pixels),
+        open_source(cfg.data.source),
         seed=cfg.run.seed,
         batch_size=o.batch_size,
         micro_batch=o.batch_size,
