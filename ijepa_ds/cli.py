@@ -42,6 +42,11 @@ VERBS = {
         "list, verify or prune a run's checkpoints",
         "ijepa-ds checkpoint verify runs/x",
     ),
+    "visualize": (
+        "ijepa_ds.visualize.command",
+        "look at a model: masks, pca, similarity, attention, predict",
+        "ijepa-ds visualize pca --checkpoint runs/x --images data/test --out pictures",
+    ),
     "summary": (
         "ijepa_ds.visualize.summary",
         "one picture of a run: loss, masks, scores",

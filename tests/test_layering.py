@@ -15,8 +15,9 @@ ROWS = (
     ("config", "stop"),
     ("counter", "schedules", "cpu"),
     ("masks",),
-    ("vit", "data", "metrics", "checkpoint_files"),
-    ("ijepa", "weights", "run_dir"),
+    ("vit", "data", "metrics", "attention", "checkpoint_files"),
+    ("ijepa", "run_dir"),
+    ("weights",),
     ("visualize",),
     ("evals", "plan", "checkpoints"),
     # From here on with DeepSpeed: nothing above this line may need it.

@@ -1,0 +1,70 @@
+"""`index.html` beside some PNGs: opens from a disk, without a server, on a wide screen and on a telephone."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+CSS = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 76rem; font: 15px/1.5 system-ui, sans-serif; color: #1f2933;
+  background: #fff; overflow-wrap: anywhere; }
+h1 { font-size: 1.5rem; margin: .2rem 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .4rem; } h3 { font-size: 1rem; }
+p, li { max-width: 48rem; } .muted, figcaption { color: #5b6672; font-size: .87rem; }
+figure { margin: 1rem 0 1.4rem; } img { display: block; max-width: 100%; height: auto; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .87rem; }
+th, td { text-align: left; padding: .22rem .8rem .22rem 0; border-bottom: 1px solid #e4e8ec; vertical-align: top; }
+td.n { font-variant-numeric: tabular-nums; } tr.differs td, tr.differs th { background: #fff6d9; }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 0 1.5rem; }
+.alarm { color: #a3271b; } code { background: #f2f4f6; padding: 0 .25em; }
+"""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture and what is to be said about it; `file` is its name beside index.html, or a data: address."""
+
+    file: str
+    title: str
+    caption: str = ""
+
+
+def figure(shown: Shown) -> str:
+    """One picture with its words."""
+    title, caption = html.escape(shown.title), html.escape(shown.caption)
+    words = f"<figcaption><b>{title}</b>{' · ' if caption else ''}{caption}</figcaption>"
+    return f'<figure><img src="{html.escape(shown.file, quote=True)}" alt="{title}">{words}</figure>'
+
+
+def facts_table(facts: Mapping[str, object]) -> str:
+    """Name and value, a row each."""
+    rows = (f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in facts.items())
+    return f'<div class="wide"><table>{"".join(rows)}</table></div>'
+
+
+def page(title: str, body: str) -> str:
+    """A whole document around `body`; it needs nothing outside itself but the pictures named in it."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<link rel="icon" href="data:,">'  # or the browser asks for one
+        f"<title>{html.escape(title)}</title><style>{CSS}</style></head>\n<body>\n<h1>{html.escape(title)}</h1>\n{body}\n"
+        "</body></html>\n"
+    )
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def write_index(out: Path, title: str, words: str, shown: Sequence[Shown], facts: Mapping[str, object]) -> None:
+    """Write `out/index.html`: the words, the pictures, the facts."""
+    body = f"<p>{html.escape(words)}</p>\n" + "\n".join(figure(item) for item in shown)
+    write_page(out / "index.html", page(title, f"{body}\n<h2>Made from</h2>\n{facts_table(facts)}"))

@@ -1,0 +1,142 @@
+"""What the verbs that look at a model share: its networks, the pictures they look at, masks for them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ijepa_ds.config import MasksConfig
+from ijepa_ds.data.index import ImageFolder
+from ijepa_ds.data.transforms import load_eval_images, normalize
+from ijepa_ds.masks import Masks, build_sampler, check
+from ijepa_ds.vit import Encoder
+from ijepa_ds.weights import Source, open_source
+from ijepa_ds.weights.encoder import fill
+
+MAX_PIXELS = 100_000_000  # as data.max_pixels
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images as evaluation reads them.
+
+    Attributes:
+        names: of n files.
+        pixels: uint8 [n, S, S, 3].
+    """
+
+    names: tuple[str, ...]
+    pixels: np.ndarray
+
+    def batches(self, source: Source, size: int, device: torch.device) -> Iterator[Tensor]:
+        """Normalised [B, 3, S, S], at most `size` images each."""
+        for start in range(0, len(self.pixels), size):
+            batch = torch.from_numpy(self.pixels[start : start + size]).to(device)
+            yield normalize(batch, source.mean, source.std, torch.float32)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say what is looked at."""
+    parser.add_argument("--checkpoint", required=True, type=Path, help="run, checkpoint folder, or weights of any kind")
+    parser.add_argument("--images", required=True, type=Path, nargs="+", help="a folder of images, or image files")
+    parser.add_argument("--num", type=int, default=8, help="images taken from a folder, evenly spaced (8)")
+    parser.add_argument("--image-size", type=int, help="pixels, a multiple of the patch size; default: as in training")
+    parser.add_argument("--step", type=int, help="of a run, the checkpoint to take; default: the newest")
+    parser.add_argument("--heads", type=int, help="attention heads, where a file of weights does not say")
+    parser.add_argument("--seed", type=int, default=0, help="of masks and samples (0)")
+    parser.add_argument("--batch-size", type=int, default=16, help="images through the networks at once (16)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (auto: cuda where there is one)")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the PNGs and index.html")
+
+
+def device_of(name: str) -> torch.device:
+    """The device asked for."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+
+
+def open_checked(args: argparse.Namespace) -> tuple[Source, int]:
+    """The weights, and the size images shall have.
+
+    Raises:
+        ValueError: numbers that make no sense, all at once; or weights that are none.
+    """
+    wrong = [f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1" for name in ("num", "batch_size")]
+    wrong = [line for line, name in zip(wrong, ("num", "batch_size"), strict=True) if getattr(args, name) < 1]
+    source = open_source(args.checkpoint, args.heads, args.step)
+    size = args.image_size or source.grid * source.patch_size
+    if size < 2 * source.patch_size or size % source.patch_size:
+        wrong.append(
+            f"--image-size {size}: expected a multiple of the patch size, {source.patch_size}, and at least two patches a side"
+        )
+    if wrong:
+        raise ValueError("\n".join(wrong))
+    return source, size
+
+
+def read_pictures(images: Sequence[Path], num: int, size: int) -> Pictures:
+    """Images of a folder, evenly spaced, or the files named.
+
+    Raises:
+        ValueError: a folder without images, a file that is not there or cannot be read.
+    """
+    paths: list[str] = []
+    for item in images:
+        if item.is_dir():
+            try:
+                found = ImageFolder.scan(str(item), MAX_PIXELS).paths
+            except ValueError as error:
+                raise ValueError(str(error).replace("data.source", "--images", 1)) from error
+            take = np.unique(np.linspace(0, len(found) - 1, min(num, len(found))).round().astype(int))
+            paths += [found[int(i)] for i in take]
+        elif item.is_file():
+            paths.append(str(item))
+        else:
+            raise ValueError(f"--images: {item}: no such file or folder")
+    names = tuple(str(Path(path).name) for path in paths)
+    return Pictures(names, load_eval_images(paths, size, threads=2))
+
+
+def encoder_of(source: Source, which: str | None, size: int, device: torch.device) -> tuple[Encoder, str]:
+    """An encoder for images of `size` pixels, and which one it is."""
+    part = "untrained" if which == "untrained" else source.choose(which)
+    encoder = fill(source, part)
+    encoder.set_grid(size // source.patch_size)
+    return encoder.to(device), part
+
+
+@torch.no_grad()
+def tokens_of(encoder: nn.Module, batches: Iterator[Tensor]) -> Tensor:
+    """Output patch tokens of all images: float32 [n, N, D] on the CPU.
+
+    Raises:
+        ValueError: they are not finite.
+    """
+    tokens = torch.cat([encoder(batch).float().cpu() for batch in batches])
+    if not bool(torch.isfinite(tokens).all()):
+        raise ValueError("the encoder's features are NaN or infinite: the weights have diverged; take an earlier --step")
+    return tokens
+
+
+def masks_for(source: Source, grid: int, count: int, seed: int) -> Masks:
+    """Masks as the run draws them (the published ones where the weights come without a run), for `count` images.
+
+    On another grid than the run's, `masks.context_tokens` is chosen anew from the scales.
+
+    Raises:
+        ValueError: the settings are impossible on this grid.
+    """
+    cfg = source.config.masks if source.config else MasksConfig()
+    if grid != source.grid:
+        cfg = replace(cfg, context_tokens=None)
+    problems = check(cfg, grid)
+    if problems:
+        raise ValueError(f"masks cannot be drawn on {grid} x {grid} patches: " + "; ".join(problems))
+    if cfg.sampler == "published":
+        cfg = replace(cfg, truncation_group=max(count, cfg.truncation_group))
+    return build_sampler(cfg, grid, seed, count).sample(0, 0, count, "cpu")

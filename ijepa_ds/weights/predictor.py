@@ -1,0 +1,61 @@
+"""The predictor out of any weights that have one, and the three networks of a run together."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from ijepa_ds.ijepa import IJEPA
+from ijepa_ds.vit import LayerNorm, Predictor, initial_value
+from ijepa_ds.weights.encoder import fill
+from ijepa_ds.weights.facts import WeightsError
+from ijepa_ds.weights.source import Source
+
+logger = logging.getLogger(__name__)
+
+
+def fill_predictor(source: Source, grid: int | None = None, trained: bool = True) -> Predictor:
+    """The predictor of a source, float32, on the CPU, frozen.
+
+    Args:
+        source: opened weights.
+        grid: patches along a side of the images it shall predict for; None: as in training.
+        trained: False: the start values of its run's seed.
+
+    Raises:
+        WeightsError: the source has no predictor.
+    """
+    shape = source.predictor
+    if shape is None or (trained and "predictor" not in source.parts):
+        raise WeightsError(
+            f"{source.path}: has no predictor (it has {', '.join(source.parts) or 'no weights'}); give a run directory, a "
+            "published checkpoint, or an export of all parts"
+        )
+    if shape.heads is None:
+        logger.info("%s: predictor heads: %d, the encoder's, as in the published runs", source.path, source.size.heads)
+    heads = shape.heads or source.size.heads
+    grid = grid or source.grid
+    predictor = Predictor(source.size.width, shape.width, shape.depth, heads, grid, position_grid=source.position_grid)
+    for module in predictor.modules():
+        if isinstance(module, LayerNorm):
+            module.eps = source.eps
+    seed = source.config.run.seed if source.config else 0
+    with torch.no_grad():
+        for name, parameter in predictor.named_parameters():
+            start = None if trained else initial_value("predictor." + name, parameter.shape, seed)
+            parameter.copy_(source.parts["predictor"][name] if start is None else start)
+    return predictor.eval().requires_grad_(False)
+
+
+def fill_all(source: Source, grid: int | None = None) -> IJEPA:
+    """Context encoder, predictor and target encoder of a source, for images of `grid` x `grid` patches.
+
+    Raises:
+        WeightsError: one of them is missing.
+    """
+    predictor = fill_predictor(source, grid)
+    context, target = (fill(source, source.choose(part)) for part in ("context", "target"))
+    for encoder in (context, target):
+        encoder.set_grid(grid or source.grid)
+    return IJEPA(context, predictor, target).eval()
