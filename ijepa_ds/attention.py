@@ -1,33 +1,47 @@
-"""Attention weights of a ViT whose fused kernel never shows them: computed again from what its blocks took.
+"""Attention weights of networks whose fused kernel never shows them: its inputs are seen, and the weights computed again.
 
-Only where they are asked for: a picture, or a probe of a run.
+Only where they are asked for: a picture, or a probe of a run. It works for every kind of block that calls
+`scaled_dot_product_attention`: rotary positions and normed queries and keys are in what the kernel gets.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 
-def weights_of(attention: Any, qkv: Tensor) -> Tensor:
-    """Attention weights from the output of a timm Attention's `qkv` layer.
+class Tap(TorchFunctionMode):
+    """While entered, `take(number of the call, q, k)` sees the queries and keys [B, heads, N, d] of every attention."""
+
+    def __init__(self, take: Callable[[int, Tensor, Tensor], None]) -> None:
+        super().__init__()
+        self._take, self._calls = take, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look at what attention gets; change nothing."""
+        if func is F.scaled_dot_product_attention:
+            self._take(self._calls, args[0].detach(), args[1].detach())
+            self._calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+def weights_of(q: Tensor, k: Tensor) -> Tensor:
+    """Attention weights, in float32.
 
     Args:
-        attention: timm's module: its heads, scale and norms are used.
-        qkv: [B, N, 3 * D].
+        q: queries [B, heads, N, d].
+        k: keys [B, heads, N, d].
 
     Returns:
-        float32 [B, heads, N (queries), N (keys)]; every row sums to 1.
+        [B, heads, N (queries), N (keys)]; every row sums to 1.
     """
-    b, n, _ = qkv.shape
-    q, k, _ = qkv.reshape(b, n, 3, attention.num_heads, attention.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-    q, k = attention.q_norm(q), attention.k_norm(k)
-    return (attention.scale * q.float() @ k.float().transpose(-2, -1)).softmax(dim=-1)
+    return (q.float() @ k.float().transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(dim=-1)
 
 
 def entropy(weights: Tensor) -> Tensor:
@@ -43,27 +57,27 @@ def entropy(weights: Tensor) -> Tensor:
     return -(p * p.log()).sum(dim=-1).mean() / math.log(max(2, weights.shape[-1]))
 
 
-@contextmanager
-def tapped(blocks: Sequence[nn.Module], take: Callable[[int, Any, Tensor], None]) -> Iterator[None]:
-    """Call `take(number of the block, its attention module, output of qkv [B, N, 3 * D])` in every forward pass."""
-    handles = []
-    for number, block in enumerate(blocks):
-        attention: Any = block.attn
+class EntropyProbe(Tap):
+    """Entered around a forward pass: mean attention entropy of its first attentions, for a few images; stays on the device."""
 
-        def hook(_: Any, __: Any, output: Tensor, number: int = number, attention: Any = attention) -> None:
-            take(number, attention, output.detach())
+    def __init__(self, calls: int, images: int = 4) -> None:
+        """Watch the first `calls` attentions, those of the first `images` images."""
+        super().__init__(self._measure)
+        self._first, self._images, self._found = calls, images, []  # type: ignore[var-annotated]
 
-        handles.append(attention.qkv.register_forward_hook(hook))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    def _measure(self, number: int, q: Tensor, k: Tensor) -> None:
+        if number < self._first:
+            with torch.no_grad():
+                self._found.append(entropy(weights_of(q[: self._images], k[: self._images])))
+
+    def values(self) -> list[float]:
+        """One number an attention, in order of depth; waits for the device."""
+        return torch.stack(self._found).tolist() if self._found else []
 
 
 @torch.no_grad()
 def maps(encoder: nn.Module, images: Tensor, layer: int) -> Tensor:
-    """Attention weights of one block of an encoder over whole images.
+    """Attention weights between the patches in one block of an encoder, over whole images.
 
     Args:
         encoder: an `ijepa_ds.vit.Encoder`.
@@ -71,15 +85,20 @@ def maps(encoder: nn.Module, images: Tensor, layer: int) -> Tensor:
         layer: from 0; -1 is the last.
 
     Returns:
-        float32 [B, heads, N, N].
+        float32 [B, heads, N, N]; what goes to registers is left out, so rows sum to at most 1.
 
     Raises:
         ValueError: there is no such block.
     """
-    blocks: Any = encoder.blocks
-    if not -len(blocks) <= layer < len(blocks):
-        raise ValueError(f"--layer {layer}: the encoder has blocks 0 to {len(blocks) - 1} (-1 is the last)")
+    size: Any = encoder.size
+    if not -size.depth <= layer < size.depth:
+        raise ValueError(f"--layer {layer}: the encoder has blocks 0 to {size.depth - 1} (-1 is the last)")
     found: list[Tensor] = []
-    with tapped([blocks[layer]], lambda _, attention, qkv: found.append(weights_of(attention, qkv))):
+
+    def take(number: int, q: Tensor, k: Tensor) -> None:
+        if number == layer % size.depth:
+            found.append(weights_of(q, k))
+
+    with Tap(take):
         encoder(images)
-    return found[0]
+    return found[0][..., size.registers :, size.registers :]

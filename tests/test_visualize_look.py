@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 
 from ijepa_ds import attention, cli
+from ijepa_ds.config_sizes import Size
 from ijepa_ds.ijepa import IJEPA
 from ijepa_ds.masks import Masks
 from ijepa_ds.visualize import looking, patches
+from ijepa_ds.vit import Encoder, initialise
 from ijepa_ds.weights import WeightsError, fill_all, open_source
 from tests.weights_cases import write_published, write_run
 
@@ -129,20 +131,40 @@ def test_images_that_are_not_there(run: tuple[Path, IJEPA], tmp_path: Path, caps
         assert "--images" in capsys.readouterr().err
 
 
-def test_attention_is_what_the_fused_kernel_used(run: tuple[Path, IJEPA]) -> None:
-    encoder = run[1].encoder
+OPTIONS = ({}, {"rope": True, "registers": 2}, {"parallel": True, "qk_norm": True}, {"qk_norm": True})
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_attention_is_what_the_fused_kernel_used(options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = Encoder(Size(48, 2, 3, 96, **options), 8, 6).eval()
+    initialise(encoder, seed=1)
     images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
-    block, seen = encoder.blocks[1], {}
-    handles = [
-        block.attn.qkv.register_forward_hook(lambda m, i, o: seen.update(qkv=o)),
-        block.attn.proj.register_forward_hook(lambda m, i, o: seen.update(mixed=i[0])),
-    ]
-    weights = attention.maps(encoder, images, 1)
-    for handle in handles:
-        handle.remove()
-    v = seen["qkv"].reshape(2, 36, 3, 3, 16).permute(2, 0, 3, 1, 4)[2]  # [B, heads, N, d]
-    torch.testing.assert_close((weights @ v).transpose(1, 2).reshape(2, 36, 48), seen["mixed"], atol=1e-5, rtol=1e-5)
-    assert not block.attn.qkv._forward_hooks  # the tap is gone
+    kernel, seen = torch.nn.functional.scaled_dot_product_attention, []
+
+    def record(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **more: object) -> torch.Tensor:
+        seen.append((q, k, v, kernel(q, k, v, **more)))
+        return seen[-1][-1]
+
+    weights = attention.maps(encoder, images, -1)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
+    with torch.no_grad():
+        encoder(images)
+    q, k, v, mixed = seen[1]
+    torch.testing.assert_close(attention.weights_of(q, k) @ v, mixed, atol=1e-5, rtol=1e-5)
+    registers = options.get("registers", 0)
+    torch.testing.assert_close(weights, attention.weights_of(q, k)[..., registers:, registers:])
+    assert weights.shape == (2, 3, 36, 36)
+
+
+def test_the_probe_sees_the_first_attentions(run: tuple[Path, IJEPA]) -> None:
+    images, model = torch.randn(5, 3, 48, 48), run[1]
+    masks = looking.masks_for(open_source(run[0]), 6, 5, seed=0)
+    plain = model(images, masks)
+    with attention.EntropyProbe(2) as probe:
+        watched = model(images, masks)
+    assert torch.equal(plain.prediction, watched.prediction)
+    expected = [float(attention.entropy(attention.maps(model.target_encoder, images[:4], layer))) for layer in (0, 1)]
+    assert probe.values() == pytest.approx(expected, abs=1e-6)
 
 
 def test_entropy_has_its_limits() -> None:

@@ -7,7 +7,8 @@ import logging
 import torch
 
 from ijepa_ds.ijepa import IJEPA
-from ijepa_ds.vit import LayerNorm, Predictor, initial_value
+from ijepa_ds.vit import Predictor, initial_value
+from ijepa_ds.vit_blocks import LayerNorm
 from ijepa_ds.weights.encoder import fill
 from ijepa_ds.weights.facts import WeightsError
 from ijepa_ds.weights.source import Source
