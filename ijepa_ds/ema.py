@@ -64,6 +64,16 @@ class ShardedEMA:
         self.publish()
 
     @torch.no_grad()
+    def distance(self) -> Tensor:
+        """[sum of (average - master)^2, sum of master^2] over what this rank holds; stays on the device.
+
+        Their ratio, summed over the ranks first, is the squared relative distance of teacher and student.
+        """
+        masters = [self.layout.master(slot) for slot in range(self.layout.num_slots)]
+        apart = [(average - master).square().sum() for average, master in zip(self.average, masters, strict=True)]
+        return torch.stack([torch.stack(apart).sum(), torch.stack([m.square().sum() for m in masters]).sum()])
+
+    @torch.no_grad()
     def publish(self) -> None:
         """Write the average into the teacher's weights, in their type."""
         layout = self.layout

@@ -138,7 +138,8 @@ def train(state: State, stop: StopRequests) -> None:
                 position = (micro * plan.world_size + rank) * plan.micro_batch
                 masks = sampler.sample(step, position, plan.micro_batch, engine.device)
                 mark("masks")
-                output = engine.forward(images, masks, mark)
+                with reporter.watching(step, micro):
+                    output = engine.forward(images, masks, mark)
                 engine.backward(output.loss)
                 mark("backward")
                 reporter.add(output.loss)

@@ -104,10 +104,15 @@ class Log:
             for tag, value in values.items():
                 self._writer.add_scalar(tag, value, step)
 
-    def text(self, tag: str, text: str) -> None:
+    def text(self, tag: str, text: str, step: int | None = None) -> None:
         """A preformatted text."""
         if self._writer:
-            self._writer.add_text(tag, "    " + text.replace("\n", "\n    "))
+            self._writer.add_text(tag, "    " + text.replace("\n", "\n    "), step)
+
+    def layout(self, layout: dict[str, dict[str, list[object]]]) -> None:
+        """What TensorBoard's "Custom Scalars" shows (`dashboard.LAYOUT`)."""
+        if self._writer:
+            self._writer.add_custom_scalars(layout)
 
     def image(self, step: int, tag: str, picture: Tensor) -> None:
         """A picture, uint8 `[H, W, 3]`."""

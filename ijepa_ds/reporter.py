@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -13,8 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ijepa_ds import config
+from ijepa_ds.attention import EntropyProbe
 from ijepa_ds.config import Config
+from ijepa_ds.config_sizes import size_of
+from ijepa_ds.dashboard import LAYOUT
 from ijepa_ds.engine import Engine, mean_over_ranks
+from ijepa_ds.health import Health
 from ijepa_ds.ijepa import Output
 from ijepa_ds.masks import Masks
 from ijepa_ds.metrics import Clock, Log, effective_rank, feature_std, peak_memory_gib
@@ -39,6 +44,10 @@ class Reporter:
         self.last_loss = math.nan
         self._log = Log(Path(cfg.run.dir), rank, purge_step=start + 1)
         self._log.text("config", config.to_text(cfg))
+        self._log.layout(LAYOUT)
+        self._health = Health(Path(cfg.run.dir), schedule.warmup_steps) if rank == 0 else None
+        self._alarms = 0
+        self._entropy: EntropyProbe | None = None
         self._loss = torch.zeros(2, device=engine.device)  # sum and number of finite losses since the last point
         self._steps, self._since = 0, time.perf_counter()
         self._skipped, self._warned, self._settled = 0, False, False
@@ -59,6 +68,17 @@ class Reporter:
         loss = loss.detach()
         self._loss += torch.stack([loss.nan_to_num(0.0, 0.0, 0.0), loss.isfinite().float()])
 
+    def watching(self, step: int, micro: int) -> AbstractContextManager[object]:
+        """Entered around the forward pass of each micro-batch: sees the target encoder's attention where a probe is due."""
+        if self.rank != 0 or micro != 0 or not self._probes_after(step):
+            return nullcontext()
+        self._entropy = EntropyProbe(size_of(self.cfg.model).depth)  # its attentions are the first of a forward pass
+        return self._entropy
+
+    def _probes_after(self, step: int) -> bool:
+        every = self.cfg.run.probe_every
+        return bool(every) and ((step + 1) % every == 0 or step == 0)
+
     def after_step(self, step: int, output: Output, masks: Masks, pixels: Tensor, applied: bool, bad: int) -> None:
         """Write what is due after 0-based `step`; tensors are those of its last micro-batch, `bad` counts unreadable images.
 
@@ -70,7 +90,7 @@ class Reporter:
         self._steps += 1
         if done % run.log_every == 0 or done == self.schedule.total_steps:
             self._write_scalars(step, masks, bad)
-        if run.probe_every and (done % run.probe_every == 0 or step == 0):
+        if self._probes_after(step):
             self._write_probes(done, output)
         if run.picture_every and self.rank == 0 and step % run.picture_every == 0:
             picture = draw_batch(pixels[:8], Masks(masks.context[:8], masks.targets[:8]), self.cfg.model.patch_size)
@@ -85,7 +105,7 @@ class Reporter:
         spent, images = now - self._since, self._steps * self.cfg.optimization.batch_size
         parts = self.clock.seconds()
         total = sum(parts.values()) or 1.0
-        self._log.scalars(
+        self._point(
             step + 1,
             {
                 "loss": loss,
@@ -100,6 +120,7 @@ class Reporter:
                 "optimizer/skipped_steps": self._skipped,
                 "data/bad_samples": bad,
                 "memory/peak_gib": peak_memory_gib(self.engine.device),
+                "alarms/count": self._alarms,
             }
             | {f"time/{name}": seconds / total for name, seconds in parts.items()},
         )
@@ -127,6 +148,8 @@ class Reporter:
         self._log.flush()
 
     def _write_probes(self, done: int, output: Output) -> None:
+        distance = self.engine.ema.distance().to(self.engine.device)
+        apart, size = mean_over_ranks(distance).tolist()  # all ranks take part
         if self.rank != 0:
             return
         prediction, target = output.prediction, output.target
@@ -135,7 +158,9 @@ class Reporter:
         similarity = torch.nn.functional.cosine_similarity(
             prediction.float(), target[:, None].expand(prediction.shape), dim=-1
         )
-        self._log.scalars(
+        entropies = self._entropy.values() if self._entropy else []
+        self._entropy = None
+        self._point(
             done,
             {
                 "probe/target_std": float(feature_std(target)),
@@ -143,8 +168,19 @@ class Reporter:
                 "probe/target_effective_rank": float(effective_rank(target)),
                 "probe/prediction_effective_rank": float(effective_rank(prediction)),
                 "probe/cosine_prediction_target": float(similarity.mean()),
-            },
+                "probe/ema_distance": math.sqrt(apart / max(size, 1e-30)),
+            }
+            | {f"probe/attention_entropy/block_{number:02d}": value for number, value in enumerate(entropies)}
+            | ({"probe/attention_entropy": sum(entropies) / len(entropies)} if entropies else {}),
         )
+
+    def _point(self, done: int, values: dict[str, float]) -> None:
+        """Log scalars; raise the alarms that they give cause for."""
+        self._log.scalars(done, values)
+        for alarm in self._health.point(done, values) if self._health else ():
+            self._alarms += 1
+            logger.warning("ALARM %s at step %d: %s", alarm.name, alarm.step, alarm.message)
+            self._log.text(f"alarms/{alarm.name}", alarm.message, done)
 
     def close(self) -> None:
         """Write what is pending; also after a failure."""

@@ -1,0 +1,29 @@
+"""TensorBoard's "Custom Scalars": what tells whether a run is healthy, on one page."""
+
+from __future__ import annotations
+
+# category -> chart -> tags (regular expressions), as SummaryWriter.add_custom_scalars takes it
+LAYOUT: dict[str, dict[str, list[object]]] = {
+    "Does it learn": {
+        "loss": ["Multiline", ["^loss$"]],
+        "cosine of predicted and true": ["Multiline", ["^probe/cosine_prediction_target$"]],
+        "k-NN and other scores (eval.every, ijepa-ds eval)": ["Multiline", ["^eval/", "NN$", "knn"]],
+    },
+    "Does it collapse": {
+        "effective rank": ["Multiline", ["^probe/.*effective_rank$"]],
+        "standard deviation of features": ["Multiline", ["^probe/(target|prediction)_std$"]],
+        "attention entropy (1: every patch alike)": ["Multiline", ["^probe/attention_entropy"]],
+    },
+    "Is it stable": {
+        "gradient norm": ["Multiline", ["^gradient/norm$"]],
+        "distance of the EMA from the encoder": ["Multiline", ["^probe/ema_distance$"]],
+        "skipped steps": ["Multiline", ["^optimizer/skipped_steps$"]],
+        "alarms so far": ["Multiline", ["^alarms/count$"]],
+    },
+    "Is it fast": {
+        "images a second": ["Multiline", ["^speed/images_per_second$"]],
+        "MFU": ["Multiline", ["^speed/mfu"]],
+        "share of the time waiting for images": ["Multiline", ["^time/data_wait$"]],
+        "memory, GiB": ["Multiline", ["^memory/"]],
+    },
+}

@@ -1,0 +1,66 @@
+"""Runs made to fail raise the alarm for it: in health.jsonl, on the terminal, in TensorBoard. Each is a real run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ijepa_ds.health import read_alarms
+from ijepa_ds.visualize.events import read_scalars
+from tests.dist.test_launch import place, start  # noqa: F401  (a fixture)
+
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
+
+
+def large_images(place: Path) -> None:  # noqa: F811
+    """Decoding them takes far longer than a step of the network."""
+    for i in range(8):
+        pixels = np.random.default_rng(i).integers(0, 256, (1600, 1600, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / "images" / f"large{i}.jpg")
+    for old in (place / "images").rglob("class*/*.jpg"):
+        old.unlink()
+
+
+FAILURES = {
+    "partial_collapse": ("ijepa_ds.train", ["optimization.lr=0.05", "optimization.ema=[0.5, 0.9]", "optimization.steps=24"]),
+    "loss_jump": (
+        "ijepa_ds.train",
+        ["optimization.lr=3", "optimization.start_lr=0.0001", "optimization.warmup_steps=30", "optimization.steps=30"],
+    ),
+    "dead_predictor": ("tests.dist.dead_predictor", ["optimization.steps=12"]),
+    "stalled_loader": ("ijepa_ds.train", ["optimization.steps=7", "data.prefetch=1"]),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_run_made_to_fail_raises_its_alarm(name: str, place: Path) -> None:  # noqa: F811
+    module, overrides = FAILURES[name]
+    if name == "stalled_loader":
+        large_images(place)
+    done = start(place, "run.dir=out", "run.picture_every=0", "model.precision=float32", *overrides, stage=0, module=module)
+    assert done.returncode == 0, done.stderr
+    alarms = [alarm for alarm in read_alarms(place / "out") if alarm.name == name]
+    assert alarms, done.stdout + done.stderr
+    assert f"ALARM {name} at step {alarms[0].step}" in done.stdout + done.stderr
+    scalars = read_scalars(place / "out")
+    assert scalars["alarms/count"][1][-1] >= 1
+    assert f"alarms/{name}/text_summary" in text_tags(place / "out")
+
+
+def test_a_run_as_it_should_be_raises_none(place: Path) -> None:  # noqa: F811
+    done = start(place, "run.dir=out", "optimization.steps=12", "model.precision=float32", "optimization.warmup_steps=4", stage=3, ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert read_alarms(place / "out") == []
+    scalars = read_scalars(place / "out")
+    steps, entropy = scalars["probe/attention_entropy"]
+    assert steps.tolist() == [1, 2, 4, 6, 8, 10, 12] and np.all((entropy > 0.5) & (entropy <= 1.0))
+    assert np.array_equal(entropy, scalars["probe/attention_entropy/block_00"][1])  # it has one block
+    distance = scalars["probe/ema_distance"][1]
+    assert np.all(distance > 0) and np.all(distance < 0.2)
+
+
+def text_tags(run_dir: Path) -> list[str]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(run_dir)).Reload().Tags()["tensors"]
