@@ -47,6 +47,11 @@ VERBS = {
         "look at a model: masks, pca, similarity, attention, predict",
         "ijepa-ds visualize pca --checkpoint runs/x --images data/test --out pictures",
     ),
+    "report": (
+        "ijepa_ds.visualize.report",
+        "runs beside each other in one HTML file",
+        "ijepa-ds report runs/a runs/b --out report",
+    ),
     "summary": (
         "ijepa_ds.visualize.summary",
         "one picture of a run: loss, masks, scores",

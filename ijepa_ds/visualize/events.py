@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it tells when a file ends
 _ALL = 0  # of size_guidance: keep everything
+Scalars = dict[str, tuple[np.ndarray, np.ndarray]]  # tag -> (steps int64 [n], values float64 [n])
 
 
 def _events(run_dir: str | Path, sizes: dict[str, int]) -> EventAccumulator:
@@ -20,7 +21,13 @@ def _events(run_dir: str | Path, sizes: dict[str, int]) -> EventAccumulator:
     return EventAccumulator(str(run_dir), size_guidance=sizes).Reload()
 
 
-def read_scalars(run_dir: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def read_seconds(run_dir: str | Path, tag: str) -> np.ndarray:
+    """When each point of a scalar was written, seconds since 1970: float64 [n]."""
+    events = _events(run_dir, {"scalars": _ALL, "images": 1, "tensors": 1})
+    return np.array([point.wall_time for point in events.Scalars(tag)], dtype=np.float64)
+
+
+def read_scalars(run_dir: str | Path) -> Scalars:
     """Every scalar of a run, resumed or not; points that a resume has superseded are left out.
 
     Returns:

@@ -1,0 +1,72 @@
+"""Pictures of a report that need more than curves: masks that a run logged, its features over training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ijepa_ds.checkpoint_reader import list_steps
+from ijepa_ds.visualize.events import read_picture
+from ijepa_ds.visualize.heat import Panel, draw_row
+from ijepa_ds.visualize.looking import encoder_of, read_pictures, tokens_of
+from ijepa_ds.visualize.patches import pca_colours, without_position
+from ijepa_ds.weights import open_source
+
+_MOST_STEPS = 6  # checkpoints shown, evenly spaced
+_BATCH = 16
+_ENOUGH = 4  # images for that
+_COMPARED = 32  # images whose mean at each position is taken away: positions would dominate the components
+
+
+def write_masks(path: Path, run_dir: Path) -> int | None:
+    """Write the last mask picture that a run logged; its step, or None where there is none."""
+    found = read_picture(run_dir, "images/masks")
+    if found is None:
+        return None
+    step, pixels = found
+    aside = path.with_name(f".{path.name}.partial")
+    Image.fromarray(pixels).save(aside, format="PNG")
+    aside.replace(path)
+    return step
+
+
+def write_pca(path: Path, run_dir: Path, images: Sequence[Path] | None, num: int) -> str:
+    """Draw the principal components of the target's features at the start and at each checkpoint; what to say about them.
+
+    Each column has components of its own: colours can be compared down a column, not along a row.
+
+    Raises:
+        ValueError: the images cannot be read (the run's folder may be gone: give others).
+    """
+    source = open_source(run_dir, weights=False)
+    assert source.config is not None  # of a run it is known
+    size = source.grid * source.patch_size
+    try:
+        pictures = read_pictures(images or [Path(source.config.data.source)], max(num, _COMPARED), size)
+    except ValueError as error:
+        raise ValueError(f"{error}\n(the images of the report's PCA; give others with --images)") from error
+    steps = list_steps(run_dir)
+    if len(steps) > _MOST_STEPS:
+        steps = [steps[i] for i in np.linspace(0, len(steps) - 1, _MOST_STEPS).round().astype(int)]
+    columns: list[tuple[str, np.ndarray]] = []
+    device, removed = torch.device("cpu"), len(pictures.names) >= _ENOUGH
+    for step in [0, *steps]:
+        opened = source if step == 0 else open_source(run_dir, step=step)
+        encoder, _ = encoder_of(opened, "untrained" if step == 0 else "target", size, device)
+        tokens = tokens_of(encoder, pictures.batches(opened, _BATCH, device))
+        if removed:
+            tokens = without_position(tokens)
+        columns.append((f"step {step}", pca_colours(tokens, foreground=False)[0]))
+    panels = []
+    shown = np.unique(np.linspace(0, len(pictures.names) - 1, min(num, len(pictures.names))).round().astype(int))
+    for i, name in ((int(i), pictures.names[i]) for i in shown):
+        panels.append(Panel(name[:24], pictures.pixels[i]))
+        panels += [Panel(title, colours[i]) for title, colours in columns]
+    draw_row(path, panels, columns=1 + len(columns))
+    kept = "only the checkpoints that the run kept are shown (run.keep_last)"
+    what = f"what {len(pictures.names)} images have in common at a position is taken away" if removed else "as they are"
+    return f"Target encoder, {what}; the first three components, each column with its own; step 0 is the start; {kept}."
