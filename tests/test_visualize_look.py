@@ -98,7 +98,7 @@ def test_published_checkpoints_have_a_predictor(images: Path, tmp_path: Path) ->
 def test_an_encoder_alone_cannot_predict(
     run: tuple[Path, IJEPA], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    assert cli.main(["export", "--checkpoint", str(run[0]), "--format", "safetensors", "--out", str(tmp_path / "e")]) == 0
+    assert cli.main(["export", "--run", str(run[0]), "--format", "safetensors", "--out", str(tmp_path / "e")]) == 0
     assert visualize("pca", tmp_path / "e", images, tmp_path / "out", "--num", 1) == 0
     assert visualize("predict", tmp_path / "e", images, tmp_path / "none") == 2
     assert "has no predictor" in capsys.readouterr().err and not (tmp_path / "none").exists()
