@@ -14,7 +14,7 @@ from ijepa_ds.ijepa import IJEPA
 from ijepa_ds.masks import Masks
 from ijepa_ds.visualize import looking, patches
 from ijepa_ds.vit import Encoder, initialise
-from ijepa_ds.weights import WeightsError, fill_all, open_source
+from ijepa_ds.weights import WeightsError, fill_all, masks_for, open_source
 from tests.weights_cases import write_published, write_run
 
 KINDS = ("masks", "pca", "similarity", "attention", "predict")
@@ -71,7 +71,7 @@ def test_names_of_files_are_escaped(run: tuple[Path, IJEPA], images: Path, tmp_p
 def test_predict_reports_the_cosines_of_the_trained_networks(run: tuple[Path, IJEPA], images: Path, tmp_path: Path) -> None:
     assert visualize("predict", run[0], images, tmp_path, "--seed", 5, "--batch-size", 2, "--num", 3) == 0
     source = open_source(run[0])
-    masks = looking.masks_for(source, 6, 3, seed=5)
+    masks = masks_for(source, 6, 3, seed=5)
     batch = next(looking.read_pictures([images], 3, 48).batches(source, 8, torch.device("cpu")))
     with torch.no_grad():
         output = run[1](batch, masks)
@@ -158,7 +158,7 @@ def test_attention_is_what_the_fused_kernel_used(options: dict, monkeypatch: pyt
 
 def test_the_probe_sees_the_first_attentions(run: tuple[Path, IJEPA]) -> None:
     images, model = torch.randn(5, 3, 48, 48), run[1]
-    masks = looking.masks_for(open_source(run[0]), 6, 5, seed=0)
+    masks = masks_for(open_source(run[0]), 6, 5, seed=0)
     plain = model(images, masks)
     with attention.EntropyProbe(2) as probe:
         watched = model(images, masks)
@@ -226,8 +226,8 @@ def test_agreement_compares_the_same_patches() -> None:
 
 def test_masks_are_those_of_the_run(run: tuple[Path, IJEPA]) -> None:
     source = open_source(run[0])
-    masks = looking.masks_for(source, 6, 4, seed=1)
-    again = looking.masks_for(source, 6, 4, seed=1)
+    masks = masks_for(source, 6, 4, seed=1)
+    again = masks_for(source, 6, 4, seed=1)
     assert torch.equal(masks.context, again.context) and masks.targets.shape[:2] == (4, 4)
-    larger = looking.masks_for(source, 12, 4, seed=1)
+    larger = masks_for(source, 12, 4, seed=1)
     assert int(larger.targets.max()) >= 36 and isinstance(larger, Masks)

@@ -17,9 +17,9 @@ from ijepa_ds.masks import Masks
 from ijepa_ds.visualize import patches
 from ijepa_ds.visualize.gallery import Shown
 from ijepa_ds.visualize.heat import Panel, draw_row
-from ijepa_ds.visualize.looking import Pictures, encoder_of, masks_for, tokens_of
+from ijepa_ds.visualize.looking import Pictures, encoder_of, tokens_of
 from ijepa_ds.visualize.masks import draw_masks as mask_panels
-from ijepa_ds.weights import Source, fill_all
+from ijepa_ds.weights import Source, fill_all, masks_for
 
 _MOST_HEADS = 16  # shown one by one
 

@@ -1,20 +1,18 @@
-"""What the verbs that look at a model share: its networks, the pictures they look at, masks for them."""
+"""What the verbs that look at a model share: its networks and the pictures they look at."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ijepa_ds.config import MasksConfig
 from ijepa_ds.data.index import ImageFolder
 from ijepa_ds.data.transforms import load_eval_images, normalize
-from ijepa_ds.masks import Masks, build_sampler, check
 from ijepa_ds.vit import Encoder
 from ijepa_ds.weights import Source, open_source
 from ijepa_ds.weights.encoder import fill
@@ -121,22 +119,3 @@ def tokens_of(encoder: nn.Module, batches: Iterator[Tensor]) -> Tensor:
     if not bool(torch.isfinite(tokens).all()):
         raise ValueError("the encoder's features are NaN or infinite: the weights have diverged; take an earlier --step")
     return tokens
-
-
-def masks_for(source: Source, grid: int, count: int, seed: int) -> Masks:
-    """Masks as the run draws them (the published ones where the weights come without a run), for `count` images.
-
-    On another grid than the run's, `masks.context_tokens` is chosen anew from the scales.
-
-    Raises:
-        ValueError: the settings are impossible on this grid.
-    """
-    cfg = source.config.masks if source.config else MasksConfig()
-    if grid != source.grid:
-        cfg = replace(cfg, context_tokens=None)
-    problems = check(cfg, grid)
-    if problems:
-        raise ValueError(f"masks cannot be drawn on {grid} x {grid} patches: " + "; ".join(problems))
-    if cfg.sampler == "published":
-        cfg = replace(cfg, truncation_group=max(count, cfg.truncation_group))
-    return build_sampler(cfg, grid, seed, count).sample(0, 0, count, "cpu")

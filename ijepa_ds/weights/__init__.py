@@ -7,7 +7,7 @@ encoders of them; `files` opens single files safely.
 from ijepa_ds.weights.encoder import load_encoder, read_encoder
 from ijepa_ds.weights.facts import Facts, Transform, WeightsError
 from ijepa_ds.weights.open import open_source
-from ijepa_ds.weights.predictor import fill_all, fill_predictor
+from ijepa_ds.weights.predictor import fill_all, fill_predictor, masks_for
 from ijepa_ds.weights.source import Source
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "fill_all",
     "fill_predictor",
     "load_encoder",
+    "masks_for",
     "open_source",
     "read_encoder",
 ]

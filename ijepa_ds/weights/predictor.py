@@ -1,12 +1,15 @@
-"""The predictor out of any weights that have one, and the three networks of a run together."""
+"""The predictor out of any weights that have one, the three networks of a run together, and masks for them."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import torch
 
+from ijepa_ds.config import MasksConfig
 from ijepa_ds.ijepa import IJEPA
+from ijepa_ds.masks import Masks, build_sampler, check
 from ijepa_ds.vit import Predictor, initial_value
 from ijepa_ds.vit_blocks import LayerNorm
 from ijepa_ds.weights.encoder import fill
@@ -60,3 +63,22 @@ def fill_all(source: Source, grid: int | None = None) -> IJEPA:
     for encoder in (context, target):
         encoder.set_grid(grid or source.grid)
     return IJEPA(context, predictor, target).eval()
+
+
+def masks_for(source: Source, grid: int, count: int, seed: int) -> Masks:
+    """Masks as the run draws them (the published ones where the weights come without a run), for `count` images.
+
+    On another grid than the run's, `masks.context_tokens` is chosen anew from the scales.
+
+    Raises:
+        ValueError: the settings are impossible on this grid.
+    """
+    cfg = source.config.masks if source.config else MasksConfig()
+    if grid != source.grid:
+        cfg = replace(cfg, context_tokens=None)
+    problems = check(cfg, grid)
+    if problems:
+        raise ValueError(f"masks cannot be drawn on {grid} x {grid} patches: " + "; ".join(problems))
+    if cfg.sampler == "published":
+        cfg = replace(cfg, truncation_group=max(count, cfg.truncation_group))
+    return build_sampler(cfg, grid, seed, count).sample(0, 0, count, "cpu")
