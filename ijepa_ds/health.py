@@ -31,7 +31,7 @@ class Limits:
     loss_factor: float = 2.0  # loss above this many medians of the window
     loss_deviations: float = 8.0  # and above the median by so many median absolute deviations
     loss_points: int = 4  # that the window must have
-    dead_share: float = 0.1  # deviation of predictions below this share of the targets'
+    dead_share: float = 0.02  # deviation of predictions below this share of the targets'
     dead_cosine: float = 0.1  # or their cosine to the targets below this
     dead_probes: int = 3  # in a row, after the warm-up
     wait_share: float = 0.3  # of the time spent waiting for images

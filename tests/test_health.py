@@ -67,7 +67,7 @@ def test_the_first_points_of_a_loss_are_not_judged(tmp_path: Path) -> None:
     assert names(Health(tmp_path), [{"loss": 0.05}, {"loss": 0.5}, {"loss": 0.4}]) == []
 
 
-@pytest.mark.parametrize("values", [(0.5, 0.01, 20.0, 0.5), (0.5, 0.3, 20.0, 0.02)])
+@pytest.mark.parametrize("values", [(0.5, 0.005, 20.0, 0.5), (0.5, 0.3, 20.0, 0.02)])
 def test_a_dead_predictor_after_the_warm_up(values: tuple, tmp_path: Path) -> None:
     dead = [probe(*values)] * 5
     assert names(Health(tmp_path, warmup_steps=2), dead) == [(5, "dead_predictor")]
