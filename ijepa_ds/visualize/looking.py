@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ijepa_ds.data.index import ImageFolder
+from ijepa_ds.data.reading import ImageFiles
+from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.transforms import load_eval_images, normalize
+from ijepa_ds.data.walk import is_image
 from ijepa_ds.vit import Encoder
-from ijepa_ds.weights import Source, open_source
+from ijepa_ds.weights import Source
+from ijepa_ds.weights import open_source as open_weights
 from ijepa_ds.weights.encoder import fill
-
-MAX_PIXELS = 100_000_000  # as data.max_pixels
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Pictures:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that say what is looked at."""
     parser.add_argument("--checkpoint", required=True, type=Path, help="run, checkpoint folder, or weights of any kind")
-    parser.add_argument("--images", required=True, type=Path, nargs="+", help="a folder of images, or image files")
+    parser.add_argument("--images", required=True, type=Path, nargs="+", help="any source of images (a folder, a list, tars, an index), or image files")
     parser.add_argument("--num", type=int, default=8, help="images taken from a folder, evenly spaced (8)")
     parser.add_argument("--image-size", type=int, help="pixels, a multiple of the patch size; default: as in training")
     parser.add_argument("--step", type=int, help="of a run, the checkpoint to take; default: the newest")
@@ -66,7 +69,7 @@ def open_checked(args: argparse.Namespace) -> tuple[Source, int]:
     """
     wrong = [f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1" for name in ("num", "batch_size")]
     wrong = [line for line, name in zip(wrong, ("num", "batch_size"), strict=True) if getattr(args, name) < 1]
-    source = open_source(args.checkpoint, args.heads, args.step)
+    source = open_weights(args.checkpoint, args.heads, args.step)
     size = args.image_size or source.grid * source.patch_size
     if size < 2 * source.patch_size or size % source.patch_size:
         wrong.append(
@@ -78,26 +81,25 @@ def open_checked(args: argparse.Namespace) -> tuple[Source, int]:
 
 
 def read_pictures(images: Sequence[Path], num: int, size: int) -> Pictures:
-    """Images of a folder, evenly spaced, or the files named.
+    """Images of a source (a folder, a list, tars, an index), evenly spaced, or the files named.
 
     Raises:
-        ValueError: a folder without images, a file that is not there or cannot be read.
+        ValueError: a source without images, a file that is not there or cannot be read.
     """
-    paths: list[str] = []
+    taken: list[Any] = []
     for item in images:
-        if item.is_dir():
-            try:
-                found = ImageFolder.scan(str(item), MAX_PIXELS).paths
-            except ValueError as error:
-                raise ValueError(str(error).replace("data.source", "--images", 1)) from error
-            take = np.unique(np.linspace(0, len(found) - 1, min(num, len(found))).round().astype(int))
-            paths += [found[int(i)] for i in take]
-        elif item.is_file():
-            paths.append(str(item))
-        else:
-            raise ValueError(f"--images: {item}: no such file or folder")
-    names = tuple(str(Path(path).name) for path in paths)
-    return Pictures(names, load_eval_images(paths, size, threads=2))
+        if item.is_file() and is_image(os.fsencode(item.name)):
+            taken.append(str(item))
+            continue
+        try:
+            index = open_source(str(item))
+        except ValueError as error:
+            raise ValueError(str(error).replace("data.source", "--images", 1)) from error
+        found = ImageFiles(index, index.readable())
+        chosen = np.unique(np.linspace(0, len(found) - 1, min(num, len(found))).round().astype(int))
+        taken += [found[int(i)] for i in chosen]
+    names = tuple(Path(str(item)).name for item in taken)
+    return Pictures(names, load_eval_images(taken, size, threads=2))
 
 
 def encoder_of(source: Source, which: str | None, size: int, device: torch.device) -> tuple[Encoder, str]:
