@@ -45,7 +45,7 @@ class Pictures:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that say what is looked at."""
     parser.add_argument("--checkpoint", required=True, type=Path, help="run, checkpoint folder, or weights of any kind")
-    parser.add_argument("--images", required=True, type=Path, nargs="+", help="any source of images (a folder, a list, tars, an index), or image files")
+    parser.add_argument("--images", required=True, type=Path, nargs="+", help="a folder, list, tars or index; or image files")
     parser.add_argument("--num", type=int, default=8, help="images taken from a folder, evenly spaced (8)")
     parser.add_argument("--image-size", type=int, help="pixels, a multiple of the patch size; default: as in training")
     parser.add_argument("--step", type=int, help="of a run, the checkpoint to take; default: the newest")
