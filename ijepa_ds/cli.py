@@ -12,6 +12,11 @@ from ijepa_ds import __version__
 
 # verb -> (module with add_arguments(parser) and run(args) -> exit code, one line, example)
 VERBS = {
+    "data check": (
+        "ijepa_ds.data.check_command",
+        "decode every image of a source and name those that cannot be read",
+        "ijepa-ds data check data/train --fix-index data/train.index",
+    ),
     "data index": (
         "ijepa_ds.data.index_command",
         "scan a source of images once, for every later run",

@@ -20,6 +20,7 @@ READ_ERRORS = (
     Image.DecompressionBombError,
 )  # Pillow's
 
+_PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = frozenset(range(0xD0, 0xD8)) | {0x01}
@@ -81,7 +82,7 @@ def inspect(descriptor: int, offset: int, num_bytes: int, max_pixels: int) -> tu
         check_pixels(width, height, max_pixels)
         file.seek(0)
         if not _has_end(file, file.read(16), num_bytes):
-            decode(file)
+            _decode(file)
     return width, height, kind
 
 
@@ -92,7 +93,14 @@ def size_and_format(file: BinaryIO) -> tuple[int, int, str]:
         ValueError: saying why it is none.
     """
     file.seek(0)
-    size = _jpeg_size(file) if file.read(2) == b"\xff\xd8" else None
+    head = file.read(24)
+    if head[:8] == _PNG_START and head[12:16] == b"IHDR":
+        width, height = struct.unpack(">II", head[16:24])
+        if not (width and height):
+            raise ValueError("damaged header: no pixels")
+        return width, height, "PNG"
+    file.seek(2)
+    size = _jpeg_size(file) if head[:2] == b"\xff\xd8" else None
     return (*size, "JPEG") if size else _pillow_size(file)
 
 
@@ -149,15 +157,28 @@ def _has_end(file: BinaryIO, head: bytes, num_bytes: int) -> bool:
     return file.read() == end
 
 
-def decode(file: BinaryIO) -> None:
-    """Decode every pixel, only to see whether that is possible.
-
-    Raises:
-        ValueError: saying why not.
-    """
+def _decode(file: BinaryIO) -> None:
     file.seek(0)
     try:
         with Image.open(file, formats=FORMATS) as image:
             image.load()
     except READ_ERRORS as error:
         raise ValueError(f"truncated or damaged: {error}") from error
+
+
+def check_pixels_strictly(content: bytes) -> None:
+    """Decode an image and take every warning of the decoder for an error, where both loaders would go on.
+
+    That is how a JPEG with zeroed bytes, or one whose header lies about its size, is found.
+
+    Raises:
+        ValueError: saying what is wrong.
+    """
+    import simplejpeg  # only for checking
+
+    if content[:2] != b"\xff\xd8":
+        return _decode(io.BytesIO(content))
+    try:
+        simplejpeg.decode_jpeg(content, strict=True)
+    except ValueError as error:
+        raise ValueError(f"damaged: {error}") from error

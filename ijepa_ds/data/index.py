@@ -206,6 +206,10 @@ class ImageIndex:
             checksum=header["checksum"],
         )
 
+    def with_bad(self, bad: Mapping[int, str]) -> ImageIndex:
+        """Return this index with more known to be unreadable."""
+        return replace(self, bad={**bad, **self.bad})
+
     def without_bad(self) -> ImageIndex:
         """Return an index of the readable images only: other sample numbers, so another run."""
         kept = self.readable()

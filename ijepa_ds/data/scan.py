@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from ijepa_ds.data.headers import FORMATS, Slice, decode, inspect
+from ijepa_ds.data.headers import FORMATS, inspect
 from ijepa_ds.data.index import ENTRY, Container, ImageIndex, Part, make
 from ijepa_ds.data.reading import digest, read_range, retry
 
@@ -52,13 +52,11 @@ class ScanOptions:
     Attributes:
         max_pixels: Larger images are unreadable.
         checksum: Read every byte and keep a checksum, which each later read is compared with.
-        decode: Decode every pixel, which finds what headers do not tell.
         progress: Show a bar, if this is a terminal.
     """
 
     max_pixels: int = 100_000_000
     checksum: bool = False
-    decode: bool = False
     progress: bool = False
 
 
@@ -164,7 +162,5 @@ def _look(descriptor: int, candidate: Candidate, options: ScanOptions) -> Found:
         raise ValueError("not a file, whatever its name says")
     num_bytes = status.st_size if candidate.num_bytes < 0 else candidate.num_bytes
     width, height, kind = inspect(descriptor, candidate.offset, num_bytes, options.max_pixels)
-    if options.decode:
-        decode(Slice(descriptor, candidate.offset, num_bytes))  # type: ignore[arg-type]
     taken = digest(read_range(descriptor, candidate.offset, num_bytes)) if options.checksum else 0
     return Found(width, height, FORMATS.index(kind), num_bytes, status.st_mtime_ns, taken)
