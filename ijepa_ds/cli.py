@@ -12,6 +12,11 @@ from ijepa_ds import __version__
 
 # verb -> (module with add_arguments(parser) and run(args) -> exit code, one line, example)
 VERBS = {
+    "bench data": (
+        "ijepa_ds.data.bench_command",
+        "images a second and processor time: our loader, torchvision's, decoding alone",
+        "ijepa-ds bench data data/train --repeats 5",
+    ),
     "data check": (
         "ijepa_ds.data.check_command",
         "decode every image of a source and name those that cannot be read",

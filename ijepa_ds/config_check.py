@@ -69,6 +69,7 @@ _INSIDE = {
     "optimization.betas": (0.0, 1.0),
 }
 _CHOICES = {
+    "data.decoder": ("auto", "cpu", "mixed", "mixed_roi"),
     "data.loader": ("auto", "dali", "torchvision"),
     "model.precision": ("bfloat16", "float32"),
     "model.recompute": ("full", "selective"),

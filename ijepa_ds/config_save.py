@@ -28,6 +28,7 @@ _FREE = {
     "run.max_nonfinite",
     "data.source",
     "data.loader",
+    "data.decoder",
     "data.threads",
     "data.prefetch",
     "data.max_pixels",

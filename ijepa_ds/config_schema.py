@@ -49,6 +49,7 @@ class DataConfig:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     horizontal_flip: bool = False
     loader: str = "auto"  # auto | dali | torchvision
+    decoder: str = "auto"  # auto | cpu | mixed (JPEG decoding on the GPU) | mixed_roi (of the window only)
     threads: int = 1  # decoding threads a rank
     prefetch: int = 2  # batches decoded ahead
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of pixels in 0..1

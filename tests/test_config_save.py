@@ -88,7 +88,7 @@ FREE = {
         "run.checkpoint_every",
     ),
     *("run.keep_last", "run.keep_every", "run.hang_timeout", "run.max_nonfinite"),
-    *("data.source", "data.loader", "data.threads", "data.prefetch", "data.max_pixels"),
+    *("data.source", "data.loader", "data.decoder", "data.threads", "data.prefetch", "data.max_pixels"),
     *("data.max_bad", "data.max_bad_share"),
     *("model.activation_checkpointing", "model.recompute", "optimization.max_micro_batch"),
 }

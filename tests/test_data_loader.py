@@ -15,6 +15,7 @@ from PIL import Image
 
 from ijepa_ds.config import DataConfig
 from ijepa_ds.data.crops import crop_windows, flips
+from ijepa_ds.data.decoder import choose_decoder
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.loader import ImageBatches
 from ijepa_ds.data.order import sample_indices
@@ -246,32 +247,66 @@ def test_auto_takes_dali(folder):
     assert stream.backend == "dali"
 
 
+CPU, GPU = "cpu", "gpu"  # DALI calls the devices of operators so; "mixed" reads on the CPU and writes on the GPU
+PLACES = {
+    (None, "cpu"): {"ExternalSource": CPU, "ImageSlice": CPU, "Resize": CPU},
+    (0, "cpu"): {"ExternalSource": CPU, "ImageSlice": CPU, "Resize": GPU},
+    (0, "mixed"): {"ExternalSource": CPU, "Image": GPU, "Slice": GPU, "Resize": GPU},
+    (0, "mixed_roi"): {"ExternalSource": CPU, "ImageSlice": GPU, "Resize": GPU},
+}
+
+
+@pytest.mark.parametrize(("device_id", "decoder"), PLACES)
 @pytest.mark.parametrize("flip", [True, False])
-def test_on_a_gpu_everything_after_the_file_is_on_the_gpu(folder, flip):
+def test_every_operator_is_where_it_belongs(folder, flip, device_id, decoder):
     """Defined, not built: no GPU is needed to see which device each operator was given."""
     pytest.importorskip("nvidia.dali")
     from ijepa_ds.data.dali import build_pipeline
 
     cfg = replace(config(folder, "dali"), horizontal_flip=flip)
-    pipeline = build_pipeline(lambda info: (), cfg, 4, device_id=0)
+    pipeline = build_pipeline(lambda info: (), cfg, 4, device_id=device_id, decoder=decoder)
     pipeline._build_graph()
-    kinds = {
-        node.name.strip("_").rsplit("_", 1)[0]: node.device for op in pipeline._ops for node in op.outputs
-    }
-    expected = {"ExternalSource": "cpu", "Image": "gpu", "Slice": "gpu", "Resize": "gpu"}
-    assert kinds == expected | ({"Flip": "gpu"} if flip else {})
+    kinds = {}
+    for op in pipeline._ops:
+        for node in op.outputs:
+            kinds[node.name.strip("_").rsplit("_", 1)[0]] = node.device
+    expected = PLACES[device_id, decoder]
+    assert kinds == expected | ({"Flip": GPU if device_id is not None else CPU} if flip else {})
+
+
+def test_decoders_are_chosen_and_refused():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
+    assert choose_decoder("auto", cpu) == choose_decoder("cpu", cpu) == choose_decoder("cpu", cuda) == "cpu"
+    assert choose_decoder("auto", cuda) == choose_decoder("mixed", cuda) == "mixed"
+    for decoder in ("mixed", "mixed_roi"):
+        with pytest.raises(ValueError, match="decodes on a GPU, but training runs on cpu"):
+            choose_decoder(decoder, cpu)
+
+
+def test_windows_on_the_gpu_are_tried_in_another_process_first(caplog):
+    """A machine without a GPU is one where the test fails: whole images are decoded, and that is said."""
+    pytest.importorskip("nvidia.dali")
+    if torch.cuda.is_available():
+        pytest.skip("here the test may pass")
+    assert choose_decoder("mixed_roi", torch.device("cuda", 0)) == "mixed"
+    assert "mixed_roi fails its test on this GPU (exit code" in caplog.text
 
 
 @pytest.mark.gpu
-def test_batches_made_on_a_gpu_are_those_made_on_the_cpu(folder, loader):
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
+@pytest.mark.parametrize("decoder", ["cpu", "mixed", "mixed_roi"])
+def test_batches_made_on_a_gpu_are_those_made_on_the_cpu(folder, decoder, capsys):
     expected = global_batches(config(folder, "torchvision"), folder, 6).flatten(0, 1)
     stream = ImageBatches(
-        config(folder, loader), folder, seed=0, batch_size=BATCH, micro_batch=BATCH, rank=0, world_size=1,
-        accumulation=1, start_step=0, device="cuda",
+        config(folder, "dali", decoder=decoder), folder, seed=0, batch_size=BATCH, micro_batch=BATCH, rank=0,
+        world_size=1, accumulation=1, start_step=0, device="cuda",
     )  # fmt: skip
     images = torch.cat([next(stream) for _ in range(6)])
+    begin = time.perf_counter()
+    for _ in range(50):
+        next(stream)
+    torch.cuda.synchronize()
+    with capsys.disabled():
+        print(f"\ndecoder {decoder}: {50 * BATCH / (time.perf_counter() - begin):.0f} images/s of {SIDE} pixels")
     stream.close()
     assert images.device.type == "cuda"
     difference = (images.cpu().float() - expected.float()).abs().flatten(1).mean(dim=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from nvidia.dali import Pipeline, fn, types
 from torch import Tensor
 
 from ijepa_ds.config import DataConfig
+from ijepa_ds.data.decoder import choose_decoder
 from ijepa_ds.data.headers import READ_ERRORS
 from ijepa_ds.data.samples import SamplePlan, Samples
 from ijepa_ds.data.vision import complaint, reason_of
@@ -37,7 +39,9 @@ def build_pipeline(
     batch_size: int,
     device_id: int | None,
     *,
+    decoder: str | None = None,
     single: bool = False,
+    decode_only: bool = False,
 ) -> Pipeline:
     """Define the pipeline: encoded image -> window -> crop_size x crop_size -> mirrored, uint8 [B, S, S, 3].
 
@@ -47,25 +51,29 @@ def build_pipeline(
         source: Called with the iteration.
         cfg: Crop size, flips, threads.
         batch_size: Images a micro-batch.
-        device_id: The GPU to decode and resize on; None: the CPU.
+        device_id: The GPU to resize on, and to decode on unless `decoder` is "cpu"; None: the CPU.
+        decoder: "cpu", "mixed" (whole images, cut out afterwards) or "mixed_roi" (windows only); by default mixed or cpu.
         single: One iteration at a time, nothing ahead, so that a failure is that of the iteration asked for.
+        decode_only: Stop after the window: images of different sizes.
     """
+    decoder = decoder or ("cpu" if device_id is None else "mixed")
     queue = {"exec_pipelined": False, "exec_async": False, "exec_dynamic": False, "prefetch_queue_depth": 1}
     pipeline = Pipeline(
         batch_size, cfg.threads, device_id, **(queue if single else {"prefetch_queue_depth": _AHEAD})
     )
     with pipeline:
-        num = 4 if cfg.horizontal_flip else 3  # DALI warns of an output that nothing uses
+        mirrored = cfg.horizontal_flip and not decode_only
+        num = 4 if mirrored else 3  # DALI warns of an output that nothing uses
         dtypes = [types.UINT8, types.INT32, types.INT32, types.INT32][:num]
         encoded, start, shape, *flip = fn.external_source(
             source, num_outputs=num, batch=True, batch_info=True, dtype=dtypes, ndim=[1, 1, 1, 0][:num]
         )
-        decoding = {"output_type": types.RGB, "adjust_orientation": False, "jpeg_fancy_upsampling": True}
-        if device_id is None:
-            images = fn.decoders.image_slice(encoded, start=start, shape=shape, axes=[0, 1], **decoding)
-        else:  # not image_slice: decoding a region on the GPU crashes in nvImageCodec 0.9 (its issue 55)
-            images = fn.decoders.image(encoded, device="mixed", **decoding)
-            images = fn.slice(images, start=start, shape=shape, axes=[0, 1])
+        images = _window(encoded, start, shape, decoder)
+        if decoder == "cpu" and device_id is not None:
+            images = images.gpu()
+        if decode_only:
+            pipeline.set_outputs(images)
+            return pipeline
         side = cfg.crop_size
         images = fn.resize(
             images, resize_x=side, resize_y=side, interp_type=types.INTERP_LINEAR, antialias=True
@@ -74,13 +82,27 @@ def build_pipeline(
     return pipeline
 
 
+def _window(encoded: Any, start: Any, shape: Any, decoder: str) -> Any:
+    """Decode what is in the window."""
+    decoding = {"output_type": types.RGB, "adjust_orientation": False, "jpeg_fancy_upsampling": True}
+    window = {"start": start, "shape": shape, "axes": [0, 1]}
+    if decoder == "mixed":  # whole, then cut: decoding a region on the GPU crashes in nvImageCodec 0.9 (its issue 55)
+        return fn.slice(fn.decoders.image(encoded, device="mixed", **decoding), **window)
+    device = "mixed" if decoder == "mixed_roi" else "cpu"
+    return fn.decoders.image_slice(encoded, device=device, **window, **decoding)
+
+
 class DaliBackend:
     """Micro-batches by DALI."""
 
     name = "dali"
 
-    def __init__(self, plan: SamplePlan, cfg: DataConfig, device: torch.device) -> None:
-        """Decode what `plan` says on `device`."""
+    def __init__(
+        self, plan: SamplePlan, cfg: DataConfig, device: torch.device, *, decode_only: bool = False
+    ) -> None:
+        """Decode what `plan` says on `device`; with `decode_only` `batch` returns nothing of use, for a benchmark."""
+        self._decoder = choose_decoder(cfg.decoder, device)
+        self._decode_only = decode_only
         self._plan, self._cfg, self._device = plan, cfg, device
         self._device_id = device.index if device.type == "cuda" else None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -119,14 +141,24 @@ class DaliBackend:
         def source(info: types.BatchInfo) -> Inputs:
             return self._inputs(*self._fetch(micro + info.iteration))
 
-        self._pipeline = build_pipeline(source, self._cfg, self._plan.share.micro_batch, self._device_id)
+        self._pipeline = build_pipeline(
+            source,
+            self._cfg,
+            self._plan.share.micro_batch,
+            self._device_id,
+            decoder=self._decoder,
+            decode_only=self._decode_only,
+        )
         self._pipeline.build()
         self._next = micro
 
     def _run(self) -> Tensor:
         """Take the pipeline's next output. The copy matters: DALI writes a later batch to the same memory."""
         assert self._pipeline is not None
-        if self._stream is None:
+        if self._decode_only:
+            self._pipeline.run()
+            images = torch.empty(0)
+        elif self._stream is None:
             (output,) = self._pipeline.run()
             images = torch.from_numpy(
                 np.array(output.as_tensor())
@@ -192,7 +224,9 @@ class DaliBackend:
         position = 0
         while position < count:
             one = _one_by_one(inputs, position)
-            pipeline = build_pipeline(one, self._cfg, 1, self._device_id, single=True)
+            pipeline = build_pipeline(
+                one, self._cfg, 1, self._device_id, decoder=self._decoder, single=True
+            )
             pipeline.build()
             try:
                 while position < count:

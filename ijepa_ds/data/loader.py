@@ -94,7 +94,7 @@ class ImageBatches(Iterator[Tensor]):
             device = torch.device("cuda", torch.cuda.current_device())
         self._device = device
         self._plan = SamplePlan(cfg, index, seed=seed, share=share, bad=bad)
-        backend = _choose_backend(cfg.loader)(self._plan, cfg, device)  # type: ignore[call-arg]
+        backend = _choose_backend(cfg)(self._plan, cfg, device)  # type: ignore[call-arg]
         self.backend = backend.name
         self._ready: queue.Queue[Tensor | Exception] = queue.Queue(maxsize=max(1, cfg.prefetch))
         self._failure: Exception | None = None
@@ -114,6 +114,11 @@ class ImageBatches(Iterator[Tensor]):
     def found(self) -> dict[int, str]:
         """Position -> reason of the images that this rank could not read so far, those decoded ahead included."""
         return dict(self._plan.found)
+
+    @staticmethod
+    def decodes_with_dali(cfg: DataConfig) -> bool:
+        """Whether a loader of this configuration would take DALI."""
+        return _choose_backend(cfg).name == "dali"
 
     def add_bad(self, bad: Mapping[int, str]) -> None:
         """Learn what other ranks could not read."""
@@ -159,22 +164,25 @@ class ImageBatches(Iterator[Tensor]):
         return images.to(self._device, non_blocking=True)
 
 
-def _choose_backend(loader: str) -> type[Backend]:
+def _choose_backend(cfg: DataConfig) -> type[Backend]:
     """Take DALI where it is installed, unless told otherwise.
 
     Raises:
         ValueError: when DALI is asked for and cannot be imported.
     """
+    loader = cfg.loader
     if loader == "torchvision":
+        if cfg.decoder not in ("auto", "cpu"):
+            raise ValueError(f"data.decoder: {cfg.decoder} needs DALI, but data.loader is torchvision; set it to dali")
         return VisionBackend
     if loader not in ("auto", "dali"):
         raise ValueError(f"data.loader: {loader!r} is not known; choose auto, dali or torchvision")
     try:
         from ijepa_ds.data.dali import DaliBackend
     except ImportError as error:
-        if loader == "dali":
+        if loader == "dali" or cfg.decoder in ("mixed", "mixed_roi"):
             raise ValueError(
-                f"data.loader is dali, but DALI cannot be imported ({error}): {_INSTALL}"
+                f"data.loader is {loader} and data.decoder {cfg.decoder}, but DALI cannot be imported ({error}): {_INSTALL}"
             ) from error
         logger.warning(
             "!!! DALI cannot be imported (%s): images are decoded by Pillow, slower on the CPU and never "
