@@ -35,7 +35,10 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype
         [B, 3, H, W], contiguous, (pixel / 255 - mean) / std.
     """
     scale, shift = _scale_and_shift(tuple(mean), tuple(std), images.device)
-    return torch.addcmul(shift, images.permute(0, 3, 1, 2).float(), scale).to(dtype).contiguous()
+    batch, height, width, channels = images.shape
+    pixels = torch.empty(batch, channels, height, width, device=images.device)
+    pixels.copy_(images.permute(0, 3, 1, 2))  # converts and transposes in one pass
+    return pixels.mul_(scale).add_(shift).to(dtype)
 
 
 @lru_cache(maxsize=16)  # a copy to the GPU waits for it: once, not every step
