@@ -27,6 +27,11 @@ VERBS = {
         "scan a source of images once, for every later run",
         "ijepa-ds data index data/train --out data/train.index",
     ),
+    "data shard": (
+        "ijepa_ds.data.shard_command",
+        "write a source of images as tar shards with their index",
+        "ijepa-ds data shard data/train --out data/train-shards --size 512M",
+    ),
     "data scenes": (
         "ijepa_ds.data.scenes",
         "render CLEVR-like demo scenes",

@@ -213,10 +213,6 @@ class ImageIndex:
     def without_bad(self) -> ImageIndex:
         """Return an index of the readable images only: other sample numbers, so another run."""
         kept = self.readable()
-        counts, first = [], 0
-        for part in self.parts:
-            counts.append(int(((kept >= first) & (kept < first + part.count)).sum()))
-            first += part.count
         return make(
             source=self.source,
             entries=np.array(self.entries[kept]),
@@ -225,8 +221,14 @@ class ImageIndex:
             classes=self.classes,
             bad={},
             problems=(),
-            parts=tuple(replace(part, count=count) for part, count in zip(self.parts, counts, strict=True) if count),
+            parts=self.parts_of(kept),
         )
+
+    def parts_of(self, kept: np.ndarray) -> tuple[Part, ...]:
+        """Return the parts of a mix with the images at some positions only, int64 [m] in order."""
+        ends = np.searchsorted(kept, np.cumsum([part.count for part in self.parts]))
+        counts = np.diff(ends, prepend=0).tolist()
+        return tuple(replace(part, count=count) for part, count in zip(self.parts, counts, strict=True) if count)
 
 
 class Paths(Sequence[str]):

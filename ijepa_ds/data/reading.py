@@ -85,6 +85,10 @@ class Reader:
         self._tars: OrderedDict[int, _Tar] = OrderedDict()
         self._lock = threading.Lock()
 
+    def shown(self, position: int) -> str:
+        """What messages call an image."""
+        return self._index.shown(position)
+
     def read(self, position: int) -> bytes:
         """Read an image's bytes, once more where the file system stumbles.
 

@@ -1,0 +1,40 @@
+"""`ijepa-ds data shard`: a source as tar shards, for file systems that do not like millions of files."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+from pathlib import Path
+
+from ijepa_ds.data.index_command import add_scan_arguments, summary
+from ijepa_ds.data.scan import ScanOptions
+from ijepa_ds.data.shards import write_shards
+from ijepa_ds.data.sources import open_source
+
+logger = logging.getLogger(__name__)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """`512M` as bytes; K, M, G are powers of 1024."""
+    match = re.fullmatch(r"(\d+)([KMG]?)", text.upper())
+    if not match or int(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a size such as 512M or 2G")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `ijepa-ds data shard`."""
+    add_scan_arguments(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder; the same command resumes")
+    parser.add_argument("--size", type=parse_size, default=parse_size("512M"), help="of a shard at most (default 512M)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the shards; 0."""
+    index = open_source(args.source, ScanOptions(max_pixels=args.max_pixels, progress=True))
+    made = write_shards(index, args.out, args.size)
+    left = f"; {len(index.bad)} unreadable left out" if index.bad else ""
+    logger.info("%s in %s%s", summary(made), args.out, left)
+    return 0

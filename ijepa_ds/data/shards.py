@@ -1,0 +1,221 @@
+"""Writing a source as tar shards with their index: the same bytes each time, resumable, read back before they count."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ijepa_ds.data.headers import READ_ERRORS
+from ijepa_ds.data.index import Container, ImageIndex, make
+from ijepa_ds.data.reading import Reader, digest
+from ijepa_ds.data.sources import SHARD_INDEX, fingerprint
+
+logger = logging.getLogger(__name__)
+_PROGRESS = "shards.partial.json"  # which shards are whole; gone at the end
+_WINDOW = 64  # images read ahead
+_THREADS = 8
+_RECORD = tarfile.RECORDSIZE
+
+
+@dataclass(frozen=True)
+class Member:
+    """One image in a shard: its position in the source, its header, and where its bytes begin."""
+
+    position: int
+    header: bytes
+    offset: int
+
+
+def write_shards(index: ImageIndex, out: Path, size: int, progress: bool = True) -> ImageIndex:
+    """Write the readable images of an index into `out`/images-00000.tar ... and `out`/images.index.
+
+    Names, order and classes are those of the source: where nothing was unreadable, a run may go on with the shards.
+
+    Args:
+        index: The source.
+        out: A folder: new, empty, or with what an interrupted call left.
+        size: Bytes of a shard at most, unless one image is larger.
+        progress: Show a bar, if this is a terminal.
+
+    Returns:
+        The index of the shards, with checksums.
+
+    Raises:
+        ValueError: an image cannot be read any more, `out` holds other shards, or what was written reads back differently.
+        OSError: the disk is full, say; what is whole stays, and the next call goes on behind it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / SHARD_INDEX).exists():
+        raise ValueError(f"{out} holds finished shards ({SHARD_INDEX}); choose another --out, or remove it")
+    with open(out / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"{out} is being written by another process") from error
+        return _write(index, out, size, progress)
+
+
+def _write(index: ImageIndex, out: Path, size: int, progress: bool) -> ImageIndex:
+    shards = plan(index, size)
+    done = _progress_of(out, {"source": index.checksum, "bad": sorted(index.bad), "size": size})
+    checksums: dict[int, int] = {}
+    reader = Reader(index)
+    total, disable = sum(map(len, shards)), None if progress else True
+    with tqdm(total=total, desc=f"shard {index.source}", unit="image", disable=disable) as bar:
+        for number, members in enumerate(shards):
+            path = out / f"images-{number:05d}.tar"
+            whole = done["shards"].get(path.name)
+            read, sums = _sums(path, index, members) if whole and path.exists() else ("", {})
+            if not whole or read != whole:
+                written, whole = _write_shard(reader, path, members)
+                read, sums = _sums(path, index, members)
+                if (read, sums) != (whole, written):
+                    raise ValueError(f"{path} reads back differently from what was written: is the disk broken?")
+            checksums |= sums
+            done["shards"][path.name] = whole
+            _save(out / _PROGRESS, done)
+            bar.update(len(members))
+    made = _index_of(index, out, shards, checksums)
+    made.save(out / SHARD_INDEX)
+    (out / _PROGRESS).unlink()
+    return made
+
+
+def plan(index: ImageIndex, size: int) -> list[list[Member]]:
+    """Share the readable images out over shards, in order: a function of the index and the size."""
+    shards: list[list[Member]] = []
+    end = size + 1
+    for position in index.readable().tolist():
+        num_bytes = int(index.entries["num_bytes"][position])
+        header = _header(index.name(position), num_bytes)
+        room = len(header) + num_bytes + -num_bytes % tarfile.BLOCKSIZE
+        if end + room + 2 * tarfile.BLOCKSIZE > size:
+            shards.append([])
+            end = 0
+        shards[-1].append(Member(position, header, end + len(header)))
+        end += room
+    return shards
+
+
+def _header(name: bytes, num_bytes: int) -> bytes:
+    """A tar header that says nothing of when and by whom; names that lead out of the tar are made to stay inside."""
+    parts = [part for part in os.fsdecode(name).split("/") if part not in ("", ".", "..")]
+    info = tarfile.TarInfo("/".join(parts))
+    info.size, info.mode = num_bytes, 0o644
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def _write_shard(reader: Reader, path: Path, members: list[Member]) -> tuple[dict[int, int], str]:
+    """Write one shard aside, then rename it; position -> checksum, and the checksum of the file."""
+    aside = path.with_name(f".{path.name}.partial")
+    checksums, whole = {}, hashlib.blake2b(digest_size=16)
+    with open(aside, "wb") as file:
+
+        def put(content: bytes) -> None:
+            file.write(content)
+            whole.update(content)
+
+        for member, content in _contents(reader, members):
+            checksums[member.position] = digest(content)
+            put(member.header + content + bytes(-len(content) % tarfile.BLOCKSIZE))
+        put(bytes(2 * tarfile.BLOCKSIZE))
+        put(bytes(-file.tell() % _RECORD))
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    return checksums, whole.hexdigest()
+
+
+def _contents(reader: Reader, members: list[Member]) -> Iterator[tuple[Member, bytes]]:
+    def read(member: Member) -> bytes:
+        try:
+            return reader.read(member.position)
+        except READ_ERRORS as error:
+            raise ValueError(
+                f"{reader.shown(member.position)!r} cannot be read any more: {error}; index the source again, or leave it out "
+                "with `ijepa-ds data check --fix-index`"
+            ) from error
+
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="read") as pool:
+        for first in range(0, len(members), _WINDOW):
+            window = members[first : first + _WINDOW]
+            yield from zip(window, pool.map(read, window), strict=True)
+
+
+def _sums(path: Path, index: ImageIndex, members: list[Member]) -> tuple[str, dict[int, int]]:
+    """Read a shard back: the checksum of the file, and those of its images by position."""
+    whole, checksums = hashlib.blake2b(digest_size=16), {}
+    with open(path, "rb") as file:
+        for member in members:
+            num_bytes = int(index.entries["num_bytes"][member.position])
+            before = file.read(member.offset - file.tell())
+            content = file.read(num_bytes)
+            checksums[member.position] = digest(content)
+            whole.update(before)
+            whole.update(content)
+        whole.update(file.read())
+    return whole.hexdigest(), checksums
+
+
+def _progress_of(out: Path, task: dict[str, Any]) -> dict[str, Any]:
+    """What an interrupted call left, or a fresh start.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+    path = out / _PROGRESS
+    task = json.loads(json.dumps(task))
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before["task"] != task:
+            raise ValueError(
+                f"{out} holds an unfinished set of shards of another source or --size; choose another --out, or remove it"
+            )
+        return before
+    foreign = [name for name in sorted(os.listdir(out)) if not name.startswith(".")]
+    if foreign:
+        raise ValueError(f"{out} is not empty ({foreign[0]}, ...); choose another --out")
+    fresh: dict[str, Any] = {"task": task, "shards": {}}
+    _save(path, fresh)
+    return fresh
+
+
+def _save(path: Path, content: dict[str, Any]) -> None:
+    aside = path.with_name(f".{path.name}")
+    with open(aside, "w", encoding="utf-8") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def _index_of(index: ImageIndex, out: Path, shards: list[list[Member]], checksums: dict[int, int]) -> ImageIndex:
+    kept = index.readable()
+    entries = np.array(index.entries[kept])
+    entries["container"] = np.repeat(np.arange(len(shards)), [len(members) for members in shards])
+    entries["offset"] = [member.offset for members in shards for member in members]
+    entries["checksum"] = [checksums[position] for position in kept.tolist()]
+    entries["mtime_ns"] = 0
+    paths = [out.absolute() / f"images-{number:05d}.tar" for number in range(len(shards))]
+    return make(
+        source=index.source,
+        entries=entries,
+        names=np.array(index.names),
+        containers=tuple(Container(str(path), fingerprint(str(path))) for path in paths),
+        classes=index.classes,
+        bad={},
+        problems=(),
+        parts=index.parts_of(kept),
+    )
