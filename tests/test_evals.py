@@ -23,6 +23,7 @@ from ijepa_ds.evals import knn, linear
 from ijepa_ds.evals.features import extract, set_image_size
 from ijepa_ds.evals.folders import batches, read_pair
 from ijepa_ds.evals.run import Settings, evaluate_folder
+from ijepa_ds.visualize.events import read_scalars
 from ijepa_ds.vit import Encoder, initialise
 
 HALF = (0.5, 0.5, 0.5)
@@ -350,7 +351,12 @@ def test_command(run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert result["data"] | {"num_train": 24, "num_test": 11, "num_classes": 2} == result["data"]
     assert result["settings"]["size"] == 16 and result["config"]["run.seed"] == 3
     assert {"torch", "scikit-learn", "ijepa_ds"} <= set(result["versions"]) and result["seconds"]["total"] > 0
-    assert sorted(path.name for path in out.iterdir()) == ["result.json", "scores.png"]
+    assert {path.name for path in out.iterdir() if "tfevents" not in path.name} == {"result.json", "scores.png"}
+    scalars = read_scalars(out)
+    assert scalars["eval/20-NN"][0].tolist() == [20]
+    assert scalars["eval/linear"][1][0] == pytest.approx(result["scores"]["linear"])
+    assert scalars["eval_untrained/linear"][1][0] == pytest.approx(100)
+    assert len(result["checkpoint"]["sha256"]) == 64 and "git_revision" in result["versions"]
     with Image.open(out / "scores.png") as picture:
         assert picture.width >= 600 and picture.height >= 400
     for word in ("target", "untrained", "20-NN", "linear", "chance"):

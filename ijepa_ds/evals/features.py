@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,44 +18,84 @@ def extract(
     std: Sequence[float],
     device: torch.device | str,
     dtype: torch.dtype = torch.float32,
+    layers: int = 1,
 ) -> Tensor:
-    """Average-pooled output patch tokens of images.
+    """Average-pooled patch tokens of images, of the output or of the last layers side by side.
 
     The encoder is moved to `device`. Its modules are in evaluation mode meanwhile, in their own again after.
 
     Args:
-        encoder: `encoder(images [B, 3, S, S]) -> [B, N, D]`.
+        encoder: `encoder(images [B, 3, S, S]) -> [B, N, D]`; for several layers with `blocks` and `norm`.
         images: batches, each uint8 [B, S, S, 3]; B may differ.
         mean: of each channel, of pixels in 0 .. 1, as in training.
         std: of each channel.
         device: where the encoder runs.
         dtype: of its matrix products; other than float32 through autocast. The average is taken in float32.
+        layers: L, how many of the last blocks; each goes through the encoder's last LayerNorm, as VISSL and DINO do.
 
     Returns:
-        float32 [n, D] on the CPU, in the order of the images.
+        float32 [n, L * D] on the CPU, in the order of the images; the output's D values are the last.
 
     Raises:
-        ValueError: there is no image, a batch is not uint8 [B, S, S, 3], or features are not finite.
+        ValueError: there is no image, a batch is not uint8 [B, S, S, 3], too few blocks, or features are not finite.
     """
-    device = torch.device(device)
-    encoder.to(device)
-    modes = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
-    pooled: list[Tensor] = []
-    try:
-        with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            for batch in images:
-                pixels = _pixels(batch).to(device)
-                tokens = encoder(normalize(pixels, mean, std, torch.float32))  # [B, N, D]
-                pooled.append(tokens.float().mean(dim=1).cpu())
-    finally:
-        for module, training in modes:
-            module.training = training
+    pooled = []
+    for outputs in forward(encoder, images, mean, std, device, dtype, layers):
+        pooled.append(torch.cat([tokens.float().mean(dim=1) for tokens in outputs], dim=1).cpu())
     if not pooled:
         raise ValueError("no images to extract features from")
     features = torch.cat(pooled)
     check_finite(features, "the encoder's features")
     return features
+
+
+def forward(
+    encoder: nn.Module,
+    images: Iterable[np.ndarray | Tensor],
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+    layers: int = 1,
+) -> Iterator[list[Tensor]]:
+    """Patch tokens of images, without gradients; arguments and errors as in `extract`.
+
+    Yields:
+        for each batch the last layers' tokens, [B, N, D] each on `device`; the output's are the last.
+    """
+    device = torch.device(device)
+    encoder.to(device)
+    modes = [(module, module.training) for module in encoder.modules()]
+    inner: list[Tensor] = []
+    hooks = [block.register_forward_hook(lambda *call: inner.append(call[2])) for block in _inner_blocks(encoder, layers)]
+    encoder.eval()
+    try:
+        for batch in images:
+            pixels = _pixels(batch).to(device)
+            with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+                output = encoder(normalize(pixels, mean, std, torch.float32))
+                patches = [tokens[:, -output.shape[1] :] for tokens in inner]  # registers go before them
+                outputs = [*(encoder.norm(tokens) for tokens in patches), output]  # type: ignore[operator]
+            inner.clear()
+            yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+
+
+def num_layers(encoder: nn.Module) -> int:
+    """How many layers' tokens an encoder can give: its blocks, or 1 where it has no `blocks` and `norm`."""
+    blocks = getattr(encoder, "blocks", None)
+    return len(blocks) if isinstance(blocks, nn.ModuleList) and hasattr(encoder, "norm") else 1
+
+
+def _inner_blocks(encoder: nn.Module, layers: int) -> list[nn.Module]:
+    """The blocks before the last whose outputs are wanted."""
+    if not 1 <= layers <= num_layers(encoder):
+        raise ValueError(f"layers: expected 1 to the encoder's {num_layers(encoder)} blocks, got {layers}")
+    return list(encoder.blocks)[-layers:-1] if layers > 1 else []  # type: ignore[arg-type]
 
 
 def _pixels(batch: np.ndarray | Tensor) -> Tensor:

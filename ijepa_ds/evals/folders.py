@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from ijepa_ds.data.crops import crop_windows, flips
+from ijepa_ds.data.headers import FORMATS, READ_ERRORS
 from ijepa_ds.data.index import ImageIndex
-from ijepa_ds.data.reading import ImageFiles
+from ijepa_ds.data.pixels import to_rgb
+from ijepa_ds.data.reading import ImageFile, ImageFiles
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.transforms import load_eval_images
@@ -56,14 +62,25 @@ class Pair:
         return 100 * float((self.test.labels == frequent).double().mean())
 
 
-def read_pair(train_source: str, test_source: str, max_pixels: int = MAX_PIXELS) -> Pair:
+def read_pair(train_source: str, test_source: str, max_pixels: int = MAX_PIXELS, labelled: bool = True) -> Pair:
     """Scan a training and a test folder, one folder a class in each; classes are matched by name.
+
+    Args:
+        train_source: a folder.
+        test_source: a folder.
+        max_pixels: larger images are left out.
+        labelled: False: no classes are needed, all labels are 0.
 
     Raises:
         ValueError: a folder without classes or with images outside them, a single class, or test classes that
             the training folder lacks.
     """
-    train, test = _scan("--train", train_source, max_pixels), _scan("--test", test_source, max_pixels)
+    train, test = (
+        _scan(option, source, max_pixels, labelled) for option, source in (("--train", train_source), ("--test", test_source))
+    )
+    if not labelled:
+        parts = [_labelled(index, np.zeros(len(index), dtype=np.int64)) for index in (train, test)]
+        return Pair(train=parts[0], test=parts[1], classes=("any",), notes=())
     if len(train.classes) < 2:
         raise ValueError(
             f"--train: {train_source!r} has the single class {train.classes[0]!r}, at least two are needed; "
@@ -91,13 +108,13 @@ def _labelled(index: ImageIndex, labels: np.ndarray) -> Labelled:
     return Labelled(ImageFiles(index, readable), torch.from_numpy(labels[readable]))
 
 
-def _scan(option: str, source: str, max_pixels: int) -> ImageIndex:
+def _scan(option: str, source: str, max_pixels: int, labelled: bool = True) -> ImageIndex:
     try:
         folder = open_source(source, ScanOptions(max_pixels=max_pixels))
     except ValueError as error:  # it calls the folder by the training run's key
         raise ValueError(str(error).replace("data.source", option, 1)) from error
     outside = int((folder.labels < 0).sum())
-    if outside:
+    if outside and labelled:
         what = "has no class folders" if not folder.classes else f"has {outside} images outside its class folders"
         raise ValueError(f"{option}: {source!r} {what}; expected one folder a class, such as dog/1.jpg and cat/1.jpg")
     return folder
@@ -131,13 +148,63 @@ def batches(paths: Sequence[str], size: int, batch_size: int, threads: int) -> I
     Raises:
         ValueError: naming an image that cannot be read.
     """
+    return _ahead(
+        lambda start: load_eval_images(paths[start : start + batch_size], size, threads), len(paths), batch_size
+    )
+
+
+def open_image(item: str | ImageFile) -> Image.Image:
+    """An image by its path, or out of a source; in the formats that training takes."""
+    content = item.read() if isinstance(item, ImageFile) else Path(item).read_bytes()
+    return Image.open(io.BytesIO(content), formats=FORMATS)
+
+
+def crop_batches(
+    paths: Sequence[str],
+    positions: Sequence[int],
+    size: int,
+    batch_size: int,
+    threads: int,
+    *,
+    seed: int,
+    scale: tuple[float, float],
+) -> Iterator[np.ndarray]:
+    """Read one random crop, mirrored or not, of each image asked for; a function of (seed, position) alone.
+
+    Yields:
+        uint8 [B, size, size, 3] with B = batch_size, fewer in the last.
+
+    Raises:
+        ValueError: naming an image that cannot be read.
+    """
+    mirrored = flips(np.asarray(positions, dtype=np.int64), seed)
+
+    def one(place: int) -> np.ndarray:
+        path, number = paths[positions[place]], np.array([positions[place]], dtype=np.int64)
+        try:
+            with open_image(path) as image:
+                picture = to_rgb(image)
+                sides = [np.array([side]) for side in picture.size]
+                window = crop_windows(sides[0], sides[1], number, seed, scale, (3 / 4, 4 / 3))[0]
+                top, left, height, width = (int(value) for value in window)
+                box = (left, top, left + width, top + height)
+                crop = picture.crop(box).resize((size, size), Image.Resampling.BICUBIC)
+        except READ_ERRORS as error:
+            raise ValueError(f"cannot read the evaluation image {str(path)!r}: {error}") from error
+        return np.asarray(crop)[:, ::-1] if mirrored[place] else np.asarray(crop)
+
+    def read(start: int) -> np.ndarray:
+        with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+            return np.stack(list(pool.map(one, range(start, min(start + batch_size, len(positions))))))
+
+    return _ahead(read, len(positions), batch_size)
+
+
+def _ahead(read: Callable[[int], np.ndarray], total: int, batch_size: int) -> Iterator[np.ndarray]:
+    """`read(0)`, `read(batch_size)` ... to the end, each while the caller works on the one before."""
     with ThreadPoolExecutor(1, thread_name_prefix="eval") as pool:
-
-        def read(start: int) -> np.ndarray:
-            return load_eval_images(paths[start : start + batch_size], size, threads)
-
         ahead = pool.submit(read, 0)
-        for start in range(batch_size, len(paths), batch_size):
+        for start in range(batch_size, total, batch_size):
             batch, ahead = ahead.result(), pool.submit(read, start)
             yield batch
         yield ahead.result()

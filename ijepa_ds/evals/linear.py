@@ -49,7 +49,7 @@ def evaluate(
     wanted, test_wanted = train_labels.cpu().numpy(), test_labels.cpu().numpy()
     if len(np.unique(wanted)) < 2:
         raise ValueError("the training images have a single class: a classifier needs at least two")
-    x, test_x = _standardise(train_features.cpu().double().numpy(), test_features.cpu().double().numpy())
+    x, test_x = standardise(train_features.cpu().double().numpy(), test_features.cpu().double().numpy())
     model = LogisticRegression(C=c, max_iter=max_iterations)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
@@ -68,7 +68,8 @@ def evaluate(
     }
 
 
-def _standardise(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def standardise(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
+    """The training features and others, less the training set's mean, over its deviation; arrays [n, D]."""
     mean, std = train.mean(axis=0), train.std(axis=0)
     std[std <= 1e-6 * np.abs(mean)] = 1.0  # constant but for float32 rounding: noise is not made large
-    return (train - mean) / std, (test - mean) / std
+    return [(part - mean) / std for part in (train, *others)]

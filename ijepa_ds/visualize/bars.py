@@ -15,7 +15,9 @@ Scores = Mapping[str, tuple[float | None, float]]  # name -> (untrained or None,
 _SPAN = 0.8  # of the room of a group that its bars take
 
 
-def draw_bars(axes: Axes, scores: Scores, title: str, chance: float | None = None) -> None:
+def draw_bars(
+    axes: Axes, scores: Scores, title: str, chance: float | None = None, before: str | None = None
+) -> None:
     """Draw scores with their numbers.
 
     Args:
@@ -23,13 +25,14 @@ def draw_bars(axes: Axes, scores: Scores, title: str, chance: float | None = Non
         scores: by name; without an untrained score there is one bar.
         title: above.
         chance: a dashed line at this percentage.
+        before: what the first of a pair is; None: untrained.
     """
     plain_axes(axes, title)
-    paired = any(before is not None for before, _ in scores.values())
+    paired = any(first is not None for first, _ in scores.values())
     width = _SPAN / 2 if paired else _SPAN * 0.6
     size = 9 if len(scores) * (2 if paired else 1) <= 8 else 7.5
-    for position, (before, after) in enumerate(scores.values()):
-        shown = [(before, UNTRAINED, -width / 2, MUTED), (after, TRAINED, width / 2 if paired else 0.0, INK)]
+    for position, (first, after) in enumerate(scores.values()):
+        shown = [(first, UNTRAINED, -width / 2, MUTED), (after, TRAINED, width / 2 if paired else 0.0, INK)]
         for value, colour, offset, text in shown:
             if value is None:
                 continue
@@ -42,14 +45,14 @@ def draw_bars(axes: Axes, scores: Scores, title: str, chance: float | None = Non
     highest = max((value for pair in scores.values() for value in pair if value is not None), default=0.0)
     axes.set_ylim(0, min(112.0, max(highest * 1.22, 10.0)))
     axes.set_ylabel("top-1, %", fontsize=9, color=MUTED)
-    _legend(axes, paired, chance)
+    _legend(axes, paired, chance, before or "untrained")
 
 
-def _legend(axes: Axes, paired: bool, chance: float | None) -> None:
+def _legend(axes: Axes, paired: bool, chance: float | None, before: str) -> None:
     if chance is not None:
         axes.axhline(chance, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"chance {chance:.1f}")
     if paired:
-        axes.bar(0, 0, color=UNTRAINED, label="untrained")
+        axes.bar(0, 0, color=UNTRAINED, label=before)
         axes.bar(0, 0, color=TRAINED, label="trained")
     if paired or chance is not None:
         axes.legend(
@@ -65,8 +68,10 @@ def _legend(axes: Axes, paired: bool, chance: float | None) -> None:
         )
 
 
-def write_bars(path: Path, scores: Scores, *, title: str, chance: float | None = None) -> None:
+def write_bars(
+    path: Path, scores: Scores, *, title: str, chance: float | None = None, before: str | None = None
+) -> None:
     """Write a PNG of scores; arguments as in `draw_bars`."""
     figure = Figure(figsize=(max(5.6, 1.3 * len(scores) + 1.4), 3.6), layout="constrained")
-    draw_bars(figure.subplots(), scores, title, chance)
+    draw_bars(figure.subplots(), scores, title, chance, before)
     save(figure, path)

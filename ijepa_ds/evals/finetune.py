@@ -1,0 +1,263 @@
+"""Fine-tuning of the whole encoder with a linear classifier, by the paper's recipes; augmentation is timm's.
+
+Source: paper, appendix A.2: AdamW, cosine, layer decay; mixup, cutmix and drop path on all labels, none of them on 1 %.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data import Mixup, create_transform
+from timm.layers import DropPath
+from timm.optim import param_groups_layer_decay
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from ijepa_ds.data.headers import READ_ERRORS
+from ijepa_ds.data.pixels import to_rgb
+from ijepa_ds.data.transforms import normalize
+from ijepa_ds.evals.folders import batches, open_image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How an encoder is fine-tuned; the defaults are the paper's for all labels.
+
+    Attributes:
+        lr: of the head and the last block, for the batch as it is.
+        weight_decay: of weights, not of biases, LayerNorms and the like.
+        layer_decay: each block's learning rate over the next one's.
+        epochs: passes over the training images; the first 10 % warm up.
+        batch_size: images; at most a quarter of them.
+        smoothing: of labels.
+        mixup: alpha; 0: none.
+        cutmix: alpha; 0: none.
+        drop_path: of the last block, rising linearly from 0 at the first.
+        rand_augment: timm's description; empty: only crops and flips.
+        crop_scale: least share of the image in a crop.
+        seed: of everything drawn.
+    """
+
+    lr: float = 1e-4
+    weight_decay: float = 0.05
+    layer_decay: float = 0.75
+    epochs: int = 50
+    batch_size: int = 528
+    smoothing: float = 0.1
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    drop_path: float = 0.25
+    rand_augment: str = "rand-m9-mmax9-mstd0.5-inc1"  # mmax: at 10 timm asks Pillow for 0 bits, which it refuses
+    crop_scale: float = 0.08
+    seed: int = 0
+
+
+class Classifier(nn.Module):
+    """An encoder, the average of its tokens, a linear layer. `group_matcher` tells timm where its layers are."""
+
+    def __init__(self, encoder: nn.Module, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, nn.Linear(width, num_classes)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layers from the image to the head, by parameter names."""
+        return {"stem": r"^encoder\.patch_embed", "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm", (99999,))]}
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters never decayed beside biases and 1-D ones: none."""
+        return set()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`images: [B, 3, S, S]`, normalised -> [B, C]."""
+        return self.head(self.encoder(images).float().mean(dim=1))
+
+
+class _Augmented(Dataset):
+    """Images by (epoch, position); what is drawn is a function of the seed and these two alone."""
+
+    def __init__(self, paths: Sequence[str], size: int, transform: Any, seed: int) -> None:
+        self.paths, self.size, self.transform, self.seed = paths, size, transform, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Tensor:
+        epoch, position = key
+        drawn = np.random.SeedSequence((self.seed, epoch, position)).generate_state(3)
+        random.seed(int(drawn[0]))
+        np.random.seed(int(drawn[1]))
+        torch.manual_seed(int(drawn[2]))
+        try:
+            with open_image(self.paths[position]) as image:
+                picture = to_rgb(image)
+        except READ_ERRORS as error:
+            raise ValueError(f"cannot read the evaluation image {str(self.paths[position])!r}: {error}") from error
+        return self.transform(picture)
+
+
+class _Order(Sampler):
+    """Batches of (epoch, position) for all epochs."""
+
+    def __init__(self, images: int, batch: int, recipe: Recipe) -> None:
+        self.images, self.batch, self.recipe = images, batch, recipe
+
+    def __len__(self) -> int:
+        return self.recipe.epochs * (self.images // self.batch)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for epoch in range(self.recipe.epochs):
+            order = np.random.default_rng((self.recipe.seed, epoch)).permutation(self.images)
+            for start in range(0, self.images - self.batch + 1, self.batch):
+                yield [(epoch, int(position)) for position in order[start : start + self.batch]]
+
+
+def evaluate(
+    encoder: nn.Module,
+    train_paths: Sequence[str],
+    train_labels: Tensor,
+    test_paths: Sequence[str],
+    test_labels: Tensor,
+    *,
+    size: int,
+    width: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    recipe: Recipe | None = None,
+    workers: int = 2,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: str | None = None,
+) -> dict[str, float]:
+    """Fine-tune a copy of an encoder and score it at the end; nothing is chosen on the test images.
+
+    Args:
+        encoder: left as it is; `encoder(images [B, 3, S, S]) -> [B, N, D]`, with `blocks`, `patch_embed` and `norm`.
+        train_paths: n images.
+        train_labels: int64 [n], from 0.
+        test_paths: m images, resized and cropped centrally.
+        test_labels: int64 [m].
+        size: S, pixels.
+        width: D.
+        mean: of each channel, of pixels in 0 .. 1.
+        std: of each channel.
+        recipe: how; None: the paper's for all labels.
+        workers: processes that read and augment; they do not change the result.
+        device: where it is trained.
+        dtype: of matrix products.
+        progress: label of a bar; None: no bar.
+
+    Returns:
+        `top1` in percent, `train_loss` of the last epoch.
+
+    Raises:
+        ValueError: a single class, an image that cannot be read, or a loss that is not finite.
+    """
+    recipe, device = recipe or Recipe(), torch.device(device)
+    classes = int(max(train_labels.max(), test_labels.max())) + 1
+    if len(train_labels.unique()) < 2:
+        raise ValueError("the training images have a single class: a classifier needs at least two")
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        kept = random.getstate(), np.random.get_state()
+        torch.manual_seed(recipe.seed)
+        np.random.seed(recipe.seed % 2**32)
+        try:
+            model = Classifier(copy.deepcopy(encoder), width, classes).to(device).train().requires_grad_(True)
+            drop_paths(model.encoder, recipe.drop_path)
+            loss = _fit(model, train_paths, train_labels, size, mean, std, recipe, workers, dtype, progress)
+        finally:
+            random.setstate(kept[0])
+            np.random.set_state(kept[1])
+    right = _score(model.eval(), test_paths, test_labels, size, mean, std, recipe.batch_size, dtype)
+    return {"top1": right, "train_loss": loss}
+
+
+def drop_paths(encoder: nn.Module, rate: float) -> None:
+    """Let blocks be skipped for some samples while training: with probability 0 in the first to `rate` in the last."""
+    blocks = list(encoder.blocks)  # type: ignore[arg-type]
+    for number, block in enumerate(blocks):
+        share = rate * number / max(1, len(blocks) - 1)
+        for name in ("drop_path", "drop_path1", "drop_path2"):  # parallel blocks have the first only
+            if hasattr(block, name):
+                setattr(block, name, DropPath(share) if share else nn.Identity())
+
+
+def _fit(
+    model: Classifier,
+    paths: Sequence[str],
+    labels: Tensor,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    recipe: Recipe,
+    workers: int,
+    dtype: torch.dtype,
+    progress: str | None,
+) -> float:
+    """Train; the mean loss of the last epoch."""
+    device = next(model.parameters()).device
+    batch = max(2, min(recipe.batch_size, len(paths) // 4) // 2 * 2)  # timm's Mixup pairs images
+    transform = create_transform(
+        size, is_training=True, scale=(recipe.crop_scale, 1.0), auto_augment=recipe.rand_augment or None,
+        interpolation="bicubic", mean=tuple(mean), std=tuple(std), color_jitter=0.0, re_prob=0.0,
+    )  # fmt: skip
+    order = _Order(len(paths), batch, recipe)
+    loader = DataLoader(
+        _Augmented(paths, size, transform, recipe.seed), batch_sampler=order, num_workers=max(1, workers), prefetch_factor=2
+    )
+    mix = None
+    if recipe.mixup or recipe.cutmix:
+        mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=model.head.out_features)
+    groups = param_groups_layer_decay(model, recipe.weight_decay, layer_decay=recipe.layer_decay)
+    optimizer = torch.optim.AdamW([group | {"first": recipe.lr * group["lr_scale"]} for group in groups], lr=recipe.lr)
+    steps, warmup = len(order), max(1, len(order) // 10)
+    per_epoch = steps // recipe.epochs
+    losses: list[Tensor] = []
+    positions = iter(order)
+    for step, images in enumerate(tqdm(loader, desc=progress, unit="step", disable=None if progress else True, leave=False)):
+        chosen = torch.tensor([position for _, position in next(positions)])
+        images, wanted = images.to(device), labels[chosen].to(device)
+        if mix:
+            images, wanted = mix(images, wanted)
+        share = (step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+        for group in optimizer.param_groups:
+            group["lr"] = group["first"] * share
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            logits = model(images)
+        loss = F.cross_entropy(logits.float(), wanted, label_smoothing=0.0 if mix else recipe.smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses = [*losses[-per_epoch + 1 :], loss.detach()] if per_epoch > 1 else [loss.detach()]
+    last = float(torch.stack(losses).mean())
+    if not math.isfinite(last):
+        raise ValueError(f"fine-tuning diverged (its loss is {last}): lower --lr")
+    return last
+
+
+@torch.no_grad()
+def _score(
+    model: Classifier,
+    paths: Sequence[str],
+    labels: Tensor,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch: int,
+    dtype: torch.dtype,
+) -> float:
+    device, right, seen = next(model.parameters()).device, 0, 0
+    for pixels in batches(paths, size, batch, threads=2):
+        images = normalize(torch.from_numpy(pixels).to(device), mean, std, torch.float32)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            guess = model(images).argmax(dim=1).cpu()
+        right += int((guess == labels[seen : seen + len(guess)]).sum())
+        seen += len(guess)
+    return 100 * right / len(labels)

@@ -1,0 +1,151 @@
+"""The options of `ijepa-ds eval`, and the settings that they mean."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ijepa_ds.evals import knn, scenes, settings
+from ijepa_ds.evals.presets import PRESETS
+from ijepa_ds.evals.settings import Settings
+from ijepa_ds.evals.subject import BASELINES, default_device
+from ijepa_ds.weights import Facts
+
+_TASKS_TOLD = """\
+knn        weighted vote of the k nearest training images
+linear     linear classifiers: L-BFGS to the end, and a sweep of SGD and LARS heads in parallel
+attentive  a small cross-attention head on patch tokens, several recipes in parallel
+lowshot    a few labelled images a class: logistic regression over a path of C, and fine-tuning
+finetune   the whole encoder, with mixup, cutmix and RandAugment
+count, distance   CLEVR-format scenes: number of objects, distance of the nearest
+rank       RankMe, LiDAR and the spectrum of the test images' features; no labels are used
+all        knn and linear by L-BFGS: quick, for following runs and comparing them
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare all options."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = f"{parser.description or ''}\n\n{_TASKS_TOLD}"
+    parser.add_argument("task", choices=(*settings.TASKS, "all"), help="what to measure")
+    parser.add_argument("--checkpoint", required=True, help="run, checkpoint folder, or weights of any kind (docs/weights.md)")
+    parser.add_argument("--train", required=True, help="labelled images to learn from: one folder a class, or scenes")
+    parser.add_argument("--test", required=True, help="labelled images to score: the same classes")
+    parser.add_argument("--out", required=True, type=Path, help="folder for result.json, pictures and TensorBoard scalars")
+    parser.add_argument(
+        "--which",
+        choices=("target", "context", *BASELINES),
+        help="encoder (default: target, the EMA; of a file with one encoder, that)",
+    )
+    parser.add_argument("--heads", type=int, help="attention heads, where a file of weights does not say")
+    parser.add_argument("--baseline", nargs="+", default=[], choices=BASELINES, help="score these beside it, for comparison")
+    parser.add_argument("--preset", choices=tuple(PRESETS), help="the paper's protocol; options that are given win")
+    parser.add_argument("--image-size", type=int, help="pixels; default: as trained")
+    parser.add_argument("--layers", choices=tuple(settings.LAYERS), help="features (default: last; the sweep tries both)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything drawn")
+    _machine(parser.add_argument_group("machine"))
+    _quick(parser.add_argument_group("knn, and linear by L-BFGS"))
+    _trained(parser.add_argument_group("heads that are trained: sweep of linear, count, distance; attentive; finetune"))
+    _few(parser.add_argument_group("lowshot"))
+    group = parser.add_argument_group("rank")
+    group.add_argument("--views", type=int, default=10, help="crops of an image for LiDAR")
+    group.add_argument("--view-images", type=int, default=1000, help="images for LiDAR, at most")
+
+
+def _machine(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--batch-size", type=int, default=256, help="images a forward pass")
+    group.add_argument("--threads", type=int, default=2, help="that decode images")
+    group.add_argument("--device", help="such as cpu or cuda:0; default: cuda where there is one")
+    group.add_argument("--precision", choices=tuple(settings.PRECISIONS), default="float32", help="of matrix products")
+
+
+def _quick(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--k", type=int, nargs="+", default=list(knn.NEIGHBOURS), help="numbers of neighbours")
+    group.add_argument("--temperature", type=float, nargs="+", default=[0.07], help="of the k-NN vote")
+    group.add_argument("--C", dest="c", type=float, default=1.0, help="inverse L2 strength of the linear classifier")
+    group.add_argument("--max-iterations", type=int, default=2000, help="of its solver")
+
+
+def _trained(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--solver", nargs="+", choices=settings.SOLVERS, help="of linear (default: all), count, distance")
+    group.add_argument("--lr", type=float, nargs="+", help="learning rates to try; of linear heads for a batch of 256")
+    group.add_argument("--weight-decay", type=float, nargs="+", help="weight decays to try")
+    group.add_argument("--epochs", type=int, help="passes over the training images")
+    group.add_argument("--head-batch-size", type=int, help="images an update")
+    group.add_argument("--schedule", choices=("step", "cosine"), help="of the sweep (default: step, / 10 every 15 epochs)")
+    group.add_argument(
+        "--augment", action=argparse.BooleanOptionalAction, help="train the sweep on new random crops and flips each epoch"
+    )
+    group.add_argument("--select", choices=settings.SELECT, help="choose the best head on test images, or a training holdout")
+    group.add_argument("--token-gib", type=float, default=2.0, help="keep tokens in memory up to this size (attentive)")
+
+
+def _few(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--per-class", type=int, default=10, help="labelled images of each class")
+    group.add_argument("--list", dest="list_file", help="a text file with the names of the labelled images instead")
+    group.add_argument("--draws", type=int, default=1, help="of the images of each class; scores are averaged")
+    group.add_argument("--l2", type=float, help="one penalty on the mean loss instead of a path of C")
+    group.add_argument("--finetune", dest="tune_few", action="store_true", default=None, help="fine-tune on them too")
+
+
+def apply_preset(args: argparse.Namespace) -> None:
+    """Fill options that were not given from `--preset`.
+
+    Raises:
+        ValueError: a preset of another task, or one that needs a list of images.
+    """
+    if not args.preset:
+        return
+    preset = PRESETS[args.preset]
+    if args.task != preset.task:
+        raise ValueError(f"--preset {args.preset} is for `ijepa-ds eval {preset.task}`, not {args.task}")
+    if args.preset.startswith("paper-1pct") and not args.list_file:
+        raise ValueError(f"--preset {args.preset} needs --list: {preset.layout}")
+    for option, value in preset.options.items():
+        if getattr(args, option) is None:
+            setattr(args, option, value)
+
+
+def settings_of(args: argparse.Namespace, facts: Facts, local_rank: int) -> Settings:
+    """The settings that options mean for an encoder.
+
+    Raises:
+        ValueError: options that contradict each other.
+    """
+    base = Settings(size=args.image_size or facts.image_size, mean=facts.mean, std=facts.std)
+    one = {key: value[0] for key, value in _given(args, "lr", "weight_decay").items()}
+    trained = {"epochs": args.epochs, "batch_size": args.head_batch_size}
+    trained = {key: value for key, value in trained.items() if value is not None}
+    many = _given(args, "lr", "weight_decay") | trained
+    if args.task in ("finetune", "lowshot") and any(len(value) > 1 for value in _given(args, "lr", "weight_decay").values()):
+        raise ValueError("--lr, --weight-decay: fine-tuning takes one of each")
+    default = ("lbfgs",) if args.task == "all" else settings.SOLVERS if args.task == "linear" else ("sgd", "lars")
+    solvers = tuple(args.solver or default)
+    if args.task in scenes.TASKS and "lbfgs" in solvers:
+        raise ValueError(f"--solver: {args.task} is scored by sgd and lars")
+    if args.augment and args.task in scenes.TASKS:
+        raise ValueError(f"--augment: {args.task} takes centre crops and their mirror images only, as the paper does")
+    return replace(
+        base,
+        tasks=settings.ALL if args.task == "all" else (args.task,),
+        solvers=solvers,
+        recipe=replace(base.recipe, **many, **_given(args, "schedule")),
+        attentive_recipe=replace(base.attentive_recipe, **many),
+        finetune_recipe=replace(base.finetune_recipe, **one, **trained),
+        few_recipe=replace(base.few_recipe, **one, **trained),
+        device=args.device or default_device(local_rank),
+        **{name: getattr(args, name) for name in _SAME},
+        **_given(args, "augment", "select", "tune_few", "layers", "l2", "list_file"),
+    )
+
+
+_SAME = (
+    "k", "temperature", "c", "max_iterations", "per_class", "draws", "views", "view_images", "batch_size", "threads",
+    "precision", "seed", "token_gib",
+)  # fmt: skip
+
+
+def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}

@@ -1,0 +1,92 @@
+"""What an evaluation leaves behind: `result.json`, a picture, TensorBoard scalars, lines on the terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from ijepa_ds.visualize.bars import write_bars
+from ijepa_ds.visualize.spectrum import write_spectra
+
+RESULT = "result.json"
+CHART = "scores.png"
+SPECTRUM = "spectrum.png"
+
+
+def write_result(out: Path, result: dict[str, Any]) -> list[Path]:
+    """Write a result into the folder `out`, each file whole or not at all.
+
+    Returns:
+        the files, without TensorBoard's.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    aside = out / f".{RESULT}.partial"
+    aside.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    aside.replace(out / RESULT)
+    written, title = [out / RESULT], f"{result['checkpoint']['which']} encoder{_step(result)}"
+    percent = {name: score for name, score in result["scores"].items() if name not in result["unranked"]}
+    if percent:
+        before = (result["baseline"] or {"scores": {}})["scores"]
+        pairs = {name: (before.get(name), score) for name, score in percent.items()}
+        write_bars(out / CHART, pairs, title=title, chance=result["chance"], before=(result["baseline"] or {}).get("which"))
+        written.append(out / CHART)
+    if "spectrum" in result["details"]:
+        spectra = {which: other["details"]["spectrum"] for which, other in result["baselines"].items()}
+        spectra[result["checkpoint"]["which"]] = result["details"]["spectrum"]
+        write_spectra(out / SPECTRUM, spectra, title=f"Feature spectrum, {title}")
+        written.append(out / SPECTRUM)
+    _write_events(out, result)
+    return written
+
+
+def _write_events(out: Path, result: dict[str, Any]) -> None:
+    with SummaryWriter(str(out)) as writer:
+        for name, score in result["scores"].items():
+            writer.add_scalar(tag(name), score, result["checkpoint"]["step"] or 0)
+        for which, other in result["baselines"].items():
+            for name, score in other["scores"].items():
+                writer.add_scalar(tag(name, f"eval_{which}"), score, result["checkpoint"]["step"] or 0)
+
+
+def tag(name: str, section: str = "eval") -> str:
+    """A score's name in TensorBoard."""
+    return f"{section}/" + name.replace(" ", "_").replace(",", "")
+
+
+def _step(result: dict[str, Any]) -> str:
+    """`, step 1000`, or nothing where a file of weights does not say."""
+    step = result["checkpoint"]["step"]
+    return "" if step is None else f", step {step}"
+
+
+def table(result: dict[str, Any]) -> str:
+    """The scores as lines of text, with the notes below."""
+    which, data = result["checkpoint"]["which"], result["data"]
+    columns = [(which, result["scores"])] + [(name, other["scores"]) for name, other in result["baselines"].items()]
+    wide = max(10, *(len(name) + 2 for name in result["scores"]))
+    what = "" if set(result["scores"]) <= set(result["unranked"]) else "top-1 in percent, "
+    lines = [
+        f"{result['checkpoint']['checkpoint']}{_step(result)}: {what}"
+        f"{data['num_train']} training and {data['num_test']} test images, {data['num_classes']} classes",
+        f"{'':<{wide}}" + "".join(f"{name:>12}" for name, _ in columns),
+    ]
+    for name in result["scores"]:
+        values = [f"{scores[name]:>12.2f}" if name in scores else f"{'-':>12}" for _, scores in columns]
+        lines.append(f"{name:<{wide}}" + "".join(values))
+    if what:
+        lines.append(f"{'chance':<{wide}}{result['chance']:>12.2f}")
+    return "\n".join(lines + _published(result) + [f"note: {note}" for note in result["notes"]])
+
+
+def _published(result: dict[str, Any]) -> list[str]:
+    told = result["published"]
+    if not told:
+        return []
+    known = ", ".join(f"{model} {value}" for model, value in told["all"].items())
+    ours = result["scores"].get(told["score"])
+    value = "no number for this model" if told["value"] is None else f"{told['value']:.1f}"
+    lines = [f"{told['preset']}: {told['score']} {ours:.1f} here, published {value} ({known})"] if ours is not None else []
+    return lines + ([f"note: {told['apart']}"] if told["apart"] else [])

@@ -1,0 +1,237 @@
+"""The paper's linear probe: many heads at once on frozen features, one pass over them, each with its own recipe.
+
+Every head is a softmax classifier trained by SGD or LARS. Heads that read the same features share one matrix product: the
+sweep is a batched tensor program, not a loop over heads. Source: paper, appendix A.2 and D (the recipes of VISSL).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+OPTIMIZERS = ("sgd", "lars")
+LAYERS = ("last", "last4")
+HEADS = ("linear", "bn")
+SCHEDULES = ("step", "cosine")
+_MOMENTUM, _TRUST, _REFERENCE_BATCH = 0.9, 0.001, 256
+_INITIAL_STD = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What is tried, and how each of it is trained.
+
+    The defaults are the paper's ImageNet sweep at a smaller batch, with larger learning rates beside it: LARS needs them there.
+
+    Attributes:
+        optimizers: of `OPTIMIZERS`; SGD with momentum 0.9, or LARS (trust 0.001) over it.
+        lr: for a batch of 256; the batch's share of that multiplies it, as in VISSL.
+        weight_decay: of weights, not of biases.
+        layers: of `LAYERS`: the output's average, or those of the last four layers side by side.
+        heads: of `HEADS`: linear, or batch normalisation without scale and shift before it.
+        epochs: passes over the features.
+        batch_size: at most a quarter of the images.
+        schedule: `step`: divided by ten every `decay_every` epochs; `cosine`: to 0.
+        decay_every: epochs.
+        seed: of the weights' start and the order of the images.
+    """
+
+    optimizers: Sequence[str] = OPTIMIZERS
+    lr: Sequence[float] = (0.001, 0.01, 0.05, 0.25, 1.0)
+    weight_decay: Sequence[float] = (0.0005, 0.0)
+    layers: Sequence[str] = LAYERS
+    heads: Sequence[str] = HEADS
+    epochs: int = 50
+    batch_size: int = 1024
+    schedule: str = "step"
+    decay_every: int = 15
+    seed: int = 0
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ValueError: naming the setting.
+        """
+        for name, values, known in (
+            ("optimizers", self.optimizers, OPTIMIZERS),
+            ("layers", self.layers, LAYERS),
+            ("heads", self.heads, HEADS),
+            ("schedule", (self.schedule,), SCHEDULES),
+        ):
+            if not values or not set(values) <= set(known):
+                raise ValueError(f"{name}: expected some of {', '.join(known)}, got {list(values)}")
+        if not self.lr or min(self.lr) <= 0 or not self.weight_decay or min(self.weight_decay) < 0:
+            raise ValueError("lr: expected numbers above 0; weight decay: numbers from 0")
+        if min(self.epochs, self.batch_size, self.decay_every) < 1:
+            raise ValueError("epochs, batch size and decay_every: expected numbers from 1")
+
+    def factor(self, epoch: float) -> float:
+        """The learning rate after `epoch` epochs, as a share of the first one."""
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / self.epochs)))
+        return 0.1 ** int(epoch / self.decay_every)
+
+
+@dataclass(frozen=True)
+class Head:
+    """One member of the sweep."""
+
+    optimizer: str
+    lr: float
+    weight_decay: float
+    layers: str
+    head: str
+
+    def __str__(self) -> str:
+        """How tables call it."""
+        return f"{self.optimizer} lr {self.lr:g} wd {self.weight_decay:g} {self.layers} {self.head}"
+
+
+class _Group:
+    """The heads that read the same input: the same layers, with or without batch normalisation."""
+
+    def __init__(
+        self, members: Sequence[Head], width: int, classes: int, recipe: Recipe, batch: int, device: torch.device | str
+    ) -> None:
+        self.members, self.width = members, width
+        self.norm = nn.BatchNorm1d(width, affine=False).to(device) if members[0].head == "bn" else None
+        generator = torch.Generator().manual_seed(recipe.seed)
+        start = _INITIAL_STD * torch.randn(classes, width, generator=generator)  # all heads start at the same place
+        self.weight = start.to(device).repeat(len(members), 1, 1)  # [H, C, D]
+        self.bias = torch.zeros(len(members), classes, device=device)
+        self.velocity = [torch.zeros_like(self.weight), torch.zeros_like(self.bias)]
+        scale = batch / _REFERENCE_BATCH
+        self.lr = torch.tensor([head.lr * scale for head in members], device=device)[:, None]
+        self.decay = torch.tensor([head.weight_decay for head in members], device=device)[:, None, None]
+        self.lars = torch.tensor([head.optimizer == "lars" for head in members], device=device)[:, None, None]
+
+    def input(self, x: Tensor, train: bool) -> Tensor:
+        """The columns of `x` [B, at least D] that this group reads: the last D, normalised."""
+        x = x[:, -self.width :]
+        return x if self.norm is None else self.norm.train(train)(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """`x: [B, D]` as from `input` -> [B, H, C]: one matrix product for all heads."""
+        return torch.addmm(self.bias.flatten(), x, self.weight.flatten(0, 1).T).unflatten(1, self.bias.shape)
+
+    def step(self, x: Tensor, labels: Tensor, factor: float) -> None:
+        """One update of every head on a batch."""
+        x = self.input(x, train=True)
+        slope = self.logits(x).softmax(dim=2)  # d(mean cross-entropy) / d(logits) = (softmax - one-hot) / B
+        slope[torch.arange(len(x), device=x.device), :, labels] -= 1
+        slope /= len(x)
+        slope_weight = (slope.flatten(1).T @ x).view_as(self.weight)
+        slope_weight += self.decay * self.weight
+        slope_weight *= torch.where(self.lars, self._trust(slope_weight), 1.0)
+        for value, velocity, change in zip(
+            (self.weight, self.bias), self.velocity, (slope_weight, slope.sum(dim=0)), strict=True
+        ):
+            velocity.mul_(_MOMENTUM).add_(change)
+            value -= factor * self.lr.view(-1, *[1] * (value.ndim - 1)) * velocity
+
+    def _trust(self, decayed: Tensor) -> Tensor:
+        """LARS: |w| over |gradient| + wd |w|, each head's weight matrix as one layer."""
+        weight = self.weight.flatten(1).norm(dim=1)
+        slope = (decayed - self.decay * self.weight).flatten(1).norm(dim=1)
+        return (_TRUST * weight / (slope + self.decay.flatten() * weight + 1e-8))[:, None, None]
+
+
+def heads_of(recipe: Recipe) -> list[Head]:
+    """Every combination of the recipe's settings."""
+    return [
+        Head(*settings)
+        for settings in itertools.product(
+            recipe.optimizers, recipe.lr, recipe.weight_decay, recipe.layers, recipe.heads
+        )
+    ]
+
+
+@dataclass
+class Trained:
+    """Heads after training."""
+
+    groups: list[_Group] = field(default_factory=list)
+
+    @torch.no_grad()
+    def accuracies(self, features: Tensor, labels: Tensor, block: int = 4096) -> dict[Head, float]:
+        """Percent right of every head; of one that has diverged, 0.
+
+        Args:
+            features: [m, 4 D], or [m, D] where no head reads the last four layers.
+            labels: int64 [m].
+            block: images at a time.
+        """
+        found: dict[Head, float] = {}
+        for group in self.groups:
+            right = torch.zeros(len(group.members), device=group.weight.device)
+            for x, wanted in zip(features.split(block), labels.split(block), strict=True):
+                logits = group.logits(group.input(x.to(right.device), train=False))
+                right += (logits.argmax(dim=2) == wanted.to(right.device)[:, None]).sum(dim=0)
+            finite = torch.isfinite(group.weight).flatten(1).all(dim=1)
+            share = torch.where(finite, 100 * right.double() / len(labels), 0.0).tolist()
+            found |= dict(zip(group.members, share, strict=True))
+        return found
+
+
+@torch.no_grad()
+def train(
+    features: Callable[[int], Tensor],
+    labels: Tensor,
+    width: int,
+    recipe: Recipe,
+    *,
+    device: torch.device | str = "cpu",
+    progress: str | None = None,
+) -> Trained:
+    """Train every head of a recipe at once.
+
+    Args:
+        features: of an epoch, from 0: [n, 4 D] or [n, D]; the same each time where they are cached, others where images
+            are augmented.
+        labels: int64 [n], from 0.
+        width: D, of one layer.
+        recipe: what to try.
+        device: where the heads are trained.
+        progress: label of a bar; None: no bar.
+
+    Raises:
+        ValueError: a recipe that cannot be, or a single class.
+    """
+    recipe.check()
+    n, num_classes = len(labels), int(labels.max()) + 1
+    if len(labels.unique()) < 2:
+        raise ValueError("the training images have a single class: a classifier needs at least two")
+    batch = max(1, min(recipe.batch_size, n // 4))
+    labels = labels.to(device)
+    widths = {"last": width, "last4": 4 * width}
+    groups = [
+        _Group(
+            [head for head in heads_of(recipe) if (head.layers, head.head) == key],
+            widths[key[0]], num_classes, recipe, batch, device,
+        )
+        for key in itertools.product(recipe.layers, recipe.heads)
+    ]  # fmt: skip
+    generator = torch.Generator().manual_seed(recipe.seed)
+    steps = n // batch
+    for epoch in tqdm(range(recipe.epochs), desc=progress, unit="epoch", disable=None if progress else True, leave=False):
+        x = features(epoch).to(device)
+        order = torch.randperm(n, generator=generator).to(device)
+        for step in range(steps):
+            chosen = order[step * batch : (step + 1) * batch]
+            factor = recipe.factor(epoch + step / steps)
+            rows, wanted = x[chosen], labels[chosen]
+            for group in groups:
+                group.step(rows, wanted, factor)
+    return Trained(groups)
+
+
+def best(found: dict[Head, float], optimizer: str) -> Head:
+    """The head of an optimizer with the most right; of equals the first."""
+    return max((head for head in found if head.optimizer == optimizer), key=lambda head: found[head])

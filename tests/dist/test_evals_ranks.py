@@ -1,0 +1,67 @@
+"""Features through the launcher: the same on one rank and on three, no image lost or doubled, one message when one fails."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.dist.pool import free_port
+from tests.test_evals import run_dir, write_images
+
+__all__ = ["run_dir"]  # a fixture
+pytestmark = pytest.mark.dist
+REPOSITORY = Path(__file__).parents[2]
+DEEPSPEED = str(Path(sys.executable).parent / "deepspeed")
+
+
+def evaluate(place: Path, ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`ranks` = 0: python -m; else the deepspeed launcher."""
+    launcher = [DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(free_port()), "--module"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    command = [*(launcher if ranks else [sys.executable, "-m"]), "ijepa_ds.evals", *arguments]
+    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=180)
+
+
+def test_three_ranks_score_what_one_scores(run_dir: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "train", {"ant": 12, "bee": 9, "cow": 10})
+    write_images(tmp_path / "test", {"ant": 1, "bee": 1})  # fewer images than ranks
+    options = ["rank", "--checkpoint", str(run_dir), "--which", "untrained", "--views", "2", "--batch-size", "4"]
+    options += ["--device", "cpu"]
+    results = []
+    for ranks in (0, 3):
+        out = tmp_path / f"out{ranks}"
+        swapped = ["--train", "test", "--test", "train", "--out", str(out)]
+        done = evaluate(tmp_path, ranks, *options, *swapped)
+        assert done.returncode == 0, done.stdout + done.stderr
+        results.append(json.loads((out / "result.json").read_text()))
+    one, three = results
+    assert (one["ranks"], three["ranks"]) == (1, 3)
+    np.testing.assert_allclose(three["details"]["spectrum"], one["details"]["spectrum"], atol=1e-7)
+    assert three["scores"] == pytest.approx(one["scores"], rel=1e-5)
+
+
+def test_features_are_the_same_on_any_number_of_ranks(ranks, run_dir: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "train", {"ant": 12, "bee": 9, "cow": 10})
+    write_images(tmp_path / "test", {"ant": 1})
+    arguments = {"module": "tests.dist.jobs_evals", "folder": str(tmp_path), "checkpoint": str(run_dir)}
+    (alone,) = ranks(1).run("pooled_features", **arguments, batch_size=31)
+    two = ranks(2).run("pooled_features", **arguments, batch_size=4)
+    assert two[1] == {"train": None, "test": None}  # only rank 0 scores
+    for part, rows in (("train", 31), ("test", 1)):
+        assert alone[part].shape == two[0][part].shape == (rows, 32)
+        np.testing.assert_allclose(two[0][part], alone[part], rtol=0, atol=1e-5)
+    assert len(np.unique(alone["train"].round(4), axis=0)) > 20  # lost or doubled images would be seen
+
+
+def test_a_rank_that_cannot_read_stops_all_with_one_message(run_dir: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "train", {"ant": 12, "bee": 12})
+    options = ["knn", "--checkpoint", str(run_dir), "--train", "train", "--test", "gone", "--out", "out", "--device", "cpu"]
+    done = evaluate(tmp_path, 2, *options)
+    assert done.returncode != 0 and done.stderr.count("is not a folder") == 1, done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
+    done = evaluate(tmp_path, 2, "attentive", *options[1:5], "--test", "train", "--out", "out")
+    assert "attentive trains on one process" in done.stderr
