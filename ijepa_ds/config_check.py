@@ -68,6 +68,7 @@ _INSIDE = {
     "model.drop_path": (0.0, 1.0),
     "optimization.betas": (0.0, 1.0),
 }
+_PROBABILITIES = ("data.color_jitter_probability", "data.grayscale", "data.blur")
 _CHOICES = {
     "data.decoder": ("auto", "cpu", "mixed", "mixed_roi"),
     "data.loader": ("auto", "dali", "torchvision"),
@@ -79,6 +80,7 @@ _CHOICES = {
 _PAIRS: dict[str, tuple[float, bool, float]] = {
     "data.crop_scale": (0, False, 1),
     "data.crop_ratio": (0, False, float("inf")),
+    "data.blur_sigma": (0, False, 20),
     "masks.context_scale": (0, False, 1),
     "masks.target_scale": (0, False, 1),
     "masks.target_aspect": (0, False, float("inf")),
@@ -146,6 +148,13 @@ def _single(cfg: Config) -> Iterator[Problem]:
     for key, (low, high) in _INSIDE.items():
         if any(not low <= part < high for part in _parts(flat[key])):
             yield Problem((key,), f"must be at least {low:g} and below {high:g}, got {_shown(flat[key])}")
+    for key in _PROBABILITIES:
+        if not 0 <= flat[key] <= 1:
+            yield Problem((key,), f"is a probability, from 0 to 1, got {flat[key]}")
+    jitter = cfg.data.color_jitter
+    if min(jitter) < 0 or jitter[3] > 0.5:
+        text = f"strengths are at least 0, that of the hue (the last) at most 0.5, got {_shown(jitter)}"
+        yield Problem(("data.color_jitter",), text)
     for key, known in {**_CHOICES, "model.name": tuple(SIZES)}.items():
         if flat[key] not in known:
             text = f"'{flat[key]}' is not known{suggest(flat[key], known)} (one of: {', '.join(known)})"

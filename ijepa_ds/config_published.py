@@ -56,14 +56,13 @@ _SAME: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "optimization.weight_decay": ("optimization.weight_decay", _same),
 }
 _WITHOUT_MEANING = {
-    "data.color_jitter_strength": "colour is never changed here",
     "data.pin_mem": "the loader decides where batches lie",
     "logging.write_tag": "files in run.dir have fixed names",
     "meta.copy_data": "copy the images yourself and point data.source at the copy",
 }
-_REFUSED_IF_TRUE = ("data.use_color_distortion", "data.use_gaussian_blur")
+_COLOUR = ("data.use_color_distortion", "data.use_gaussian_blur", "data.color_jitter_strength")
 _BUILT = ("data.batch_size", "data.image_folder", "data.root_path", "logging.folder", "meta.read_checkpoint")
-_KNOWN = {*_SAME, *_WITHOUT_MEANING, *_REFUSED_IF_TRUE, *_BUILT}
+_KNOWN = {*_SAME, *_WITHOUT_MEANING, *_COLOUR, *_BUILT}
 
 
 def load_any(path: Path, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
@@ -118,11 +117,7 @@ def translate(root: Item, extra: Item, overridden: set[str]) -> tuple[Item, list
             problems.append(
                 f"{root.where}: {key}: missing in this published file; add it, or override {ours}=..."
             )
-    for key in _REFUSED_IF_TRUE:
-        if key in flat and flat[key].value is not False:
-            problems.append(
-                f"{flat[key].where}: {key}: not available here, the published runs do without; set false"
-            )
+    problems += _colour(flat, tree, notes)
     _put(tree, "masks.sampler", "published", root)
     problems += _batch(flat, extra, tree, root.where)
     problems += _folders(flat, tree, overridden, root.where, notes)
@@ -131,6 +126,30 @@ def translate(root: Item, extra: Item, overridden: set[str]) -> tuple[Item, list
         "(1000 unless overridden)"
     )
     return tree, notes, problems
+
+
+def _colour(flat: dict[str, Item], tree: Item, notes: list[str]) -> list[str]:
+    """Their colour distortion: jitter of 80 % of the crops, gray for 20 %; their blur: half of them."""
+    distort, blur, strength = (flat.get(key) for key in _COLOUR)
+    problems = [
+        f"{item.where}: {key}: expected true or false, found {item.value!r}"
+        for key, item in zip(_COLOUR, (distort, blur), strict=False)
+        if item and not isinstance(item.value, bool)
+    ]
+    if strength and (isinstance(strength.value, bool) or not isinstance(strength.value, int | float)):
+        problems.append(f"{strength.where}: {_COLOUR[2]}: expected a number, found {strength.value!r}")
+    if problems:
+        return problems
+    if distort and distort.value:
+        by = float(strength.value) if strength else 1.0
+        jitter = [round(by * part, 9) for part in (0.8, 0.8, 0.8, 0.2)]
+        _put(tree, "data.color_jitter", jitter, distort)
+        _put(tree, "data.grayscale", 0.2, distort)
+    elif strength:
+        notes.append(f"{_COLOUR[2]}: no meaning here (use_color_distortion is off)")
+    if blur and blur.value:
+        _put(tree, "data.blur", 0.5, blur)
+    return []
 
 
 def _flatten(root: Item) -> tuple[dict[str, Item], list[str]]:

@@ -42,6 +42,11 @@ _FREE = {
 # Keys that came after 0.1.0: at these values they change nothing, and stay out of the fingerprint, so that older runs go on.
 _LATER = {
     "model.qkv_bias": None,
+    "data.color_jitter": (0.0, 0.0, 0.0, 0.0),
+    "data.color_jitter_probability": 0.8,
+    "data.grayscale": 0.0,
+    "data.blur": 0.0,
+    "data.blur_sigma": (0.1, 2.0),
     "model.qk_norm": None,
     "model.parallel": None,
     "model.swiglu": False,

@@ -48,6 +48,11 @@ class DataConfig:
     crop_scale: tuple[float, float] = (0.3, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     horizontal_flip: bool = False
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue
+    color_jitter_probability: float = 0.8
+    grayscale: float = 0.0  # probability
+    blur: float = 0.0  # probability
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
     loader: str = "auto"  # auto | dali | torchvision
     decoder: str = "auto"  # auto | cpu | mixed (JPEG decoding on the GPU) | mixed_roi (of the window only)
     threads: int = 1  # decoding threads a rank

@@ -19,6 +19,7 @@ STREAM_FLIP = 2  # index: global sample number
 STREAM_MASK_SIZE = 3  # index: step
 STREAM_MASK = 4  # index: global sample number
 STREAM_ORDER = 5  # index: position in the epoch; the caller folds the epoch into the seed
+STREAM_AUGMENT = 8  # index: global sample number; colour and blur
 STREAM_DROP = 7  # index: a hash of a context's patches, itself a function of the global sample number
 STREAM_MASK_KEEP = 6  # index: global sample number; which available patches stay in the context
 

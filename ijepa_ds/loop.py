@@ -17,11 +17,11 @@ from ijepa_ds.agreement import Agreement, agree
 from ijepa_ds.bad_samples import BadSamples, found_before
 from ijepa_ds.checkpoint_reader import CheckpointError, CheckpointReader
 from ijepa_ds.config import BatchPlan, Config
+from ijepa_ds.data.augment import network_input
 from ijepa_ds.data.index import ImageIndex, changes, describe
 from ijepa_ds.data.loader import ImageBatches
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import is_index, open_index, open_source
-from ijepa_ds.data.transforms import normalize
 from ijepa_ds.engine import Engine, barrier, gather_objects, initialise_distributed
 from ijepa_ds.masks import build_sampler
 from ijepa_ds.reporter import Reporter
@@ -134,8 +134,9 @@ def train(state: State, stop: StopRequests) -> None:
             for micro in range(plan.accumulation):
                 pixels = next(batches)  # uint8 [B, S, S, 3]
                 mark("data_wait")
-                images = normalize(pixels, cfg.data.mean, cfg.data.std, engine.compute_dtype)
                 position = (micro * plan.world_size + rank) * plan.micro_batch
+                first = step * plan.batch_size + position  # global sample number
+                images = network_input(pixels, first, cfg.data, cfg.run.seed, engine.compute_dtype)
                 masks = sampler.sample(step, position, plan.micro_batch, engine.device)
                 mark("masks")
                 with reporter.watching(step, micro):

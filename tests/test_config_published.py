@@ -129,6 +129,17 @@ def test_places_and_notes(tmp_path: Path) -> None:
         assert word in said
 
 
+def test_colour_and_blur_are_translated(tmp_path: Path) -> None:
+    path = experiment(
+        tmp_path, data__use_color_distortion=True, data__color_jitter_strength=0.5, data__use_gaussian_blur=True
+    )
+    data = load_any(path, ["published.num_gpus=2"])[0].data
+    assert data.color_jitter == (0.4, 0.4, 0.4, 0.1) and data.color_jitter_probability == 0.8
+    assert (data.grayscale, data.blur, data.blur_sigma) == (0.2, 0.5, (0.1, 2.0))
+    off = load_any(experiment(tmp_path), ["published.num_gpus=2"])[0].data
+    assert off.color_jitter == (0, 0, 0, 0) and (off.grayscale, off.blur) == (0, 0)
+
+
 def test_source_override_replaces_their_folders(tmp_path: Path) -> None:
     path = experiment(tmp_path, data__root_path=..., data__image_folder=...)
     cfg, _ = load_any(path, ["published.num_gpus=2", "data.source=/mine"])
@@ -150,7 +161,7 @@ def test_the_number_of_gpus_must_be_said(tmp_path: Path) -> None:
 def test_everything_wrong_at_once(tmp_path: Path) -> None:
     path = experiment(
         tmp_path,
-        data__use_gaussian_blur=True,
+        data__use_gaussian_blur="yes please",
         data__crop_sise=224,
         mask__min_keep="ten",
         meta__model_name="vit_hug",
@@ -160,7 +171,7 @@ def test_everything_wrong_at_once(tmp_path: Path) -> None:
     lines = refused(path, "published.num_gpus=16", "optimization.lrr=1")
     for start, rest in (
         ("crop_sise", "data.crop_sise: unknown key of the published format; did you mean 'data.crop_size'?"),
-        ("use_gaussian_blur", "data.use_gaussian_blur: not available here"),
+        ("use_gaussian_blur", "data.use_gaussian_blur: expected true or false, found 'yes please'"),
         ("min_keep", "masks.min_keep: expected a whole number, found 'ten' (text)"),
         ("model_name", "model.name: 'hug' is not known; did you mean 'huge'?"),
         ("read_checkpoint", "meta.read_checkpoint: the optimiser's state of a published checkpoint"),

@@ -74,7 +74,7 @@ def other(value: object) -> object:
     if isinstance(value, bool):
         return not value
     if isinstance(value, tuple):
-        return tuple(part / 2 for part in value)
+        return tuple((part or 1) / 2 for part in value)
     return value + "x" if isinstance(value, str) else (value or 0) + 1  # type: ignore[operator]
 
 

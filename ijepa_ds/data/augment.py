@@ -1,0 +1,175 @@
+"""Colour jitter, grayscale and blur with torchvision's meaning: in batch, on the training device.
+
+All chance is a function of (seed, global sample number), and no operation mixes images of a batch: which others an image
+is batched with, and where, changes nothing. The host never waits for the device.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ijepa_ds.config import DataConfig
+from ijepa_ds.counter import STREAM_AUGMENT, uniform
+from ijepa_ds.data.transforms import normalize
+
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
+_GRAY = (0.2989, 0.587, 0.114)  # torchvision's
+_ORDERS = tuple(itertools.permutations(range(4)))
+# Draws of a sample: jitter at all, four strengths, their order, grayscale, blur at all, its sigma.
+_JITTER, _FACTORS, _ORDER, _GRAYSCALE, _BLUR, _SIGMA, _DRAWS = 0, slice(1, 5), 5, 6, 7, 8, 9
+
+
+def network_input(pixels: Tensor, first: int, cfg: DataConfig, seed: int, dtype: torch.dtype) -> Tensor:
+    """Turn a training batch into what the encoder takes, augmented where the configuration says so.
+
+    Args:
+        pixels: uint8 [B, S, S, 3].
+        first: Global sample number of the first image; the others follow.
+        cfg: Augmentations, mean and std.
+        seed: The run's.
+        dtype: Of the result.
+
+    Returns:
+        [B, 3, S, S], contiguous, on the device of `pixels`.
+    """
+    if not augments(cfg):
+        return normalize(pixels, cfg.mean, cfg.std, dtype)
+    numbers = torch.arange(first, first + len(pixels), device=pixels.device)
+    images = augment(normalize(pixels, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), torch.float32), numbers, cfg, seed)
+    mean, std = _rows(tuple(cfg.mean), tuple(cfg.std), device=images.device)
+    return images.sub_(mean[:, None, None]).div_(std[:, None, None]).to(dtype)
+
+
+def augments(cfg: DataConfig) -> bool:
+    """Whether any augmentation beyond crop and flip is on."""
+    return any(cfg.color_jitter) or cfg.grayscale > 0 or cfg.blur > 0
+
+
+def augment(images: Tensor, numbers: Tensor, cfg: DataConfig, seed: int) -> Tensor:
+    """Jitter, then grayscale, then blur, each with its probability.
+
+    Args:
+        images: float32 [B, 3, S, S] in 0 .. 1.
+        numbers: int64 [B], global sample numbers, on the same device.
+        cfg: Strengths and probabilities.
+        seed: The run's.
+
+    Returns:
+        float32 [B, 3, S, S] in 0 .. 1, contiguous.
+    """
+    drawn = uniform(seed, STREAM_AUGMENT, numbers, _DRAWS).float()  # [B, draws]
+    if any(cfg.color_jitter):
+        jittered = color_jitter(images, drawn[:, _FACTORS], drawn[:, _ORDER], cfg.color_jitter)
+        images = _where(drawn[:, _JITTER] < cfg.color_jitter_probability, jittered, images)
+    if cfg.grayscale:
+        images = _where(drawn[:, _GRAYSCALE] < cfg.grayscale, grayscale(images).expand_as(images), images)
+    if cfg.blur:
+        low, high = cfg.blur_sigma
+        blurred = gaussian_blur(images, low + (high - low) * drawn[:, _SIGMA], high)
+        images = _where(drawn[:, _BLUR] < cfg.blur, blurred, images)
+    return images.contiguous()
+
+
+def color_jitter(images: Tensor, factors: Tensor, order: Tensor, strengths: tuple[float, float, float, float]) -> Tensor:
+    """Change brightness, contrast, saturation and hue, each image in an order of its own.
+
+    Args:
+        images: float32 [B, 3, S, S] in 0 .. 1.
+        factors: [B, 4] in 0 .. 1: where in the range of its strength each change lies.
+        order: [B] in 0 .. 1, which of the 24 orders.
+        strengths: As torchvision's ColorJitter: factors from max(0, 1 - s) to 1 + s; hue from -s to s of a turn.
+
+    Returns:
+        float32 [B, 3, S, S].
+    """
+    bounds = [(max(0.0, 1 - s), 1 + s) for s in strengths[:3]] + [(-strengths[_HUE], strengths[_HUE])]
+    low, high = _rows(*zip(*bounds, strict=True), device=images.device)
+    factors = low + (high - low) * factors
+    turns = (_rows(*_ORDERS, device=images.device).long()[(order * len(_ORDERS)).long()]).unbind(dim=1)  # 4 of [B]
+    for turn in turns:
+        changed = _blended(images, turn, factors)
+        if strengths[_HUE]:
+            changed = _where(turn == _HUE, adjust_hue(images, factors[:, _HUE]), changed)
+        images = changed
+    return images
+
+
+def _blended(images: Tensor, turn: Tensor, factors: Tensor) -> Tensor:
+    """Mix each image with black, its mean gray or its own gray, whichever its turn is; hue: unchanged."""
+    gray = grayscale(images)
+    other = _where(turn == _CONTRAST, gray.mean(dim=(1, 2, 3), keepdim=True).expand_as(gray), gray)
+    other = _where(turn == _BRIGHTNESS, torch.zeros_like(gray), other)
+    factor = factors.gather(1, turn[:, None]).squeeze(1)
+    factor = torch.where(turn == _HUE, torch.ones_like(factor), factor)[:, None, None, None]
+    return (factor * images + (1 - factor) * other).clamp_(0, 1)
+
+
+def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Turn the hue.
+
+    Args:
+        images: float32 [B, 3, S, S] in 0 .. 1.
+        turns: [B], share of a whole turn.
+
+    Returns:
+        float32 [B, 3, S, S].
+    """
+    value, which = images.max(dim=1)
+    spread = value - images.min(dim=1).values
+    safe = spread.clamp(min=torch.finfo(torch.float32).tiny)
+    red, green, blue = images.unbind(dim=1)
+    of_green_or_blue = torch.where(which == 1, (blue - red) / safe + 2, (red - green) / safe + 4)
+    hue = torch.where(which == 0, (green - blue) / safe, of_green_or_blue)
+    hue = (hue / 6 + turns[:, None, None]) * 6
+    channels = []
+    for offset in (5.0, 3.0, 1.0):  # the standard formula of HSV to RGB, without cases
+        place = (offset + hue) % 6
+        channels.append(value - spread * torch.minimum(place, 4 - place).clamp(0, 1))
+    return torch.stack(channels, dim=1)
+
+
+def grayscale(images: Tensor) -> Tensor:
+    """Brightness of each pixel, [B, 3, S, S] -> [B, 1, S, S]."""
+    red, green, blue = images.split(1, dim=1)
+    return _GRAY[0] * red + _GRAY[1] * green + _GRAY[2] * blue
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
+    """Blur each image by its own sigma, edges reflected.
+
+    Sums of shifted images, not a convolution: its result for an image could depend on how many there are.
+
+    Args:
+        images: float32 [B, 3, S, S].
+        sigma: [B], pixels.
+        largest: No sigma is larger; the kernel reaches three of it, or as far as the image does.
+
+    Returns:
+        float32 [B, 3, S, S].
+    """
+    reach = min(math.ceil(3 * largest), images.shape[-1] - 1)
+    steps = torch.arange(-reach, reach + 1, device=images.device, dtype=torch.float32)
+    weights = torch.exp(-0.5 * (steps / sigma[:, None]) ** 2)
+    weights = weights / weights.sum(dim=1, keepdim=True)  # [B, taps]
+    for dim, pad in ((2, (0, 0, reach, reach)), (3, (reach, reach, 0, 0))):
+        padded, size = functional.pad(images, pad, mode="reflect"), images.shape[dim]
+        images = torch.zeros_like(images)
+        for tap in range(2 * reach + 1):
+            images.addcmul_(padded.narrow(dim, tap, size), weights[:, tap, None, None, None])
+    return images
+
+
+def _where(chosen: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """Choose by image: chosen bool [B]."""
+    return torch.where(chosen[:, None, None, None], yes, no)
+
+
+@lru_cache(maxsize=16)  # a copy to the GPU waits for it: once, not every step
+def _rows(*rows: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float32).to(device)
