@@ -57,9 +57,19 @@ VERBS = {
         "list, verify or prune a run's checkpoints",
         "ijepa-ds checkpoint verify runs/x",
     ),
+    "decoder train": (
+        "ijepa_ds.decoder.train",
+        "train a diffusion model that draws what a representation tells",
+        "ijepa-ds decoder train --checkpoint runs/x --data data/train --out runs/x/decoder",
+    ),
+    "decoder evaluate": (
+        "ijepa_ds.decoder.measure",
+        "compare what it draws from true and from shuffled representations",
+        "ijepa-ds decoder evaluate --decoder runs/x/decoder --images data/test --out runs/x/decoder/eval",
+    ),
     "visualize": (
         "ijepa_ds.visualize.command",
-        "look at a model: masks, pca, similarity, attention, predict",
+        "look at a model: masks, pca, similarity, attention, predict, decode",
         "ijepa-ds visualize pca --checkpoint runs/x --images data/test --out pictures",
     ),
     "report": (

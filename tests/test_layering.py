@@ -18,6 +18,7 @@ ROWS = (
     ("vit", "data", "metrics", "attention", "health", "dashboard", "checkpoint_files"),
     ("ijepa", "run_dir"),
     ("weights",),
+    ("decoder",),
     ("visualize",),
     ("evals", "plan", "checkpoints"),
     # From here on with DeepSpeed: nothing above this line may need it.
@@ -41,6 +42,7 @@ LATE |= {(PACKAGE, "weights")}  # `ijepa_ds.load_encoder`, looked up when first 
 ONLY_IN = {
     "deepspeed": {"engine", "ema", "zero_layout", "checkpoint"},
     "nvidia": {"data"},
+    "diffusers": {"decoder"},
 }
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 
+from ijepa_ds.visualize import decode as decoding
 from ijepa_ds.visualize import kinds, looking
 from ijepa_ds.visualize.gallery import write_index
 from ijepa_ds.visualize.kinds import Look, Page
 
 logger = logging.getLogger(__name__)
+_DECODE = "samples of what the predictor puts in a block, by a trained decoder"
 _ENCODER = ("pca", "similarity", "attention")  # kinds that look at one encoder
 
 
@@ -71,7 +73,7 @@ KINDS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The kinds, each with its options."""
-    below = parser.add_subparsers(dest="kind", required=True, metavar="{" + ",".join(KINDS) + "}")
+    below = parser.add_subparsers(dest="kind", required=True, metavar="{" + ",".join([*KINDS, "decode"]) + "}")
     for name, kind in KINDS.items():
         sub = below.add_parser(name, help=kind.help, description=kind.help)
         looking.add_arguments(sub)
@@ -79,10 +81,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             text = "encoder: target (the EMA; default), context, or untrained (start values)"
             sub.add_argument("--which", choices=("target", "context", "untrained"), help=text)
         kind.options(sub)
+    decode = below.add_parser("decode", help=_DECODE, description=_DECODE)
+    decoding.add_arguments(decode)
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw one kind; 0."""
+    if args.kind == "decode":
+        return decoding.run(args)
     source, size = looking.open_checked(args)
     pictures = looking.read_pictures(args.images, args.num, size)
     device = looking.device_of(args.device)

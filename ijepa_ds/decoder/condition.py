@@ -1,0 +1,101 @@
+"""What a decoder is told: one average-pooled representation of an image, and where it is from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ijepa_ds.ijepa import IJEPA
+from ijepa_ds.masks import Masks
+from ijepa_ds.weights import Source, fill_all, fill_predictor, masks_for
+
+VARIANTS = ("image", "block")
+PLACE = 4  # numbers that say where: top, left, height, width, as shares of the image
+
+
+@dataclass(frozen=True)
+class Told:
+    """Conditions of B images.
+
+    Attributes:
+        vectors: float32 [B, D + 4].
+        masks: of these images, for the variant `block`; its first context is seen and its first target block is told.
+        boxes: float32 [B, 4]: top, left, height, width of what is told, as shares of the image.
+    """
+
+    vectors: Tensor
+    masks: Masks | None
+    boxes: Tensor
+
+
+class Conditioner:
+    """Frozen networks of a run, and how their output becomes a condition."""
+
+    def __init__(self, source: Source, variant: str, device: torch.device, predictor: str = "trained") -> None:
+        """Fill the networks.
+
+        Args:
+            source: opened weights with all three networks.
+            variant: `image`: the target encoder's output, pooled over the image (layer-normed patch by patch, as in training);
+                `block`: the predictor's output for one target block, pooled over the block.
+            device: where they run.
+            predictor: trained, or untrained for its start values.
+        """
+        self.source, self.variant, self.device = source, variant, device
+        self.model: IJEPA = fill_all(source)
+        if predictor == "untrained":
+            self.model.predictor = fill_predictor(source, trained=False)
+        self.model = self.model.to(device)
+
+    @property
+    def width(self) -> int:
+        """Numbers in a condition."""
+        return self.source.size.width + PLACE
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled target representations of whole images: `[B, 3, S, S]`, normalised, to `[B, D]`."""
+        whole = self.model.target_encoder(images).float()
+        return F.layer_norm(whole, whole.shape[-1:]).mean(dim=1)
+
+    @torch.no_grad()
+    def tell(self, images: Tensor, seed: int, oracle: bool = False) -> Told:
+        """Conditions of images.
+
+        Args:
+            images: `[B, 3, S, S]`, normalised.
+            seed: of the masks, for the variant `block`.
+            oracle: for `block`: the target encoder's representation of the block instead of the predictor's.
+        """
+        count = len(images)
+        if self.variant == "image":
+            boxes = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(count, -1).to(self.device)
+            return Told(torch.cat([self.features(images), boxes], dim=1), None, boxes)
+        drawn = masks_for(self.source, self.source.grid, count, seed)
+        masks = Masks(drawn.context[:, :1].to(self.device), drawn.targets[:, :1].to(self.device))
+        if oracle:
+            pooled = self.model.targets(images, masks)[:, 0].mean(dim=1)
+        else:
+            seen = self.model.encoder(images, masks.context)
+            pooled = self.model.predictor(seen, masks.context, masks.targets)[:, 0, 0].float().mean(dim=1)
+        boxes = _boxes(masks.targets[:, 0], self.source.grid)
+        return Told(torch.cat([pooled, boxes], dim=1), masks, boxes)
+
+
+def _boxes(block: Tensor, grid: int) -> Tensor:
+    """Patch numbers of rectangles [B, Kt] as (top, left, height, width) in shares of the image [B, 4]."""
+    first, last = block.amin(dim=1), block.amax(dim=1)
+    top, left = first // grid, first % grid
+    return torch.stack([top, left, last // grid - top + 1, last % grid - left + 1], dim=1).float() / grid
+
+
+def context_only(pixels: Tensor, masks: Masks, grid: int) -> Tensor:
+    """Images with all but the first context's patches grey: uint8 [B, S, S, 3]."""
+    seen = torch.zeros(len(pixels), grid * grid, 1)
+    seen.scatter_(1, masks.context[:, 0, :, None].cpu(), 1.0)
+    side = pixels.shape[1]
+    shown = F.interpolate(seen.reshape(-1, 1, grid, grid), size=(side, side), mode="nearest")[:, 0, :, :, None]
+    return torch.where(shown > 0, pixels, torch.full_like(pixels, 128))

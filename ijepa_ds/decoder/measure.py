@@ -1,0 +1,142 @@
+"""`ijepa-ds decoder evaluate`: how much of an image its representation tells, against another image's representation."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ijepa_ds.data.transforms import load_eval_images
+from ijepa_ds.decoder import network
+from ijepa_ds.decoder.condition import PLACE, Conditioner
+from ijepa_ds.decoder.pictures import decoder_pixels, encoder_input, images_of
+from ijepa_ds.decoder.train import device_of
+from ijepa_ds.weights import open_source
+
+logger = logging.getLogger(__name__)
+_DISTANCES = ("pixels", "features")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `ijepa-ds decoder evaluate`."""
+    parser.add_argument("--decoder", required=True, type=Path, help="folder of `ijepa-ds decoder train --out`")
+    parser.add_argument("--checkpoint", type=Path, help="default: the one it was trained for")
+    parser.add_argument("--images", required=True, help="held-out images: a folder, list, tars or index")
+    parser.add_argument("--num", type=int, default=500, help="images (500)")
+    parser.add_argument("--sampler-steps", type=int, default=50, help="of DDIM (50)")
+    parser.add_argument("--batch-size", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--out", required=True, type=Path, help="folder for result.json")
+
+
+def open_decoder(folder: Path, checkpoint: Path | None, device: torch.device, predictor: str = "trained") -> Any:
+    """A decoder, its conditioner and its facts.
+
+    Raises:
+        ValueError: there is none, or the weights are not the kind it was trained for.
+    """
+    decoder, facts = network.load(folder)
+    source = open_source(checkpoint or facts["checkpoint"])
+    conditioner = Conditioner(source, facts["condition"], device, predictor)
+    if conditioner.width != decoder.width:
+        raise ValueError(
+            f"{source.path}: representations of {conditioner.width - PLACE} numbers, the decoder {folder} takes "
+            f"{decoder.width - PLACE}; give the --checkpoint it was trained for"
+        )
+    return decoder.to(device), conditioner, facts
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw every image from its own condition and from another's; 0."""
+    if args.num < 2 or args.batch_size < 1 or args.sampler_steps < 1:
+        raise ValueError("expected --num of at least 2, --batch-size and --sampler-steps of at least 1")
+    device = device_of(args.device)
+    decoder, conditioner, facts = open_decoder(args.decoder, args.checkpoint, device)
+    found = images_of(args.images, "--images")
+    chosen = np.unique(np.linspace(0, len(found) - 1, min(args.num, len(found))).round().astype(int))
+    if len(chosen) < 2:
+        raise ValueError(f"--images: {args.images} has {len(chosen)} image; at least 2 are compared")
+    source = conditioner.source
+    size = max(source.grid * source.patch_size, decoder.shape.image_size)
+    pixels = torch.from_numpy(load_eval_images([found[int(i)] for i in chosen], size, threads=2))
+    conditions = {"true": _tell(conditioner, pixels, args)}
+    other = np.random.default_rng(args.seed).permutation(len(chosen))
+    other = other[(np.argsort(other) + 1) % len(other)]  # each image has another's: one cycle through all
+    conditions["shuffled"] = conditions["true"][torch.from_numpy(other)]
+    if facts["condition"] == "block":  # another image's content, this image's place
+        conditions["shuffled"] = torch.cat([conditions["shuffled"][:, :-PLACE], conditions["true"][:, -PLACE:]], dim=1)
+        _, untrained, _ = open_decoder(args.decoder, args.checkpoint, device, "untrained")
+        conditions["untrained predictor"] = _tell(untrained, pixels, args)
+    distances = {name: _distances(decoder, conditioner, pixels, told, args, name) for name, told in conditions.items()}
+    result = {
+        "images": len(chosen),
+        "mean": {name: {k: float(v.mean()) for k, v in found.items()} for name, found in distances.items()},
+        "differences": {
+            f"{name} - true": {kind: _interval(found[kind] - distances["true"][kind], args.seed) for kind in _DISTANCES}
+            for name, found in distances.items()
+            if name != "true"
+        },
+        "decoder": facts,
+        "sampler_steps": args.sampler_steps,
+        "seed": args.seed,
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    aside = args.out / ".result.json.partial"
+    aside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    aside.replace(args.out / "result.json")
+    for name, kinds in result["differences"].items():
+        for kind, value in kinds.items():
+            low, high = value["interval_95"]
+            logger.info("%s, distance in %s: %.4f (95 %% interval %.4f to %.4f)", name, kind, value["mean"], low, high)
+    return 0
+
+
+def _tell(conditioner: Conditioner, pixels: Tensor, args: argparse.Namespace) -> Tensor:
+    """Conditions of all images [n, width]; masks depend on seed and batch alone."""
+    parts = []
+    for number, start in enumerate(range(0, len(pixels), args.batch_size)):
+        batch = encoder_input(pixels[start : start + args.batch_size].to(conditioner.device), conditioner.source)
+        parts.append(conditioner.tell(batch, args.seed * 1_000_003 + number).vectors)
+    return torch.cat(parts).cpu()
+
+
+def _distances(
+    decoder: network.Decoder, conditioner: Conditioner, pixels: Tensor, told: Tensor, args: argparse.Namespace, name: str
+) -> dict[str, np.ndarray]:
+    """Of every drawn image to the real one; the noise of an image is the same for all conditions."""
+    found: dict[str, list[Tensor]] = {kind: [] for kind in _DISTANCES}
+    for start in tqdm(range(0, len(pixels), args.batch_size), desc=name, unit="batch", mininterval=5):
+        part = slice(start, start + args.batch_size)
+        conditions = told[part].to(conditioner.device)
+        seeds = [args.seed * 1_000_003 + start + i for i in range(len(conditions))]
+        drawn = network.sample(decoder, conditions, seeds, args.sampler_steps)
+        real = decoder_pixels(pixels[part], decoder.shape.image_size)
+        apart = (drawn.float() - real.float()).square().flatten(1).mean(dim=1).sqrt() / 255
+        one, two = (
+            conditioner.features(encoder_input(x.to(conditioner.device), conditioner.source)).cpu() for x in (drawn, real)
+        )
+        found["pixels"].append(apart)
+        found["features"].append(1 - F.cosine_similarity(one, two, dim=1))
+    return {kind: torch.cat(values).double().numpy() for kind, values in found.items()}
+
+
+def _interval(differences: np.ndarray, seed: int) -> dict[str, float | Sequence[float]]:
+    """Mean of paired differences and its 95 % bootstrap interval; above 0: worse than from the true condition."""
+    mean = float(differences.mean())
+    if np.ptp(differences) == 0:
+        return {"mean": mean, "interval_95": [mean, mean]}
+    from scipy.stats import bootstrap  # of the extra `decoder`
+
+    rng = np.random.default_rng(seed)
+    found = bootstrap((differences,), np.mean, n_resamples=10_000, rng=rng, method="percentile", batch=500)
+    return {"mean": mean, "interval_95": [float(found.confidence_interval.low), float(found.confidence_interval.high)]}

@@ -1,0 +1,94 @@
+"""`ijepa-ds visualize decode`: samples of what the predictor puts in a block, beside the image and its context."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ijepa_ds.decoder import network
+from ijepa_ds.decoder.condition import context_only
+from ijepa_ds.decoder.measure import open_decoder
+from ijepa_ds.decoder.pictures import decoder_pixels, encoder_input
+from ijepa_ds.visualize.gallery import Shown, write_index
+from ijepa_ds.visualize.heat import Panel, draw_row
+from ijepa_ds.visualize.looking import device_of, read_pictures
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `ijepa-ds visualize decode`."""
+    parser.add_argument("--decoder", required=True, type=Path, help="folder of `ijepa-ds decoder train --out`")
+    parser.add_argument("--checkpoint", type=Path, help="default: the one it was trained for")
+    parser.add_argument("--images", required=True, type=Path, nargs="+", help="a folder, list, tars or index; or image files")
+    parser.add_argument("--num", type=int, default=8, help="images taken from a source, evenly spaced (8)")
+    parser.add_argument("--samples", type=int, default=4, help="drawn for each image (4)")
+    parser.add_argument("--sampler-steps", type=int, default=50, help="of DDIM (50)")
+    parser.add_argument("--seed", type=int, default=0, help="of masks and samples (0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the PNGs and index.html")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw; 0."""
+    if args.num < 1 or args.samples < 2 or args.sampler_steps < 1:
+        raise ValueError("expected --num and --sampler-steps of at least 1, --samples of at least 2 (their spread is shown)")
+    device = device_of(args.device)
+    decoder, conditioner, facts = open_decoder(args.decoder, args.checkpoint, device)
+    source = conditioner.source
+    size, side = source.grid * source.patch_size, decoder.shape.image_size
+    pictures = read_pictures(args.images, args.num, max(size, side))
+    pixels = torch.from_numpy(pictures.pixels)
+    with torch.no_grad():
+        told = conditioner.tell(encoder_input(pixels.to(device), source), args.seed)
+    real = decoder_pixels(pixels, side)
+    seen = None if told.masks is None else context_only(real, told.masks, source.grid)
+    shown, limit = [], 0.0
+    drawn = []
+    for i in range(len(pixels)):
+        conditions = told.vectors[i : i + 1].expand(args.samples, -1)
+        seeds = [args.seed * 1_000_003 + k for k in range(args.samples)]
+        drawn.append(network.sample(decoder, conditions, seeds, args.sampler_steps).numpy())
+        limit = max(limit, float(_spread(drawn[-1]).max()))
+    for i, name in enumerate(pictures.names):
+        top, left, height, width = (float(x) * side for x in told.boxes[i])
+        marks = () if told.masks is None else ((round(top), round(left), round(height), round(width)),)
+        panels = [Panel(name[:28], real[i].numpy(), marks=marks)]
+        if seen is not None:
+            panels.append(Panel("context only", seen[i].numpy(), marks=marks))
+        panels += [Panel(f"sample {k + 1}", one, marks=marks) for k, one in enumerate(drawn[i])]
+        panels.append(Panel("spread", None, _spread(drawn[i]), (0.0, limit), marks))
+        file = f"{i:03d}.png"
+        draw_row(args.out / file, panels, "deviation across samples", columns=len(panels))
+        shown.append(Shown(file, name, f"mean deviation across samples {_spread(drawn[i]).mean():.3f}"))
+    write_index(args.out, "What the representation tells", _words(facts["condition"]), shown, _facts(args, source, facts))
+    return 0
+
+
+def _spread(samples: np.ndarray) -> np.ndarray:
+    """Standard deviation across samples, of pixels in 0 .. 1: uint8 [K, S, S, 3] to float64 [S, S]."""
+    return (samples.astype(np.float64) / 255).std(axis=0).mean(axis=-1)
+
+
+def _words(condition: str) -> str:
+    what = (
+        "the predictor's average-pooled output for the outlined block, told from the context"
+        if condition == "block"
+        else "the target encoder's average-pooled output for the whole image"
+    )
+    return (
+        f"Each sample is drawn by a diffusion model that is told {what}, and nothing else. What samples share is in the "
+        "representation; what differs (bright in the last column) is not, or the decoder has not learnt to read it."
+    )
+
+
+def _facts(args: argparse.Namespace, source: object, facts: dict) -> dict[str, object]:
+    return {
+        "decoder": args.decoder,
+        "steps of the decoder": facts["step"],
+        "condition": facts["condition"],
+        "weights": getattr(source, "path", ""),
+        "seed": args.seed,
+        "DDIM steps": args.sampler_steps,
+    }
