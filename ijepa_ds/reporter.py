@@ -23,6 +23,7 @@ from ijepa_ds.health import Health
 from ijepa_ds.ijepa import Output
 from ijepa_ds.masks import Masks
 from ijepa_ds.metrics import Clock, Log, effective_rank, feature_std, peak_memory_gib
+from ijepa_ds.mfu import measured_peak, training_flops
 from ijepa_ds.schedules import Schedule
 from ijepa_ds.visualize.masks import draw_batch
 
@@ -46,6 +47,7 @@ class Reporter:
         self._log.text("config", config.to_text(cfg))
         self._log.layout(LAYOUT)
         self._health = Health(Path(cfg.run.dir), schedule.warmup_steps) if rank == 0 else None
+        self._peak = measured_peak(engine.device, engine.compute_dtype) if rank == 0 else 0.0
         self._alarms = 0
         self._entropy: EntropyProbe | None = None
         self._loss = torch.zeros(2, device=engine.device)  # sum and number of finite losses since the last point
@@ -115,6 +117,7 @@ class Reporter:
                 "gradient/norm": self.engine.gradient_norm(),
                 "speed/images_per_second": images / spent,
                 "speed/seconds_per_step": spent / self._steps,
+                "speed/mfu": self._utilisation(images / spent, masks),
                 "tokens/context": masks.context.shape[-1],
                 "tokens/target": masks.targets.shape[-1],
                 "optimizer/skipped_steps": self._skipped,
@@ -131,6 +134,13 @@ class Reporter:
         self.last_loss = loss
         self._loss = torch.zeros_like(self._loss)
         self._steps, self._since = 0, now
+
+    def _utilisation(self, rate: float, masks: Masks) -> float:
+        """MFU at `rate` images a second, for the lengths of the last step's masks."""
+        if self.rank != 0:
+            return 0.0  # only rank 0 writes
+        flops = training_flops(self.cfg, masks.context.shape[-1], masks.targets.shape[-1])
+        return rate * flops / (self._peak * torch.distributed.get_world_size())
 
     def _warn_of_stalls(self, share: float) -> None:
         if share > STALL and self.rank == 0 and not self._warned and self._settled:

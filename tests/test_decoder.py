@@ -47,6 +47,7 @@ def trained(place: Path) -> dict[str, Path]:
     return folders
 
 
+@pytest.mark.slow
 def test_it_learns(trained: dict[str, Path]) -> None:
     steps, losses = read_scalars(trained["image"])["decoder/loss"]
     assert steps.tolist() == [20, 40, 60, 80, 100, 120] and losses[-2:].mean() < 0.7 * losses[0]
@@ -54,6 +55,7 @@ def test_it_learns(trained: dict[str, Path]) -> None:
     assert shown is not None and shown[0] == 120 and shown[1].shape == (32, 64, 3)
 
 
+@pytest.mark.slow
 def test_true_conditions_draw_better_than_shuffled_ones(trained: dict[str, Path], place: Path, tmp_path: Path) -> None:
     fixed = ["--decoder", str(trained["image"]), "--images", str(place / "images"), "--out", str(tmp_path), "--device", "cpu"]
     assert cli.main(["decoder", "evaluate", *fixed, "--sampler-steps", "12"]) == 0
@@ -63,6 +65,7 @@ def test_true_conditions_draw_better_than_shuffled_ones(trained: dict[str, Path]
     assert 0 < low < high  # plain colours: even so few steps read them
 
 
+@pytest.mark.slow
 def test_the_predictor_is_compared_with_an_untrained_one(trained: dict[str, Path], place: Path, tmp_path: Path) -> None:
     fixed = ["--decoder", str(trained["block"]), "--images", str(place / "images"), "--out", str(tmp_path), "--device", "cpu"]
     assert cli.main(["decoder", "evaluate", *fixed, "--num", "4", "--sampler-steps", "2", "--batch-size", "3"]) == 0
@@ -71,6 +74,7 @@ def test_the_predictor_is_compared_with_an_untrained_one(trained: dict[str, Path
     assert set(result["mean"]["true"]) == {"pixels", "features"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["image", "block"])
 def test_decode_draws_a_page(variant: str, trained: dict[str, Path], place: Path, tmp_path: Path) -> None:
     fixed = ["--decoder", str(trained[variant]), "--images", str(place / "images"), "--out", str(tmp_path), "--device", "cpu"]
@@ -79,6 +83,7 @@ def test_decode_draws_a_page(variant: str, trained: dict[str, Path], place: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*named, "index.html"]) and len(named) == 2
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_continues_exactly(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert train(place, whole, "--steps", 7, "--save-every", 3) == 0
@@ -100,6 +105,7 @@ def test_an_interrupted_training_continues_exactly(place: Path, tmp_path: Path, 
     assert not list(cut.glob(".*"))
 
 
+@pytest.mark.slow
 def test_another_training_is_not_overwritten(trained: dict[str, Path], place: Path, capsys: pytest.CaptureFixture) -> None:
     assert train(place, trained["block"], "--condition", "image", "--steps", 6) == 2
     assert "another training (other condition)" in capsys.readouterr().err
@@ -118,6 +124,7 @@ def test_impossible_wishes(more: tuple, message: str, place: Path, tmp_path: Pat
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_decoder_is_named(trained: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="train one with"):
         network.load(tmp_path)

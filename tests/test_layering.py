@@ -15,7 +15,7 @@ ROWS = (
     ("config", "stop"),
     ("counter", "schedules", "cpu"),
     ("masks",),
-    ("vit", "data", "metrics", "attention", "health", "dashboard", "checkpoint_files"),
+    ("vit", "data", "metrics", "attention", "health", "dashboard", "mfu", "checkpoint_files"),
     ("ijepa", "run_dir"),
     ("weights",),
     ("decoder",),

@@ -56,6 +56,7 @@ def test_a_run_as_it_should_be_raises_none(place: Path) -> None:  # noqa: F811
     steps, entropy = scalars["probe/attention_entropy"]
     assert steps.tolist() == [1, 2, 4, 6, 8, 10, 12] and np.all((entropy > 0.5) & (entropy <= 1.0))
     assert np.array_equal(entropy, scalars["probe/attention_entropy/block_00"][1])  # it has one block
+    assert np.all(scalars["speed/mfu"][1] > 0)
     distance = scalars["probe/ema_distance"][1]
     assert np.all(distance > 0) and np.all(distance < 0.2)
 
