@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from ijepa_ds.decoder.pictures import decoder_pixels, encoder_input
 from ijepa_ds.visualize.gallery import Shown, write_index
 from ijepa_ds.visualize.heat import Panel, draw_row
 from ijepa_ds.visualize.looking import device_of, read_pictures
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         draw_row(args.out / file, panels, "deviation across samples", columns=len(panels))
         shown.append(Shown(file, name, f"mean deviation across samples {_spread(drawn[i]).mean():.3f}"))
     write_index(args.out, "What the representation tells", _words(facts["condition"]), shown, _facts(args, source, facts))
+    logger.info("written: %s and %d PNGs beside it", args.out / "index.html", len(shown))
     return 0
 
 
