@@ -1,7 +1,8 @@
 """Attention weights of networks whose fused kernel never shows them: its inputs are seen, and the weights computed again.
 
 Only where they are asked for: a picture, or a probe of a run. It works for every kind of block that calls
-`scaled_dot_product_attention`: rotary positions and normed queries and keys are in what the kernel gets.
+`scaled_dot_product_attention`: rotary positions and normed queries and keys are in what the kernel gets. Where the fused kernel
+is switched off (`cpu.tune`), the softmax of timm's plain products is seen instead.
 """
 
 from __future__ import annotations
@@ -17,18 +18,24 @@ from torch.overrides import TorchFunctionMode
 
 
 class Tap(TorchFunctionMode):
-    """While entered, `take(number of the call, q, k)` sees the queries and keys [B, heads, N, d] of every attention."""
+    """While entered, `take(number of the attention, weights)` is called for each; `weights(n)` are those of n images."""
 
-    def __init__(self, take: Callable[[int, Tensor, Tensor], None]) -> None:
+    def __init__(self, take: Callable[[int, Callable[[int | None], Tensor]], None]) -> None:
         super().__init__()
         self._take, self._calls = take, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at what attention gets; change nothing."""
+        result = func(*args, **(kwargs or {}))
         if func is F.scaled_dot_product_attention:
-            self._take(self._calls, args[0].detach(), args[1].detach())
-            self._calls += 1
-        return func(*args, **(kwargs or {}))
+            q, k = args[0].detach(), args[1].detach()
+            self._take(self._calls, lambda images: weights_of(q[:images], k[:images]))
+        elif func is torch.Tensor.softmax and result.ndim == 4:
+            self._take(self._calls, lambda images: result.detach()[:images].float())
+        else:
+            return result
+        self._calls += 1
+        return result
 
 
 def weights_of(q: Tensor, k: Tensor) -> Tensor:
@@ -65,10 +72,10 @@ class EntropyProbe(Tap):
         super().__init__(self._measure)
         self._first, self._images, self._found = calls, images, []  # type: ignore[var-annotated]
 
-    def _measure(self, number: int, q: Tensor, k: Tensor) -> None:
+    def _measure(self, number: int, weights: Callable[[int | None], Tensor]) -> None:
         if number < self._first:
             with torch.no_grad():
-                self._found.append(entropy(weights_of(q[: self._images], k[: self._images])))
+                self._found.append(entropy(weights(self._images)))
 
     def values(self) -> list[float]:
         """One number an attention, in order of depth; waits for the device."""
@@ -95,9 +102,9 @@ def maps(encoder: nn.Module, images: Tensor, layer: int) -> Tensor:
         raise ValueError(f"--layer {layer}: the encoder has blocks 0 to {size.depth - 1} (-1 is the last)")
     found: list[Tensor] = []
 
-    def take(number: int, q: Tensor, k: Tensor) -> None:
+    def take(number: int, weights: Callable[[int | None], Tensor]) -> None:
         if number == layer % size.depth:
-            found.append(weights_of(q, k))
+            found.append(weights(None))
 
     with Tap(take):
         encoder(images)

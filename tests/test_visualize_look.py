@@ -165,6 +165,13 @@ def test_the_probe_sees_the_first_attentions(run: tuple[Path, IJEPA]) -> None:
     assert torch.equal(plain.prediction, watched.prediction)
     expected = [float(attention.entropy(attention.maps(model.target_encoder, images[:4], layer))) for layer in (0, 1)]
     assert probe.values() == pytest.approx(expected, abs=1e-6)
+    for block in model.target_encoder.blocks:
+        block.attn.fused_attn = False  # as `cpu.tune` does for bfloat16
+    with attention.EntropyProbe(2) as unfused:
+        model(images, masks)
+    for block in model.target_encoder.blocks:
+        block.attn.fused_attn = True
+    assert unfused.values() == pytest.approx(expected, abs=1e-5)
 
 
 def test_entropy_has_its_limits() -> None:
