@@ -17,6 +17,11 @@ VERBS = {
         "images a second and processor time: our loader, torchvision's, decoding alone",
         "ijepa-ds bench data data/train --repeats 5",
     ),
+    "bench index": (
+        "ijepa_ds.data.bench_index",
+        "what a large index costs: opening, lookups, memory",
+        "ijepa-ds bench index --entries 14000000 --readers 8",
+    ),
     "data check": (
         "ijepa_ds.data.check_command",
         "decode every image of a source and name those that cannot be read",

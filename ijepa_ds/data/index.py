@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -78,6 +79,7 @@ class ImageIndex:
         problems: (path, reason) of folders and lines that could not be followed.
         parts: The sources of a mix in order; one for a single source.
         checksum: Digest of names and sizes: where it differs, sample numbers mean other images.
+        mapping: The file, where the tables are mapped from one.
     """
 
     source: str
@@ -89,6 +91,7 @@ class ImageIndex:
     problems: tuple[tuple[str, str], ...]
     parts: tuple[Part, ...]
     checksum: str
+    mapping: mmap.mmap | None = None
 
     def __len__(self) -> int:
         """Return the number of images, unreadable ones included."""
@@ -138,6 +141,11 @@ class ImageIndex:
             return f"{container.path}:{os.fsdecode(self.name(index))}"
         return os.fsdecode(self.path(index))
 
+    def release(self) -> None:
+        """Let go of the pages that were looked at; they stay in the system's cache, which all processes share."""
+        if self.mapping is not None:
+            self.mapping.madvise(mmap.MADV_DONTNEED)
+
     def list_bad(self) -> list[tuple[str, str]]:
         """Return (path, reason) of all that is unreadable, folders first."""
         return [*self.problems, *((self.shown(index), reason) for index, reason in sorted(self.bad.items()))]
@@ -180,11 +188,13 @@ class ImageIndex:
         """
         path = Path(path).absolute()
         with open(path, "rb") as file:
+            num_bytes = os.fstat(file.fileno()).st_size
             head = file.read(16)
             if head[:8] != MAGIC:
                 raise ValueError(f"{path} is not an index of this version; make it with `ijepa-ds data index SRC --out {path}`")
             length = int.from_bytes(head[8:], "little")
-            text, num_bytes = file.read(length), os.fstat(file.fileno()).st_size
+            text = file.read(length)
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         try:
             header = json.loads(text)
             first = _aligned(16 + length)
@@ -196,8 +206,9 @@ class ImageIndex:
             raise ValueError(f"{path} is cut short: make it again with `ijepa-ds data index`")
         return cls(
             source=header["source"],
-            entries=_map(path, ENTRY, first, header["entries"]),
-            names=_map(path, np.dtype(np.uint8), second, header["names"]),
+            entries=np.frombuffer(mapping, ENTRY, header["entries"], first if header["entries"] else 0),
+            names=np.frombuffer(mapping, np.uint8, header["names"], second if header["names"] else 0),
+            mapping=mapping,
             containers=tuple(_absolute(Container(**container), path.parent) for container in header["containers"]),
             classes=tuple(header["classes"]),
             bad=dict(header["bad"]),
@@ -319,12 +330,6 @@ def concatenate(indices: Iterable[tuple[ImageIndex, str, float | None]], source:
 
 def _aligned(offset: int) -> int:
     return offset + -offset % _ALIGN
-
-
-def _map(path: Path, dtype: np.dtype, offset: int, count: int) -> np.ndarray:
-    if not count:
-        return np.empty(0, dtype)
-    return np.asarray(np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(count,)))
 
 
 def _relative(container: Container, folder: Path) -> Container:
