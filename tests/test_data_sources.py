@@ -8,10 +8,13 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ijepa_ds.cli import main
+from ijepa_ds.config import DataConfig
 from ijepa_ds.data.index import ImageIndex, changes
+from ijepa_ds.data.loader import ImageBatches
 from ijepa_ds.data.order import MIX_BLOCK, mix_places, mixed_indices
 from ijepa_ds.data.reading import Reader
 from ijepa_ds.data.scan import ScanOptions
@@ -212,3 +215,31 @@ def test_changes_between_two_scans_are_listed(tmp_path, files):
     (tmp_path / "images" / "a" / "with blank.jpg").write_bytes(encoded(5))
     found = {os.path.basename(path): what for path, what in changes(before, open_source(str(tmp_path / "images")))}
     assert found["1.jpg"] == "gone" and found["2.jpg"] == "new" and "25x25 pixels now" in found["with blank.jpg"]
+
+
+@pytest.mark.parametrize("loader", ["torchvision", "dali"])
+def test_the_global_batch_of_a_weighted_mix_of_tars_and_files_is_the_same_however_it_is_shared(tmp_path, files, loader):
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali")
+    tar_of(tmp_path / "x.tar", {f"c/{i}.jpg": encoded(i) for i in range(7)})
+    text = "sources: [{source: images, weight: 1}, {source: x.tar, weight: 3}]\n"
+    (tmp_path / "mix.yaml").write_text(text)
+    index = open_source(str(tmp_path / "mix.yaml"))
+
+    def whole(world_size: int, micro: int, threads: int = 1, start: int = 0) -> torch.Tensor:
+        accumulation, parts = 16 // world_size // micro, []
+        for rank in range(world_size):
+            stream = ImageBatches(
+                DataConfig(source="", crop_size=16, loader=loader, horizontal_flip=True, threads=threads), index, seed=5,
+                batch_size=16, micro_batch=micro, rank=rank, world_size=world_size, accumulation=accumulation,
+                start_step=start, device="cpu",
+            )  # fmt: skip
+            taken = torch.stack([next(stream) for _ in range((3 - start) * accumulation)])
+            parts.append(taken.unflatten(0, (3 - start, accumulation)))
+            stream.close()
+        return torch.stack(parts, dim=2).flatten(1, 3)
+
+    expected = whole(1, 16)
+    for world_size, micro, threads in ((1, 1, 2), (1, 4, 1), (2, 4, 3), (4, 1, 1), (4, 4, 2)):
+        assert torch.equal(whole(world_size, micro, threads), expected), (world_size, micro)
+    assert torch.equal(whole(2, 4, start=2), expected[2:])

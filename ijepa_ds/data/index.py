@@ -16,6 +16,7 @@ import hashlib
 import json
 import mmap
 import os
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,6 +41,7 @@ ENTRY = np.dtype(
 )
 MAGIC = b"IJEPAIX1"
 _ALIGN = 4096
+_HEAD = struct.Struct("<qii")  # the first three fields of ENTRY
 _SHOWN = 5  # files in a message
 
 
@@ -65,6 +67,20 @@ class Part:
     weight: float | None
 
 
+class IndexFile:
+    """An open index, closed when nobody holds it any more; where its tables begin."""
+
+    def __init__(self, path: Path, entries: int, names: int) -> None:
+        """Open it once more, for single reads."""
+        self.entries, self.names = entries, names
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        """Close it."""
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageIndex:
     """The images of a source, in the order of their names, unreadable ones included.
@@ -79,7 +95,8 @@ class ImageIndex:
         problems: (path, reason) of folders and lines that could not be followed.
         parts: The sources of a mix in order; one for a single source.
         checksum: Digest of names and sizes: where it differs, sample numbers mean other images.
-        mapping: The file, where the tables are mapped from one.
+        file: Where the tables are mapped from, for looking up single images: a touch of the map may keep a megabyte around
+            it resident, a read of 64 bytes does not.
     """
 
     source: str
@@ -91,7 +108,7 @@ class ImageIndex:
     problems: tuple[tuple[str, str], ...]
     parts: tuple[Part, ...]
     checksum: str
-    mapping: mmap.mmap | None = None
+    file: IndexFile | None = None
 
     def __len__(self) -> int:
         """Return the number of images, unreadable ones included."""
@@ -126,25 +143,37 @@ class ImageIndex:
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        entry = self.entries[index]
-        start = int(entry["name"])
-        return self.names[start : start + int(entry["name_length"])].tobytes()
+        start, length, _ = self._head(index)
+        if self.file is not None:
+            return os.pread(self.file.descriptor, length, self.file.names + start)
+        return self.names[start : start + length].tobytes()
+
+    def _head(self, index: int) -> tuple[int, int, int]:
+        """Where an image's name begins, how long it is, and its container."""
+        if self.file is None:
+            return self.entries[index].item()[:3]
+        place = self.file.entries + index % len(self) * ENTRY.itemsize
+        return _HEAD.unpack(os.pread(self.file.descriptor, _HEAD.size, place))
+
+    def rows(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the entries of some images, ENTRY [k]."""
+        if self.file is None:
+            return self.entries[np.asarray(indices)]
+        step, count = ENTRY.itemsize, len(self)
+        places = [self.file.entries + index % count * step for index in np.asarray(indices).tolist()]
+        return np.frombuffer(b"".join(os.pread(self.file.descriptor, step, place) for place in places), ENTRY)
 
     def path(self, index: int) -> bytes:
         """Return the file of an image outside a tar, as bytes: names need not be valid text."""
-        return os.path.join(os.fsencode(self.containers[int(self.entries["container"][index])].path), self.name(index))
+        container = self.containers[self._head(index)[2]]
+        return os.path.join(os.fsencode(container.path), self.name(index))
 
     def shown(self, index: int) -> str:
         """Return what messages call an image."""
-        container = self.containers[int(self.entries["container"][index])]
+        container = self.containers[self._head(index)[2]]
         if container.fingerprint:
             return f"{container.path}:{os.fsdecode(self.name(index))}"
         return os.fsdecode(self.path(index))
-
-    def release(self) -> None:
-        """Let go of the pages that were looked at; they stay in the system's cache, which all processes share."""
-        if self.mapping is not None:
-            self.mapping.madvise(mmap.MADV_DONTNEED)
 
     def list_bad(self) -> list[tuple[str, str]]:
         """Return (path, reason) of all that is unreadable, folders first."""
@@ -208,7 +237,7 @@ class ImageIndex:
             source=header["source"],
             entries=np.frombuffer(mapping, ENTRY, header["entries"], first if header["entries"] else 0),
             names=np.frombuffer(mapping, np.uint8, header["names"], second if header["names"] else 0),
-            mapping=mapping,
+            file=IndexFile(path, first, second),
             containers=tuple(_absolute(Container(**container), path.parent) for container in header["containers"]),
             classes=tuple(header["classes"]),
             bad=dict(header["bad"]),

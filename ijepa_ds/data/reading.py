@@ -98,7 +98,7 @@ class Reader:
         """
         if position in self._index.bad:
             raise ValueError(self._index.bad[position])
-        entry = self._index.entries[position]
+        entry = self._index.rows([position])[0]
         content = retry(lambda: self._bytes(position, entry), repr(self._index.shown(position)))
         checksum = int(entry["checksum"])
         if checksum and digest(content) != checksum:

@@ -16,7 +16,6 @@ from ijepa_ds.data.order import mixed_indices, sample_indices
 from ijepa_ds.data.reading import Reader
 
 logger = logging.getLogger(__name__)
-_RELEASE_EVERY = 500  # lookups: each maps up to 128 KiB of the index, so that 8 ranks hold half a GB at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,19 +74,14 @@ class SamplePlan:
         self._cfg, self._seed = cfg, seed
         self._bad = {**index.bad, **(bad or {})}
         self._lock = threading.Lock()
-        self._looked_up = 0
 
     def samples(self, micro: int) -> Samples:
         """Return the samples of a micro-batch counted from the run's first."""
         numbers = self.share.numbers(micro)
-        self._looked_up += len(numbers)
-        if self._looked_up > _RELEASE_EVERY:
-            self._looked_up = 0
-            self.index.release()
         indices = planned(self.index, numbers, self._seed)
         if self._bad:
             indices = np.array([self._stand_in(index) for index in indices.tolist()], dtype=np.int64)
-        entries = self.index.entries[indices]
+        entries = self.index.rows(indices)
         cfg = self._cfg
         windows = crop_windows(entries["width"], entries["height"], numbers, self._seed, cfg.crop_scale, cfg.crop_ratio)
         flip = flips(numbers, self._seed) if cfg.horizontal_flip else np.zeros(len(numbers), dtype=bool)
