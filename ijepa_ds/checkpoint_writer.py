@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ijepa_ds.checkpoint_reader import (
@@ -28,6 +27,7 @@ from ijepa_ds.checkpoint_reader import (
     looks_whole,
     write_last_step,
 )
+from ijepa_ds.durable import fsync, save_tensors
 
 
 def partial_folder(run_dir: Path, step: int, attempt: str) -> Path:
@@ -52,8 +52,7 @@ def write_shard(path: Path, tensors: dict[str, Tensor], starts: dict[str, int]) 
     needed = sum(tensor.nbytes for tensor in tensors.values())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, metadata={"starts": json.dumps(starts)})
-        _fsync(path)
+        save_tensors(tensors, path, {"starts": json.dumps(starts)})
         entry = {"file": path.name, "bytes": path.stat().st_size, "sha256": checksum(path)}
         _prove(path, tensors)
     except (OSError, SafetensorError) as error:
@@ -94,13 +93,13 @@ def commit(run_dir: Path, step: int, attempt: str, manifest: dict[str, Any], kee
                     "a file system that all hosts share"
                 )
         _write_synced(aside / "manifest.json", json.dumps(manifest, indent=1))
-        _fsync(aside)
+        fsync(aside)
         if final.exists():  # a broken one, that this run fell back from
             _remove(final)
         aside.rename(final)
-        _fsync(final.parent)
+        fsync(final.parent)
         write_last_step(run_dir, step)
-        _fsync(run_dir)
+        fsync(run_dir)
         prune(run_dir, keep_last, keep_every)
     except OSError as error:
         raise CheckpointError(f"{error.filename or aside}: {_reason(error)}; {_free(aside)}") from error
@@ -147,14 +146,6 @@ def _free(path: Path) -> str:
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     return f"{shutil.disk_usage(folder).free:,} are free in {folder}"
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _write_synced(path: Path, text: str) -> None:

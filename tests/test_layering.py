@@ -12,7 +12,7 @@ import pytest
 PACKAGE = "ijepa_ds"
 # From the bottom up. A part imports from rows below its own, and from itself; a new module joins a part or gets a row.
 ROWS = (
-    ("config", "stop"),
+    ("config", "stop", "durable"),
     ("counter", "schedules", "cpu"),
     ("masks",),
     ("vit", "data", "metrics", "attention", "health", "dashboard", "mfu", "checkpoint_files"),

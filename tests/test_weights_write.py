@@ -270,7 +270,7 @@ def test_a_disk_that_fills_up_leaves_nothing(run_dir: Path, tmp_path: Path, monk
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ijepa_ds.weights.export.save_file", full)
+    monkeypatch.setattr("ijepa_ds.weights.export.save_tensors", full)
     assert command("--run", run_dir, "--format", "timm", "--out", tmp_path / "out" / "x") == 2
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from ijepa_ds.durable import save_tensors
 
 FILES = ("decoder.json", "decoder.safetensors")
 NOISE_STEPS = 1000
@@ -128,7 +130,7 @@ def save(folder: Path, decoder: Decoder, facts: dict[str, Any]) -> None:
             told = {"format": 1, "shape": asdict(decoder.shape), "width": decoder.width} | facts
             aside.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         else:
-            save_file({key: value.contiguous() for key, value in decoder.state_dict().items()}, aside)
+            save_tensors({key: value.contiguous() for key, value in decoder.state_dict().items()}, aside)
         put(aside, folder / name)
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ijepa_ds.durable import fsync, save_tensors
 from ijepa_ds.weights import formats
 from ijepa_ds.weights.card import model_card
 from ijepa_ds.weights.facts import WeightsError
@@ -61,7 +60,7 @@ def export(source: Source, out: Path, format_: str = "safetensors", which: str |
         (aside / "README.md").write_text(model_card(source, format_, which, dtype, name), encoding="utf-8")
         open_source(aside if name == WEIGHTS else aside / name, heads=source.size.heads)  # what was written can be read
         for path in (*aside.iterdir(), aside):
-            _fsync(path)
+            fsync(path)
         if out.is_dir():
             out.rmdir()
         aside.rename(out)
@@ -87,7 +86,7 @@ def _write(source: Source, folder: Path, format_: str, which: str, dtype: str) -
         tensors = formats.part_tensors(source, which, type_)
     if format_ == "timm":
         _write_json(folder / "config.json", formats.timm_config(source))
-    save_file(_held(tensors), folder / WEIGHTS, metadata=formats.metadata(source, which))
+    save_tensors(_held(tensors), folder / WEIGHTS, formats.metadata(source, which))
     return WEIGHTS
 
 
@@ -97,14 +96,6 @@ def _held(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

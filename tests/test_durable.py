@@ -1,0 +1,33 @@
+"""What is written can be read by those whom the umask allows."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from ijepa_ds.durable import save_tensors
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o077])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def test_a_file_of_tensors_has_the_permissions_of_any_new_file(umask: int, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_tensors({"a": torch.arange(3)}, path, {"b": "c"})
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+    with safe_open(path, framework="pt") as file:
+        assert file.get_tensor("a").tolist() == [0, 1, 2]
+        assert file.metadata() == {"b": "c"}
+
+
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="nowhere"):
+        save_tensors({"a": torch.zeros(1)}, tmp_path / "nowhere" / "x.safetensors")
