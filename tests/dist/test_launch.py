@@ -202,6 +202,43 @@ def test_only_one_rank_sees_a_problem(place: Path) -> None:
     assert "not mounted here" in message and "on rank 1 only" in message
 
 
+def vanish_while_training(place: Path, pattern: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """A run whose images vanish once they are indexed; there are enough steps to meet all of them."""
+    (place / "run.py").write_text(
+        "import pathlib, sys\n"
+        "from ijepa_ds import loop\n"
+        "train = loop.train\n"
+        "def then_vanish(state, *rest):\n"
+        "    loop.barrier()\n"
+        f"    for path in pathlib.Path('images').glob('{pattern}') if state.rank == 0 else ():\n"
+        "        path.unlink()\n"
+        "    loop.barrier()\n"
+        "    return train(state, *rest)\n"
+        "loop.train = then_vanish\n"
+        "from ijepa_ds.train import main\n"
+        "sys.exit(main())\n"
+    )
+    return start(place, "optimization.steps=6", *overrides, module="run")
+
+
+def test_an_image_that_vanishes_is_named_and_kept_in_the_checkpoint(place: Path) -> None:
+    gone = str(sorted((place / "images" / "class1").iterdir())[0])
+    result = vanish_while_training(place, gone.removeprefix(f"{place}/images/"))
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in (place / "out" / "bad_samples.jsonl").read_text().splitlines()]
+    assert [(Path(row["path"]).name, row["reason"]) for row in rows] == [(Path(gone).name, "No such file or directory")]
+    (saved,) = CheckpointReader(place / "out" / "checkpoints" / "step_00000006").manifest["bad_samples"]
+    assert saved == [rows[0]["path"], rows[0]["reason"], rows[0]["index"]]
+
+
+def test_too_many_vanished_images_stop_the_run_with_the_list(place: Path) -> None:
+    result = vanish_while_training(place, "class1/*")
+    assert result.returncode != 0
+    text = result.stderr + result.stdout
+    assert "cannot be read, more than data.max_bad_share = 0.25" in text and "class1/" in text and "No such file" in text
+    assert len((place / "out" / "bad_samples.jsonl").read_text().splitlines()) > 6
+
+
 def test_a_port_in_use_is_said(place: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
