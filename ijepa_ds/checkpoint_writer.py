@@ -29,6 +29,8 @@ from ijepa_ds.checkpoint_reader import (
 )
 from ijepa_ds.durable import fsync, save_tensors
 
+BEST = "best.json"  # which step the run's own evaluation found best
+
 
 def partial_folder(run_dir: Path, step: int, attempt: str) -> Path:
     """Where an attempt writes; the name is its own, so that ranks of a dead job cannot write into it."""
@@ -109,16 +111,26 @@ def commit(run_dir: Path, step: int, attempt: str, manifest: dict[str, Any], kee
 def prune(run_dir: Path, keep_last: int, keep_every: int) -> list[int]:
     """Delete whole checkpoints beyond the newest `keep_last`, and broken ones older than those; the steps deleted.
 
-    Checkpoints of steps that `keep_every` divides stay, whole or not. What attempts left unfinished, they keep: see `sweep`.
+    Checkpoints of steps that `keep_every` divides stay, whole or not; so does the one that `best.json`
+    marks. What attempts left unfinished, they keep: see `sweep`.
     """
     parent, kept, gone = run_dir / "checkpoints", 0, []
+    best = best_step(run_dir)
     for step in reversed(list_steps(run_dir)):
-        if kept >= keep_last and not (keep_every and step % keep_every == 0):
+        if kept >= keep_last and not (keep_every and step % keep_every == 0) and step != best:
             _remove(parent / folder_name(step))
             gone.append(step)
         elif looks_whole(parent / folder_name(step)):
             kept += 1
     return gone
+
+
+def best_step(run_dir: Path) -> int | None:
+    """The step that the run's own evaluation (`eval.every`) marked as the best; None where there is none."""
+    try:
+        return int(json.loads((run_dir / BEST).read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):  # none, or damaged: it only keeps a checkpoint longer
+        return None
 
 
 def sweep(run_dir: Path, attempt: str = "") -> None:

@@ -54,6 +54,10 @@ _AT_LEAST: dict[str, float] = {
     "optimization.weight_decay": 0,
     "optimization.final_weight_decay": 0,
     "optimization.clip_grad": 0,
+    "eval.every": 0,
+    "eval.k": 1,
+    "eval.max_train": 1,
+    "eval.max_test": 1,
 }
 _ABOVE_ZERO = (
     "data.std",
@@ -164,6 +168,13 @@ def _single(cfg: Config) -> Iterator[Problem]:
             yield Problem((key,), "is empty; name a folder")
     if cfg.model.init_from is not None and not cfg.model.init_from.strip():
         yield Problem(("model.init_from",), "is empty; name weights, or null for a fresh start")
+    if cfg.eval.every:
+        for key in ("eval.train", "eval.test"):
+            if not (flat[key] or "").strip():
+                yield Problem((key,), "eval.every is set: name labelled images, one folder a class")
+        if cfg.eval.every % max(1, cfg.run.checkpoint_every):
+            text = f"must be a multiple of run.checkpoint_every ({cfg.run.checkpoint_every}), so that the best can be kept"
+            yield Problem(("eval.every", "run.checkpoint_every"), f"{text}, got {cfg.eval.every}")
     resume = cfg.run.resume
     if resume not in ("auto", "never") and os.sep not in resume and not os.path.exists(resume):
         guess = suggest(resume, ("auto", "never"))

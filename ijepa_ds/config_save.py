@@ -37,6 +37,12 @@ _FREE = {
     "model.activation_checkpointing",
     "model.recompute",
     "optimization.max_micro_batch",
+    "eval.every",
+    "eval.train",
+    "eval.test",
+    "eval.k",
+    "eval.max_train",
+    "eval.max_test",
 }
 
 # Keys that came after 0.1.0: at these values they change nothing, and stay out of the fingerprint, so that older runs go on.

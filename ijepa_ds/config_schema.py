@@ -141,6 +141,18 @@ class OptimizationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """k-NN and RankMe of the live target while training."""
+
+    every: int = 0  # steps, a multiple of run.checkpoint_every; 0 = never
+    train: str | None = None  # labelled images that vote
+    test: str | None = None  # labelled images that are scored
+    k: int = 20  # neighbours
+    max_train: int = 10000  # images used at most
+    max_test: int = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """One run."""
 
@@ -149,6 +161,7 @@ class Config:
     model: ModelConfig
     masks: MasksConfig = field(default_factory=MasksConfig)
     optimization: OptimizationConfig
+    eval: EvalConfig = field(default_factory=EvalConfig)
 
     @property
     def grid(self) -> int:

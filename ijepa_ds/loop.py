@@ -23,6 +23,7 @@ from ijepa_ds.data.loader import ImageBatches
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import is_index, open_index, open_source
 from ijepa_ds.engine import Engine, barrier, gather_objects, initialise_distributed
+from ijepa_ds.live_eval import LiveEval
 from ijepa_ds.masks import build_sampler
 from ijepa_ds.reporter import Reporter
 from ijepa_ds.saver import Saver
@@ -51,6 +52,7 @@ class State:
     facts: dict[str, Any]  # what every manifest says beside the step
     lock: IO[str] | None  # held by rank 0
     watch: Watch
+    live: LiveEval | None  # the run's own evaluation
 
 
 def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, watch: Watch) -> State:
@@ -77,6 +79,8 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     if reader:
         agree(lambda: checkpoint.load(engine, reader))
     agree(lambda: run_dir.check_writable(Path(cfg.run.dir)))
+    done = reader.manifest["step"] if reader else 0
+    live = agree(lambda: LiveEval(cfg, engine, rank, plan.world_size, done)) if cfg.eval.every else None
     if rank == 0:
         checkpoint_writer.sweep(Path(cfg.run.dir))
         run_dir.write_facts(cfg, ds_config, {"world_size": plan.world_size, "images": len(folder)})
@@ -93,12 +97,13 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
         engine=engine,
         folder=folder,
         schedule=schedule,
-        start=reader.manifest["step"] if reader else 0,
+        start=done,
         rank=rank,
         bad=bad,
         facts=_facts(cfg, plan, folder) if rank == 0 else {},
         lock=lock,
         watch=watch,
+        live=live,
     )
 
 
@@ -158,6 +163,9 @@ def train(state: State, stop: StopRequests) -> None:
             skipped.note(step, applied, losses)
             asked, writing = agreement.wait()
             saver.advance(done, bool(writing))
+            if state.live and state.live.due(done, schedule.total_steps):
+                reporter.evaluated(done, state.live.run(done, state.watch.beat))
+                mark("eval")
             if done == schedule.total_steps or asked or saver.due(done):
                 reporter.before_checkpoint()
                 state.bad.agree(batches)

@@ -192,6 +192,10 @@ class Reporter:
             logger.warning("ALARM %s at step %d: %s", alarm.name, alarm.step, alarm.message)
             self._log.text(f"alarms/{alarm.name}", alarm.message, done)
 
+    def evaluated(self, done: int, values: dict[str, float]) -> None:
+        """Log the scores of an evaluation after `done` steps."""
+        self._point(done, values)
+
     def close(self) -> None:
         """Write what is pending; also after a failure."""
         self._bar.close()

@@ -91,6 +91,7 @@ FREE = {
     *("data.source", "data.loader", "data.decoder", "data.threads", "data.prefetch", "data.max_pixels"),
     *("data.max_bad", "data.max_bad_share"),
     *("model.activation_checkpointing", "model.recompute", "optimization.max_micro_batch"),
+    *("eval.every", "eval.train", "eval.test", "eval.k", "eval.max_train", "eval.max_test"),
 }
 
 

@@ -29,6 +29,7 @@ ROWS = (
     ("agreement", "watch"),
     ("checkpoint", "saver", "reporter", "bad_samples"),
     ("skipped",),
+    ("live_eval",),
     ("loop",),
     ("train",),
     ("cli",),

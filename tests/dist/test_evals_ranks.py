@@ -61,7 +61,7 @@ def test_a_rank_that_cannot_read_stops_all_with_one_message(run_dir: Path, tmp_p
     write_images(tmp_path / "train", {"ant": 12, "bee": 12})
     options = ["knn", "--checkpoint", str(run_dir), "--train", "train", "--test", "gone", "--out", "out", "--device", "cpu"]
     done = evaluate(tmp_path, 2, *options)
-    assert done.returncode != 0 and done.stderr.count("is not a folder") == 1, done.stderr
+    assert done.returncode != 0 and done.stderr.count("'gone' does not exist") == 1, done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
     done = evaluate(tmp_path, 2, "attentive", *options[1:5], "--test", "train", "--out", "out")
     assert "attentive trains on one process" in done.stderr

@@ -1,0 +1,72 @@
+"""`eval.every` scores what `ijepa-ds eval` scores, at every ZeRO stage, and the run does not notice."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ijepa_ds import cli
+from ijepa_ds.visualize.events import read_scalars
+from tests.dist.test_launch import losses, place, start
+from tests.test_evals import write_images
+
+__all__ = ["place"]  # a fixture
+pytestmark = pytest.mark.dist
+EVAL = ("eval.every=2", "eval.train=votes", "eval.test=scored", "eval.k=5", "run.checkpoint_every=2", "run.keep_last=1")
+
+
+def labelled(place: Path) -> None:
+    write_images(place / "votes", {"ant": 9, "bee": 8}, size=48)
+    write_images(place / "scored", {"ant": 7, "bee": 6}, size=48)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_live_scores_are_those_of_the_checkpoint_and_training_goes_on_as_before(place: Path, stage: int) -> None:
+    labelled(place)
+    plain = start(place, "run.dir=plain", ranks=2, stage=stage)
+    assert plain.returncode == 0, plain.stdout + plain.stderr
+    live = start(place, "run.dir=live", *EVAL, ranks=2, stage=stage)
+    assert live.returncode == 0, live.stdout + live.stderr
+    assert losses(place / "live") == losses(place / "plain")  # to the last bit
+
+    history = json.loads((place / "live" / "evaluations.json").read_text())
+    assert [entry["step"] for entry in history] == [2, 4, 6]
+    curves = read_scalars(place / "live")
+    assert curves["eval/5-NN"][0].tolist() == curves["eval/RankMe"][0].tolist() == [2, 4, 6]
+    best = json.loads((place / "live" / "best.json").read_text())
+    assert best == max(history, key=lambda entry: entry["5-NN"])
+    kept = {path.name for path in (place / "live" / "checkpoints").glob("step_*")}
+    assert kept == {"step_00000006", f"step_{best['step']:08d}"}  # keep_last, and the best
+
+    options = ["--train", str(place / "votes"), "--test", str(place / "scored"), "--device", "cpu", "--views", "2"]
+    for task, name in (("knn", "5-NN"), ("rank", "RankMe")):
+        out = place / f"out_{task}"
+        assert cli.main(["eval", task, "--checkpoint", str(place / "live"), *options, "--k", "5", "--out", str(out)]) == 0
+        np.testing.assert_allclose(json.loads((out / "result.json").read_text())["scores"][name], history[-1][name], rtol=1e-5)
+
+
+def test_a_resumed_run_forgets_later_scores_and_repeats_them(place: Path) -> None:
+    labelled(place)
+    assert start(place, *EVAL, "run.keep_every=2").returncode == 0
+    before = json.loads((place / "out" / "evaluations.json").read_text())
+    for step in (4, 6):
+        shutil.rmtree(place / "out" / "checkpoints" / f"step_{step:08d}")
+    (place / "out" / "last_checkpoint.json").unlink()
+    again = start(place, *EVAL, "run.keep_every=2")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert json.loads((place / "out" / "evaluations.json").read_text()) == before
+
+
+def test_sources_are_checked_before_training(place: Path) -> None:
+    labelled(place)
+    for change, message in [
+        (("eval.test=gone",), "eval.test"),
+        (("eval.train=null",), "eval.train"),
+        (("eval.every=3",), "multiple of run.checkpoint_every"),
+        (("eval.k=18",), "above the 17 images"),
+    ]:
+        done = start(place, *EVAL, *change)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+        assert not (place / "out" / "checkpoints").exists()
