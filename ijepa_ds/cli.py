@@ -37,6 +37,11 @@ VERBS = {
         "write a source of images as tar shards with their index",
         "ijepa-ds data shard data/train --out data/train-shards --size 512M",
     ),
+    "bench fit": (
+        "ijepa_ds.bench.fit",
+        "does a model fit on this machine, and what does a step cost",
+        "ijepa-ds bench fit --config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json --ranks 2",
+    ),
     "data scenes": (
         "ijepa_ds.data.scenes",
         "render CLEVR-like demo scenes",

@@ -32,6 +32,7 @@ ROWS = (
     ("live_eval",),
     ("loop",),
     ("train",),
+    ("bench",),
     ("cli",),
 )
 HEIGHT = {part: height for height, row in enumerate(ROWS) for part in row}

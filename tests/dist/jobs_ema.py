@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.dist.traffic import Traffic
+from ijepa_ds.bench.traffic import Traffic
 
 UPDATES = 1000
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -163,7 +163,8 @@ def test_options_and_selective_checkpointing_give_the_same_steps(name: str, rank
         start = initial_value("encoder." + parameter, torch.Size(value.shape), 3, model.get("layer_scale", 0.0)).numpy()
         apart += float(np.square(two[1]["target"][parameter] - value).sum())
         way += float(np.square(value - start).sum())
-    assert way > 1e-6 and apart < 1e-4 * way
+    # Squares. The gradient of a key's bias is 0 but for rounding, which Adam makes full steps of: 2e-4 without any option.
+    assert way > 1e-6 and apart < 1e-3 * way
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(0, "float32"), (0, "bfloat16"), (1, "float32"), (2, "float32"), (3, "float32")])

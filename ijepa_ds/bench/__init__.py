@@ -1,0 +1,1 @@
+"""Measurements: what a run costs on this machine."""

@@ -1,0 +1,113 @@
+"""`ijepa-ds bench fit`: does a model fit on this machine, and what does a step of it cost; a few real steps tell."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ijepa_ds.bench.memory import PUBLISHED
+
+GIB, MIB = 2**30, 2**20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's command line."""
+    parser.add_argument("--config", required=True, type=Path, help="YAML of a run")
+    parser.add_argument("--deepspeed_config", required=True, type=Path, help="JSON: how it is spread over devices")
+    parser.add_argument("--ranks", type=int, required=True, help="processes on this machine (GPUs, where there are)")
+    parser.add_argument("--steps", type=int, default=5, help="optimiser steps, at least 4; the last one counts collectives")
+    parser.add_argument("--json", type=Path, help="also write all figures of all ranks here")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override keys of the YAML")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Start the ranks, and print what they found."""
+    if args.steps < 4 or args.ranks < 1:
+        raise ValueError("--ranks must be at least 1, --steps 4 (ZeRO-3 learns the order of the modules in the first two)")
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "figures.json"
+        code = subprocess.run(command(args, out), check=False, env=os.environ | _environment()).returncode
+        if code or not out.exists():
+            print("bench fit: the ranks ended without a result (above is why; killed without a word: memory)", file=sys.stderr)
+            return code or 1
+        ranks = json.loads(out.read_text())
+    if args.json:
+        args.json.write_text(json.dumps(ranks, indent=1))
+    print(report(ranks))
+    return 0
+
+
+def command(args: argparse.Namespace, out: Path) -> list[str]:
+    """The launcher's command line."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(args.ranks), "--master_port", str(port)]
+    files = ["--config", str(args.config), "--deepspeed_config", str(args.deepspeed_config)]
+    own = ["--steps", str(args.steps), "--out", str(out)]
+    return [*launcher, "--module", "ijepa_ds.bench.rank", *files, *own, *args.overrides]
+
+
+def _environment() -> dict[str, str]:
+    return {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])}
+
+
+def report(ranks: list[dict[str, Any]]) -> str:
+    """The figures, for people."""
+    one, world = ranks[0], len(ranks)
+    parameters = sum(one["parameters"].values())
+    peak = sum(r["resident_peak"] for r in ranks)
+    finite = all(math.isfinite(x) for x in one["losses"] + one["norms"])
+    lines = [
+        "",
+        one["describe"],
+        f"losses: {', '.join(f'{x:.6f}' for x in one['losses'])}{'' if finite else '   NOT FINITE'}",
+        "",
+        "memory, largest rank                          measured   formula",
+        f"  model state between steps, MiB (tensors)   {_most(ranks, 'live_bytes') / MIB:9.0f} {one['state_bytes'] / MIB:9.0f}",
+        f"  published way, {PUBLISHED} bytes a parameter          {'':>9} {parameters * PUBLISHED / MIB:9.0f}",
+        f"  process before the model, MiB              {_most(ranks, 'resident_before') / MIB:9.0f}",
+        f"  process at most while it starts            {_most(ranks, 'resident_peak_start') / MIB:9.0f}",
+        f"  process once started                       {_most(ranks, 'resident_started') / MIB:9.0f}",
+        f"  process at most in all                     {_most(ranks, 'resident_peak') / MIB:9.0f}",
+        f"all ranks together at most: {peak / GIB:.2f} GiB resident"
+        + (f", {sum(r['cuda_peak'] for r in ranks) / GIB:.2f} GiB on GPUs" if "cuda_peak" in one else ""),
+        "",
+        f"seconds a step, {one['accumulation']} x {one['micro_batch']} images a rank: "
+        + ", ".join(f"{k} {_most(ranks, 'seconds', k):.3f}" for k in one["seconds"]),
+    ]
+    step = sum(_most(ranks, "seconds", phase) for phase in one["seconds"])
+    ema = _most(ranks, "seconds", "ema")
+    lines.append(f"EMA update: {100 * ema / step:.2f} % of a step" + _loop(one, ema))
+    lines += ["", f"collectives of a step, {world} ranks                calls       MiB"]
+    moved = sum(t["moved"] for t in one["traffic"].values())
+    for phase, traffic in one["traffic"].items():
+        for name, calls in sorted(traffic["calls"].items()):
+            lines.append(f"  {phase:<10} {name:<28} {calls:8d} {traffic['bytes'][name] / MIB:9.1f}")
+    least = one["least_moved"] / MIB
+    lines.append(f"  moved (all-reduces twice) {moved / MIB:.1f} MiB, least possible {least:.1f}: {moved / MIB / least:.3f} x")
+    return "\n".join(lines)
+
+
+def _most(ranks: list[dict[str, Any]], *keys: str) -> float:
+    values = []
+    for rank in ranks:
+        value: Any = rank
+        for key in keys:
+            value = value[key]
+        values.append(value)
+    return max(values)
+
+
+def _loop(one: dict[str, Any], ema: float) -> str:
+    loop = one["loop_seconds"]
+    published = f"; published loop over the whole encoder {loop * 1e3:.1f} ms" if loop else ""
+    return f" ({ema * 1e3:.1f} ms{published})"

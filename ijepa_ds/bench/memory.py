@@ -1,0 +1,79 @@
+"""Bytes: what the model's state takes on a rank, measured and by formula."""
+
+from __future__ import annotations
+
+import gc
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+PUBLISHED = 20  # bytes a parameter on every rank: float32 weights, gradients, two moments and target encoder
+
+
+def live_bytes() -> int:
+    """Bytes of all tensors that this process holds, every storage once."""
+    gc.collect()
+    storages: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> None:
+        if tensor.device.type != "meta" and not tensor.is_sparse:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+
+    for thing in gc.get_objects():
+        try:
+            if not isinstance(thing, Tensor):
+                continue
+        except (ReferenceError, RuntimeError):  # a proxy whose object is gone
+            continue
+        for tensor in (thing, getattr(thing, "grad", None) if thing.is_leaf else None, getattr(thing, "ds_tensor", None)):
+            if isinstance(tensor, Tensor) and type(tensor).__name__ != "FakeTensor":
+                count(tensor)
+    return sum(storages.values())
+
+
+def state_bytes(stage: int, world_size: int, encoder: int, predictor: int, width: int) -> int:
+    """Bytes of model state on a rank between steps: weights, float32 masters, two moments, EMA, and the target.
+
+    Args:
+        stage: of ZeRO.
+        world_size: ranks.
+        encoder: parameters of the context encoder.
+        predictor: parameters of the predictor.
+        width: bytes of a weight in a pass: 2 for bfloat16, 4 for float32.
+    """
+    trained = encoder + predictor
+    weights, optimizer = width * (trained + encoder), 8 * trained + 4 * encoder  # with the target; two moments and the EMA
+    if stage > 0 or width == 2:
+        optimizer += 4 * trained  # masters apart from the weights
+    if stage == 0:
+        return weights + optimizer
+    return (weights // world_size if stage == 3 else weights) + optimizer // world_size
+
+
+def resident_bytes() -> tuple[int, int]:
+    """(now, at most since the last reset) of this process's resident memory."""
+    text = Path("/proc/self/status").read_text()
+    now, most = (int(re.search(rf"{key}:\s+(\d+) kB", text)[1]) * 1024 for key in ("VmRSS", "VmHWM"))  # type: ignore[index]
+    return now, most
+
+
+def reset_peak(device: torch.device) -> None:
+    """Count peaks from here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass  # the peak then includes what came before
+
+
+def largest_block(model: nn.Module) -> int:
+    """Parameters of the largest unit that is gathered at once."""
+    return max(sum(getattr(p, "ds_numel", p.numel()) for p in m.parameters()) for m in _units(model))
+
+
+def _units(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if getattr(m, "_z3_leaf", False) or not list(m.children())] or [model]
