@@ -18,9 +18,11 @@ from ijepa_ds import train
 from ijepa_ds.bench import memory
 from ijepa_ds.bench.traffic import Traffic, least_bytes
 from ijepa_ds.config import BatchPlan, Config
-from ijepa_ds.data.index import ImageFolder
+from ijepa_ds.data.augment import network_input
+from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.loader import ImageBatches
-from ijepa_ds.data.transforms import normalize
+from ijepa_ds.data.scan import ScanOptions
+from ijepa_ds.data.sources import open_source
 from ijepa_ds.engine import (
     Engine,
     gather_objects,
@@ -63,7 +65,7 @@ class Phases:
 def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, steps: int) -> dict[str, Any]:
     """Build and train; this rank's figures."""
     device = initialise_distributed()
-    folder = ImageFolder.scan(cfg.data.source, cfg.data.max_pixels)
+    folder = open_source(cfg.data.source, ScanOptions(max_pixels=cfg.data.max_pixels))
     torch.ones(8, device=device).sum()
     before, _ = memory.resident_bytes()
     memory.reset_peak(device)
@@ -98,7 +100,7 @@ def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
 
 
 def _steps(
-    engine: Engine, cfg: Config, plan: BatchPlan, rank: int, folder: ImageFolder, steps: int, phases: Phases
+    engine: Engine, cfg: Config, plan: BatchPlan, rank: int, folder: ImageIndex, steps: int, phases: Phases
 ) -> tuple[list[float], list[float]]:
     schedule = Schedule.of(cfg, max(1, len(folder) // cfg.optimization.batch_size))
     sampler = build_sampler(cfg.masks, cfg.grid, cfg.run.seed, cfg.optimization.batch_size)
@@ -119,8 +121,9 @@ def _steps(
         phases.counting = step == steps - 1  # the last: ZeRO-3 learns the order of the modules in the first two
         total = torch.zeros((), device=engine.device)
         for micro in range(plan.accumulation):
-            images = normalize(next(batches), cfg.data.mean, cfg.data.std, engine.compute_dtype)
             position = (micro * plan.world_size + rank) * plan.micro_batch
+            first = step * plan.batch_size + position  # global sample number
+            images = network_input(next(batches), first, cfg.data, cfg.run.seed, engine.compute_dtype)
             masks = sampler.sample(step, position, plan.micro_batch, engine.device)
             with phases("forward"):
                 output = engine.forward(images, masks)
