@@ -87,6 +87,12 @@ VERBS = {
         "runs beside each other in one HTML file",
         "ijepa-ds report runs/a runs/b --out report",
     ),
+    "plan": (
+        "ijepa_ds.plan.command",
+        "what a run needs: memory, communication, time; needs no GPU",
+        "ijepa-ds plan --config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json --nodes 2 "
+        "--gpus-per-node 8 --gpu a100-80g --images 1281167 --search",
+    ),
     "summary": (
         "ijepa_ds.visualize.summary",
         "one picture of a run: loss, masks, scores",

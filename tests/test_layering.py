@@ -22,7 +22,7 @@ ROWS = (
     ("visualize",),
     ("evals", "plan", "checkpoints"),
     # From here on with DeepSpeed: nothing above this line may need it.
-    ("zero_support",),
+    ("zero_support", "collectives"),
     ("zero_layout",),
     ("ema",),
     ("engine",),
@@ -42,7 +42,7 @@ FAMILIES = {"config_": "config", "mask_": "masks", "vit_": "vit", "checkpoint_":
 LATE = {("config_check", "masks")}
 LATE |= {(PACKAGE, "weights")}  # `ijepa_ds.load_encoder`, looked up when first asked for
 ONLY_IN = {
-    "deepspeed": {"engine", "ema", "zero_layout", "checkpoint"},
+    "deepspeed": {"engine", "ema", "zero_layout", "checkpoint", "collectives"},
     "nvidia": {"data"},
     "diffusers": {"decoder"},
 }
@@ -129,7 +129,11 @@ def test_imports_point_one_way(repository: Path) -> None:
         ("data/x.py", "from ..vit import Encoder", "data/x.py:1: data may not import vit: it is not below it"),
         ("evals/knn.py", "from ijepa_ds.train import main", "evals/knn.py:1: evals may not import train: it is not below it"),
         ("config_check.py", "from ijepa_ds import masks", "config_check.py:1: config may not import masks: it is not below it"),
-        ("loop.py", "import deepspeed.comm", "loop.py:1: deepspeed is imported only by checkpoint, ema, engine, zero_layout"),
+        (
+            "loop.py",
+            "import deepspeed.comm",
+            "loop.py:1: deepspeed is imported only by checkpoint, collectives, ema, engine, zero_layout",
+        ),
         ("evals/knn.py", "def f():\n  from nvidia.dali import fn", "evals/knn.py:2: nvidia is imported only by data"),
         ("helper.py", "import ijepa_ds.vit", "helper.py:1: helper has no row in ROWS of tests/test_layering.py"),
         ("__init__.py", "from ijepa_ds import vit", "__init__.py:1: ijepa_ds has no row in ROWS of tests/test_layering.py"),

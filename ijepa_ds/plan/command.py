@@ -1,0 +1,111 @@
+"""`ijepa-ds plan`: what a run needs, before a machine is booked. Needs no GPU and no process group."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from ijepa_ds import config, config_deepspeed, config_published
+from ijepa_ds.config import Config
+from ijepa_ds.plan import report, search
+from ijepa_ds.plan.hardware import DEVICES, device_of
+from ijepa_ds.plan.spread import spread_of
+from ijepa_ds.plan.work import work_of
+from ijepa_ds.schedules import Schedule, steps_per_epoch
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the verb."""
+    parser.add_argument("--config", required=True, type=Path, help="YAML of the run (ours, or a published experiment)")
+    parser.add_argument("--deepspeed_config", required=True, type=Path, help="JSON: how it is spread over devices")
+    parser.add_argument("--nodes", type=_positive, default=1, help="machines (default 1)")
+    parser.add_argument("--gpus-per-node", type=_positive, default=1, help="devices of a machine (default 1)")
+    parser.add_argument("--gpu", default="h100", help=f"{', '.join(DEVICES)}, cpu (measured now), or a YAML file of your own")
+    parser.add_argument("--images", type=_positive, help="images of the data set, for the length of a run given in epochs")
+    parser.add_argument("--decode-rate", type=_rate, default=100.0, help="images a CPU core prepares in a second (default 100)")
+    parser.add_argument("--write-gbps", type=_rate, default=1.0, help="10^9 bytes a second a machine writes (default 1)")
+    parser.add_argument("--search", action="store_true", help="propose the best stage, micro-batch, checkpointing, hpZ")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also as JSON; - writes nothing but JSON, to the terminal")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="memory and step time against machines")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override keys of the YAML")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan; 1 when it (or with --search: every way) does not fit.
+
+    Raises:
+        ValueError: with all problems of the configuration found.
+    """
+    cfg, _ = config_published.load_any(args.config, args.overrides)
+    world = args.nodes * args.gpus_per_node
+    batch = config.check(cfg, world)
+    ds_config = config_deepspeed.load_deepspeed(args.deepspeed_config, cfg, batch)
+    device = device_of(args.gpu, args.gpus_per_node)
+    spread, work, steps = spread_of(ds_config, batch, args.nodes, args.gpus_per_node), work_of(cfg), _steps(cfg, args.images)
+    plan = report.plan_of(cfg, work, spread, device, steps, args.decode_rate, args.write_gbps)
+    result, fits, text = report.to_dict(plan), plan.fits, report.table(plan)
+    if args.search:
+        ways = search.search(cfg, work, spread, device, steps)
+        result["search"] = [{"way": way.name, "reason": way.reason} | report.to_dict(way.plan) for way in ways]
+        fits = ways[0].plan.fits
+        text += "\n\n" + search.table(ways) + "\n" + _advice(ways[0])
+    if str(args.json) == "-":
+        print(json.dumps(result, indent=1))
+    else:
+        print(text)
+        if args.json:
+            _write(args.json, json.dumps(result, indent=1) + "\n")
+    if args.plot:
+        from ijepa_ds.plan import picture
+
+        picture.write(args.plot, cfg, work, spread, device)
+    return 0 if fits else 1
+
+
+def _advice(best: search.Candidate) -> str:
+    plan = best.plan
+    if not plan.fits:
+        return (
+            "no way fits: take more or larger devices, a smaller model, or offload the optimizer "
+            "(ds_configs/zero3_offload.json)"
+        )
+    keys = f"ds_configs/zero{plan.spread.stage}.json"
+    if plan.spread.hpz > 1:
+        keys += f' with "zero_hpz_partition_size": {plan.spread.hpz}'
+    recompute = plan.work.checkpointing
+    extra = "true" if recompute != "none" else "false"
+    extra += f" model.recompute={recompute}" if recompute != "none" else ""
+    return f"use {keys} and optimization.max_micro_batch={plan.spread.micro_batch} model.activation_checkpointing={extra}"
+
+
+def _steps(cfg: Config, images: int | None) -> int | None:
+    """Steps of the whole run, where they can be known."""
+    if images:
+        return Schedule.of(cfg, steps_per_epoch(images, cfg.optimization.batch_size)).total_steps
+    return cfg.optimization.steps
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.partial")
+    with open(aside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value

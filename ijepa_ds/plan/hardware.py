@@ -1,0 +1,167 @@
+"""Devices by name, from a YAML file, or this CPU as it is measured now."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+GIB, GB, TERA = 2**30, 1e9, 1e12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """One device and how it is wired.
+
+    Attributes:
+        name: for the table.
+        memory_gib: GiB that a process can use.
+        bfloat16_tflops: dense matrix products, 10^12 FLOPs a second.
+        float32_tflops: the same with float32 inputs (TF32 off).
+        memory_gbps: memory bandwidth, 10^9 bytes a second.
+        link_gbps: to the other devices of its machine, each direction, 10^9 bytes a second.
+        network_gbps: to other machines, each direction and device, 10^9 bytes a second.
+    """
+
+    name: str
+    memory_gib: float
+    bfloat16_tflops: float
+    float32_tflops: float
+    memory_gbps: float
+    link_gbps: float
+    network_gbps: float
+
+    def flops(self, weight_bytes: int) -> float:
+        """FLOPs a second at most, for weights of so many bytes."""
+        return TERA * (self.bfloat16_tflops if weight_bytes == 2 else self.float32_tflops)
+
+
+# Vendor's data sheets (SXM boards, dense rates); network: one port a GPU, 200 Gbit/s (A100) or 400 Gbit/s, an assumption.
+DEVICES = {
+    "a100-40g": Device(
+        name="a100-40g",
+        memory_gib=39.5,
+        bfloat16_tflops=312,
+        float32_tflops=19.5,
+        memory_gbps=1555,
+        link_gbps=300,
+        network_gbps=25,
+    ),
+    "a100-80g": Device(
+        name="a100-80g",
+        memory_gib=79.2,
+        bfloat16_tflops=312,
+        float32_tflops=19.5,
+        memory_gbps=2039,
+        link_gbps=300,
+        network_gbps=25,
+    ),
+    "h100": Device(
+        name="h100",
+        memory_gib=79.2,
+        bfloat16_tflops=989,
+        float32_tflops=67,
+        memory_gbps=3350,
+        link_gbps=450,
+        network_gbps=50,
+    ),
+    "h200": Device(
+        name="h200",
+        memory_gib=139.8,
+        bfloat16_tflops=989,
+        float32_tflops=67,
+        memory_gbps=4800,
+        link_gbps=450,
+        network_gbps=50,
+    ),
+    "b200": Device(
+        name="b200",
+        memory_gib=178,
+        bfloat16_tflops=2250,
+        float32_tflops=75,
+        memory_gbps=7700,
+        link_gbps=900,
+        network_gbps=50,
+    ),
+}
+
+
+def device_of(name: str, ranks_on_machine: int) -> Device:
+    """The device called `name`: a row of `DEVICES`, `cpu`, or a YAML file with the fields of `Device`.
+
+    Raises:
+        ValueError: unknown name, or a file with missing, unknown or impossible keys; all of them at once.
+    """
+    if name in DEVICES:
+        return DEVICES[name]
+    if name == "cpu":
+        return measured_cpu(ranks_on_machine)
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"--gpu {name}: not known; choose {', '.join(DEVICES)}, cpu, or a YAML file (docs/plan.md)")
+    import yaml
+
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"--gpu {path}: no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"--gpu {path}: cannot be read as YAML: {error}") from error
+    return _from_tree(path, tree)
+
+
+def _from_tree(path: Path, tree: object) -> Device:
+    names = [item.name for item in fields(Device)]
+    if not isinstance(tree, dict):
+        raise ValueError(f"--gpu {path}: expected a section with the keys {', '.join(names)}")
+    problems = [f"{path}: {key}: unknown key (known: {', '.join(names)})" for key in tree if key not in names]
+    problems += [f"{path}: {key}: missing" for key in names if key not in tree and key != "name"]
+    values: dict[str, float] = {}
+    for key in names[1:]:
+        value = tree.get(key, 1.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            problems.append(f"{path}: {key}: expected a number above 0, found {value!r}")
+        else:
+            values[key] = float(value)
+    if problems:
+        raise ValueError("\n".join(problems))
+    return Device(name=str(tree.get("name", path.stem)), **values)
+
+
+def measured_cpu(ranks: int) -> Device:
+    """This machine's CPU, shared by `ranks` ranks of one thread each: measured in about a second.
+
+    Bandwidths between ranks are taken as a quarter of the memory's: a message is written and read twice on its way.
+    """
+    import numpy as np
+
+    rate = _best(lambda a, b: np.dot(a, b), np.ones((768, 768), np.float32), 2.0 * 768**3)
+    copied = _best(lambda a, b: np.copyto(a, b), np.ones(8 << 20, np.float32), 8.0 * (8 << 20))
+    cores = os.cpu_count() or 1
+    # numpy's matrix product uses all the threads that OMP_NUM_THREADS allows; a rank has its share of the cores
+    threads = int(os.environ.get("OMP_NUM_THREADS") or cores)
+    share = min(1.0, cores / (threads * ranks))
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Device(
+        name=f"cpu (this machine, {ranks} rank{'s' if ranks > 1 else ''})",
+        memory_gib=pages / GIB / ranks,
+        bfloat16_tflops=rate * share / TERA,
+        float32_tflops=rate * share / TERA,
+        memory_gbps=copied / ranks / GB,
+        link_gbps=copied / ranks / 4 / GB,
+        network_gbps=1.25,
+    )
+
+
+def _best(work: object, operand: object, amount: float) -> float:
+    """The best of a few repetitions, in units of `amount` a second."""
+    import copy
+
+    other, best = copy.deepcopy(operand), float("inf")
+    end = time.perf_counter() + 0.3
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        work(operand, other)  # type: ignore[operator]
+        best = min(best, time.perf_counter() - start)
+    return amount / best

@@ -1,0 +1,67 @@
+"""Memory and step time against the number of machines."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ijepa_ds.config import Config
+from ijepa_ds.plan.hardware import GIB, Device
+from ijepa_ds.plan.report import Plan, plan_of
+from ijepa_ds.plan.spread import Spread
+from ijepa_ds.plan.work import Work
+from ijepa_ds.visualize.style import INK, MUTED, TRAINED, plain_axes, save
+
+_COLOURS = ("#1f6feb", "#58a6ff", "#9b59b6", "#c39bd3", "#16a085", "#f39c12", "#d35400", "#c3cbd4", "#7b8794")
+
+
+def ladder(cfg: Config, work: Work, spread: Spread, device: Device) -> list[Plan]:
+    """The same run on 1, 2, 4 ... machines, as long as every device has an image; accumulation makes up for few of them."""
+    plans, nodes = [], 1
+    batch = cfg.optimization.batch_size
+    while nodes * spread.gpus <= batch and nodes <= 1024:
+        if batch % (nodes * spread.gpus) == 0:
+            share = batch // (nodes * spread.gpus)
+            micro = max(m for m in range(1, min(share, spread.micro_batch) + 1) if share % m == 0)
+            way = replace(spread, nodes=nodes, micro_batch=micro, accumulation=share // micro)
+            plans.append(plan_of(cfg, work, way, device, None))
+        nodes *= 2
+    return plans
+
+
+def write(path: Path, cfg: Config, work: Work, spread: Spread, device: Device) -> None:
+    """Write a PNG.
+
+    Raises:
+        ValueError: the global batch cannot be shared by the devices of any number of machines.
+    """
+    plans = ladder(cfg, work, spread, device)
+    if not plans:
+        raise ValueError(f"--plot: {cfg.optimization.batch_size} images cannot be shared by {spread.gpus} devices a machine")
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    places, labels = range(len(plans)), [str(plan.spread.nodes) for plan in plans]
+    floor = [0.0] * len(plans)
+    for colour, name in zip(_COLOURS, plans[0].memory.parts(), strict=True):
+        heights = [plan.memory.parts()[name] / GIB for plan in plans]
+        left.bar(places, heights, 0.7, bottom=floor, color=colour, label=name)
+        floor = [low + height for low, height in zip(floor, heights, strict=True)]
+    left.plot(places, [plan.memory.peak / GIB for plan in plans], "o", color=INK, markersize=4, label="peak")
+    left.axhline(device.memory_gib, color=MUTED, linestyle=(0, (4, 3)), linewidth=1)
+    left.annotate(device.name, (0, device.memory_gib), (0, 3), textcoords="offset points", fontsize=8, color=MUTED)
+    plain_axes(left, "Memory a rank, GiB")
+    left.legend(fontsize=7, frameon=False, ncols=2)
+    right.fill_between(
+        places, [p.timing.fast for p in plans], [p.timing.slow for p in plans], color=TRAINED, alpha=0.2, label="expected"
+    )
+    right.plot(places, [plan.timing.roofline for plan in plans], "o-", color=TRAINED, label="roofline")
+    right.plot(places, [plan.timing.sending for plan in plans], "--", color=MUTED, label="sending, hidden or not")
+    right.set_yscale("log")
+    plain_axes(right, "Step, seconds")
+    right.legend(fontsize=8, frameon=False)
+    for axes in (left, right):
+        axes.set_xticks(places, labels, color=INK)
+        axes.set_xlabel(f"machines of {spread.gpus}", fontsize=9, color=MUTED)
+    save(figure, path)

@@ -1,0 +1,106 @@
+"""Bytes that a step sends, by collective and by link.
+
+A message's bytes are the reduced tensor of an all-reduce, the whole result of an all-gather, the whole input of a
+reduce-scatter (`ijepa_ds.collectives` counts the same way).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ijepa_ds.plan.memory import kept
+from ijepa_ds.plan.spread import Spread
+from ijepa_ds.plan.work import Work
+
+# What a rank sends for a message of one byte, as a multiple of (W - 1) / W (NCCL tests, "bus bandwidth")
+_SENT = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}
+
+
+@dataclass(frozen=True)
+class Message:
+    """All collectives of one purpose in a step.
+
+    Attributes:
+        purpose: for the table.
+        kind: all_reduce, all_gather or reduce_scatter.
+        bytes: of the messages together.
+        group: ranks that take part.
+        when: "forward", "backward" or "step": what the sending can hide behind.
+    """
+
+    purpose: str
+    kind: str
+    bytes: int
+    group: int
+    when: str
+
+    @property
+    def sent(self) -> float:
+        """Bytes that one rank sends."""
+        return _SENT[self.kind] * self.bytes * (self.group - 1) / self.group
+
+
+def traffic_of(work: Work, spread: Spread) -> list[Message]:
+    """What a step sends, without the few bytes of norms and flags; nothing for a world of one."""
+    world, b, rounds = spread.world, work.weight_bytes, spread.accumulation
+    if world == 1:
+        return []
+    every = work.count()
+    if spread.stage == 0:
+        return [Message("gradients", "all_reduce", b * every, world, "step")]
+    if spread.stage < 3:
+        # DeepSpeed 0.19 all-reduces buckets whole and keeps its share (use_multi_rank_bucket_allreduce), stage 2 at
+        # every micro-batch, as it does not keep gradients that are not its own
+        gradients = b * every * (rounds if spread.stage == 2 else 1)
+        if spread.stage == 1 and b == 2 and rounds > 1:
+            gradients *= 2  # BF16_Optimizer reduces its float32 sums
+        when = "backward" if spread.double_bucket else "step"
+        return [
+            Message("gradients", "all_reduce", gradients, world, when),
+            Message("weights after the step", "all_gather", b * _flat(work, None, world), world, "step"),
+            Message("target after the EMA", "all_gather", b * _flat(work, "encoder", world), world, "step"),
+        ]
+    padded = {part: _padded(work, part, world) for part in ("encoder", "predictor")}
+    both = sum(padded.values())
+    again = both - min(both, kept(work, spread)[1])
+    near = spread.hpz if spread.hpz > 1 else world
+    messages = [
+        Message("target's weights, forward", "all_gather", rounds * b * padded["encoder"], world, "forward"),
+        Message("weights, forward", "all_gather", rounds * b * both, world, "forward"),
+        Message("weights, backward", "all_gather", rounds * b * again, near, "backward"),
+        Message("gradients", "reduce_scatter", rounds * b * both, world, "backward"),
+    ]
+    return [message for message in messages if message.bytes]
+
+
+def _flat(work: Work, part: str | None, world: int) -> int:
+    """Elements of the flat buffers of stages 1 and 2: one a part and kind of decay, padded to 2 x W."""
+    groups: dict[tuple[str, bool], int] = {}
+    for p in work.parameters:
+        if part in (None, p.part):
+            groups[p.part, p.decay] = groups.get((p.part, p.decay), 0) + p.numel
+    return sum(2 * world * math.ceil(numel / (2 * world)) for numel in groups.values())
+
+
+def _padded(work: Work, part: str, world: int) -> int:
+    """Elements of a part under stage 3: every parameter is padded to a multiple of W."""
+    return sum(world * math.ceil(p.numel / world) for p in work.parameters if p.part == part)
+
+
+@dataclass(frozen=True)
+class Links:
+    """Bytes of a step by link: sent by one GPU to others of its machine, and by one machine to others."""
+
+    within_machine: float
+    network: float
+
+
+def links_of(messages: list[Message], spread: Spread) -> Links:
+    """Bytes by link, for rings that visit the GPUs of a machine one after another.
+
+    Each GPU sends every message once around (twice for an all-reduce); of a machine's GPUs one sends to the next machine.
+    """
+    within = sum(m.sent for m in messages) if spread.gpus > 1 else 0.0
+    network = sum(m.sent for m in messages if m.group > spread.gpus) if spread.nodes > 1 else 0.0
+    return Links(within, network)

@@ -1,0 +1,123 @@
+"""What a real step of the pool's ranks holds and sends, for comparison with the plan. Called on every rank at once."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from typing import Any
+
+import torch
+
+from ijepa_ds.config import Config, DataConfig, MasksConfig, ModelConfig, OptimizationConfig, PredictorConfig, RunConfig
+from ijepa_ds.ijepa import IJEPA
+from ijepa_ds.masks import build_sampler
+from tests.dist import jobs
+
+
+def config_of(name: str, *, micro_batch: int, ranks: int, accumulation: int = 1, **model: Any) -> Config:
+    """A full-size encoder of `SIZES` with a predictor of four blocks, at 224 pixels, float32."""
+    return Config(
+        run=RunConfig(dir="unused"),
+        data=DataConfig(source="unused", crop_size=224),
+        model=ModelConfig(
+            name=name,
+            precision="float32",
+            predictor=PredictorConfig(depth=4, width=384, heads=12),
+            **model,
+        ),
+        masks=MasksConfig(sampler="unbiased", context_tokens=70),
+        optimization=OptimizationConfig(
+            batch_size=micro_batch * ranks * accumulation, max_micro_batch=micro_batch, steps=60, warmup_steps=6
+        ),
+    )
+
+
+def live_bytes() -> int:
+    """Bytes of all tensors that are alive, each storage once."""
+    gc.collect()
+    storages = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for thing in gc.get_objects():
+            if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
+                storage = thing.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def peak_bytes(profile: torch.profiler.profile) -> int:
+    """The most that the CPU allocator held above the start of a profile."""
+    totals: list[tuple[int, int]] = []
+    pending = list(profile.profiler.kineto_results.experimental_event_tree())
+    while pending:
+        event = pending.pop()
+        pending += event.children
+        if event.tag == torch._C._profiler._EventType.Allocation:
+            extra = event.extra_fields
+            if extra.device.type == "cpu":
+                totals.append((event.start_time_ns, extra.alloc_size))
+    held = peak = 0
+    for _, size in sorted(totals, key=lambda pair: pair[0]):
+        held += size
+        peak = max(peak, held)
+    return peak
+
+
+def activation_bytes(model: IJEPA, cfg: Config, micro_batch: int) -> tuple[int, int, int]:
+    """What the allocator held at most in a step of a plain model, gradients apart, and its tokens (Kc, Kt)."""
+    size = cfg.data.crop_size
+    masks = build_sampler(cfg.masks, cfg.grid, 0, micro_batch).sample(0, 0, micro_batch, "cpu")
+    images = torch.zeros(micro_batch, 3, size, size)
+    for parameter in model.parameters():  # gradients exist already: the peak is of activations alone
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        model(images, masks).loss.backward()
+    return peak_bytes(profile), masks.context.shape[-1], masks.targets.shape[-1]
+
+
+def measure(stage: int, extra: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
+    """Two steps to settle, then one under measurement."""
+    from deepspeed import comm as dist
+
+    from ijepa_ds.collectives import Collectives
+    from ijepa_ds.engine import initialise_distributed
+
+    initialise_distributed()
+    gc.collect()
+    before = live_bytes()
+    cfg = config_of(ranks=dist.get_world_size(), **settings)
+    engine, plan = jobs.make_engine(cfg, stage, dist.get_world_size(), extra)
+    rank = dist.get_rank()
+    jobs.train_steps(engine, cfg, plan, rank, 0, 2)
+    layout, ema = engine.layout, engine.ema
+    parts = {
+        "masters": sum(layout.master(slot).numel() for slot in range(layout.num_slots)) * 4,
+        "moments": sum(
+            value.numel() * 4
+            for slot in range(layout.num_slots)
+            for key, value in layout.moments(slot).items()
+            if key != "step"
+        ),
+        "ema": sum(average.numel() for average in ema.average) * 4,
+    }
+    at_rest = live_bytes() - before
+    images, masks = jobs.batch(cfg, 2, rank * plan.micro_batch, plan.micro_batch)
+    images = images.to(engine.compute_dtype)
+    with Collectives() as sent:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            output = engine.forward(images, masks)
+            engine.backward(output.loss)
+            del output
+            after = live_bytes() - before
+        peak = peak_bytes(profile)
+        del profile
+        engine.optimizer_step(1e-3, 0.1)
+        engine.ema.update(0.9)
+    return {
+        "parts": parts,
+        "at_rest": at_rest,
+        "after_backward": after,
+        "peak": peak,
+        "tokens": (masks.context.shape[-1], masks.targets.shape[-1]),
+        "sent": {kind: (t.calls, t.bytes) for kind, t in sent.totals.items()},
+    }
