@@ -180,7 +180,8 @@ def test_a_signal_to_the_deepspeed_launcher_saves_and_leaves_no_orphans(number: 
             assert time.monotonic() < end, (processes_of(place), log.read_text())
             runner.poll()
             time.sleep(0.1)
-        assert "stopped by SIGHUP (its launcher or terminal is gone)" in log.read_text() and len(list_steps(place / "out")) == 1, log.read_text()
+        assert "stopped by SIGHUP (its launcher or terminal is gone)" in log.read_text(), log.read_text()
+        assert len(list_steps(place / "out")) == 1
     finally:
         for process in processes_of(place):
             os.kill(process, signal.SIGKILL)

@@ -68,7 +68,9 @@ def start(
         spread["tensorboard"] = {"enabled": True, "output_path": "monitor", "job_name": "deepspeed"}
     (place / "spread.json").write_text(json.dumps(spread))
     arguments = ["--config", "run.yaml", "--deepspeed_config", "spread.json"]
-    launcher = [DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(port or free_port()), "--module"] if ranks else [sys.executable, "-m"]
+    launcher = [sys.executable, "-m"]
+    if ranks:
+        launcher = [DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(port or free_port()), "--module"]
     environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{place}", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     return subprocess.run(
         [*launcher, module, *arguments, *TINY, *overrides],

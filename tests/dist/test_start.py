@@ -12,8 +12,8 @@ from torch import Tensor
 from ijepa_ds import config
 from ijepa_ds.checkpoint_reader import CheckpointReader
 from ijepa_ds.config import Config
-from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.loader import ImageBatches
+from ijepa_ds.data.sources import open_source as open_images
 from ijepa_ds.data.transforms import normalize
 from ijepa_ds.ijepa import IJEPA, build
 from ijepa_ds.masks import build_sampler
@@ -82,7 +82,7 @@ def first_loss(cfg: Config, model: IJEPA) -> float:
     o = cfg.optimization
     batches = ImageBatches(
         cfg.data,
-        open_source(cfg.data.source),
+        open_images(cfg.data.source),
         seed=cfg.run.seed,
         batch_size=o.batch_size,
         micro_batch=o.batch_size,

@@ -167,7 +167,9 @@ def test_options_and_selective_checkpointing_give_the_same_steps(name: str, rank
     assert way > 1e-6 and apart < 1e-3 * way
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(0, "float32"), (0, "bfloat16"), (1, "float32"), (2, "float32"), (3, "float32")])
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(0, "float32"), (0, "bfloat16"), (1, "float32"), (2, "float32"), (3, "float32")]
+)
 def test_a_loss_that_is_not_finite_leaves_the_weights_alone(stage: int, precision: str, ranks: Ranks) -> None:
     """On one rank only; all skip that step, and go on with the next."""
     for result in ranks(2).run("train_through_nan", stage=stage, precision=precision, steps=4, broken=2):
