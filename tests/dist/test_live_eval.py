@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ijepa_ds import cli
+from ijepa_ds.checkpoint_reader import list_steps
 from ijepa_ds.visualize.events import read_scalars
 from tests.dist.test_launch import losses, place, start
 from tests.test_evals import write_images
@@ -69,4 +70,4 @@ def test_sources_are_checked_before_training(place: Path) -> None:
     ]:
         done = start(place, *EVAL, *change)
         assert done.returncode == 2 and message in done.stderr, done.stderr
-        assert not (place / "out" / "checkpoints").exists()
+        assert list_steps(place / "out") == []
