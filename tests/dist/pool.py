@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import importlib
 import multiprocessing as mp
 import os
@@ -40,6 +42,15 @@ def _worker(rank: int, world_size: int, port: int, pipe: Any) -> None:
             pipe.send((True, result))
         except BaseException:
             pipe.send((False, traceback.format_exc()))
+        _give_back()
+
+
+def _give_back() -> None:
+    """Hand freed memory to the system: training tells glibc to keep it, and the ranks of all pools live side by side."""
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 class Pool:
@@ -73,7 +84,10 @@ class Pool:
             if not pipe.poll(10 if failures else timeout):
                 silent.append(rank)
                 continue
-            good, value = pipe.recv()
+            try:
+                good, value = pipe.recv()
+            except EOFError:
+                good, value = False, "the process is gone: killed, perhaps for memory"
             results.append(value)
             if not good:
                 failures.append(f"rank {rank}:\n{value}")

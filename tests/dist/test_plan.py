@@ -31,7 +31,6 @@ def planned(stage: int, world: int, repository: Path, tokens: tuple[int, int], *
 CASES = [
     *[(stage, 2, "small", False) for stage in range(4)],
     *[(stage, 1, "small", False) for stage in (0, 2, 3)],
-    *[pytest.param(stage, 4, "small", False, marks=pytest.mark.slow) for stage in (2, 3)],
     (3, 2, "small", True),
 ]
 
