@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -14,6 +16,16 @@ def computes_bfloat16() -> bool:
     if platform.machine() in ("x86_64", "AMD64"):
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def unlink_shared_buffers(rank: int) -> None:
+    """Take the name off this rank's buffer of DeepSpeed's CPU collectives, once all ranks have mapped it.
+
+    DeepSpeed leaves 66 MiB a rank in /dev/shm for ever otherwise, also after a crash, and a later run with the same port would
+    start on what an earlier one left there.
+    """
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}").unlink(missing_ok=True)
 
 
 def tune(model: nn.Module, dtype: torch.dtype) -> None:

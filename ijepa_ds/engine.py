@@ -81,6 +81,9 @@ def initialise_distributed() -> torch.device:
             f"the ranks cannot meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: "
             f"{str(error).splitlines()[0]} If another run uses that port, give this one another: deepspeed --master_port N"
         ) from error
+    if accelerator.device_name() == "cpu":
+        dist.barrier()  # all have mapped all buffers
+        cpu.unlink_shared_buffers(rank)
     return torch.device(accelerator.current_device_name())
 
 

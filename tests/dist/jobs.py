@@ -45,6 +45,17 @@ def tiny_config(
     )
 
 
+def shared_buffers() -> list[str]:
+    """Names that these ranks' collectives have left in shared memory."""
+    import os
+
+    from ijepa_ds.engine import barrier, initialise_distributed
+
+    initialise_distributed()
+    barrier()
+    return [path.name for path in Path("/dev/shm").glob(f"deepspeed_*_{os.environ['MASTER_PORT']}_*")]
+
+
 def schedule_of(cfg: Config) -> Schedule:
     """Ten steps an epoch."""
     return Schedule.of(cfg, 10)

@@ -178,3 +178,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone(stage: int, precisio
         for before, after, later in zip(*result["states"][1:], strict=True):
             assert (before == after).all() and np.isfinite(later).all()
         assert any((after != later).any() for after, later in zip(*result["states"][2:], strict=True))
+
+
+def test_nothing_stays_in_shared_memory(ranks: Ranks) -> None:
+    assert ranks(2).run("shared_buffers") == [[], []]
