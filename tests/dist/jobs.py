@@ -125,9 +125,8 @@ def train_and_save(
     from deepspeed import comm as dist
 
     from ijepa_ds import checkpoint
-    from ijepa_ds.checkpoint_reader import CheckpointReader, folder_name
+    from ijepa_ds.checkpoint_reader import CheckpointReader
     from ijepa_ds.engine import initialise_distributed
-    from ijepa_ds.saver import Saver
 
     initialise_distributed()
     cfg = tiny_config(precision, checkpointing, model, **optimization)
@@ -135,12 +134,20 @@ def train_and_save(
     if resume:
         checkpoint.load(engine, CheckpointReader(Path(resume)))
     losses = train_steps(engine, cfg, plan, dist.get_rank(), first, steps)
-    saver = Saver(engine, Path(folder), every=steps, keep_last=2)
+    saved = _save(engine, Path(folder), steps)
+    target = _gathered_target(engine)
+    return {"losses": losses, "folder": saved, "kind": engine.layout.kind, "target": target}
+
+
+def _save(engine: Any, run_dir: Path, steps: int) -> str:
+    """Save as a run does; the checkpoint's folder."""
+    from ijepa_ds.checkpoint_reader import folder_name
+    from ijepa_ds.saver import Saver
+
+    saver = Saver(engine, run_dir, every=steps, keep_last=2)
     saver.start(steps, {})
     assert saver.finish()
-    saved = Path(folder) / "checkpoints" / folder_name(steps)
-    target = _gathered_target(engine)
-    return {"losses": losses, "folder": str(saved), "kind": engine.layout.kind, "target": target}
+    return str(run_dir / "checkpoints" / folder_name(steps))
 
 
 def start_from(stage: int, path: str, folder: str, precision: str = "float32") -> dict[str, Any]:
@@ -149,7 +156,6 @@ def start_from(stage: int, path: str, folder: str, precision: str = "float32") -
 
     from deepspeed import comm as dist
 
-    from ijepa_ds import checkpoint
     from ijepa_ds.engine import initialise_distributed
     from ijepa_ds.weights.start import open_start
 
@@ -160,8 +166,7 @@ def start_from(stage: int, path: str, folder: str, precision: str = "float32") -
     images, masks = batch(cfg, 0, dist.get_rank() * plan.micro_batch, plan.micro_batch)
     with torch.no_grad():
         loss = float(engine.forward(images.to(engine.compute_dtype), masks).loss)
-    saved = checkpoint.save(engine, Path(folder), 1, {}, keep_last=1)
-    return {"loss": loss, "target": _gathered_target(engine), "folder": str(saved)}
+    return {"loss": loss, "target": _gathered_target(engine), "folder": _save(engine, Path(folder), 1)}
 
 
 def _gathered_target(engine: Any) -> dict[str, np.ndarray]:
