@@ -74,7 +74,7 @@ def test_a_hanging_rank_is_named_with_its_stack(place: Path) -> None:
 
 
 def test_a_stopped_process_is_named_and_the_job_ends(place: Path) -> None:
-    """SIGSTOP of rank 0, which keeps the store that ranks talk through: the others must find out by themselves."""
+    """SIGSTOP of rank 1: rank 0 must find out by itself."""
     run = Run(place, "run.hang_timeout=4", "optimization.steps=2000", "run.checkpoint_every=1000")
     run.wait_for("step/s, loss")
     run.signal(1, signal.SIGSTOP)
