@@ -11,6 +11,7 @@ import json
 import multiprocessing as mp
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -119,6 +120,31 @@ class Run:
         os.kill(self.ranks[rank].pid or 0, number)
 
 
+def finished(place: Path, arguments: list[str], ranks: int, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """A run to its end, as `subprocess.run` would give it; `ranks` = 0: one process that no launcher started."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["tests.dist.preload"])
+    out, err = (place / f"{name}-{time.monotonic_ns()}.txt" for name in ("stdout", "stderr"))
+    port = free_port()
+    processes = [
+        context.Process(target=_rank, args=(rank, ranks, port, str(place), str(out), arguments, [], False, str(err)))
+        for rank in range(max(1, ranks))
+    ]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + timeout
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+    late = [process for process in processes if process.is_alive()]
+    for process in late:
+        process.kill()
+        process.join()
+    texts = [path.read_text(errors="replace") if path.exists() else "" for path in (out, err)]
+    assert not late, f"{len(late)} of {len(processes)} ranks did not end within {timeout} s:\n" + "\n".join(texts)
+    code = next((process.exitcode for process in processes if process.exitcode), 0)
+    return subprocess.CompletedProcess(arguments, code, *texts)
+
+
 def _rank(
     rank: int,
     ranks: int,
@@ -128,16 +154,19 @@ def _rank(
     arguments: list[str],
     faults: list[dict[str, Any]],
     image_log: bool,
+    error_log: str | None = None,
 ) -> None:
     os.setsid()
-    with open(log, "ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    for path, descriptor in ((log, 1), (error_log or log, 2)):
+        with open(path, "ab", buffering=0) as file:
+            os.dup2(file.fileno(), descriptor)
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     os.chdir(place)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1")
-    os.environ.update(MASTER_PORT=str(port), OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")
+    os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")
+    if ranks:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     import torch
 
     torch.set_num_threads(1)
