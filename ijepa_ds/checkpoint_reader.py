@@ -193,10 +193,10 @@ def newest(
             return (open_checkpoint or CheckpointReader)(run_dir / "checkpoints" / folder_name(step))
         except CheckpointError as error:
             reasons.append(str(error))
-            say("BROKEN CHECKPOINT, trying an older one: %s", error)
+            say("CHECKPOINT NOT USABLE, trying an older one: %s", error)
     if reasons:
         raise CheckpointError(
-            f"no checkpoint in {run_dir / 'checkpoints'} is whole; refusing to start from "
+            f"no checkpoint in {run_dir / 'checkpoints'} is usable; refusing to start from "
             "scratch over them. " + "; ".join(reasons) + ". Restore one, or start anew in another run.dir"
         )
     return None

@@ -102,21 +102,24 @@ def commit(run_dir: Path, step: int, attempt: str, manifest: dict[str, Any], kee
         fsync(final.parent)
         write_last_step(run_dir, step)
         fsync(run_dir)
-        prune(run_dir, keep_last, keep_every)
+        prune(run_dir, keep_last, keep_every, step)
     except OSError as error:
         raise CheckpointError(f"{error.filename or aside}: {_reason(error)}; {_free(aside)}") from error
     return final
 
 
-def prune(run_dir: Path, keep_last: int, keep_every: int) -> list[int]:
+def prune(run_dir: Path, keep_last: int, keep_every: int, newest: int | None = None) -> list[int]:
     """Delete whole checkpoints beyond the newest `keep_last`, and broken ones older than those; the steps deleted.
 
     Checkpoints of steps that `keep_every` divides stay, whole or not; so does the one that `best.json`
-    marks. What attempts left unfinished, they keep: see `sweep`.
+    marks. What attempts left unfinished, they keep: see `sweep`. Those of later steps than `newest` stay and do not count: the
+    run fell back from them, as they are broken, or of another configuration, in a way that sizes do not tell.
     """
     parent, kept, gone = run_dir / "checkpoints", 0, []
     best = best_step(run_dir)
     for step in reversed(list_steps(run_dir)):
+        if newest is not None and step > newest:
+            continue
         if kept >= keep_last and not (keep_every and step % keep_every == 0) and step != best:
             _remove(parent / folder_name(step))
             gone.append(step)

@@ -55,7 +55,7 @@ def _describe(run: Path, step: int, verify: bool) -> dict[str, Any]:
                     reader.numel(f"{kind}/{name}")  # no gap, no overlap
     except CheckpointError as error:
         return row | {"problem": str(error)}
-    model = (yaml.safe_load(manifest.get("config", "")) or {}).get("model", {})
+    model = _model(manifest.get("config"))
     return row | {
         "saved": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime((folder / "manifest.json").stat().st_mtime)),
         "bytes": sum(entry["bytes"] for entry in manifest["files"]),
@@ -67,6 +67,15 @@ def _describe(run: Path, step: int, verify: bool) -> dict[str, Any]:
         "model": f"{model.get('name', '?')}/{model.get('patch_size', '?')}",
         "fingerprint": manifest.get("fingerprint"),
     }
+
+
+def _model(text: Any) -> dict[str, Any]:
+    """The section `model` of a configuration; empty where it cannot be read."""
+    try:
+        model = yaml.safe_load(text)["model"]
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError):
+        return {}
+    return model if isinstance(model, dict) else {}
 
 
 def _print(run: Path, rows: list[dict[str, Any]], verified: bool) -> None:

@@ -51,21 +51,24 @@ def read(path: Path) -> tuple[Item, list[str]]:
         raise ConfigError([f"{path}: cannot be read ({error.strerror})"]) from error
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})"]) from error
-    try:
-        return parse(text, str(path))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError([f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}"]) from error
+    return parse(text, str(path))
 
 
 def parse(text: str, label: str) -> tuple[Item, list[str]]:
     """The same for a text; `label` stands in front of the line numbers.
 
     Raises:
-        ConfigError: the text is not a mapping.
-        yaml.YAMLError: the text is not YAML.
+        ConfigError: the text is not YAML, or not a mapping.
     """
+    try:
+        return _parse(text, label)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        place = f"{label}:{mark.line + 1}" if mark else label
+        raise ConfigError([f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}"]) from error
+
+
+def _parse(text: str, label: str) -> tuple[Item, list[str]]:
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()

@@ -69,17 +69,25 @@ def find_start(
 
     def open_ours(folder: Path) -> CheckpointReader:
         reader = open_checkpoint(folder)
-        saved, ours = reader.manifest.get("fingerprint"), config.fingerprint(cfg)
-        if saved != ours:
+        if reader.manifest.get("fingerprint") != config.fingerprint(cfg):
             raise CheckpointError(
-                f"{reader.folder} was saved from another configuration (fingerprint {saved}, this one is {ours}): use the "
-                "config.yaml of its run"
+                f"{reader.folder} was saved from another configuration ({_what_differs(reader, cfg)}): use the config.yaml of "
+                "its run"
             )
         return reader
 
     if cfg.run.resume not in ("auto", "never"):
         return open_ours(Path(cfg.run.resume))
     return newest(Path(cfg.run.dir), steps, open_ours, say)
+
+
+def _what_differs(reader: CheckpointReader, cfg: Config) -> str:
+    """The keys in which a checkpoint's configuration is another one; its fingerprint where it cannot be read."""
+    try:
+        lines = config.difference(config.from_text(reader.manifest["config"], str(reader.folder)), cfg)
+    except (KeyError, TypeError, AttributeError, ValueError):  # of another version, or damaged
+        lines = []
+    return "; ".join(lines) or f"fingerprint {reader.manifest.get('fingerprint')}, this one is {config.fingerprint(cfg)}"
 
 
 def lock(run_dir: Path) -> IO[str]:

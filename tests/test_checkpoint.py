@@ -81,7 +81,7 @@ def test_damage_is_named_and_the_older_one_taken(
     with caplog.at_level(logging.ERROR):
         reader = newest(tmp_path)
     assert reader is not None and reader.manifest["step"] == 10
-    assert "BROKEN" in caplog.text and file in caplog.text
+    assert "NOT USABLE" in caplog.text and file in caplog.text
 
 
 def test_none_good_is_an_error_not_a_fresh_start(tmp_path: Path) -> None:

@@ -55,6 +55,18 @@ def test_a_broken_one_does_not_count_as_kept(tmp_path: Path) -> None:
     assert list_steps(tmp_path) == [30, 40]
 
 
+@pytest.mark.parametrize("keep_last", [1, 2])
+def test_a_save_after_a_fallback_is_kept_although_the_broken_one_is_newer(keep_last: int, tmp_path: Path) -> None:
+    """Of the right size but with a flipped bit: only reading it all tells that it is broken."""
+    attempt(tmp_path, 10)
+    attempt(tmp_path, 20)
+    flip(shard(tmp_path, 20))
+    attempt(tmp_path, 15, keep_last)
+    assert 15 in list_steps(tmp_path)
+    reader = newest(tmp_path)
+    assert reader is not None and reader.manifest["step"] == 15
+
+
 def test_an_uncommitted_save_changes_nothing(tmp_path: Path) -> None:
     """A kill between any two steps of a save leaves the one before as the newest."""
     attempt(tmp_path, 10)
@@ -102,6 +114,17 @@ def test_list_verify_prune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert [bool(row["problem"]) for row in rows] == [False, True, False] and "checksum" in rows[1]["problem"]
     assert command("prune", str(tmp_path), "--keep-last", "1") == 0
     assert list_steps(tmp_path) == [30]
+
+
+@pytest.mark.parametrize("text", [None, 7, "model: 3", "model: {", "model: !!python/object/apply:os.mkdir [executed]"])
+def test_a_configuration_that_cannot_be_read_does_not_stop_the_list(
+    text: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempt(tmp_path, 10)
+    path = tmp_path / "checkpoints" / folder_name(10) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"config": text}))
+    assert command("list", str(tmp_path)) == 0
+    assert "?/?" in capsys.readouterr().out and not Path("executed").exists()
 
 
 def test_prune_refuses_where_it_would_hurt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

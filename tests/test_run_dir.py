@@ -1,0 +1,89 @@
+"""Where a run continues: the newest checkpoint that is whole and its own, or the one asked for, and no other."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ijepa_ds import config, run_dir
+from ijepa_ds.checkpoint_reader import CheckpointError
+from ijepa_ds.config import Config, DataConfig, ModelConfig, OptimizationConfig, RunConfig
+from tests.test_checkpoint import write
+
+
+def config_of(place: Path, resume: str = "auto", lr: float = 1e-3) -> Config:
+    return Config(
+        run=RunConfig(dir=str(place), resume=resume),
+        data=DataConfig(source="images"),
+        model=ModelConfig(name="tiny"),
+        optimization=OptimizationConfig(batch_size=8, steps=50, warmup_steps=2, lr=lr),
+    )
+
+
+def save(cfg: Config, step: int, damage: dict[str, object] | None = None) -> Path:
+    """A checkpoint of a run of this configuration."""
+    folder = write(Path(cfg.run.dir), step, torch.zeros(8), [])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest |= {"fingerprint": config.fingerprint(cfg), "config": config.to_text(cfg)} | (damage or {})
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def start(cfg: Config, said: list[str] | None = None) -> int | None:
+    """The step of the checkpoint that a run continues from."""
+
+    def say(text: str, *values: object) -> None:
+        (said if said is not None else []).append(text % values)
+
+    reader = run_dir.find_start(cfg, run_dir.look(cfg), say=say)
+    return reader.manifest["step"] if reader else None
+
+
+def test_a_checkpoint_of_another_configuration_is_named_with_what_differs_and_the_older_one_taken(tmp_path: Path) -> None:
+    cfg, said = config_of(tmp_path), list[str]()
+    save(cfg, 10)
+    foreign = save(config_of(tmp_path, lr=3e-4), 20)
+    assert start(cfg, said) == 10
+    (message,) = said
+    assert str(foreign) in message and "another configuration (optimization.lr: 0.0003 -> 0.001)" in message
+    with pytest.raises(CheckpointError, match=r"step_00000020 was saved from another configuration \(optimization.lr"):
+        start(config_of(tmp_path, resume=str(foreign)))  # a path is never replaced by another
+
+
+@pytest.mark.parametrize("text", [None, 7, "", "model: !!python/object/apply:os.mkdir [x]", "run: {"])
+def test_a_configuration_that_cannot_be_read_is_told_by_its_fingerprint(text: object, tmp_path: Path) -> None:
+    cfg = config_of(tmp_path)
+    save(cfg, 10, {"fingerprint": "0123456789abcdef", "config": text})
+    with pytest.raises(CheckpointError, match="another configuration .*fingerprint 0123456789abcdef, this one is"):
+        start(cfg)
+    assert not Path("x").exists()
+
+
+def test_only_others_checkpoints_are_no_reason_for_a_fresh_start(tmp_path: Path) -> None:
+    save(config_of(tmp_path, lr=3e-4), 20)
+    with pytest.raises(CheckpointError, match="refusing to start from scratch"):
+        start(config_of(tmp_path))
+
+
+def test_a_path_is_taken_although_older_ones_are_there_and_refused_where_it_is_damaged(tmp_path: Path) -> None:
+    cfg = config_of(tmp_path)
+    save(cfg, 10)
+    path = save(cfg, 20)
+    asked = replace(cfg, run=replace(cfg.run, resume=str(path)))
+    assert start(asked) == 20
+    next(path.glob("*.safetensors")).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="truncated"):
+        start(asked)
+    with pytest.raises(ValueError, match="newer checkpoint"):  # another branch would begin in the same folder
+        start(replace(cfg, run=replace(cfg.run, resume=str(path.with_name("step_00000010")))))
+    with pytest.raises(ValueError, match=r"run.resume is never, but .* has checkpoints"):
+        start(replace(cfg, run=replace(cfg.run, resume="never")))
+
+
+def test_the_folder_of_a_run_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    config.save_resolved(config_of(tmp_path), tmp_path / "config.yaml")
+    assert start(config_of(tmp_path)) is None
+    with pytest.raises(ValueError, match=r"another configuration:\n  optimization.lr: 0.001 -> 0.002"):
+        start(config_of(tmp_path, lr=2e-3))
