@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from ijepa_ds.config import DataConfig
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.loader import ImageBatches
 from ijepa_ds.data.samples import check_limits
+from ijepa_ds.durable import append_lines
 from ijepa_ds.engine import gather_objects
 
 FILE = "bad_samples.jsonl"
@@ -73,10 +73,7 @@ class BadSamples:
             return
         before = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
         lines = [line for line in map(json.dumps, rows) if line not in set(before)]
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write("".join(f"{line}\n" for line in lines))
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(self._path, lines)
 
 
 def found_before(manifest: Mapping[str, Any]) -> dict[int, str]:

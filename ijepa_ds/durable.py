@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 
 def fsync(path: Path) -> None:
@@ -39,3 +42,14 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
     save_file(dict(tensors), path, metadata=dict(metadata) if metadata else None)
     path.chmod(mode)  # the library's own file is readable by its owner alone: colleagues could not load it
     fsync(path)
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Add lines to a log and flush it to the disk; where the disk refuses, that is said, and the run goes on."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        logger.error("%s cannot be written (%s): lines are lost; training goes on", path, error.strerror)

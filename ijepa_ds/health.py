@@ -8,13 +8,14 @@ the terminal.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from ijepa_ds.durable import append_lines
 
 FILE = "health.jsonl"
 
@@ -86,11 +87,7 @@ class Health:
         return alarms
 
     def _write(self, alarms: list[Alarm]) -> None:
-        with self._file.open("a", encoding="utf-8") as file:
-            for alarm in alarms:
-                file.write(json.dumps(asdict(alarm) | {"time": round(time.time(), 3)}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(self._file, [json.dumps(asdict(alarm) | {"time": round(time.time(), 3)}) for alarm in alarms])
 
     def _collapse(self, values: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         limits, reasons = self.limits, []

@@ -127,8 +127,11 @@ class LiveEval:
         self.history = [entry for entry in self.history if entry["step"] < done] + [{"step": done} | scores]
         name = f"{self._cfg.eval.k}-NN"
         known = [entry for entry in self.history if name in entry]
-        _write(self._file, self.history)
-        _write(self._file.with_name(BEST), max(known, key=lambda entry: entry[name]))
+        try:
+            _write(self._file, self.history)
+            _write(self._file.with_name(BEST), max(known, key=lambda entry: entry[name]))
+        except OSError as error:
+            logger.error("%s cannot be written (%s): training goes on", self._file, error.strerror)
 
 
 @torch.no_grad()

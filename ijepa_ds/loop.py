@@ -71,6 +71,7 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     reader = _find_start(cfg, rank)
     if reader:
         agree(lambda: _check_continues(reader, folder))
+    agree(lambda: run_dir.check_writable(Path(cfg.run.dir)))
     bad = agree(lambda: BadSamples(cfg.data, folder, Path(cfg.run.dir), rank, found_before(reader.manifest if reader else {})))
     watch.beat("checkpoint found")
     start = _start(cfg, rank) if cfg.model.init_from and not reader else None
@@ -78,12 +79,12 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     watch.beat("engine built")
     if reader:
         agree(lambda: checkpoint.load(engine, reader))
-    agree(lambda: run_dir.check_writable(Path(cfg.run.dir)))
     done = reader.manifest["step"] if reader else 0
     live = agree(lambda: LiveEval(cfg, engine, rank, plan.world_size, done)) if cfg.eval.every else None
+    facts = {"world_size": plan.world_size, "images": len(folder)}
+    agree(lambda: run_dir.write_facts(cfg, ds_config, facts) if rank == 0 else None)
     if rank == 0:
         checkpoint_writer.sweep(Path(cfg.run.dir))
-        run_dir.write_facts(cfg, ds_config, {"world_size": plan.world_size, "images": len(folder)})
         logger.info(_banner(cfg, plan, engine, folder, schedule, reader, start))
         if engine.compute_dtype == torch.bfloat16 and device.type == "cpu" and not cpu.computes_bfloat16():
             logger.warning(

@@ -1,14 +1,12 @@
-"""What a run tells about itself: where the time goes, whether the representation collapses, TensorBoard."""
+"""What a run tells about itself: where the time goes, whether the representation collapses."""
 
 from __future__ import annotations
 
 import resource
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 
 class Clock:
@@ -83,48 +81,3 @@ def peak_memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux gives KiB
-
-
-class Log:
-    """TensorBoard on rank 0, nothing elsewhere."""
-
-    def __init__(self, run_dir: Path, rank: int, purge_step: int) -> None:
-        """Open the event file.
-
-        Args:
-            run_dir: where events go: `tensorboard --logdir RUN`.
-            rank: only rank 0 writes.
-            purge_step: points at or after this step, from before a resume, are hidden.
-        """
-        self._writer = SummaryWriter(str(run_dir), purge_step=purge_step) if rank == 0 else None
-
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Points at `step` (optimizer steps done)."""
-        if self._writer:
-            for tag, value in values.items():
-                self._writer.add_scalar(tag, value, step)
-
-    def text(self, tag: str, text: str, step: int | None = None) -> None:
-        """A preformatted text."""
-        if self._writer:
-            self._writer.add_text(tag, "    " + text.replace("\n", "\n    "), step)
-
-    def layout(self, layout: dict[str, dict[str, list[object]]]) -> None:
-        """What TensorBoard's "Custom Scalars" shows (`dashboard.LAYOUT`)."""
-        if self._writer:
-            self._writer.add_custom_scalars(layout)
-
-    def image(self, step: int, tag: str, picture: Tensor) -> None:
-        """A picture, uint8 `[H, W, 3]`."""
-        if self._writer:
-            self._writer.add_image(tag, picture, step, dataformats="HWC")
-
-    def flush(self) -> None:
-        """Write what is pending."""
-        if self._writer:
-            self._writer.flush()
-
-    def close(self) -> None:
-        """Write what is pending."""
-        if self._writer:
-            self._writer.close()

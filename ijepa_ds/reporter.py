@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -19,10 +19,11 @@ from ijepa_ds.config import Config
 from ijepa_ds.config_sizes import size_of
 from ijepa_ds.dashboard import LAYOUT
 from ijepa_ds.engine import Engine, mean_over_ranks
+from ijepa_ds.event_log import Log
 from ijepa_ds.health import Health
 from ijepa_ds.ijepa import Output
 from ijepa_ds.masks import Masks
-from ijepa_ds.metrics import Clock, Log, effective_rank, feature_std, peak_memory_gib
+from ijepa_ds.metrics import Clock, effective_rank, feature_std, peak_memory_gib
 from ijepa_ds.mfu import measured_peak, training_flops
 from ijepa_ds.schedules import Schedule
 from ijepa_ds.visualize.masks import draw_batch
@@ -98,7 +99,8 @@ class Reporter:
             picture = draw_batch(pixels[:8], Masks(masks.context[:8], masks.targets[:8]), self.cfg.model.patch_size)
             self._log.image(done, "images/masks", torch.from_numpy(picture))
         self.clock.mark("report")
-        self._bar.update()
+        with suppress(OSError):  # the terminal is gone, or the disk that the output goes to is full
+            self._bar.update()
 
     def _write_scalars(self, step: int, masks: Masks, bad: int) -> None:
         total_loss, count = mean_over_ranks(self._loss.clone()).tolist()
@@ -198,5 +200,6 @@ class Reporter:
 
     def close(self) -> None:
         """Write what is pending; also after a failure."""
-        self._bar.close()
+        with suppress(OSError):
+            self._bar.close()
         self._log.close()

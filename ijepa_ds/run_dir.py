@@ -21,6 +21,7 @@ from ijepa_ds.config import Config
 
 logger = logging.getLogger(__name__)
 COMPLETED = "completed.json"
+_ROOM = 1 << 16  # bytes that must be free at the start: a first event file
 _LIBRARIES = ("torch", "deepspeed", "timm", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "torchvision", "numpy")
 
 
@@ -94,10 +95,13 @@ def lock(run_dir: Path) -> IO[str]:
     """Keep other runs out of the directory for as long as the returned file is open; a dead owner does not hold it.
 
     Raises:
-        ValueError: another live process trains there.
+        ValueError: another live process trains there, or nothing can be written there.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    handle = (run_dir / ".lock").open("a+", encoding="utf-8")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        handle = (run_dir / ".lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(_refusal(run_dir, error)) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -122,20 +126,32 @@ def _check_owner(cfg: Config, owner: Path) -> None:
 
 
 def check_writable(run_dir: Path) -> None:
-    """Refuse a directory in which checkpoints, events or the log could not be written later.
+    """Refuse a directory in which checkpoints, events or logs could not be written later.
 
     Raises:
-        ValueError: names the folder or file, and why.
+        ValueError: names every folder and file, and why.
     """
+    problems = []
     for folder in (run_dir, run_dir / "checkpoints"):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as probe:
-                probe.write(b"?")
+                probe.write(bytes(_ROOM))
                 probe.flush()
                 os.fsync(probe.fileno())
         except OSError as error:
-            raise ValueError(f"run.dir: {folder} cannot be written ({error.strerror}): choose another, or mend it") from error
+            problems.append((folder, error))
+    for path in sorted(run_dir.glob("*.jsonl")):  # logs of an earlier attempt, which this one adds to
+        try:
+            path.open("ab").close()
+        except OSError as error:
+            problems.append((path, error))
+    if problems:
+        raise ValueError("\n".join(_refusal(path, error) for path, error in problems))
+
+
+def _refusal(path: Path, error: OSError) -> str:
+    return f"run.dir: {path} cannot be written ({error.strerror}): choose another, or mend it"
 
 
 def write_facts(cfg: Config, ds_config: dict[str, Any], facts: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ijepa_ds.config import BatchPlan, Config
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.samples import Share, planned
+from ijepa_ds.durable import append_lines
 from ijepa_ds.engine import gather_objects
 from ijepa_ds.reporter import TrainingError
 
@@ -77,8 +78,7 @@ class SkippedSteps:
             "ranks": {rank: host for rank, (host, _) in told.items()},
             "images": [name for _, numbers in told.values() or whole for name in self._names(numbers)],
         }
-        with (Path(self._cfg.run.dir) / "skipped_steps.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_lines(Path(self._cfg.run.dir) / "skipped_steps.jsonl", [json.dumps(line)])
 
     def _names(self, numbers: list[int]) -> list[str]:
         indices = planned(self._folder, np.array(numbers, dtype=np.int64), self._cfg.run.seed)

@@ -14,7 +14,9 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 from ijepa_ds import config, config_deepspeed, config_published
 from ijepa_ds.checkpoint_reader import CheckpointError
@@ -61,6 +63,13 @@ def _is_rank_zero() -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the trainer; the process's exit code (`docs/checkpoints.md` lists them)."""
+    try:
+        return _run(argv)
+    finally:
+        _let_go_of_dead_streams()
+
+
+def _run(argv: Sequence[str] | None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     arguments = parse_arguments(argv)
     from ijepa_ds.engine import barrier, shut_down_distributed, world_from_environment
@@ -91,12 +100,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Stopped as reason:
             code = STOPPED
             if _is_rank_zero():
-                print(f"\nijepa_ds: {reason}; saved: the same command continues. Exit code {code}", flush=True)
+                _say(f"ijepa_ds: {reason}; saved: the same command continues. Exit code {code}", sys.stdout)
         except Exception:
             traceback.print_exc()
             # When the other side of a broken connection is to blame, the watch names it and ends this process meanwhile.
             time.sleep(4)
-            print(f"\nijepa_ds failed on rank {rank} of host {socket.gethostname()}: see above", file=sys.stderr, flush=True)
+            _say(f"ijepa_ds failed on rank {rank} of host {socket.gethostname()}: see above", sys.stderr)
             return FAILED
         watch.close()
         barrier()  # past it, ranks may end in any order
@@ -111,8 +120,22 @@ def _refuse(error: Exception, what: str) -> int:
     where = "" if _is_rank_zero() else f" (rank {os.environ.get('RANK')} on {socket.gethostname()})"
     if where:
         time.sleep(5)
-    print(f"\nijepa_ds {what}{where}:\n{error}\n(IJEPA_DS_TRACEBACK=1 shows where)\n", file=sys.stderr, flush=True)
+    _say(f"ijepa_ds {what}{where}:\n{error}\n(IJEPA_DS_TRACEBACK=1 shows where)\n", sys.stderr)
     return USER_ERROR
+
+
+def _say(text: str, stream: TextIO) -> None:
+    with suppress(OSError):  # the terminal may be gone
+        print(f"\n{text}", file=stream, flush=True)
+
+
+def _let_go_of_dead_streams() -> None:
+    """What cannot be printed, as the terminal is gone or the disk is full, must not change the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

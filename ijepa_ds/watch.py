@@ -177,6 +177,10 @@ class Watch:
         store = self._store
         assert store is not None
         stuck = 0 < self._timeout < now - self._moved
+        if self._judge_is_stopped():  # its store would not answer
+            if stuck:
+                self._end_hang([0])
+            return
         try:
             waits = self._waits_in_communication() if stuck else False
             store.set(_key(self._rank), json.dumps([ticks, self._beats, self._phase, stuck, waits]))
@@ -185,11 +189,14 @@ class Watch:
             if self._rank == 0 and ticks % 3 == 0:
                 self._judge(now)
         except (RuntimeError, ValueError, OSError) as error:  # the store is in rank 0's process
-            if self._closed.wait(5.0):
+            if self._closed.wait(5.0) or self._judge_is_stopped():
                 return
             _leave(f"{_name(self._peers[0])} cannot be reached by rank {self._rank} any more ({_first_line(error)})", LOST)
         if stuck and now - self._moved > self._timeout + _SILENCE:
             self._end_hang([0])  # no verdict: the judge itself hangs
+
+    def _judge_is_stopped(self) -> bool:
+        return any(peer.rank == 0 and peer.process.state() == "T" for peer in self._neighbours())
 
     def _judge(self, now: float) -> None:
         assert self._store is not None

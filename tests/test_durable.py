@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ijepa_ds.durable import save_tensors
+from ijepa_ds.durable import append_lines, save_tensors
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077])
@@ -31,3 +31,11 @@ def test_a_file_of_tensors_has_the_permissions_of_any_new_file(umask: int, tmp_p
 def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="nowhere"):
         save_tensors({"a": torch.zeros(1)}, tmp_path / "nowhere" / "x.safetensors")
+
+
+def test_a_log_that_cannot_be_written_is_said_and_not_raised(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    append_lines(tmp_path / "log.jsonl", ["a", "b"])
+    append_lines(tmp_path / "log.jsonl", ["c"])
+    assert (tmp_path / "log.jsonl").read_text() == "a\nb\nc\n"
+    append_lines(tmp_path / "nowhere" / "log.jsonl", ["d"])
+    assert "nowhere/log.jsonl cannot be written (No such file or directory)" in caplog.text

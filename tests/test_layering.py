@@ -15,7 +15,7 @@ ROWS = (
     ("config", "stop", "durable"),
     ("counter", "schedules", "cpu"),
     ("masks",),
-    ("vit", "data", "metrics", "attention", "health", "dashboard", "mfu", "checkpoint_files"),
+    ("vit", "data", "metrics", "attention", "health", "event_log", "dashboard", "mfu", "checkpoint_files"),
     ("ijepa", "run_dir"),
     ("weights",),
     ("decoder",),

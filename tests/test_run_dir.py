@@ -87,3 +87,17 @@ def test_the_folder_of_a_run_of_another_configuration_is_refused(tmp_path: Path)
     assert start(config_of(tmp_path)) is None
     with pytest.raises(ValueError, match=r"another configuration:\n  optimization.lr: 0.001 -> 0.002"):
         start(config_of(tmp_path, lr=2e-3))
+
+
+def test_a_place_that_cannot_be_written_is_refused_with_all_that_is_wrong(tmp_path: Path) -> None:
+    run_dir.check_writable(tmp_path / "run")
+    assert not list((tmp_path / "run").glob(".probe*"))
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ValueError, match="file cannot be written"):
+        run_dir.lock(tmp_path / "file")
+    (tmp_path / "run" / "checkpoints").rmdir()
+    (tmp_path / "run" / "checkpoints").write_text("in the way")
+    (tmp_path / "run" / "health.jsonl").mkdir()
+    with pytest.raises(ValueError, match="checkpoints cannot be written") as error:
+        run_dir.check_writable(tmp_path / "run")
+    assert "health.jsonl cannot be written (Is a directory)" in str(error.value)

@@ -22,7 +22,7 @@ from ijepa_ds.decoder import network
 from ijepa_ds.decoder.condition import VARIANTS, Conditioner
 from ijepa_ds.decoder.network import PRESETS, Decoder, Shape
 from ijepa_ds.decoder.pictures import decoder_pixels, encoder_input, images_of, training_batches
-from ijepa_ds.metrics import Log
+from ijepa_ds.event_log import Log
 from ijepa_ds.weights import open_source
 
 logger = logging.getLogger(__name__)

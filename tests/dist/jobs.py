@@ -139,6 +139,23 @@ def train_and_save(
     return {"losses": losses, "folder": saved, "kind": engine.layout.kind, "target": target}
 
 
+def resume_elsewhere(stage: int, resume: str, folder: str, first: int, last: int, **optimization: Any) -> dict[str, Any]:
+    """Load a checkpoint of `first` steps, save it again at once, train on to `last` steps and save that."""
+    from deepspeed import comm as dist
+
+    from ijepa_ds import checkpoint
+    from ijepa_ds.engine import initialise_distributed
+
+    initialise_distributed()
+    cfg = tiny_config(**optimization)
+    engine, plan = make_engine(cfg, stage, dist.get_world_size())
+    checkpoint.load(engine, checkpoint.open_together(Path(resume)))
+    again = _save(engine, Path(folder) / "again", first)
+    losses = train_steps(engine, cfg, plan, dist.get_rank(), first, last)
+    saved = _save(engine, Path(folder), last)
+    return {"again": again, "folder": saved, "losses": losses, "target": _gathered_target(engine)}
+
+
 def _save(engine: Any, run_dir: Path, steps: int) -> str:
     """Save as a run does; the checkpoint's folder."""
     from ijepa_ds.checkpoint_reader import folder_name

@@ -71,15 +71,18 @@ class Run:
         stage: int = 2,
         faults: list[dict[str, Any]] | None = None,
         image_log: bool = False,
+        terminal: str | None = None,
     ) -> None:
-        """Start them in `place`; see `faults.inject` for `faults`."""
+        """Start them in `place`; see `faults.inject` for `faults`. `terminal`: that of rank 0, and where it prints."""
         context = mp.get_context("forkserver")
         context.set_forkserver_preload(["tests.dist.preload"])
         self._log = place / f"output-{time.monotonic_ns()}.txt"
         port, arguments = free_port(), ["--config", "run.yaml", "--deepspeed_config", f"zero{stage}.json", *TINY, *overrides]
+        logs = [terminal if terminal and rank == 0 else str(self._log) for rank in range(ranks)]
         self.ranks = [
             context.Process(
-                target=_rank, args=(rank, ranks, port, str(place), str(self._log), arguments, faults or [], image_log)
+                target=_rank,
+                args=(rank, ranks, port, str(place), logs[rank], arguments, faults or [], image_log),
             )
             for rank in range(ranks)
         ]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -73,16 +74,17 @@ def test_a_hanging_rank_is_named_with_its_stack(place: Path) -> None:
     assert "faults.py" in stack and "loop.py" in stack and "in train" in stack
 
 
-def test_a_stopped_process_is_named_and_the_job_ends(place: Path) -> None:
-    """SIGSTOP of rank 1: rank 0 must find out by itself."""
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stopped_process_is_named_and_the_job_ends(rank: int, place: Path) -> None:
+    """SIGSTOP; of rank 0 as well, which keeps the store through which ranks tell each other how they are."""
     run = Run(place, "run.hang_timeout=4", "optimization.steps=2000", "run.checkpoint_every=1000")
     run.wait_for("step/s, loss")
-    run.signal(1, signal.SIGSTOP)
-    run.ranks[0].join(30)
-    assert run.ranks[0].exitcode == LOST, run.output
-    assert f"rank 1 on host {HOST} (process {run.ranks[1].pid}) hangs" in run.output and "SIGSTOP" in run.output
-    run.signal(1, signal.SIGCONT)
-    assert run.wait()[1] == LOST, run.output
+    run.signal(rank, signal.SIGSTOP)
+    run.ranks[1 - rank].join(30)
+    assert run.ranks[1 - rank].exitcode == LOST, run.output
+    assert f"rank {rank} on host {HOST} (process {run.ranks[rank].pid}) hangs" in run.output and "SIGSTOP" in run.output
+    run.signal(rank, signal.SIGCONT)
+    assert run.wait()[rank] == LOST, run.output
 
 
 @pytest.mark.parametrize(("number", "rank"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 0), (signal.SIGINT, None)])
@@ -97,13 +99,29 @@ def test_a_signal_saves_and_stops_all_ranks(number: int, rank: int | None, place
     assert CheckpointReader(place / "out" / "checkpoints" / f"step_{step:08d}").manifest["step"] == step
 
 
+def test_a_closed_terminal_saves_and_stops_all_ranks(place: Path) -> None:
+    """Nothing can be printed any more; the exit code says all the same that everything is saved."""
+    ours, theirs = os.openpty()
+    run = Run(place, "optimization.steps=5000", "run.checkpoint_every=5000", terminal=os.ttyname(theirs))
+    shown = b""
+    while b"step/s, loss" not in shown:
+        assert select.select([ours], [], [], 60)[0], shown.decode()
+        shown += os.read(ours, 4096)
+    os.close(theirs)
+    os.close(ours)  # the kernel sends SIGHUP to the one whose terminal it was: rank 0
+    assert run.wait(30) == [STOPPED, STOPPED], shown.decode() + run.output
+    (step,) = list_steps(place / "out")
+    assert CheckpointReader(place / "out" / "checkpoints" / f"step_{step:08d}").manifest["step"] == step
+
+
 def test_a_full_disk_is_said_and_training_goes_on(place: Path, small_disk: Path) -> None:
     run_dir, ballast = small_disk / "out", small_disk / "ballast"
-    arguments = (f"run.dir={run_dir}", "run.checkpoint_every=10", "optimization.steps=400", "run.log_every=1000")
+    arguments = (f"run.dir={run_dir}", "run.checkpoint_every=10", "optimization.steps=400")
     run = Run(place, *arguments, faults=[{"rank": 0, "moment": "step", "action": "slow"}])
     run.wait_for("checkpoint of step 10 is safe")
-    ballast.write_bytes(b"x" * (os.statvfs(small_disk).f_bavail * 4096 - 80_000))
+    ballast.write_bytes(b"x" * (os.statvfs(small_disk).f_bavail * 4096))
     run.wait_for("NOT SAVED")
+    assert "TensorBoard's event file" in run.output and "cannot be written (No space left on device)" in run.output
     first = re.search(r"checkpoint of step (\d+) NOT SAVED; older ones are untouched: (.*)", run.output)
     assert first and "No space left on device" in first[2] and "shard_0000" in first[2], run.output
     assert re.search(r"[\d,]+ bytes are needed, [\d,]+ are free", first[2])
@@ -115,6 +133,9 @@ def test_a_full_disk_is_said_and_training_goes_on(place: Path, small_disk: Path)
     assert run.wait() == [STOPPED, STOPPED], run.output
     reader = newest(run_dir)
     assert reader is not None and reader.manifest["step"] > int(first[1])
+    ballast.write_bytes(b"x" * (os.statvfs(small_disk).f_bavail * 4096))
+    again = Run(place, *arguments)
+    assert again.wait() == [2, 2] and "cannot be written (No space left on device)" in again.output, again.output
 
 
 def test_losses_that_are_not_finite_are_named_and_three_in_a_row_stop_the_run(place: Path) -> None:
@@ -134,9 +155,41 @@ def test_losses_that_are_not_finite_are_named_and_three_in_a_row_stop_the_run(pl
 def test_what_cannot_be_written_is_said_at_the_start(place: Path) -> None:
     (place / "out").mkdir()
     (place / "out" / "checkpoints").write_text("a file in the way")
+    (place / "out" / "skipped_steps.jsonl").mkdir()
     run = Run(place)
     assert set(run.wait()) == {2}
-    assert f"run.dir: {place / 'out' / 'checkpoints'} cannot be written" in run.output and "Traceback" not in run.output
+    for name in ("checkpoints", "skipped_steps.jsonl"):  # all at once
+        assert f"run.dir: {place / 'out' / name} cannot be written" in run.output and "Traceback" not in run.output
+
+
+def samples(place: Path) -> dict[int, list[int]]:
+    """Step -> images of its global batch, from the logs of all ranks; the logs are deleted."""
+    found: dict[int, list[int]] = {}
+    for file in place.glob("samples-*.jsonl"):
+        for line in map(json.loads, file.read_text().splitlines()):
+            found[line["step"]] = sorted(found.get(line["step"], []) + line["samples"])
+        file.unlink()
+    return found
+
+
+def test_a_checkpoint_of_another_configuration_is_passed_over_and_other_ranks_go_on_with_the_same_images(place: Path) -> None:
+    arguments = ("run.checkpoint_every=2", "optimization.steps=4")
+    assert Run(place, *arguments, stage=3, image_log=True).wait() == [0, 0]
+    first = samples(place)
+    foreign = place / "out" / "checkpoints" / "step_00000004"
+    manifest = json.loads((foreign / "manifest.json").read_text())
+    manifest |= {"fingerprint": "0" * 16, "config": manifest["config"].replace("lr: 0.001", "lr: 0.003")}
+    (foreign / "manifest.json").write_text(json.dumps(manifest))
+
+    run = Run(place, *arguments, f"run.resume={foreign}")
+    assert run.wait() == [2, 2] and f"{foreign} was saved from another configuration" in run.output, run.output
+    samples(place)
+    run = Run(place, *arguments, "optimization.max_micro_batch=4", ranks=1, stage=1, image_log=True)
+    assert run.wait() == [0], run.output
+    assert f"{foreign} was saved from another configuration (optimization.lr: 0.003 -> 0.001)" in run.output
+    assert "step_00000002 (step 2)" in run.output and "1 ranks x 4 x 2 accumulated" in run.output
+    assert samples(place) == {step: images for step, images in first.items() if step >= 2} and len(first) == 4
+    assert not CheckpointReader(foreign).manifest["fingerprint"].startswith("00000000")  # it was saved anew
 
 
 def processes_of(place: Path) -> list[int]:

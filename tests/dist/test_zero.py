@@ -1,4 +1,4 @@
-"""Every ZeRO stage computes what plain PyTorch computes, and its checkpoints are read by any other stage and world size."""
+"""Every ZeRO stage computes what plain PyTorch computes, and goes on from its checkpoints to the last bit."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -94,29 +94,16 @@ def test_resume_is_exact_to_the_last_bit(stage: int, ranks: Ranks, tmp_path: Pat
         )
         for rank in range(2):
             assert first[rank]["losses"] + second[rank]["losses"] == straight[rank]["losses"]
-        _assert_same_bits(straight[0]["folder"], second[0]["folder"])
+        assert_same_bits(straight[0]["folder"], second[0]["folder"])
 
 
-def _assert_same_bits(one: str, other: str) -> None:
+def assert_same_bits(one: str, other: str) -> None:
+    """Of two checkpoints."""
     a, b = CheckpointReader(Path(one)), CheckpointReader(Path(other))
     for kind in ("master", "exp_avg", "exp_avg_sq", "ema"):
         assert a.names(kind) == b.names(kind) and a.names(kind)
         for name in a.names(kind):
             assert torch.equal(a.read(kind, name), b.read(kind, name)), f"{kind}/{name}"
-
-
-@pytest.mark.parametrize(
-    ("before", "after"), [((2, 3), (1, 0)), ((1, 2), (2, 3)), ((2, 2), (2, 1)), ((2, 0), (2, 2)), ((2, 3), (2, 3))]
-)
-def test_resume_at_another_world_size_and_stage(
-    before: tuple[int, int], after: tuple[int, int], ranks: Ranks, tmp_path: Path, plain: tuple
-) -> None:
-    saved = ranks(before[0]).run("train_and_save", stage=before[1], folder=str(tmp_path), steps=20)
-    results = ranks(after[0]).run(
-        "train_and_save", stage=after[1], folder=str(tmp_path), steps=50, first=20, resume=saved[0]["folder"]
-    )
-    differences = worst(results[0]["folder"], plain[0])
-    assert max(differences.values()) < 1e-4, differences
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
