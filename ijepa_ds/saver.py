@@ -21,7 +21,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,11 @@ class Saver:
     def busy(self) -> bool:
         """Whether this rank's thread is still at work; for the agreement."""
         return self._job is not None and self._job.thread.is_alive()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a save is under way that is not safe yet; the same on every rank."""
+        return self._job is not None
 
     def due(self, done: int) -> bool:
         """Whether to save after `done` steps: it is time, or the last save failed some steps ago."""
@@ -246,10 +251,12 @@ class Saver:
 
 
 def _mine(engine: Engine, pieces: list[Piece]) -> list[Piece]:
-    """The pieces this rank writes: its own under ZeRO; where all ranks hold everything, they share the work."""
-    rank, ranks = dist.get_rank(), dist.get_world_size()
-    return [
-        piece
-        for index, piece in enumerate(pieces)
-        if piece.numel and (not engine.layout.replicated or index % ranks == rank)
-    ]
+    """The pieces this rank writes: its own under ZeRO; where all ranks hold everything, an equal part of each."""
+    if not engine.layout.replicated:
+        return [piece for piece in pieces if piece.numel]
+    rank, ranks, parts = dist.get_rank(), dist.get_world_size(), []
+    for piece in pieces:
+        low, high = piece.numel * rank // ranks, piece.numel * (rank + 1) // ranks
+        if high > low:
+            parts.append(replace(piece, start=piece.start + low, numel=high - low, offset=piece.offset + low))
+    return parts

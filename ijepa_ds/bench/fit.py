@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import socket
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from ijepa_ds.bench.launch import run_ranks
 from ijepa_ds.bench.memory import PUBLISHED
 
 GIB, MIB = 2**30, 2**20
@@ -32,32 +27,11 @@ def run(args: argparse.Namespace) -> int:
     """Start the ranks, and print what they found."""
     if args.steps < 4 or args.ranks < 1:
         raise ValueError("--ranks must be at least 1, --steps 4 (ZeRO-3 learns the order of the modules in the first two)")
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "figures.json"
-        code = subprocess.run(command(args, out), check=False, env=os.environ | _environment()).returncode
-        if code or not out.exists():
-            print("bench fit: the ranks ended without a result (above is why; killed without a word: memory)", file=sys.stderr)
-            return code or 1
-        ranks = json.loads(out.read_text())
-    if args.json:
-        args.json.write_text(json.dumps(ranks, indent=1))
+    ranks = run_ranks("bench fit", "ijepa_ds.bench.rank", args)
+    if isinstance(ranks, int):
+        return ranks
     print(report(ranks))
     return 0
-
-
-def command(args: argparse.Namespace, out: Path) -> list[str]:
-    """The launcher's command line."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(args.ranks), "--master_port", str(port)]
-    files = ["--config", str(args.config), "--deepspeed_config", str(args.deepspeed_config)]
-    own = ["--steps", str(args.steps), "--out", str(out)]
-    return [*launcher, "--module", "ijepa_ds.bench.rank", *files, *own, *args.overrides]
-
-
-def _environment() -> dict[str, str]:
-    return {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])}
 
 
 def report(ranks: list[dict[str, Any]]) -> str:

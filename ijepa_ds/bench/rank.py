@@ -8,6 +8,8 @@ import json
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +76,9 @@ def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     figures: dict[str, Any] = {"seconds_to_start": time.perf_counter() - started, "resident_before": before}
     figures["resident_started"], figures["resident_peak_start"] = memory.resident_bytes()
     phases = Phases(device)
-    figures["losses"], figures["norms"] = _steps(engine, cfg, plan, rank, folder, steps, phases)
+    figures["losses"], figures["norms"] = _train(
+        Steps(engine, cfg, plan, rank, folder, phases), steps, rank, phases
+    )
     figures["resident_after"], figures["resident_peak"] = memory.resident_bytes()
     if device.type == "cuda":
         figures["cuda_peak"] = torch.cuda.max_memory_allocated(device)
@@ -99,48 +103,68 @@ def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     return figures
 
 
-def _steps(
-    engine: Engine, cfg: Config, plan: BatchPlan, rank: int, folder: ImageIndex, steps: int, phases: Phases
-) -> tuple[list[float], list[float]]:
-    schedule = Schedule.of(cfg, max(1, len(folder) // cfg.optimization.batch_size))
-    sampler = build_sampler(cfg.masks, cfg.grid, cfg.run.seed, cfg.optimization.batch_size)
-    batches = ImageBatches(
-        cfg.data,
-        folder,
-        seed=cfg.run.seed,
-        batch_size=cfg.optimization.batch_size,
-        micro_batch=plan.micro_batch,
-        rank=rank,
-        world_size=plan.world_size,
-        accumulation=plan.accumulation,
-        start_step=0,
-        device=engine.device,
-    )
-    losses, norms = [], []
-    for step in range(steps):
-        phases.counting = step == steps - 1  # the last: ZeRO-3 learns the order of the modules in the first two
+class Steps:
+    """Real optimizer steps on real images, one at a time."""
+
+    def __init__(
+        self, engine: Engine, cfg: Config, plan: BatchPlan, rank: int, folder: ImageIndex, phases: Phases | None = None
+    ) -> None:
+        """Open the images; `phases` times the parts of a step."""
+        self.engine, self.done = engine, 0
+        self._cfg, self._plan, self._rank = cfg, plan, rank
+        self._phases: Callable[[str], AbstractContextManager[Any]] = phases or (lambda _: contextlib.nullcontext())
+        self._schedule = Schedule.of(cfg, max(1, len(folder) // cfg.optimization.batch_size))
+        self._sampler = build_sampler(cfg.masks, cfg.grid, cfg.run.seed, cfg.optimization.batch_size)
+        self._batches = ImageBatches(
+            cfg.data,
+            folder,
+            seed=cfg.run.seed,
+            batch_size=cfg.optimization.batch_size,
+            micro_batch=plan.micro_batch,
+            rank=rank,
+            world_size=plan.world_size,
+            accumulation=plan.accumulation,
+            start_step=0,
+            device=engine.device,
+        )
+
+    def step(self) -> Tensor:
+        """One more; this rank's loss, a scalar on the device."""
+        engine, plan, step = self.engine, self._plan, self.done
         total = torch.zeros((), device=engine.device)
         for micro in range(plan.accumulation):
-            position = (micro * plan.world_size + rank) * plan.micro_batch
+            position = (micro * plan.world_size + self._rank) * plan.micro_batch
             first = step * plan.batch_size + position  # global sample number
-            images = network_input(next(batches), first, cfg.data, cfg.run.seed, engine.compute_dtype)
-            masks = sampler.sample(step, position, plan.micro_batch, engine.device)
-            with phases("forward"):
+            images = network_input(next(self._batches), first, self._cfg.data, self._cfg.run.seed, engine.compute_dtype)
+            masks = self._sampler.sample(step, position, plan.micro_batch, engine.device)
+            with self._phases("forward"):
                 output = engine.forward(images, masks)
-            with phases("backward"):
+            with self._phases("backward"):
                 engine.backward(output.loss)
             total += output.loss.detach() / plan.accumulation
         del output
-        with phases("optimizer"):
-            applied = engine.optimizer_step(schedule.lr(step), schedule.weight_decay(step))
-        with phases("ema"):
+        with self._phases("optimizer"):
+            applied = engine.optimizer_step(self._schedule.lr(step), self._schedule.weight_decay(step))
+        with self._phases("ema"):
             if applied:
-                engine.ema.update(schedule.momentum(step))
-        losses.append(float(mean_over_ranks(total)))
-        norms.append(engine.gradient_norm())
+                engine.ema.update(self._schedule.momentum(step))
+        self.done += 1
+        return total
+
+    def close(self) -> None:
+        """End the decoding thread."""
+        self._batches.close()
+
+
+def _train(steps: Steps, count: int, rank: int, phases: Phases) -> tuple[list[float], list[float]]:
+    losses, norms = [], []
+    for step in range(count):
+        phases.counting = step == count - 1  # the last: ZeRO-3 learns the order of the modules in the first two
+        losses.append(float(mean_over_ranks(steps.step())))
+        norms.append(steps.engine.gradient_norm())
         if rank == 0:
             print(f"step {step + 1}: loss {losses[-1]:.6f}, gradient norm {norms[-1]:.4f}", flush=True)
-    batches.close()
+    steps.close()
     return losses, norms
 
 
@@ -165,6 +189,11 @@ def _published_loop(engine: Engine, most: int = 150_000_000) -> float | None:
 
 def main(argv: list[str] | None = None) -> int:
     """`python -m ijepa_ds.bench.rank`, as `bench fit` starts it."""
+    return run_rank(argv, "bench fit", measure)
+
+
+def run_rank(argv: list[str] | None, verb: str, work: Callable[[Config, dict[str, Any], BatchPlan, int, int], Any]) -> int:
+    """What each rank of a measurement runs: `work(cfg, ds_config, plan, rank, steps)`, its figures in rank order to a file."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", required=True, type=Path)
     parser.add_argument("--deepspeed_config", required=True, type=Path)
@@ -175,9 +204,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     try:
         rank, _, world_size = world_from_environment()
-        figures = measure(*train.prepare(arguments, world_size), rank, arguments.steps)
+        figures = work(*train.prepare(arguments, world_size), rank, arguments.steps)
     except (ValueError, OSError) as error:
-        print(f"\nijepa-ds bench fit cannot run this:\n{error}\n", file=sys.stderr, flush=True)
+        print(f"\nijepa-ds {verb} cannot run this:\n{error}\n", file=sys.stderr, flush=True)
         return train.USER_ERROR
     every = gather_objects(figures)
     if rank == 0:

@@ -72,14 +72,15 @@ def batch(cfg: Config, step: int, first: int, count: int) -> tuple[Tensor, Masks
     return torch.from_numpy(images).float(), sampler.sample(step, first, count, torch.device("cpu"))
 
 
-def make_engine(cfg: Config, stage: int, world_size: int, extra: dict[str, Any] | None = None, start: Any = None) -> Any:
-    """An engine through the same code as a run's, with the shipped DeepSpeed JSON of the stage."""
+def spread(
+    cfg: Config, stage: int, world_size: int, extra: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], BatchPlan]:
+    """The shipped DeepSpeed JSON of a stage, checked as a run's is."""
     import json
     import tempfile
 
     from ijepa_ds import config
     from ijepa_ds.config_deepspeed import load_deepspeed
-    from ijepa_ds.engine import Engine, initialise_distributed
 
     plan = config.check(cfg, world_size)
     settings = json.loads((REPOSITORY / "ds_configs" / f"zero{stage}.json").read_text())
@@ -87,7 +88,14 @@ def make_engine(cfg: Config, stage: int, world_size: int, extra: dict[str, Any] 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ds.json"
         path.write_text(json.dumps(settings))
-        ds_config = load_deepspeed(path, cfg, plan)
+        return load_deepspeed(path, cfg, plan), plan
+
+
+def make_engine(cfg: Config, stage: int, world_size: int, extra: dict[str, Any] | None = None, start: Any = None) -> Any:
+    """An engine through the same code as a run's."""
+    from ijepa_ds.engine import Engine, initialise_distributed
+
+    ds_config, plan = spread(cfg, stage, world_size, extra)
     device = initialise_distributed()
     return Engine(cfg, ds_config, device, start), plan
 
@@ -154,6 +162,21 @@ def resume_elsewhere(stage: int, resume: str, folder: str, first: int, last: int
     losses = train_steps(engine, cfg, plan, dist.get_rank(), first, last)
     saved = _save(engine, Path(folder), last)
     return {"again": again, "folder": saved, "losses": losses, "target": _gathered_target(engine)}
+
+
+def bench_saves(stage: int, place: str, saves: int) -> dict[str, Any]:
+    """What `ijepa-ds bench checkpoint` measures on a rank, with the images in `place`."""
+    from dataclasses import replace
+
+    from deepspeed import comm as dist
+
+    from ijepa_ds.bench import checkpoint_rank
+    from ijepa_ds.engine import initialise_distributed
+
+    initialise_distributed()
+    cfg = tiny_config()
+    cfg = replace(cfg, run=replace(cfg.run, dir=f"{place}/run"), data=replace(cfg.data, source=f"{place}/images"))
+    return checkpoint_rank.measure(cfg, *spread(cfg, stage, dist.get_world_size()), dist.get_rank(), saves)
 
 
 def _save(engine: Any, run_dir: Path, steps: int) -> str:

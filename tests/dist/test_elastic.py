@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ijepa_ds.bench.checkpoint import report
 from ijepa_ds.checkpoint_reader import CheckpointReader
 from ijepa_ds.ijepa import IJEPA
 from tests import reference
 from tests.dist import jobs
+from tests.dist.launched import prepare
 from tests.dist.pool import Pool
 from tests.dist.test_zero import assert_same_bits, relative, worst
 
@@ -85,3 +87,20 @@ def test_resumed_elsewhere_equals_undisturbed(
     for parameter, value in model.target_encoder.named_parameters():  # what the forward pass really uses
         for result in results:
             assert relative(result["target"][parameter], value.detach().numpy()) < 1e-4, parameter
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_every_number_is_saved_once_by_one_rank_and_a_save_leaves_no_step_waiting_for_the_disk(
+    stage: int, ranks: Ranks, tmp_path: Path
+) -> None:
+    """Through `ijepa-ds bench checkpoint`'s ranks, on real images."""
+    results = ranks(2).run("bench_saves", stage=stage, place=str(prepare(tmp_path)), saves=2)
+    for result in results:
+        assert len(result["stall"]) == len(result["safe"]) == len(result["synchronous"]) == len(result["behind"]) == 2
+        assert all(stall < safe for stall, safe in zip(result["stall"], result["safe"], strict=True))
+    shares, parameters = results[0]["bytes"], results[0]["parameters"]
+    names = 2 * 4 * 100 * 120  # bytes: four entries a parameter and rank in the headers of the files
+    assert sum(shares) < 16 * parameters + names
+    assert max(shares) < 1.1 * min(shares)
+    assert not list((tmp_path / "run").iterdir())
+    assert "bytes a parameter" in report(results)

@@ -1,0 +1,64 @@
+"""`ijepa-ds bench checkpoint`: what a save costs the step that it falls on, beside one that is waited for, in one run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ijepa_ds.bench.launch import run_ranks
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's command line."""
+    parser.add_argument("--config", required=True, type=Path, help="YAML of a run; the disk is that of its run.dir")
+    parser.add_argument("--deepspeed_config", required=True, type=Path, help="JSON: how it is spread over devices")
+    parser.add_argument("--ranks", type=int, required=True, help="processes on this machine (GPUs, where there are)")
+    parser.add_argument("--saves", type=int, default=3, help="saves of each kind")
+    parser.add_argument("--json", type=Path, help="also write all figures of all ranks here")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override keys of the YAML")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Start the ranks, and print what they found."""
+    if args.saves < 1 or args.ranks < 1:
+        raise ValueError("--ranks and --saves must be at least 1")
+    args.steps = args.saves
+    ranks = run_ranks("bench checkpoint", "ijepa_ds.bench.checkpoint_rank", args)
+    if isinstance(ranks, int):
+        return ranks
+    print(report(ranks))
+    return 0
+
+
+def report(ranks: list[dict[str, Any]]) -> str:
+    """The figures, for people: medians over saves, of the slowest rank."""
+
+    def most(key: str) -> float:
+        return max(median(rank[key]) for rank in ranks)
+
+    one, total = ranks[0], sum(ranks[0]["bytes"])
+    quiet, stall, synchronous, safe = most("quiet"), most("stall"), most("synchronous"), most("safe")
+    behind = max(median([second for save in rank["behind"] for second in save]) for rank in ranks)
+    extra = max(median([sum(save) - len(save) * quiet for save in rank["behind"]]) for rank in ranks) + stall
+    raw = sum(rank["raw"]["bytes"] for rank in ranks) / max(rank["raw"]["seconds"] for rank in ranks)
+    shares = ", ".join(f"{size / 1e6:,.1f}" for size in one["bytes"][:8]) + (", ..." if len(one["bytes"]) > 8 else "")
+    return "\n".join(
+        [
+            "",
+            one["describe"],
+            f"checkpoint: {total / 1e6:,.1f} MB = {total / one['parameters']:.3f} bytes a parameter; of each rank: {shares} MB",
+            "",
+            f"median of {len(one['stall'])} saves of each kind            seconds    steps",
+            f"a step while nothing is saved               {quiet:9.3f}",
+            f"save behind the steps: the step waits       {stall:9.3f} {stall / quiet:8.2f}",
+            f"    steps until it is safe, each            {behind:9.3f} {behind / quiet:8.2f}",
+            f"    all time lost, those steps included     {extra:9.3f} {extra / quiet:8.2f}",
+            f"    safe after                              {safe:9.3f} {safe / quiet:8.2f}",
+            f"save that is waited for: the step waits     {synchronous:9.3f} {synchronous / quiet:8.2f}",
+            f"the step waits {synchronous / stall:.1f} times less for a save behind it",
+            f"written, flushed, read back, compared, checksummed: {total / synchronous / 1e6:,.0f} MB/s when waited for, "
+            f"{total / safe / 1e6:,.0f} behind; the disk alone (write and flush): {raw / 1e6:,.0f} MB/s",
+        ]
+    )

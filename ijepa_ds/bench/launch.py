@@ -1,0 +1,51 @@
+"""Starting the ranks of a measurement, and fetching what they found."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def run_ranks(verb: str, module: str, args: argparse.Namespace) -> list[dict[str, Any]] | int:
+    """Start `args.ranks` processes of a module with the DeepSpeed launcher.
+
+    Args:
+        verb: for messages.
+        module: its `main` writes the figures of all ranks, a list, to `--out`.
+        args: config, deepspeed_config, ranks, steps, json, overrides.
+
+    Returns:
+        The figures in rank order; an exit code when there are none.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "figures.json"
+        code = subprocess.run(command(module, args, out), check=False, env=os.environ | _environment()).returncode
+        if code or not out.exists():
+            print(f"{verb}: the ranks ended without a result (above is why; killed without a word: memory)", file=sys.stderr)
+            return code or 1
+        ranks = json.loads(out.read_text())
+    if args.json:
+        args.json.write_text(json.dumps(ranks, indent=1))
+    return ranks
+
+
+def command(module: str, args: argparse.Namespace, out: Path) -> list[str]:
+    """The launcher's command line."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(args.ranks), "--master_port", str(port)]
+    files = ["--config", str(args.config), "--deepspeed_config", str(args.deepspeed_config)]
+    own = ["--steps", str(args.steps), "--out", str(out)]
+    return [*launcher, "--module", module, *files, *own, *args.overrides]
+
+
+def _environment() -> dict[str, str]:
+    return {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])}
