@@ -64,6 +64,7 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     device = initialise_distributed()
     watch.follow(cfg.run.hang_timeout)
     lock = agree(lambda: run_dir.lock(Path(cfg.run.dir)) if rank == 0 else None)
+    agree(lambda: run_dir.check_writable(Path(cfg.run.dir)))
     cfg = gather_objects(agree(lambda: settle(cfg) if rank == 0 else None))[0]
     folder = _find_images(cfg, rank)
     schedule = agree(lambda: _schedule(cfg, folder))
@@ -71,7 +72,6 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     reader = _find_start(cfg, rank)
     if reader:
         agree(lambda: _check_continues(reader, folder))
-    agree(lambda: run_dir.check_writable(Path(cfg.run.dir)))
     bad = agree(lambda: BadSamples(cfg.data, folder, Path(cfg.run.dir), rank, found_before(reader.manifest if reader else {})))
     watch.beat("checkpoint found")
     start = _start(cfg, rank) if cfg.model.init_from and not reader else None

@@ -109,9 +109,12 @@ def lock(run_dir: Path) -> IO[str]:
         owner = handle.read().strip() or "unknown"
         handle.close()
         raise ValueError(f"{run_dir} is in use by another run (process {owner}): wait for it, or end it") from error
-    handle.truncate(0)
-    handle.write(f"{os.getpid()} on {platform.node()}")
-    handle.flush()
+    try:
+        handle.truncate(0)
+        handle.write(f"{os.getpid()} on {platform.node()}")
+        handle.flush()
+    except OSError as error:
+        raise ValueError(_refusal(run_dir, error)) from error
     return handle
 
 

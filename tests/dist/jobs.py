@@ -127,9 +127,10 @@ def train_and_save(
     extra: dict[str, Any] | None = None,
     checkpointing: bool = False,
     model: dict[str, Any] | None = None,
+    also: int = 0,
     **optimization: Any,
 ) -> dict[str, Any]:
-    """Train `first` ... `steps` (from a checkpoint when `resume` is given), save, and tell losses and tokens seen."""
+    """Train `first` ... `steps` (from a checkpoint when `resume` is given), save, after `also` steps as well, and tell losses."""
     from deepspeed import comm as dist
 
     from ijepa_ds import checkpoint
@@ -141,10 +142,12 @@ def train_and_save(
     engine, plan = make_engine(cfg, stage, dist.get_world_size(), extra)
     if resume:
         checkpoint.load(engine, CheckpointReader(Path(resume)))
-    losses = train_steps(engine, cfg, plan, dist.get_rank(), first, steps)
+    losses = train_steps(engine, cfg, plan, dist.get_rank(), first, also)
+    early = _save(engine, Path(folder), also) if also else None
+    losses += train_steps(engine, cfg, plan, dist.get_rank(), max(first, also), steps)
     saved = _save(engine, Path(folder), steps)
     target = _gathered_target(engine)
-    return {"losses": losses, "folder": saved, "kind": engine.layout.kind, "target": target}
+    return {"losses": losses, "folder": saved, "early": early, "kind": engine.layout.kind, "target": target}
 
 
 def resume_elsewhere(stage: int, resume: str, folder: str, first: int, last: int, **optimization: Any) -> dict[str, Any]:
