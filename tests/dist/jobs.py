@@ -130,7 +130,7 @@ def train_and_save(
     also: int = 0,
     **optimization: Any,
 ) -> dict[str, Any]:
-    """Train `first` ... `steps` (from a checkpoint when `resume` is given), save, after `also` steps as well, and tell losses."""
+    """Train `first` ... `steps` (from the checkpoint `resume`, if given) and save, after `also` steps as well; what it saw."""
     from deepspeed import comm as dist
 
     from ijepa_ds import checkpoint
