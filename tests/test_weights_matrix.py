@@ -28,13 +28,13 @@ SHAPES = {
 
 
 def configuration(shape: str, folder: Path) -> Config:
-    """Two blocks of a shape, with a small predictor."""
+    """One block of a published shape, two of the small one, with a small predictor."""
     name, patch, side, _ = SHAPES[shape]
     cfg = small_config(folder)
     if shape == "small":
         return cfg
     overrides = [f"model.name={name}", f"model.patch_size={patch}", f"data.crop_size={side}"]
-    overrides += ["model.width=null", "model.heads=null", "model.predictor.heads=2", "masks.min_keep=1"]
+    overrides += ["model.depth=1", "model.width=null", "model.heads=null", "model.predictor.heads=2", "masks.min_keep=1"]
     return config.load(folder.parent / "written.yaml", overrides)
 
 
