@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import torch
 
-from ijepa_ds import checkpoint, checkpoint_writer, config, cpu, run_dir
+from ijepa_ds import checkpoint, checkpoint_writer, config, cpu, rank_log, run_dir
 from ijepa_ds.agreement import Agreement, agree
 from ijepa_ds.bad_samples import BadSamples, found_before
 from ijepa_ds.checkpoint_reader import CheckpointError, CheckpointReader
@@ -65,6 +65,7 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     watch.follow(cfg.run.hang_timeout)
     lock = agree(lambda: run_dir.lock(Path(cfg.run.dir)) if rank == 0 else None)
     agree(lambda: run_dir.check_writable(Path(cfg.run.dir)))
+    agree(lambda: rank_log.open_log(Path(cfg.run.dir), rank, plan.world_size))
     cfg = gather_objects(agree(lambda: settle(cfg) if rank == 0 else None))[0]
     folder = _find_images(cfg, rank)
     schedule = agree(lambda: _schedule(cfg, folder))
@@ -85,7 +86,7 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     agree(lambda: run_dir.write_facts(cfg, ds_config, facts) if rank == 0 else None)
     if rank == 0:
         checkpoint_writer.sweep(Path(cfg.run.dir))
-        logger.info(_banner(cfg, plan, engine, folder, schedule, reader, start))
+        logger.info(_banner(cfg, plan, engine, folder, schedule, reader, start, watch.where()))
         if engine.compute_dtype == torch.bfloat16 and device.type == "cpu" and not cpu.computes_bfloat16():
             logger.warning(
                 "this CPU has no bfloat16 arithmetic and emulates it: steps take about 8 times as long as in float32. "
@@ -312,6 +313,7 @@ def _banner(
     schedule: Schedule,
     reader: CheckpointReader | None,
     start: Start | None,
+    where: str,
 ) -> str:
     begin = f"a fresh start from the weights of {start.source.path}" if start else "a fresh start"
     if reader:
@@ -321,6 +323,7 @@ def _banner(
         f"ijepa_ds: {engine.describe()}\n"
         f"  {len(folder):,} images from {cfg.data.source}; global batch {cfg.optimization.batch_size} = "
         f"{plan.world_size} ranks x {plan.micro_batch} x {plan.accumulation} accumulated; {threads} CPU threads a rank\n"
+        f"  {where}; each rank writes {cfg.run.dir}/logs/rank_NNNNN.log, rank 0 the terminal too\n"
         f"  {schedule.total_steps:,} steps of {len(folder) // cfg.optimization.batch_size:,} an epoch; {begin}\n"
         f"  run directory {cfg.run.dir}   (tensorboard --logdir {cfg.run.dir})"
     )

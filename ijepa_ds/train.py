@@ -16,12 +16,15 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from ijepa_ds import config, config_deepspeed, config_published
+from ijepa_ds import config, config_deepspeed, config_published, hosts, hygiene, rank_log
 from ijepa_ds.checkpoint_reader import CheckpointError
 from ijepa_ds.config import Config
 from ijepa_ds.stop import STOPPED, Stopped, StopRequests
+
+if TYPE_CHECKING:
+    from ijepa_ds.watch import Watch
 
 logger = logging.getLogger("ijepa_ds")
 FAILED = 1  # exit code: an error that nobody foresaw, with its traceback
@@ -49,6 +52,7 @@ def prepare(arguments: argparse.Namespace, world_size: int) -> tuple[Config, dic
     Raises:
         ValueError: with all problems found.
     """
+    hosts.check_words([str(arguments.config), str(arguments.deepspeed_config), *arguments.overrides])
     cfg, notes = config_published.load_any(arguments.config, arguments.overrides)
     for note in notes if _is_rank_zero() else ():
         logger.info("%s: %s", arguments.config, note)
@@ -72,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     arguments = parse_arguments(argv)
+    chosen = hygiene.settle(os.environ)  # before torch is imported
+    if chosen and _is_rank_zero():
+        logger.info("environment: %s (chosen here, as unset)", " ".join(chosen))
     from ijepa_ds.engine import barrier, shut_down_distributed, world_from_environment
     from ijepa_ds.watch import Watch
 
@@ -86,6 +93,8 @@ def _run(argv: Sequence[str] | None) -> int:
     except (ValueError, OSError, CheckpointError) as error:
         watch.close()  # all ranks are refused
         return _refuse(error, "cannot run this")
+    except Exception:
+        return _fail(watch)
     from ijepa_ds.reporter import TrainingError
 
     code = 0
@@ -94,7 +103,6 @@ def _run(argv: Sequence[str] | None) -> int:
         try:
             loop.train(state, stop)
         except (ValueError, OSError, CheckpointError, TrainingError) as error:
-            traceback.print_exc()
             watch.close()
             return _refuse(error, "stopped")
         except Stopped as reason:
@@ -102,25 +110,38 @@ def _run(argv: Sequence[str] | None) -> int:
             if _is_rank_zero():
                 _say(f"ijepa_ds: {reason}; saved: the same command continues. Exit code {code}", sys.stdout)
         except Exception:
-            traceback.print_exc()
-            # When the other side of a broken connection is to blame, the watch names it and ends this process meanwhile.
-            time.sleep(4)
-            _say(f"ijepa_ds failed on rank {rank} of host {socket.gethostname()}: see above", sys.stderr)
-            return FAILED
+            return _fail(watch)
         watch.close()
         barrier()  # past it, ranks may end in any order
         shut_down_distributed()
     return code
 
 
+def _here() -> str:
+    return f"rank {os.environ.get('RANK', '0')} on host {socket.gethostname()}"
+
+
+def _fail(watch: Watch) -> int:
+    """An error nobody foresaw: of all ranks that meet one now, the first shows its traceback, after the others are still."""
+    text = traceback.format_exc()
+    rank_log.note(text)
+    first = watch.claim_failure()
+    # When the other side of a broken connection is to blame, the watch names it and ends this process meanwhile.
+    time.sleep(4 if first else 15)
+    rank_log.show(f"\n{text}")
+    rank_log.say(f"\nijepa_ds failed: {_here()}, see above{rank_log.pointer()}\n")
+    return FAILED
+
+
 def _refuse(error: Exception, what: str) -> int:
     """One message by rank 0. The others give it time to speak: then the launcher ends them, or they were alone."""
     if os.environ.get("IJEPA_DS_TRACEBACK"):
-        raise error
-    where = "" if _is_rank_zero() else f" (rank {os.environ.get('RANK')} on {socket.gethostname()})"
+        rank_log.show(traceback.format_exc())
+    rank_log.note(traceback.format_exc())
+    where = "" if _is_rank_zero() else f" ({_here()})"
     if where:
         time.sleep(5)
-    _say(f"ijepa_ds {what}{where}:\n{error}\n(IJEPA_DS_TRACEBACK=1 shows where)\n", sys.stderr)
+    rank_log.say(f"\nijepa_ds {what}{where}:\n{error}\n(IJEPA_DS_TRACEBACK=1 shows where)\n\n")
     return USER_ERROR
 
 

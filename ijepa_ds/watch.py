@@ -22,11 +22,14 @@ from pathlib import Path
 
 import torch
 
+from ijepa_ds import rank_log
 from ijepa_ds.engine import gather_objects
 
 LOST = 70  # exit code (EX_SOFTWARE): a rank died or hangs, so the job cannot go on
 _TICK = 1.0  # seconds between looks
 _SILENCE = 30.0  # seconds without a word from a rank of another host, after which it counts as lost
+_LAST_WORD = 8.0  # seconds after a rank has failed, in which it is left alone to say so
+_FAILED = "ijepa_ds/failed"
 _LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "deepspeed.launcher.runner", "torchrun", "torch.distributed.run"}
 _OURS = {"ijepa_ds.supervise"}
 
@@ -98,11 +101,13 @@ class Watch:
         self._store: torch.distributed.TCPStore | None = None
         self._beats, self._phase, self._moved = 0, "start", time.monotonic()
         self._main = threading.main_thread().ident
+        self._failed: int | None = None  # the first rank that failed of itself
+        self._failed_since = 0.0
         self.on_launcher_lost: Callable[[], None] | None = None  # instead of ending the process
 
     def start(self) -> None:
         """Begin to look; SIGUSR2 shows the stacks of a process from now on, even of one that hangs in C."""
-        faulthandler.register(signal.SIGUSR2, all_threads=True)
+        faulthandler.register(signal.SIGUSR2, file=rank_log.terminal(), all_threads=True)
         self._thread.start()
 
     def follow(self, timeout: float) -> None:
@@ -129,6 +134,23 @@ class Watch:
         """The rank has come to the end of `phase`; cheap."""
         self._beats += 1
         self._phase, self._moved = phase, time.monotonic()
+
+    def claim_failure(self) -> bool:
+        """Tell the other ranks that this one failed; False when another did before, or is gone: then ours follows from it."""
+        if self._store is None:
+            return True
+        try:
+            first = self._store.compare_set(_FAILED, "", str(self._rank))
+        except (RuntimeError, ValueError, OSError):
+            return False
+        return first.decode() == str(self._rank)
+
+    def where(self) -> str:
+        """Which ranks are on which host, for people."""
+        hosts: dict[str, list[int]] = {}
+        for peer in self._peers:
+            hosts.setdefault(peer.host, []).append(peer.rank)
+        return "; ".join(f"{host}: {_span(ranks)}" for host, ranks in hosts.items())
 
     def close(self) -> None:
         """Stop looking. When all ranks are past it (a barrier), they may end in any order."""
@@ -168,9 +190,26 @@ class Watch:
         dead = [peer for peer in self._neighbours() if peer.process.state() == "X"]
         if not dead or self._closed.wait(0.5):  # it may have closed and left while ours was about to
             return
+        if self._failed is not None:  # it has told the user itself
+            _leave("", LOST)
         speaker = min(p.rank for p in self._peers if p.place == dead[0].place and p.process.state() != "X")
+        if speaker == self._rank:
+            for peer in dead:
+                words = rank_log.last_words(peer.rank) if peer.rank else ""  # rank 0's are on the terminal
+                if words:
+                    rank_log.say(f"\nijepa_ds: the last lines of {_name(peer)}:\n{words}\n")
         names = "; ".join(f"{_name(peer)} has died" for peer in dead)
         _leave(names + " (killed, out of memory, or by an error it printed above)" if speaker == self._rank else "", LOST)
+
+    def _look_at_failed(self, store: torch.distributed.TCPStore, now: float) -> None:
+        """End with the first rank that failed: after it has told the user why, so that this is what stands last."""
+        if self._failed is None:
+            if store.check([_FAILED]):
+                self._failed, self._failed_since = int(store.get(_FAILED)), now
+        elif self._failed != self._rank and now - self._failed_since > _LAST_WORD:
+            failed, here = self._peers[self._failed], self._peers[self._rank].place
+            speaks = here != failed.place and self._rank == min(p.rank for p in self._peers if p.place == here)
+            _leave(f"{_name(failed)} failed; its traceback is in its log" if speaks else "", LOST)
 
     def _exchange(self, now: float, ticks: int) -> None:
         """Tell the store that we live; rank 0 judges, the others look for its verdict."""
@@ -184,6 +223,7 @@ class Watch:
         try:
             waits = self._waits_in_communication() if stuck else False
             store.set(_key(self._rank), json.dumps([ticks, self._beats, self._phase, stuck, waits]))
+            self._look_at_failed(store, now)
             if store.check(["ijepa_ds/verdict"]):
                 self._end_hang(json.loads(store.get("ijepa_ds/verdict")))
             if self._rank == 0 and ticks % 3 == 0:
@@ -242,11 +282,12 @@ class Watch:
                 stopped = " It is stopped (SIGSTOP)." if peer.process.state() == "T" else ""
                 _say(f"{_name(peer)} hangs: no progress for {self._timeout:.0f} s (run.hang_timeout).{stopped} Its stack:")
                 if peer is me:
-                    faulthandler.dump_traceback(all_threads=True)
+                    faulthandler.dump_traceback(file=rank_log.terminal(), all_threads=True)
                 else:
                     os.kill(peer.process.pid, signal.SIGUSR2)
                 time.sleep(1.0)
         elif self._rank in suspects:
+            faulthandler.dump_traceback(all_threads=True)  # into its own log
             time.sleep(4.0)  # until the neighbour has asked for the stack
         else:
             time.sleep(2.0)
@@ -265,8 +306,14 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
+def _span(ranks: list[int]) -> str:
+    if ranks == list(range(ranks[0], ranks[-1] + 1)) and len(ranks) > 1:
+        return f"ranks {ranks[0]}-{ranks[-1]}"
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+
+
 def _say(text: str) -> None:
-    os.write(2, f"\nijepa_ds: {text}\n".encode())
+    rank_log.say(f"\nijepa_ds: {text}\n")
 
 
 def _leave(text: str, code: int) -> None:

@@ -12,8 +12,8 @@ import pytest
 PACKAGE = "ijepa_ds"
 # From the bottom up. A part imports from rows below its own, and from itself; a new module joins a part or gets a row.
 ROWS = (
-    ("config", "stop", "durable"),
-    ("counter", "schedules", "cpu"),
+    ("config", "stop", "durable", "rank_log", "hosts"),
+    ("counter", "schedules", "cpu", "hygiene"),
     ("masks",),
     ("vit", "data", "metrics", "attention", "health", "event_log", "dashboard", "mfu", "checkpoint_files"),
     ("ijepa", "run_dir"),
