@@ -18,6 +18,7 @@ from typing import TextIO
 _terminal = -1  # the stderr that this process was started with
 _log = -1  # this rank's file
 _path: Path | None = None
+_muted = False
 
 
 def terminal() -> int:
@@ -67,9 +68,15 @@ def _route(stream: TextIO, keep: bool) -> None:
 
     def write(text: str) -> int:
         note(text)
-        return before(text) if keep else len(text)
+        return before(text) if keep and not _muted else len(text)
 
     stream.write = write  # type: ignore[method-assign]
+
+
+def mute() -> None:
+    """Keep rank 0's further output off the terminal: another rank's last word stands there. `say` and `show` still work."""
+    global _muted
+    _muted = True
 
 
 def note(text: str) -> None:

@@ -7,22 +7,19 @@ import json
 import logging
 import os
 import platform
-import subprocess
 import tempfile
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-import ijepa_ds
 from ijepa_ds import config
 from ijepa_ds.checkpoint_reader import CheckpointError, CheckpointReader, find_steps, folder_name, newest
 from ijepa_ds.config import Config
+from ijepa_ds.versions import versions
 
 logger = logging.getLogger(__name__)
 COMPLETED = "completed.json"
 _ROOM = 1 << 16  # bytes that must be free at the start: a first event file
-_LIBRARIES = ("torch", "deepspeed", "timm", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "torchvision", "numpy")
 
 
 def look(cfg: Config) -> list[int]:
@@ -164,26 +161,6 @@ def write_facts(cfg: Config, ds_config: dict[str, Any], facts: dict[str, Any]) -
     config.save_resolved(cfg, run_dir / "config.yaml")
     (run_dir / "deepspeed.json").write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
     (run_dir / "environment.json").write_text(json.dumps(versions() | facts, indent=2) + "\n", encoding="utf-8")
-
-
-def versions() -> dict[str, Any]:
-    """Versions of what computes, and our git revision where there is one."""
-    found: dict[str, Any] = {"ijepa_ds": ijepa_ds.__version__, "python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    found["git_revision"] = _revision()
-    return found
-
-
-def _revision() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):  # not a checkout, or no git: an installed wheel
-        return None
 
 
 def mark_completed(run_dir: Path, facts: dict[str, Any]) -> None:

@@ -206,6 +206,8 @@ class Watch:
         if self._failed is None:
             if store.check([_FAILED]):
                 self._failed, self._failed_since = int(store.get(_FAILED)), now
+                if self._failed != self._rank:
+                    rank_log.mute()
         elif self._failed != self._rank and now - self._failed_since > _LAST_WORD:
             failed, here = self._peers[self._failed], self._peers[self._rank].place
             speaks = here != failed.place and self._rank == min(p.rank for p in self._peers if p.place == here)

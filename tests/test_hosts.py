@@ -8,7 +8,8 @@ import pytest
 from ijepa_ds import hosts
 from ijepa_ds.hosts import Host
 
-EVIL = ["a;touch x", "$(touch x)", "`touch x`", "a|b", "a&b", "a>b", "a\nb", "-oProxyCommand=touch", "a b", "", "a'b", 'a"b', "root@a"]
+EVIL = ["a;touch x", "$(touch x)", "`touch x`", "a|b", "a&b", "a>b", "a\nb", "a b", "", "a'b", 'a"b', "root@a"]
+EVIL += ["-oProxyCommand=touch", "^file"]
 
 
 def write(path: Path, text: str) -> Path:
@@ -17,8 +18,10 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_a_hostfile_is_read_as_deepspeed_reads_it(repository: Path, tmp_path: Path) -> None:
-    file = write(tmp_path / "hostfile", "# two\n\n node-0 slots=8\n10.0.0.2   slots=4 # old\n2001:db8::2 slots=1\nA_b.c slots=1\n")
-    assert hosts.parse_hostfile(file) == [Host("node-0", 8), Host("10.0.0.2", 4), Host("2001:db8::2", 1), Host("A_b.c", 1)]
+    text = "# two\n\n node-0 slots=8\n10.0.0.2   slots=4 # old\n2001:db8::2 slots=1\nA_b.c slots=1\n"
+    file = write(tmp_path / "hostfile", text)
+    expected = [Host("node-0", 8), Host("10.0.0.2", 4), Host("2001:db8::2", 1), Host("A_b.c", 1)]
+    assert hosts.parse_hostfile(file) == expected
     assert len(hosts.parse_hostfile(repository / "launch" / "hostfile.example")) == 2
 
 
@@ -79,5 +82,6 @@ def test_no_shell_is_used_anywhere(repository: Path) -> None:
     """Programs are started from lists of arguments."""
     for file in (repository / "ijepa_ds").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            assert not (isinstance(node, ast.keyword) and node.arg == "shell"), f"{file}:{node.lineno}"
-            assert not (isinstance(node, ast.Attribute) and node.attr in ("system", "popen", "getoutput")), f"{file}:{node.lineno}"
+            where = f"{file}:{getattr(node, 'lineno', 0)}"
+            assert not (isinstance(node, ast.keyword) and node.arg == "shell"), where
+            assert not (isinstance(node, ast.Attribute) and node.attr in ("system", "popen", "getoutput")), where

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = "ijepa_ds"
 # From the bottom up. A part imports from rows below its own, and from itself; a new module joins a part or gets a row.
 ROWS = (
-    ("config", "stop", "durable", "rank_log", "hosts"),
+    ("config", "stop", "durable", "rank_log", "hosts", "versions"),
     ("counter", "schedules", "cpu", "hygiene"),
     ("masks",),
     ("vit", "data", "metrics", "attention", "health", "event_log", "dashboard", "mfu", "checkpoint_files"),
@@ -21,6 +21,7 @@ ROWS = (
     ("decoder",),
     ("visualize",),
     ("evals", "plan", "checkpoints"),
+    ("doctor",),
     # From here on with DeepSpeed: nothing above this line may need it.
     ("zero_support", "collectives"),
     ("zero_layout",),

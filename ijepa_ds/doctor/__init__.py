@@ -1,0 +1,1 @@
+"""`ijepa-ds doctor`: what would stop a run on its hosts, looked for before it starts (`docs/launch.md`)."""

@@ -1,0 +1,227 @@
+"""What one host says about itself: `python -m ijepa_ds.doctor.probe` reads a request (JSON) and prints the answer.
+
+Runs on every host of a run, in the environment that its ranks would have; imports no torch. What fails is part of the answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ijepa_ds import hosts
+from ijepa_ds.data.index import ImageIndex
+from ijepa_ds.data.reading import ImageFiles
+from ijepa_ds.data.sources import expand, is_index, open_source
+from ijepa_ds.data.walk import Walker
+from ijepa_ds.hygiene import recommended
+from ijepa_ds.versions import versions
+
+MARK = "IJEPA_DS_ANSWER "  # begins the line of the answer: a host's login scripts may print, too
+_LOOKED_AT = 5000  # files of a folder whose names and sizes are compared: a whole scan takes minutes
+_WRITTEN = 8 << 20  # bytes of the write test
+_TOKEN = ".ijepa_ds-doctor-"
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Everything about this host; see `command.py` for the request. A part that failed is {"error": why}."""
+    now = time.time()  # first, as it is compared with the asking machine's
+    parts: dict[str, Callable[[], Any]] = {
+        "versions": lambda: versions() | {"executable": sys.executable},
+        "gpus": list_gpus,
+        "cores": lambda: len(os.sched_getaffinity(0)),
+        "memory_gib": lambda: os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30,
+        "disk": lambda: _disk(Path(request["run_dir"]), request.get("token"), request.get("index", 0)),
+        "data": lambda: _data(os.path.expanduser(request["source"])),
+        "names": lambda: _names(request.get("peers", [])),
+        "addresses": _addresses,
+        "operator": _operator,
+        "threads": lambda: int(os.environ.get("OMP_NUM_THREADS") or 0),
+        "ulimit_files": _open_files,
+    }
+    found: dict[str, Any] = {"time": now, "host": socket.gethostname()}
+    for name, part in parts.items():
+        try:
+            found[name] = part()
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            found[name] = {"error": str(error) or type(error).__name__}
+    return found
+
+
+def look(request: dict[str, Any]) -> dict[str, Any]:
+    """After all hosts have answered: whose files are to be seen in the run folder, and what the network is like."""
+    folder = existing(Path(request["run_dir"]))
+    mine = folder / f"{_TOKEN}{request['token']}-{request['index']}"
+    seen = sorted(int(path.name.rpartition("-")[2]) for path in folder.glob(f"{_TOKEN}{request['token']}-*"))
+    found: dict[str, Any] = {"seen": seen}
+    interface = hosts.interface_towards(request["master"])
+    found["interface"] = {"name": interface.name, "address": interface.address} if interface else None
+    world = {"MASTER_ADDR": request["master"], "LOCAL_SIZE": str(request["slots"]), "WORLD_SIZE": str(request["world"])}
+    found["chosen"] = recommended(os.environ | world, len(os.sched_getaffinity(0)), bool(request.get("gpus")))
+    if request["index"] == 0:
+        found["port"] = _port(request["port"])
+    if request.get("last"):
+        mine.unlink(missing_ok=True)
+    return found
+
+
+def existing(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that is there.
+
+    Raises:
+        NotADirectoryError: a file is in its place.
+    """
+    path = path.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    if not path.is_dir():
+        raise NotADirectoryError(f"{path} is not a folder")
+    return path
+
+
+def list_gpus() -> list[dict[str, str]]:
+    """This machine's NVIDIA GPUs, as nvidia-smi tells of them; none where it is not there."""
+    fields = ["name", "memory.total", "driver_version", "ecc.errors.uncorrected.volatile.total", "memory.used"]
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    if not shutil.which("nvidia-smi"):
+        return []
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    if done.returncode:
+        raise OSError(f"nvidia-smi: {(done.stderr or done.stdout).strip()}")
+    rows = [[value.strip() for value in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+    return [dict(zip(fields, row, strict=True)) for row in rows]
+
+
+def _disk(run_dir: Path, token: str | None, index: int) -> dict[str, Any]:
+    folder = existing(run_dir)
+    found = {"folder": str(folder), "free": shutil.disk_usage(folder).free}
+    began = time.monotonic()
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=_TOKEN) as file:
+        file.write(os.urandom(1 << 20) * (_WRITTEN >> 20))
+        file.flush()
+        os.fsync(file.fileno())
+    found["mb_per_s"] = _WRITTEN / 1e6 / (time.monotonic() - began)
+    if token:
+        (folder / f"{_TOKEN}{token}-{index}").touch()
+    return found
+
+
+def _data(source: str) -> dict[str, Any]:
+    """A checksum to compare hosts by, and one image decoded."""
+    shards = os.path.join(source, "index")
+    if is_index(source) or (os.path.isdir(source) and is_index(shards)):
+        index = open_source(source)
+        position = next(i for i in range(len(index)) if i not in index.bad)
+        return {"checksum": index.checksum, "images": len(index), "of": "index"} | _sample(index, position)
+    if os.path.isdir(source):
+        return _folder(source)
+    paths = [source] if os.path.isfile(source) else expand(source)
+    if not paths:
+        raise ValueError(f"{source} does not exist")
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path}\0{os.stat(path).st_size}\0".encode())
+    return {"checksum": digest.hexdigest()[:16], "images": None, "of": f"names and sizes of {len(paths)} files"}
+
+
+def _folder(source: str) -> dict[str, Any]:
+    walker, digest, first = Walker(os.fsencode(os.path.abspath(source))), hashlib.sha256(), None
+    count = 0
+    for name in itertools.islice(walker.images(), _LOOKED_AT):
+        path = os.path.join(walker.root, name)
+        digest.update(name + b"\0%d\0" % os.stat(path).st_size)
+        first, count = first or path, count + 1
+    if first is None:
+        raise ValueError(f"no image in {source}")
+    return {
+        "checksum": digest.hexdigest()[:16],
+        "images": count,
+        "of": f"names and sizes of the first {count:,} images",
+        "sample": os.fsdecode(first),
+        "pixels": _decode(os.fsdecode(first), Path(os.fsdecode(first)).read_bytes()),
+    }
+
+
+def _sample(index: ImageIndex, position: int) -> dict[str, Any]:
+    import numpy as np
+
+    (image,) = list(ImageFiles(index, np.array([position])))
+    return {"sample": str(image), "pixels": _decode(str(image), image.read())}
+
+
+def _decode(name: str, content: bytes) -> list[int]:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            return list(image.size)
+    except OSError as error:
+        raise ValueError(f"{name} cannot be decoded: {error}") from error
+
+
+def _names(peers: list[str]) -> dict[str, str]:
+    """Address of this host's own name, and of every other's; what cannot be resolved says so."""
+    found = {}
+    for name in [socket.gethostname(), *peers]:
+        try:
+            found[name] = str(socket.getaddrinfo(name, None)[0][4][0])
+        except OSError as error:
+            found[name] = f"? {error.strerror or error}"
+    return found
+
+
+def _addresses() -> list[str]:
+    """As `hostname -I` tells them, whose first is the address where DeepSpeed lets all ranks meet."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(["hostname", "-I"], capture_output=True, text=True, timeout=5, check=True)
+        if done.stdout.split():
+            return done.stdout.split()
+    return [interface.address for interface in hosts.interfaces() if not interface.address.startswith("127.")]
+
+
+def _operator() -> bool:
+    """Whether DeepSpeed's CPU communication operator is compiled already (without a GPU it is needed)."""
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
+    return any(folder.glob("**/deepspeed_shm_comm.so"))
+
+
+def _open_files() -> int:
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def _port(port: int) -> str:
+    """Empty when the port is free."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            return str(error.strerror)
+    return ""
+
+
+def main() -> int:
+    """Read the request, print the answer."""
+    request = json.load(sys.stdin)
+    found = look(request) if request.get("look") else answer(request)
+    print(f"\n{MARK}{json.dumps(found)}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
