@@ -31,8 +31,17 @@ def recommended(environment: Mapping[str, str], cores: int, has_gpu: bool) -> di
     return {name: value for name, value in values.items() if not environment.get(name)}
 
 
+def name_ranks(environment: MutableMapping[str, str]) -> None:
+    """Give a rank that `mpirun` of Open MPI or MVAPICH2 started the names that torch reads; without them it would be alone."""
+    for prefix in ("OMPI_COMM_WORLD", "MV2_COMM_WORLD"):
+        if "RANK" not in environment and f"{prefix}_SIZE" in environment:
+            names = {"RANK": "RANK", "LOCAL_RANK": "LOCAL_RANK", "WORLD_SIZE": "SIZE", "LOCAL_SIZE": "LOCAL_SIZE"}
+            environment.update({name: environment[f"{prefix}_{theirs}"] for name, theirs in names.items()})
+
+
 def settle(environment: MutableMapping[str, str]) -> list[str]:
     """Set what is unset; "NAME=value" of each. To be called before torch is imported, which reads them."""
+    name_ranks(environment)
     values = recommended(environment, len(os.sched_getaffinity(0)), bool(glob.glob("/dev/nvidia[0-9]*")))
     environment.update(values)
     return [f"{name}={value}" for name, value in values.items()]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ijepa_ds.hygiene import recommended
+from ijepa_ds.hygiene import name_ranks, recommended
 
 SPEAK = """
 import logging, os, sys
@@ -96,3 +96,15 @@ def test_the_interface_is_chosen_for_several_hosts_only(monkeypatch: pytest.Monk
     assert "NCCL_SOCKET_IFNAME" not in recommended(two | {"NCCL_SOCKET_IFNAME": "eth1"}, 16, True)
     assert list(recommended(two | {"WORLD_SIZE": "8"}, 16, True)) == ["OMP_NUM_THREADS"]
     assert list(recommended(two | {"MASTER_ADDR": "nowhere"}, 16, True)) == ["OMP_NUM_THREADS"]
+
+
+def test_ranks_of_open_mpi_get_their_names() -> None:
+    theirs = {"RANK": "5", "LOCAL_RANK": "1", "SIZE": "8", "LOCAL_SIZE": "4"}
+    environment = {f"OMPI_COMM_WORLD_{name}": value for name, value in theirs.items()}
+    name_ranks(environment)
+    assert {name: environment[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE")} == {
+        "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_SIZE": "4"
+    }
+    alone: dict[str, str] = {}
+    name_ranks(alone)
+    assert alone == {}

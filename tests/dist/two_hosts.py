@@ -1,0 +1,175 @@
+"""Two hosts on one machine: network namespaces joined by a bridge, each with its own host name and sshd.
+
+Needs root, iproute2, openssh-server and (for pdsh launches) pdsh. Everything has a name of its own and is removed by `close`;
+processes are ended by the numbers that were started here, and those that live in a namespace by the namespace's own list.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+_NEEDED = ("ip", "sshd", "ssh-keygen", "unshare", "ssh")
+_SBIN = os.environ["PATH"] + ":/usr/sbin:/sbin"
+
+
+def why_not() -> str:
+    """Why two hosts cannot be made here; empty: they can."""
+    missing = [name for name in _NEEDED if not shutil.which(name, path=_SBIN)]
+    if missing:
+        return f"not installed: {', '.join(missing)}"
+    if os.geteuid() != 0:
+        return "not root"
+    name = f"ijt{os.getpid() % 100000}"
+    if _run("ip", "netns", "add", name, check=False).returncode:
+        return "network namespaces are not allowed"
+    _run("ip", "netns", "del", name)
+    return ""
+
+
+def _run(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, check=check, capture_output=True, text=True, env=os.environ | {"PATH": _SBIN})
+
+
+class TwoHosts:
+    """Hosts `addresses[0]` and `addresses[1]`; `environment` has an `ssh` that reaches them."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make them; what was made is removed again when something fails."""
+        self.folder = folder
+        number = os.getpid() % 250
+        self._tag = f"ij{os.getpid() % 100000}"
+        self.net = f"10.77.{number}"
+        self.addresses = [f"{self.net}.1", f"{self.net}.2"]
+        self.hostnames = [f"{self._tag}-node{i}" for i in range(2)]
+        self._sshd: list[subprocess.Popen[bytes]] = []
+        try:
+            self._make()
+        except BaseException:
+            self.close()
+            raise
+
+    def _namespace(self, i: int) -> str:
+        return f"{self._tag}n{i}"
+
+    def _make(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in ("id", "hostkey"):
+            _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / name))
+        shutil.copy(self.folder / "id.pub", self.folder / "authorized_keys")
+        bridge = f"{self._tag}br"
+        _run("ip", "link", "add", bridge, "type", "bridge")
+        _run("ip", "addr", "add", f"{self.net}.254/24", "dev", bridge)
+        _run("ip", "link", "set", bridge, "up")
+        for i in range(2):
+            space, veth = self._namespace(i), f"{self._tag}v{i}"
+            _run("ip", "netns", "add", space)
+            for name, text in (("hosts", self._hosts(i)), ("resolv.conf", "")):  # look-ups never leave the machine
+                path = Path("/etc/netns") / space / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text)
+            _run("ip", "link", "add", veth, "type", "veth", "peer", "name", "eth0", "netns", space)
+            _run("ip", "link", "set", veth, "master", bridge, "up")
+            _run("ip", "-n", space, "addr", "add", f"{self.addresses[i]}/24", "dev", "eth0")
+            _run("ip", "-n", space, "link", "set", "eth0", "up")
+            _run("ip", "-n", space, "link", "set", "lo", "up")
+            self._sshd.append(self._start_sshd(i))
+        self._write_client()
+        for i in range(2):
+            self._wait_for_sshd(i)
+
+    def _hosts(self, i: int) -> str:
+        """As Debian has it: the own name is the loopback, which misleads gloo."""
+        return f"127.0.0.1 localhost\n127.0.1.1 {self.hostnames[i]}\n"
+
+    def _start_sshd(self, i: int) -> subprocess.Popen[bytes]:
+        Path("/run/sshd").mkdir(exist_ok=True)
+        options = {
+            "AuthorizedKeysFile": self.folder / "authorized_keys",
+            "StrictModes": "no",
+            "UsePAM": "no",
+            "PermitRootLogin": "yes",
+            "PasswordAuthentication": "no",
+            "PidFile": "none",
+        }
+        words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+        sshd = str(shutil.which("sshd", path=_SBIN))
+        inner = ["sh", "-c", 'hostname "$0" && exec "$@"', self.hostnames[i], sshd, "-D", "-e", "-p", "2222"]
+        inner += ["-h", str(self.folder / "hostkey"), *words]
+        command = ["ip", "netns", "exec", self._namespace(i), "unshare", "-u", *inner]
+        with (self.folder / f"sshd{i}.log").open("wb") as log:
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+
+    def _write_client(self) -> None:
+        (self.folder / "ssh_config").write_text(
+            f"Host {self.net}.*\n  Port 2222\n  User root\n  IdentityFile {self.folder}/id\n  StrictHostKeyChecking no\n"
+            "  UserKnownHostsFile /dev/null\n  LogLevel ERROR\n"
+        )
+        wrapper = self.folder / "bin" / "ssh"  # `deepspeed`, pdsh and doctor all call "ssh"
+        wrapper.parent.mkdir()
+        wrapper.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {self.folder}/ssh_config "$@"\n')
+        wrapper.chmod(0o755)
+        self.environment = os.environ | {"PATH": f"{wrapper.parent}:{_SBIN}"}
+
+    def _wait_for_sshd(self, i: int) -> None:
+        end = time.monotonic() + 15
+        while self.on(i, "true").returncode:
+            assert time.monotonic() < end, (self.folder / f"sshd{i}.log").read_text()
+            time.sleep(0.2)
+
+    def on(self, i: int, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command on a host, by ssh."""
+        return subprocess.run(
+            ["ssh", "-o", "BatchMode=yes", self.addresses[i], *command],
+            capture_output=True,
+            text=True,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def hostfile(self, path: Path, slots: int = 1) -> Path:
+        """Write one."""
+        path.write_text("".join(f"{address} slots={slots}\n" for address in self.addresses))
+        return path
+
+    def cut(self, i: int) -> None:
+        """Take the cable out of a host."""
+        _run("ip", "link", "set", f"{self._tag}v{i}", "down")
+
+    def mend(self, i: int) -> None:
+        """Put it back in."""
+        _run("ip", "link", "set", f"{self._tag}v{i}", "up")
+
+    def stop_sshd(self, i: int) -> None:
+        """End a host's sshd."""
+        self._sshd[i].terminate()
+        self._sshd[i].wait()
+
+    def start_sshd(self, i: int) -> None:
+        """Start it again."""
+        self._sshd[i] = self._start_sshd(i)
+        self._wait_for_sshd(i)
+
+    def processes(self, i: int) -> list[int]:
+        """All processes in a host's network."""
+        return [int(pid) for pid in _run("ip", "netns", "pids", self._namespace(i), check=False).stdout.split()]
+
+    def close(self) -> None:
+        """Remove everything."""
+        for i in range(2):
+            for pid in self.processes(i):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            _run("ip", "netns", "del", self._namespace(i), check=False)
+            shutil.rmtree(Path("/etc/netns") / self._namespace(i), ignore_errors=True)
+            _run("ip", "link", "del", f"{self._tag}v{i}", check=False)
+        for sshd in self._sshd:
+            sshd.wait(10)
+        _run("ip", "link", "del", f"{self._tag}br", check=False)
+        with contextlib.suppress(OSError):  # ours only when empty
+            Path("/etc/netns").rmdir()
