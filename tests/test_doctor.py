@@ -1,5 +1,5 @@
 """`ijepa-ds doctor`: faults of hosts are found by name. Hosts here are this machine behind a stand-in for ssh; two hosts with
-real sshds: tests/dist/test_hosts.py."""
+real sshds: tests/dist/test_two_hosts.py."""
 
 import copy
 import json

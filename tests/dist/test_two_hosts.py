@@ -40,7 +40,8 @@ def place(tmp_path: Path, hosts: TwoHosts) -> Path:
     prepare(tmp_path)
     hosts.hostfile(tmp_path / "hostfile")
     extensions = os.environ.get("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache/torch_extensions"))
-    travels = {"PATH": f"{BIN}:/usr/bin:/bin", "TORCH_EXTENSIONS_DIR": extensions, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    travels = {"PATH": f"{BIN}:/usr/bin:/bin", "TORCH_EXTENSIONS_DIR": extensions}
+    travels |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     (tmp_path / ".deepspeed_env").write_text("".join(f"{name}={value}\n" for name, value in travels.items()))
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").touch()
