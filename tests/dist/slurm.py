@@ -1,0 +1,118 @@
+"""A SLURM cluster of one node on this machine: munged, slurmctld and slurmd of our own, in a folder, on ports of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from tests.dist.pool import free_port
+
+_PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
+_NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
+_CONF = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket
+SlurmctldPort={controller}
+SlurmdPort={node}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SelectType=select/linear
+MpiDefault=none
+ReturnToService=2
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} State=UNKNOWN
+PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def why_not() -> str:
+    """Why there can be no cluster here; empty: there can."""
+    missing = [name for name in _NEEDED if not shutil.which(name, path=_PATH)]
+    if missing:
+        return f"not installed: {', '.join(missing)} (Debian: slurmctld slurmd slurm-client munge)"
+    return "" if os.geteuid() == 0 else "not root"
+
+
+class Slurm:
+    """The cluster, until `close`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Start it.
+
+        Args:
+            folder: an empty one with a short path (munged's socket is in it) that is writable by root alone.
+        """
+        self._folder, self._daemons = folder, list[subprocess.Popen[bytes]]()
+        host = socket.gethostname().split(".")[0]
+        for name in ("munge", "state", "spool"):
+            (folder / name).mkdir()
+        key = folder / "munge" / "key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o600)
+        text = _CONF.format(host=host, folder=folder, controller=free_port(), node=free_port(), cores=os.cpu_count())
+        (folder / "slurm.conf").write_text(text)
+        self.environment = os.environ | {"PATH": _PATH, "SLURM_CONF": str(folder / "slurm.conf")}
+        names = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        munge = [f"--{option}={folder}/munge/{name}" for option, name in names.items()]
+        try:
+            self._start("munged", "--foreground", "--force", *munge)
+            self._wait_for(lambda: (folder / "munge" / "socket").exists())
+            self._start("slurmctld", "-D")
+            self._start("slurmd", "-D")
+            self._wait_for(lambda: "idle" in self.ask("sinfo", "--noheader", "--format=%t"))
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, name: str, *options: str) -> None:
+        with (self._folder / f"{name}.txt").open("wb") as log:
+            command = [str(shutil.which(name, path=_PATH)), *options]
+            process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+        self._daemons.append(process)
+
+    def _wait_for(self, condition: object, timeout: float = 30) -> None:
+        end = time.monotonic() + timeout
+        while not condition():  # type: ignore[operator]
+            told = "\n".join(path.read_text(errors="replace")[-2000:] for path in self._folder.glob("*.txt"))
+            assert time.monotonic() < end and all(daemon.poll() is None for daemon in self._daemons), told
+            time.sleep(0.2)
+
+    def ask(self, *command: str, check: bool = False, **named: object) -> str:
+        """Output of one of SLURM's commands."""
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=check, **named)  # type: ignore[call-overload]
+        return done.stdout + done.stderr
+
+    def state(self, job: str) -> dict[str, str]:
+        """What SLURM says of a job."""
+        words = self.ask("scontrol", "show", "job", job).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def wait_for_state(self, job: str, wanted: str, timeout: float) -> None:
+        """Until the job's state is `wanted`."""
+        self._wait_for(lambda: self.state(job).get("JobState") == wanted, timeout)
+
+    def close(self) -> None:
+        """Cancel what runs and end the daemons, the last started first."""
+        if len(self._daemons) == 3:
+            self.ask("scancel", "--full", "--me")
+            end = time.monotonic() + 60
+            while self.ask("squeue", "--noheader", "--states=RUNNING,COMPLETING").strip() and time.monotonic() < end:
+                time.sleep(0.5)
+        for daemon in reversed(self._daemons):
+            daemon.terminate()
+            try:
+                daemon.wait(15)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()

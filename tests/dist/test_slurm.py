@@ -1,0 +1,56 @@
+"""launch/slurm.sbatch in a real SLURM: a job of two tasks is signalled, preempted, and completes by itself."""
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ijepa_ds.checkpoint_reader import list_steps
+from tests.dist.launched import REPOSITORY, TINY, prepare, read_completed
+from tests.dist.slurm import Slurm, why_not
+
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
+FILES = ["--config", "run.yaml", "--deepspeed_config", "zero3.json"]
+
+
+@pytest.fixture
+def slurm() -> Iterator[Slurm]:
+    why = why_not()
+    if why:
+        pytest.skip(f"NO SLURM HERE ({why}): launch/slurm.sbatch did not run in one")
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+        cluster = Slurm(Path(folder))
+        yield cluster
+        cluster.close()
+
+
+def test_a_job_is_signalled_preempted_and_completes(slurm: Slurm, tmp_path: Path) -> None:
+    """The signal is the one that comes before the time limit; `scontrol requeue` is what a preemption does."""
+    prepare(tmp_path)
+    settings = {"IJEPA_DS": REPOSITORY, "VENV": Path(sys.executable).parents[1], "PYTHONPATH": REPOSITORY}
+    settings |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    exported = ",".join(["ALL", *(f"{name}={value}" for name, value in settings.items())])
+    options = ["--parsable", "--nodes=1", "--ntasks-per-node=2", "--output=log.txt", f"--export={exported}"]
+    script = str(REPOSITORY / "launch" / "slurm.sbatch")
+    arguments = [*FILES, *TINY, "optimization.steps=400", "run.checkpoint_every=20"]
+    job = slurm.ask("sbatch", *options, script, "out", *arguments, check=True, cwd=tmp_path).strip()
+    log, out = tmp_path / "log.txt", tmp_path / "out"
+    for number, interruption in enumerate((["scancel", "--signal=USR1", job], ["scontrol", "requeue", job]), start=1):
+        before = max(list_steps(out), default=0)
+        end = time.monotonic() + 90
+        while max(list_steps(out), default=0) <= before:
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.05)
+        slurm.ask(*interruption, check=True)
+        slurm.wait_for_state(job, "PENDING", 60)
+        assert slurm.state(job)["Restarts"] == str(number)
+        text = log.read_text()
+        assert text.count("saved: the same command continues. Exit code 75") == number, text
+        slurm.ask("scontrol", "update", f"jobid={job}", "StartTime=now", check=True)  # SLURM waits two minutes otherwise
+    slurm.wait_for_state(job, "COMPLETED", 120)
+    text = log.read_text()
+    assert read_completed(out)["steps"] == 400 and text.count("continuing") >= 2, text
+    assert slurm.state(job)["ExitCode"] == "0:0"
