@@ -143,7 +143,10 @@ class Watch:
             first = self._store.compare_set(_FAILED, "", str(self._rank))
         except (RuntimeError, ValueError, OSError):
             return False
-        return first.decode() == str(self._rank)
+        self._failed, self._failed_since = int(first), time.monotonic()
+        if self._failed != self._rank:
+            rank_log.mute()
+        return self._failed == self._rank
 
     def where(self) -> str:
         """Which ranks are on which host, for people."""
@@ -190,6 +193,8 @@ class Watch:
         dead = [peer for peer in self._neighbours() if peer.process.state() == "X"]
         if not dead or self._closed.wait(0.5):  # it may have closed and left while ours was about to
             return
+        if self._failed == self._rank:  # about to tell the user, and to end
+            return
         if self._failed is not None:  # it has told the user itself
             _leave("", LOST)
         speaker = min(p.rank for p in self._peers if p.place == dead[0].place and p.process.state() != "X")
@@ -209,9 +214,13 @@ class Watch:
                 if self._failed != self._rank:
                     rank_log.mute()
         elif self._failed != self._rank and now - self._failed_since > _LAST_WORD:
-            failed, here = self._peers[self._failed], self._peers[self._rank].place
-            speaks = here != failed.place and self._rank == min(p.rank for p in self._peers if p.place == here)
-            _leave(f"{_name(failed)} failed; its traceback is in its log" if speaks else "", LOST)
+            self._leave_after(self._peers[self._failed])
+
+    def _leave_after(self, failed: _Peer) -> None:
+        """End because another rank failed; on each other host, one rank says so."""
+        here = self._peers[self._rank].place
+        speaks = here != failed.place and self._rank == min(p.rank for p in self._peers if p.place == here)
+        _leave(f"{_name(failed)} failed; its traceback is in its log" if speaks else "", LOST)
 
     def _exchange(self, now: float, ticks: int) -> None:
         """Tell the store that we live; rank 0 judges, the others look for its verdict."""
@@ -231,8 +240,10 @@ class Watch:
             if self._rank == 0 and ticks % 3 == 0:
                 self._judge(now)
         except (RuntimeError, ValueError, OSError) as error:  # the store is in rank 0's process
-            if self._closed.wait(5.0) or self._judge_is_stopped():
+            if self._closed.wait(5.0) or self._judge_is_stopped() or self._failed == self._rank:
                 return
+            if self._failed is not None:
+                self._leave_after(self._peers[self._failed])
             _leave(f"{_name(self._peers[0])} cannot be reached by rank {self._rank} any more ({_first_line(error)})", LOST)
         if stuck and now - self._moved > self._timeout + _SILENCE:
             self._end_hang([0])  # no verdict: the judge itself hangs
