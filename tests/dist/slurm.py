@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.dist.pool import free_port
@@ -81,16 +82,16 @@ class Slurm:
             process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
         self._daemons.append(process)
 
-    def _wait_for(self, condition: object, timeout: float = 30) -> None:
+    def _wait_for(self, condition: Callable[[], bool], timeout: float = 30) -> None:
         end = time.monotonic() + timeout
-        while not condition():  # type: ignore[operator]
+        while not condition():
             told = "\n".join(path.read_text(errors="replace")[-2000:] for path in self._folder.glob("*.txt"))
             assert time.monotonic() < end and all(daemon.poll() is None for daemon in self._daemons), told
             time.sleep(0.2)
 
-    def ask(self, *command: str, check: bool = False, **named: object) -> str:
+    def ask(self, *command: str, check: bool = False, cwd: Path | None = None) -> str:
         """Output of one of SLURM's commands."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=check, **named)  # type: ignore[call-overload]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=check, cwd=cwd)
         return done.stdout + done.stderr
 
     def state(self, job: str) -> dict[str, str]:
