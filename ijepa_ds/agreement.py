@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from ijepa_ds.checkpoint_reader import CheckpointError
+from ijepa_ds.checkpoint_folder import CheckpointError
 from ijepa_ds.engine import gather_objects, host_group
 
 T = TypeVar("T")

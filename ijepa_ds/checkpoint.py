@@ -8,7 +8,8 @@ import torch
 from deepspeed import comm as dist
 
 from ijepa_ds.agreement import agree
-from ijepa_ds.checkpoint_reader import CheckpointError, CheckpointReader, check_files
+from ijepa_ds.checkpoint_folder import CheckpointError, check_files
+from ijepa_ds.checkpoint_reader import CheckpointReader
 from ijepa_ds.engine import Engine
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")

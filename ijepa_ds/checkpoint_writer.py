@@ -19,14 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ijepa_ds.checkpoint_reader import (
-    CheckpointError,
-    checksum,
-    folder_name,
-    list_steps,
-    looks_whole,
-    write_last_step,
-)
+from ijepa_ds.checkpoint_folder import CheckpointError, checksum, folder_name, list_steps, looks_whole, write_last_step
 from ijepa_ds.durable import fsync, save_tensors
 
 BEST = "best.json"  # which step the run's own evaluation found best

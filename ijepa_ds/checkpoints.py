@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from ijepa_ds import run_dir
-from ijepa_ds.checkpoint_reader import CheckpointError, CheckpointReader, check_files, find_steps, folder_name
+from ijepa_ds.checkpoint_folder import CheckpointError, check_files, find_steps, folder_name
+from ijepa_ds.checkpoint_reader import CheckpointReader
 from ijepa_ds.checkpoint_writer import prune, sweep
 
 

@@ -103,6 +103,11 @@ VERBS = {
         "look for what would stop a run on its hosts, before it starts",
         "ijepa-ds doctor --hostfile hostfile --config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json",
     ),
+    "supervise": (
+        "ijepa_ds.supervise",
+        "run a training command and start it again after a failure",
+        "ijepa-ds supervise -- deepspeed --num_gpus 8 --module ijepa_ds.train --config configs/in1k_vith14.yaml ...",
+    ),
     "summary": (
         "ijepa_ds.visualize.summary",
         "one picture of a run: loss, masks, scores",

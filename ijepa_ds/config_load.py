@@ -73,9 +73,9 @@ def assemble(
             lines.append(f"{config_yaml.where(root, problem.keys[0])}: {problem}")
     if lines:
         raise ConfigError(lines)
-    run = replace(cfg.run, dir=_absolute(cfg.run.dir), resume=_absolute_checkpoint(cfg.run.resume))
-    model = replace(cfg.model, init_from=_absolute(cfg.model.init_from)) if cfg.model.init_from else cfg.model
-    return replace(cfg, run=run, model=model, data=replace(cfg.data, source=_absolute(cfg.data.source)))
+    run = replace(cfg.run, dir=absolute(cfg.run.dir), resume=_absolute_checkpoint(cfg.run.resume))
+    model = replace(cfg.model, init_from=absolute(cfg.model.init_from)) if cfg.model.init_from else cfg.model
+    return replace(cfg, run=run, model=model, data=replace(cfg.data, source=absolute(cfg.data.source)))
 
 
 def _overlap(key: str, other: str) -> bool:
@@ -83,9 +83,10 @@ def _overlap(key: str, other: str) -> bool:
     return key == other or key.startswith(other + ".") or other.startswith(key + ".")
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
+    """A path of the configuration against the current directory, `~` expanded."""
     return os.path.abspath(os.path.expanduser(path))
 
 
 def _absolute_checkpoint(resume: str) -> str:
-    return resume if resume in ("auto", "never") else _absolute(resume)
+    return resume if resume in ("auto", "never") else absolute(resume)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ijepa_ds import config_yaml
-from ijepa_ds.config_build import suggest
-from ijepa_ds.config_load import assemble, is_published
-from ijepa_ds.config_schema import Config
+from ijepa_ds.config_build import build, suggest
+from ijepa_ds.config_load import absolute, assemble, is_published
+from ijepa_ds.config_schema import Config, ConfigError, RunConfig
 from ijepa_ds.config_yaml import Item
 
 _GPUS = "published.num_gpus"
@@ -78,16 +79,36 @@ def load_any(path: Path, overrides: Sequence[str] = ()) -> tuple[Config, list[st
     Raises:
         ConfigError: one line a problem.
     """
+    tree, found, ours, notes = _tree(path, overrides)
+    return assemble(tree, found, ours), notes
+
+
+def peek_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The `run` section alone, with an absolute `run.dir`; values are not checked, which would load PyTorch.
+
+    Raises:
+        ConfigError: keys that are unknown or missing anywhere, values of the wrong type.
+    """
+    tree, found, ours, _ = _tree(path, overrides)
+    lines = [*found, *config_yaml.apply_overrides(tree, ours)]
+    cfg, wrong, _ = build(tree)
+    if lines or wrong:
+        raise ConfigError([*lines, *wrong])
+    return replace(cfg.run, dir=absolute(cfg.run.dir))
+
+
+def _tree(path: Path, overrides: Sequence[str]) -> tuple[Item, list[str], list[str], list[str]]:
+    """A file as a tree of our schema, problems, the overrides that are still to be applied, and notes."""
     root, found = config_yaml.read(path)
     if not is_published(root):
-        return assemble(root, found, overrides), []
+        return root, found, list(overrides), []
     ours = [text for text in overrides if not text.startswith("published.")]
     theirs = Item({}, str(path))
     found += config_yaml.apply_overrides(
         theirs, [text for text in overrides if text.startswith("published.")]
     )
     tree, notes, more = translate(root, theirs, {text.partition("=")[0].strip() for text in ours})
-    return assemble(tree, [*found, *more], ours), notes
+    return tree, [*found, *more], ours, notes
 
 
 def translate(root: Item, extra: Item, overridden: set[str]) -> tuple[Item, list[str], list[str]]:

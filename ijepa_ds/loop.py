@@ -15,7 +15,8 @@ import torch
 from ijepa_ds import checkpoint, checkpoint_writer, config, cpu, rank_log, run_dir
 from ijepa_ds.agreement import Agreement, agree
 from ijepa_ds.bad_samples import BadSamples, found_before
-from ijepa_ds.checkpoint_reader import CheckpointError, CheckpointReader
+from ijepa_ds.checkpoint_folder import CheckpointError
+from ijepa_ds.checkpoint_reader import CheckpointReader
 from ijepa_ds.config import BatchPlan, Config
 from ijepa_ds.data.augment import network_input
 from ijepa_ds.data.index import ImageIndex, changes, describe

@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from ijepa_ds import config
-from ijepa_ds.checkpoint_reader import CheckpointError, CheckpointReader, find_steps, folder_name, newest
+from ijepa_ds.checkpoint_folder import CheckpointError, find_steps, folder_name
+from ijepa_ds.checkpoint_reader import CheckpointReader, newest
 from ijepa_ds.config import Config
+from ijepa_ds.exits import COMPLETED
 from ijepa_ds.versions import versions
 
 logger = logging.getLogger(__name__)
-COMPLETED = "completed.json"
 _ROOM = 1 << 16  # bytes that must be free at the start: a first event file
 
 
 def look(cfg: Config) -> list[int]:
-    """The steps of the checkpoints that a run should have in its directory (`checkpoint_reader.find_steps`).
+    """The steps of the checkpoints that a run should have in its directory (`checkpoint_folder.find_steps`).
 
     Raises:
         ValueError: the directory belongs to a run of another configuration, holds checkpoints although `run.resume` is

@@ -30,7 +30,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ijepa_ds import checkpoint_writer
-from ijepa_ds.checkpoint_reader import CheckpointError
+from ijepa_ds.checkpoint_folder import CheckpointError
 from ijepa_ds.engine import Engine, gather_objects
 from ijepa_ds.zero_layout import Piece
 

@@ -7,7 +7,6 @@ import signal
 import time
 from types import FrameType
 
-STOPPED = 75  # exit code (EX_TEMPFAIL): stopped when asked, everything is saved, the same command continues
 _PATIENCE = 2.0  # seconds after which another Ctrl-C means "now"; a launcher sends a second signal within them
 
 

@@ -19,16 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from ijepa_ds import config, config_deepspeed, config_published, hosts, hygiene, rank_log
-from ijepa_ds.checkpoint_reader import CheckpointError
+from ijepa_ds.checkpoint_folder import CheckpointError
 from ijepa_ds.config import Config
-from ijepa_ds.stop import STOPPED, Stopped, StopRequests
+from ijepa_ds.exits import FAILED, STOPPED, USER_ERROR
+from ijepa_ds.stop import Stopped, StopRequests
 
 if TYPE_CHECKING:
     from ijepa_ds.watch import Watch
 
 logger = logging.getLogger("ijepa_ds")
-FAILED = 1  # exit code: an error that nobody foresaw, with its traceback
-USER_ERROR = 2  # exit code: something to be mended by the user, said in one message
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -24,45 +24,18 @@ import torch
 
 from ijepa_ds import rank_log
 from ijepa_ds.engine import gather_objects
+from ijepa_ds.exits import LOST
+from ijepa_ds.processes import Process, supervisor
 
-LOST = 70  # exit code (EX_SOFTWARE): a rank died or hangs, so the job cannot go on
 _TICK = 1.0  # seconds between looks
 _SILENCE = 30.0  # seconds without a word from a rank of another host, after which it counts as lost
 _LAST_WORD = 8.0  # seconds after a rank has failed, in which it is left alone to say so
 _FAILED = "ijepa_ds/failed"
 _LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "deepspeed.launcher.runner", "torchrun", "torch.distributed.run"}
-_OURS = {"ijepa_ds.supervise"}
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process of this host; `started` tells it from a later one of the same number."""
-
-    pid: int
-    started: int
-
-    @classmethod
-    def of(cls, pid: int) -> Process | None:
-        """The process that now has this number."""
-        fields = _stat(pid)
-        return cls(pid, int(fields[19])) if fields else None
-
-    def state(self) -> str:
-        """Linux's letter: R running, S sleeping, T stopped, ...; X when it has ended."""
-        fields = _stat(self.pid)
-        gone = not fields or int(fields[19]) != self.started or fields[0] in "ZX"
-        return "X" if gone else fields[0]
-
-
-def _stat(pid: int) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return []
 
 
 def launchers_above() -> list[Process]:
-    """The launchers this process was started by, nearest first: `deepspeed` is two processes, one above the other."""
+    """What this process was started by, nearest first: `deepspeed` is two processes, a supervisor may be above."""
     found: list[Process] = []
     pid = os.getppid()
     while pid > 1:
@@ -71,12 +44,13 @@ def launchers_above() -> list[Process]:
         except OSError:
             break
         names = {os.path.basename(word) for word in words[:5]} | {word for word in words[:5]}
-        process, fields = Process.of(pid), _stat(pid)
-        if not names & (_LAUNCHERS | _OURS) or not process or not fields:
+        process = Process.of(pid)
+        if not names & _LAUNCHERS or not process:
             break
         found.append(process)
-        pid = int(fields[1])
-    return found
+        pid = process.parent()
+    above = supervisor()
+    return [*found, above] if above else found
 
 
 @dataclass

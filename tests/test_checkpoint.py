@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ijepa_ds.checkpoint_reader import CheckpointError, CheckpointReader, checksum, folder_name, list_steps, newest
+from ijepa_ds.checkpoint_folder import CheckpointError, checksum, folder_name, list_steps
+from ijepa_ds.checkpoint_reader import CheckpointReader, newest
 
 
 @dataclass

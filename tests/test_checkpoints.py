@@ -10,16 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from ijepa_ds import checkpoint_writer, cli, config
-from ijepa_ds.checkpoint_reader import (
-    CheckpointError,
-    CheckpointReader,
-    checksum,
-    find_steps,
-    folder_name,
-    list_steps,
-    newest,
-    write_last_step,
-)
+from ijepa_ds.checkpoint_folder import CheckpointError, checksum, find_steps, folder_name, list_steps, write_last_step
+from ijepa_ds.checkpoint_reader import CheckpointReader, newest
 from ijepa_ds.run_dir import lock
 from tests.test_checkpoint import flip, truncate, write
 

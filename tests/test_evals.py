@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from ijepa_ds import cli, config
-from ijepa_ds.checkpoint_reader import checksum, folder_name
+from ijepa_ds.checkpoint_folder import checksum, folder_name
 from ijepa_ds.config_sizes import Size, size_of
 from ijepa_ds.evals import knn, linear
 from ijepa_ds.evals.features import extract, set_image_size

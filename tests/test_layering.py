@@ -12,7 +12,7 @@ import pytest
 PACKAGE = "ijepa_ds"
 # From the bottom up. A part imports from rows below its own, and from itself; a new module joins a part or gets a row.
 ROWS = (
-    ("config", "stop", "durable", "rank_log", "hosts", "versions"),
+    ("config", "stop", "durable", "rank_log", "hosts", "versions", "exits", "processes"),
     ("counter", "schedules", "cpu", "hygiene"),
     ("masks",),
     ("vit", "data", "metrics", "attention", "health", "event_log", "dashboard", "mfu", "checkpoint_files"),
@@ -32,7 +32,8 @@ ROWS = (
     ("skipped",),
     ("live_eval",),
     ("loop",),
-    ("train",),
+    ("supervised",),
+    ("train", "supervise"),
     ("bench",),
     ("cli",),
 )

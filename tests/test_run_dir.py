@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ijepa_ds import config, run_dir
-from ijepa_ds.checkpoint_reader import CheckpointError
+from ijepa_ds.checkpoint_folder import CheckpointError
 from ijepa_ds.config import Config, DataConfig, ModelConfig, OptimizationConfig, RunConfig
 from tests.test_checkpoint import write
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ijepa_ds import config
-from ijepa_ds.checkpoint_reader import checksum, folder_name
+from ijepa_ds.checkpoint_folder import checksum, folder_name
 from ijepa_ds.config import Config
 from ijepa_ds.ijepa import IJEPA, build
 from ijepa_ds.vit import initialise, sincos_position_embedding

@@ -33,6 +33,7 @@ from ijepa_ds.engine import (
     shut_down_distributed,
     world_from_environment,
 )
+from ijepa_ds.exits import USER_ERROR
 from ijepa_ds.masks import build_sampler
 from ijepa_ds.schedules import Schedule
 
@@ -207,7 +208,7 @@ def run_rank(argv: list[str] | None, verb: str, work: Callable[[Config, dict[str
         figures = work(*train.prepare(arguments, world_size), rank, arguments.steps)
     except (ValueError, OSError) as error:
         print(f"\nijepa-ds {verb} cannot run this:\n{error}\n", file=sys.stderr, flush=True)
-        return train.USER_ERROR
+        return USER_ERROR
     every = gather_objects(figures)
     if rank == 0:
         arguments.out.write_text(json.dumps(every))

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ijepa_ds import config
-from ijepa_ds.checkpoint_reader import CheckpointReader, folder_name, list_steps, newest
+from ijepa_ds.checkpoint_folder import folder_name, list_steps
+from ijepa_ds.checkpoint_reader import CheckpointReader, newest
 from ijepa_ds.config import ConfigError
 from ijepa_ds.config_sizes import Size, size_of
 from ijepa_ds.weights import check, files

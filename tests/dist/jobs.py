@@ -184,7 +184,7 @@ def bench_saves(stage: int, place: str, saves: int) -> dict[str, Any]:
 
 def _save(engine: Any, run_dir: Path, steps: int) -> str:
     """Save as a run does; the checkpoint's folder."""
-    from ijepa_ds.checkpoint_reader import folder_name
+    from ijepa_ds.checkpoint_folder import folder_name
     from ijepa_ds.saver import Saver
 
     saver = Saver(engine, run_dir, every=steps, keep_last=2)

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from ijepa_ds.checkpoint_reader import CheckpointReader, list_steps, newest
-from ijepa_ds.stop import STOPPED
-from ijepa_ds.watch import LOST
+from ijepa_ds.checkpoint_folder import list_steps
+from ijepa_ds.checkpoint_reader import CheckpointReader, newest
+from ijepa_ds.exits import LOST, STOPPED
 from tests.dist.launched import REPOSITORY, TINY, Run, prepare
 from tests.dist.pool import free_port
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ijepa_ds.checkpoint_reader import CheckpointReader, list_steps
+from ijepa_ds.checkpoint_folder import list_steps
+from ijepa_ds.checkpoint_reader import CheckpointReader
 from ijepa_ds.run_dir import lock
 from ijepa_ds.weights import read_encoder
 from tests.dist.launched import finished

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ijepa_ds import cli
-from ijepa_ds.checkpoint_reader import list_steps
+from ijepa_ds.checkpoint_folder import list_steps
 from ijepa_ds.visualize.events import read_scalars
 from tests.dist.test_launch import losses, place, start
 from tests.test_evals import write_images
