@@ -70,10 +70,20 @@ class Run:
         ranks: int = 2,
         stage: int = 2,
         faults: list[dict[str, Any]] | None = None,
-        image_log: bool = False,
+        samples: Path | None = None,
         terminal: str | None = None,
     ) -> None:
-        """Start them in `place`; see `faults.inject` for `faults`. `terminal`: that of rank 0, and where it prints."""
+        """Start them in `place`.
+
+        Args:
+            place: their folder.
+            overrides: of the configuration.
+            ranks: how many.
+            stage: of ZeRO.
+            faults: see `faults.inject`.
+            samples: a folder for the log of images, see `faults.log_samples`.
+            terminal: that of rank 0, and where it prints.
+        """
         context = mp.get_context("forkserver")
         context.set_forkserver_preload(["tests.dist.preload"])
         self._log = place / f"output-{time.monotonic_ns()}.txt"
@@ -82,7 +92,7 @@ class Run:
         self.ranks = [
             context.Process(
                 target=_rank,
-                args=(rank, ranks, port, str(place), logs[rank], arguments, faults or [], image_log),
+                args=(rank, ranks, port, str(place), logs[rank], arguments, faults or [], samples),
             )
             for rank in range(ranks)
         ]
@@ -130,7 +140,7 @@ def finished(place: Path, arguments: list[str], ranks: int, timeout: float = 120
     out, err = (place / f"{name}-{time.monotonic_ns()}.txt" for name in ("stdout", "stderr"))
     port = free_port()
     processes = [
-        context.Process(target=_rank, args=(rank, ranks, port, str(place), str(out), arguments, [], False, str(err)))
+        context.Process(target=_rank, args=(rank, ranks, port, str(place), str(out), arguments, [], None, str(err)))
         for rank in range(max(1, ranks))
     ]
     for process in processes:
@@ -156,7 +166,7 @@ def _rank(
     log: str,
     arguments: list[str],
     faults: list[dict[str, Any]],
-    image_log: bool,
+    samples: Path | None,
     error_log: str | None = None,
 ) -> None:
     os.setsid()
@@ -177,8 +187,8 @@ def _rank(
     from tests.dist import faults as injected
 
     injected.inject(rank, faults)
-    if image_log:
-        injected.log_samples(Path(place), rank)
+    if samples:
+        injected.log_samples(samples, rank)
     code = train.main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()
