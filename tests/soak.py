@@ -31,7 +31,6 @@ from tests.dist.pool import free_port
 from tests.dist.soak_log import check_samples
 
 IMAGES, BATCH = 96, 8
-STEADY = "step/s, loss"  # in the output after a step
 TOLERANCE = 1e-3  # norm of the difference over the norm, of all weights together (moments: not compared)
 GONE_WITHIN = 60.0  # seconds after a kill
 
@@ -141,7 +140,7 @@ class Round:
         try:
             early, victim = kill and self._draw.random() < 1 / 6, self._draw.randrange(ranks)
             delay = self._draw.uniform(0, (6 if self._args.launcher else 2) if early else self._args.window)
-            self._until(attempt, lambda: early or STEADY in attempt.output)
+            self._until(attempt, lambda: early or self._trains())
             start = time.monotonic()
             while kill and time.monotonic() - start < delay and not attempt.ended():
                 time.sleep(0.005)
@@ -163,7 +162,7 @@ class Round:
                     raise FailureError(f"ended by itself:\n{attempt.output}")
                 say(f"  attempt {number}: {ranks} ranks to the end, {killed - began:.1f} s")
                 return 0
-            when = "before the first step" if STEADY not in attempt.output else f"{delay:.2f} s after a first step"
+            when = "before the first step" if not self._trains() else f"{delay:.2f} s after a first step"
             gone = time.monotonic() - killed
             say(
                 f"  attempt {number}: rank {victim} of {ranks} killed {when}; all gone after {gone:.1f} s; "
@@ -175,6 +174,10 @@ class Round:
         finally:
             attempt.end()
             keep_samples(self.place / "samples", number, ranks)
+
+    def _trains(self) -> bool:
+        """Whether this attempt has taken its first images."""
+        return any(file.stat().st_size for file in (self.place / "samples").glob("samples-*.jsonl"))
 
     def _until(self, attempt: Attempt, condition: object) -> None:
         end = time.monotonic() + 180
