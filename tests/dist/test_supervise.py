@@ -17,7 +17,7 @@ from tests.dist.launched import REPOSITORY, TINY, Run, prepare
 from tests.dist.pool import free_port
 from tests.dist.test_faults import processes_of
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
 STEPS = 60
 SLOW = "import sys, time\nfrom ijepa_ds import reporter, train\nafter = reporter.Reporter.after_step\n"
 SLOW += "def slow(*a, **n):\n    time.sleep(0.1)\n    return after(*a, **n)\nreporter.Reporter.after_step = slow\n"
