@@ -52,4 +52,4 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        logger.error("%s cannot be written (%s): lines are lost; training goes on", path, error.strerror)
+        logger.error("%s cannot be written (%s): lines are lost; the run goes on", path, error.strerror)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from ijepa_ds import config_published, processes
 from ijepa_ds.checkpoint_folder import folder_name, list_steps, looks_whole
+from ijepa_ds.durable import append_lines
 from ijepa_ds.exits import COMPLETED, FAILED, LOST, STOPPED, USER_ERROR
 from ijepa_ds.supervised import Inbox, Supervised, say
 
@@ -199,14 +199,8 @@ class Supervisor:
             "reason": reason,
             "wait_seconds": wait,
         }
-        try:
-            self._run_dir.mkdir(parents=True, exist_ok=True)
-            with (self._run_dir / LOG).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            say(f"{self._run_dir / LOG} cannot be written: {error.strerror}")
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        append_lines(self._run_dir / LOG, [json.dumps(line)])
 
     def _step(self) -> int:
         """Step of the newest checkpoint whose files are all there; 0 when there is none."""

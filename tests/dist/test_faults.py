@@ -178,7 +178,7 @@ def samples(place: Path) -> dict[int, list[int]]:
 
 def test_a_checkpoint_of_another_configuration_is_passed_over_and_other_ranks_go_on_with_the_same_images(place: Path) -> None:
     arguments = ("run.checkpoint_every=2", "optimization.steps=4")
-    assert Run(place, *arguments, stage=3, image_log=True).wait() == [0, 0]
+    assert Run(place, *arguments, stage=3, samples=place).wait() == [0, 0]
     first = samples(place)
     foreign = place / "out" / "checkpoints" / "step_00000004"
     manifest = json.loads((foreign / "manifest.json").read_text())
@@ -188,7 +188,7 @@ def test_a_checkpoint_of_another_configuration_is_passed_over_and_other_ranks_go
     run = Run(place, *arguments, f"run.resume={foreign}")
     assert run.wait() == [2, 2] and f"{foreign} was saved from another configuration" in run.output, run.output
     samples(place)
-    run = Run(place, *arguments, "optimization.max_micro_batch=4", ranks=1, stage=1, image_log=True)
+    run = Run(place, *arguments, "optimization.max_micro_batch=4", ranks=1, stage=1, samples=place)
     assert run.wait() == [0], run.output
     assert f"{foreign} was saved from another configuration (optimization.lr: 0.003 -> 0.001)" in run.output
     assert "step_00000002 (step 2)" in run.output and "1 ranks x 4 x 2 accumulated" in run.output
