@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ijepa_ds.watch import LOST
+from ijepa_ds.exits import LOST
 from tests.dist.launched import Run, prepare
 
 pytestmark = pytest.mark.dist
