@@ -110,7 +110,7 @@ class Round:
     """One run with its kills, and the same run undisturbed."""
 
     def __init__(self, number: int, args: argparse.Namespace, draw: random.Random) -> None:
-        self.kind = "elastic" if number % 2 else "same"
+        self.kind = args.kind or ("same", "elastic")[number % 2]
         self.seed, self._draw, self._args = draw.randrange(2**31), draw, args
         self.place = Path(tempfile.mkdtemp(prefix=f"soak-{number}-", dir=args.scratch))
         prepare(self.place, images=0)
@@ -160,7 +160,7 @@ class Round:
             if not kill or not pid:
                 if not complete:
                     raise FailureError(f"ended by itself:\n{attempt.output}")
-                say(f"  attempt {number}: {ranks} ranks to the end, {killed - began:.1f} s")
+                say(f"  attempt {number}: {ranks} ranks to the end, {time.monotonic() - began:.1f} s")
                 return 0
             when = "before the first step" if not self._trains() else f"{delay:.2f} s after a first step"
             gone = time.monotonic() - killed
@@ -231,6 +231,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kind", choices=("same", "elastic"), help="of rounds (default: in turn)")
     parser.add_argument("--steps", type=int, default=240, help="of a run (default: %(default)s)")
     parser.add_argument("--window", type=float, default=2.0, help="seconds after a first step in which a kill falls")
     parser.add_argument("--per-round", type=int, default=7, help="kills of one run at most (default: %(default)s)")
