@@ -136,6 +136,26 @@ def test_checksums_find_what_no_header_tells(tmp_path, files):
         Reader(index).read(0)
 
 
+def test_names_that_lead_out_of_a_tar_lead_nowhere(tmp_path):
+    """Members are read by offset and never unpacked; links, which could point anywhere, are no images."""
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(encoded(9))
+    inside = {"../../evil.jpg": encoded(1), str(tmp_path / "absolute.jpg"): encoded(2)}
+    tar_of(tmp_path / "x.tar", inside)
+    with tarfile.open(tmp_path / "x.tar", "a") as tar:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+            link = tarfile.TarInfo("link.jpg")
+            link.type, link.linkname = kind, str(secret)
+            tar.addfile(link)
+    before = sorted(tmp_path.rglob("*"))
+    assert contents(open_source(str(tmp_path / "x.tar"))) == inside
+    assert main(["data", "shard", str(tmp_path / "x.tar"), "--out", str(tmp_path / "out")]) == 0
+    with tarfile.open(next((tmp_path / "out").glob("*.tar"))) as tar:
+        assert all(not name.startswith("/") and ".." not in name.split("/") for name in tar.getnames())
+    assert sorted(path for path in tmp_path.rglob("*") if path.parent != tmp_path / "out" and path.name != "out") == before
+    assert not (tmp_path.parent / "evil.jpg").exists() and not (tmp_path.parents[1] / "evil.jpg").exists()
+
+
 def test_shards_by_pattern_and_webdataset_classes(tmp_path):
     for shard in range(3):
         tar_of(

@@ -21,7 +21,7 @@ from ijepa_ds.durable import save_tensors
 from ijepa_ds.engine import Engine, barrier, gather_objects, initialise_distributed
 from ijepa_ds.saver import Saver
 
-_WARM, _QUIET = 2, 4  # steps before anything is timed (ZeRO-3 learns in them), and steps timed between saves
+_WARM, _QUIET = 2, 2  # steps before anything is timed (ZeRO-3 learns in them), and steps timed between saves
 _RAW = 1 << 30  # bytes, at most, that are written to tell what the disk can do
 
 
@@ -82,6 +82,9 @@ def _turns(steps: Steps, saver: Saver, device: torch.device, saves: int) -> dict
         figures["quiet"] += [step() for _ in range(_QUIET)]
         barrier()
         figures["synchronous"].append(timed(save_and_wait))
+        if torch.distributed.get_rank() == 0:
+            last = {key: figures[key][-1] for key in ("quiet", "stall", "safe", "synchronous")}
+            print("rank 0: " + ", ".join(f"{key} {seconds:.3f} s" for key, seconds in last.items()), flush=True)
     return figures
 
 
