@@ -29,6 +29,7 @@ from ijepa_ds.processes import Process, supervisor
 
 _TICK = 1.0  # seconds between looks
 _SILENCE = 30.0  # seconds without a word from a rank of another host, after which it counts as lost
+_ANSWER = 40.0  # seconds that rank 0's store, on another host, may take to answer: no timeout of its own holds when a cable is cut
 _LAST_WORD = 8.0  # seconds after a rank has failed, in which it is left alone to say so
 _FAILED = "ijepa_ds/failed"
 _LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "deepspeed.launcher.runner", "torchrun", "torch.distributed.run"}
@@ -75,6 +76,7 @@ class Watch:
         self._store: torch.distributed.TCPStore | None = None
         self._beats, self._phase, self._moved = 0, "start", time.monotonic()
         self._main = threading.main_thread().ident
+        self._asked: float | None = None  # since when we wait for the store
         self._failed: int | None = None  # the first rank that failed of itself
         self._failed_since = 0.0
         self.on_launcher_lost: Callable[[], None] | None = None  # instead of ending the process
@@ -103,6 +105,8 @@ class Watch:
         now = time.monotonic()
         self._rank, self._timeout, self._moved = rank, timeout, now
         self._peers = [_Peer(r, host, place, process, heard=now) for r, (host, place, process) in enumerate(table)]
+        if self._peers[0].place != place:
+            threading.Thread(target=self._watch_the_store, name="watch-store", daemon=True).start()
 
     def beat(self, phase: str) -> None:
         """The rank has come to the end of `phase`; cheap."""
@@ -113,6 +117,11 @@ class Watch:
         """Tell the other ranks that this one failed; False when another did before, or is gone: then ours follows from it."""
         if self._store is None:
             return True
+        end = time.monotonic() + 2.0
+        while time.monotonic() < end:  # a broken connection is met before the death behind it shows
+            if any(peer.process.state() == "X" for peer in self._neighbours()):
+                return False  # `_look_at_neighbours` names it, and ends this process
+            time.sleep(0.1)
         try:
             first = self._store.compare_set(_FAILED, "", str(self._rank))
         except (RuntimeError, ValueError, OSError):
@@ -146,9 +155,25 @@ class Watch:
             self._look_at_launchers()
             if len(self._peers) > 1:
                 self._look_at_neighbours()
+                self._asked = now
                 self._exchange(now, ticks)
+                self._asked = None
             elif self._peers and 0 < self._timeout < now - self._moved:
                 self._end_hang([0])
+
+    def _watch_the_store(self) -> None:
+        """End this process when rank 0's host does not answer: `_run` is then stuck inside its question."""
+        last = time.monotonic()
+        while not self._closed.wait(_TICK):
+            now, asked = time.monotonic(), self._asked
+            suspended, last = now - last > 20 * _TICK, now
+            if asked is None or now - asked < _ANSWER:
+                continue
+            if suspended:  # not the network, but this process stood still
+                self._asked = now
+                continue
+            reason = f"no answer for {_ANSWER:.0f} s: its host or the network is down, or it is stopped"
+            _leave(f"{_name(self._peers[0])} cannot be reached by rank {self._rank} any more ({reason})", LOST)
 
     def _look_at_launchers(self) -> None:
         gone = [process.pid for process in self._launchers if process.state() == "X"]

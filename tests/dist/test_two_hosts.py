@@ -82,11 +82,6 @@ def ranks(hosts: TwoHosts, i: int) -> list[int]:
     return found
 
 
-@pytest.mark.xfail(
-    run=False,
-    reason="KNOWN FAULT: the rank on the host that was cut off has not ended after 75 s, it waits for the ranks' store; the "
-    "part of this test behind the cut has therefore never been reached (docs/launch.md)",
-)
 @pytest.mark.skipif(not shutil.which("pdsh"), reason="NO PDSH: launching through it did not run")
 def test_two_hosts_train_as_one_and_survive_a_cut_cable(hosts: TwoHosts, place: Path) -> None:
     straight = launch(hosts, place, "--num_gpus", "2", log="straight.txt", run="straight")
