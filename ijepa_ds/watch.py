@@ -29,7 +29,7 @@ from ijepa_ds.processes import Process, supervisor
 
 _TICK = 1.0  # seconds between looks
 _SILENCE = 30.0  # seconds without a word from a rank of another host, after which it counts as lost
-_ANSWER = 40.0  # seconds that rank 0's store, on another host, may take to answer: no timeout of its own holds when a cable is cut
+_ANSWER = 40.0  # seconds that rank 0's store, on another host, may take to answer: it has no timeout for a cut cable
 _LAST_WORD = 8.0  # seconds after a rank has failed, in which it is left alone to say so
 _FAILED = "ijepa_ds/failed"
 _LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "deepspeed.launcher.runner", "torchrun", "torch.distributed.run"}

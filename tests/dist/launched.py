@@ -71,7 +71,6 @@ class Run:
         stage: int = 2,
         faults: list[dict[str, Any]] | None = None,
         samples: Path | None = None,
-        terminal: str | None = None,
     ) -> None:
         """Start them in `place`.
 
@@ -82,17 +81,15 @@ class Run:
             stage: of ZeRO.
             faults: see `faults.inject`.
             samples: a folder for the log of images, see `faults.log_samples`.
-            terminal: that of rank 0, and where it prints.
         """
         context = mp.get_context("forkserver")
         context.set_forkserver_preload(["tests.dist.preload"])
         self._log = place / f"output-{time.monotonic_ns()}.txt"
         port, arguments = free_port(), ["--config", "run.yaml", "--deepspeed_config", f"zero{stage}.json", *TINY, *overrides]
-        logs = [terminal if terminal and rank == 0 else str(self._log) for rank in range(ranks)]
         self.ranks = [
             context.Process(
                 target=_rank,
-                args=(rank, ranks, port, str(place), logs[rank], arguments, faults or [], samples),
+                args=(rank, ranks, port, str(place), str(self._log), arguments, faults or [], samples),
             )
             for rank in range(ranks)
         ]
