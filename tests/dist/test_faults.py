@@ -88,7 +88,7 @@ def test_a_stopped_process_is_named_and_the_job_ends(rank: int, place: Path) -> 
 
 @pytest.mark.parametrize(("number", "rank"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 0), (signal.SIGINT, None)])
 def test_a_signal_saves_and_stops_all_ranks(number: int, rank: int | None, place: Path) -> None:
-    run = Run(place, "optimization.steps=5000", "run.checkpoint_every=5000", stage=3)
+    run = Run(place, "optimization.steps=100000", "run.checkpoint_every=100000", stage=3)
     run.wait_for("step/s, loss")
     for which in (0, 1) if rank is None else (rank,):  # Ctrl-C reaches every process of the terminal
         run.signal(which, number)
@@ -198,7 +198,7 @@ def test_a_signal_to_the_deepspeed_launcher_saves_and_leaves_no_orphans(number: 
     log = place / "log.txt"
     with log.open("w") as file:
         runner = subprocess.Popen(
-            [*command, "optimization.steps=9000", "run.checkpoint_every=9000"],
+            [*command, "optimization.steps=100000", "run.checkpoint_every=100000"],
             cwd=place,
             env=environment,
             stdout=file,
