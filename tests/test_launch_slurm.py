@@ -79,6 +79,12 @@ def test_a_run_without_its_marker_has_failed(trainer: str, job_code: int, cluste
     assert not (cluster / "scontrol.log").exists()  # what failed is not queued again
 
 
+def test_the_marker_of_an_earlier_start_excuses_nothing(cluster: Path, repository: Path) -> None:
+    job = submit(cluster, repository, CODE="2", MARK="1")
+    output, _ = job.communicate(timeout=30)
+    assert job.returncode == 2, output
+
+
 def test_a_signal_reaches_the_ranks_and_the_job_is_queued_again(cluster: Path, repository: Path) -> None:
     job = submit(cluster, repository, WAIT="1")
     end = time.monotonic() + 20
