@@ -10,6 +10,7 @@ import json
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ijepa_ds import config_published, processes
@@ -199,7 +200,8 @@ class Supervisor:
             "reason": reason,
             "wait_seconds": wait,
         }
-        self._run_dir.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # the next line says what is wrong with it
+            self._run_dir.mkdir(parents=True, exist_ok=True)
         append_lines(self._run_dir / LOG, [json.dumps(line)])
 
     def _step(self) -> int:

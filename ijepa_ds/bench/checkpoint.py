@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ijepa_ds.bench.launch import run_ranks
+from ijepa_ds.bench.launch import add_job_arguments, run_ranks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's command line."""
-    parser.add_argument("--config", required=True, type=Path, help="YAML of a run; the disk is that of its run.dir")
-    parser.add_argument("--deepspeed_config", required=True, type=Path, help="JSON: how it is spread over devices")
-    parser.add_argument("--ranks", type=int, required=True, help="processes on this machine (GPUs, where there are)")
+    add_job_arguments(parser)
     parser.add_argument("--saves", type=int, default=3, help="saves of each kind")
-    parser.add_argument("--json", type=Path, help="also write all figures of all ranks here")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override keys of the YAML")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
-from pathlib import Path
 from typing import Any
 
-from ijepa_ds.bench.launch import run_ranks
+from ijepa_ds.bench.launch import add_job_arguments, run_ranks
 from ijepa_ds.bench.memory import PUBLISHED
 
 GIB, MIB = 2**30, 2**20
@@ -15,12 +14,8 @@ GIB, MIB = 2**30, 2**20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's command line."""
-    parser.add_argument("--config", required=True, type=Path, help="YAML of a run")
-    parser.add_argument("--deepspeed_config", required=True, type=Path, help="JSON: how it is spread over devices")
-    parser.add_argument("--ranks", type=int, required=True, help="processes on this machine (GPUs, where there are)")
+    add_job_arguments(parser)
     parser.add_argument("--steps", type=int, default=5, help="optimiser steps, at least 4; the last one counts collectives")
-    parser.add_argument("--json", type=Path, help="also write all figures of all ranks here")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override keys of the YAML")
 
 
 def run(args: argparse.Namespace) -> int:

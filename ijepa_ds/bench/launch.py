@@ -13,6 +13,15 @@ from pathlib import Path
 from typing import Any
 
 
+def add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which run, on how many ranks, and where the figures go; what `run_ranks` takes."""
+    parser.add_argument("--config", required=True, type=Path, help="YAML of a run; what is saved goes to its run.dir")
+    parser.add_argument("--deepspeed_config", required=True, type=Path, help="JSON: how it is spread over devices")
+    parser.add_argument("--ranks", type=int, required=True, help="processes on this machine (GPUs, where there are)")
+    parser.add_argument("--json", type=Path, help="also write all figures of all ranks here")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override keys of the YAML")
+
+
 def run_ranks(verb: str, module: str, args: argparse.Namespace) -> list[dict[str, Any]] | int:
     """Start `args.ranks` processes of a module with the DeepSpeed launcher.
 
