@@ -98,6 +98,11 @@ VERBS = {
         "ijepa-ds plan --config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json --nodes 2 "
         "--gpus-per-node 8 --gpu a100-80g --images 1281167 --search",
     ),
+    "scale": (
+        "ijepa_ds.scale.command",
+        "run or plan a ladder of models and budgets, fit power laws, predict the next rung",
+        "ijepa-ds scale configs/ladder_cifar10.yaml",
+    ),
     "doctor": (
         "ijepa_ds.doctor.command",
         "look for what would stop a run on its hosts, before it starts",

@@ -34,7 +34,7 @@ ROWS = (
     ("loop",),
     ("supervised",),
     ("train", "supervise"),
-    ("bench",),
+    ("bench", "scale"),
     ("cli",),
 )
 HEIGHT = {part: height for height, row in enumerate(ROWS) for part in row}

@@ -135,7 +135,7 @@ def _interval(differences: np.ndarray, seed: int) -> dict[str, float | Sequence[
     mean = float(differences.mean())
     if np.ptp(differences) == 0:
         return {"mean": mean, "interval_95": [mean, mean]}
-    from scipy.stats import bootstrap  # of the extra `decoder`
+    from scipy.stats import bootstrap  # slow to import
 
     rng = np.random.default_rng(seed)
     found = bootstrap((differences,), np.mean, n_resamples=10_000, rng=rng, method="percentile", batch=500)

@@ -56,7 +56,7 @@ def read_run(path: Path, name: str) -> Run:
 
 
 def _facts(path: Path, cfg: Config, scalars: Scalars, seconds: np.ndarray) -> dict[str, str]:
-    world = _json(path / "environment.json").get("world_size")
+    world = read_json(path / "environment.json").get("world_size")
     step, batch = int(scalars["loss"][0][-1]), cfg.optimization.batch_size
     facts = {
         "state": "finished" if (path / "completed.json").is_file() else "not finished",
@@ -86,7 +86,12 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
@@ -96,7 +101,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _scores(path: Path) -> Iterator[tuple[str, str]]:
     """Percentages of every `result.json` below the run, beside those of the untrained encoder."""
     for file in sorted(path.rglob("result.json")):
-        result = _json(file)
+        result = read_json(file)
         scores = result.get("scores")
         if not isinstance(scores, dict):
             continue

@@ -1,0 +1,71 @@
+"""`ijepa-ds scale LADDER.yaml`: runs or plans a ladder of models times budgets, fits power laws, predicts the next rung."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from ijepa_ds.scale import execute, ladder
+from ijepa_ds.scale.ladder import Ladder
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the verb."""
+    parser.add_argument("ladder", type=Path, help="YAML: models, budgets of images, machines (docs/scaling.md)")
+    parser.add_argument("--plan", action="store_true", help="run nothing: what every rung needs on its machine")
+    parser.add_argument("--results", action="store_true", help="run nothing: tables, laws and picture of what is done")
+    parser.add_argument("--only", nargs="+", default=[], metavar="RUNG", help="run only these (MODEL/BUDGET); one job a rung")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="with --plan: also as JSON")
+    parser.add_argument(
+        "--set", nargs="+", default=[], dest="overrides", metavar="section.key=value", help="override keys of every rung"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan, or run what is not done and tell what all rungs show; 1 when a plan does not fit.
+
+    Raises:
+        ValueError: with everything that is wrong.
+    """
+    whole = ladder.read(args.ladder, args.overrides)
+    chosen = whole.chosen(args.only)
+    if args.plan:
+        return _plan(whole, chosen, args.json)
+    code = 0 if args.results else execute.run_ladder(whole, chosen)
+    if code == 0:
+        _tell(whole)
+    return code
+
+
+def _plan(whole: Ladder, chosen: Sequence[ladder.Rung], out: Path | None) -> int:
+    from ijepa_ds.scale import paper, results
+
+    rungs = [*chosen, *([whole.next] if whole.next else [])]
+    plans = paper.plans_of(rungs)
+    logger.info("%s", paper.table(rungs, plans))
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        results.write(out, json.dumps([paper.to_dict(r, p) for r, p in zip(rungs, plans, strict=True)], indent=1) + "\n")
+    return 0 if all(plan.fits for plan in plans) else 1
+
+
+def _tell(whole: Ladder) -> None:
+    """Write results.json, results.csv and scaling.png into the ladder's folder, and print the tables."""
+    from ijepa_ds.scale import paper, picture, results, tables
+
+    found = results.collect(whole)
+    rows = found["rungs"]
+    laws = results.laws(whole, rows)
+    found["laws"] = {title: results.plain(law) for title, law in laws.items()}
+    found["next"] = paper.predict(whole, rows, laws)
+    whole.out.mkdir(parents=True, exist_ok=True)
+    results.write(whole.out / "results.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
+    results.write(whole.out / "results.csv", results.to_csv(rows))
+    picture.write(whole.out / "scaling.png", whole, rows, laws)
+    logger.info("%s", tables.text(whole, found))
+    logger.info("written: %s", ", ".join(str(whole.out / name) for name in ("results.json", "results.csv", "scaling.png")))

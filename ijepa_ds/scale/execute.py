@@ -1,0 +1,131 @@
+"""Runs the rungs of a ladder, one after the other: each an ordinary run in its own folder, then an ordinary evaluation.
+
+Every attempt leaves two lines in the ladder's `attempts.jsonl`, when it begins and when it ends: wall time, and processor
+time of all processes of this machine. An attempt without an end, as this process was killed, makes a rung's hours unknown,
+and the results say so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ijepa_ds import config, processes
+from ijepa_ds.durable import append_lines
+from ijepa_ds.exits import COMPLETED, STOPPED
+from ijepa_ds.scale.ladder import Evaluation, Ladder, Rung
+from ijepa_ds.supervised import Inbox, Supervised
+
+logger = logging.getLogger(__name__)
+ATTEMPTS = "attempts.jsonl"
+RESULT = "eval/result.json"  # below a rung's folder
+
+
+def check_folders(path: Path, rungs: Sequence[Rung]) -> list[str]:
+    """What keeps rungs from running where they are to run: folders that hold runs of other configurations."""
+    problems = []
+    for rung in rungs:
+        if rung.command is None:
+            problems.append(f"{path}: {rung.name}: no ladder.launch says how it is started; --plan needs none")
+        owner = rung.folder / "config.yaml"
+        if not owner.is_file():
+            continue
+        try:
+            lines = config.difference(config.load(owner), rung.cfg)
+        except ValueError as error:
+            lines = [str(error)]
+        if lines:
+            problems.append(f"{path}: {rung.name}: {rung.folder} holds a run of another configuration: {'; '.join(lines)}")
+    return problems
+
+
+def run_ladder(ladder: Ladder, rungs: Sequence[Rung]) -> int:
+    """Train and score those of a ladder's rungs that are not done; 0, or the exit code of what did not end well.
+
+    Raises:
+        ValueError: a folder is in use for something else; all of them at once.
+    """
+    problems = check_folders(ladder.path, rungs)
+    if problems:
+        raise ValueError("\n".join(problems))
+    ladder.out.mkdir(parents=True, exist_ok=True)
+    processes.adopt_orphans()
+    inbox = Inbox()
+    try:
+        for number, rung in enumerate(rungs, start=1):
+            code = _run_rung(ladder, rung, f"rung {number} of {len(rungs)}, {rung.name}", inbox)
+            if code:
+                return code
+    finally:
+        inbox.release()
+    return 0
+
+
+def _run_rung(ladder: Ladder, rung: Rung, title: str, inbox: Inbox) -> int:
+    assert rung.command  # `check_folders`
+    if done(rung):
+        logger.info("%s: has all its %d steps", title, rung.steps)
+    else:
+        logger.info("%s: %d steps of %d in %s", title, rung.steps, rung.cfg.optimization.batch_size, rung.folder)
+        code = _attempt(ladder.out, rung.name, "train", rung.command, inbox)
+        if code or not done(rung):
+            logger.error("%s: ended with code %d before its last step; the same command continues it", title, code)
+            return code or STOPPED
+    if ladder.evaluation is None or scored(rung, ladder.evaluation):
+        return 0
+    command = evaluation_command(rung, ladder.evaluation)
+    code = _attempt(ladder.out, rung.name, "eval", command, inbox)
+    if code:
+        logger.error("%s: its evaluation ended with code %d: %s", title, code, " ".join(command))
+    return code
+
+
+def done(rung: Rung) -> bool:
+    """Whether it has made its last step."""
+    try:
+        return json.loads((rung.folder / COMPLETED).read_text(encoding="utf-8"))["steps"] == rung.steps
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def scored(rung: Rung, evaluation: Evaluation) -> bool:
+    """Whether its last step was evaluated on the ladder's images."""
+    try:
+        result = json.loads((rung.folder / RESULT).read_text(encoding="utf-8"))
+        same = (result["data"]["train"], result["data"]["test"]) == (evaluation.train, evaluation.test)
+        return bool(same and result["checkpoint"]["step"] == rung.steps and evaluation.score in result["scores"])
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def evaluation_command(rung: Rung, evaluation: Evaluation) -> tuple[str, ...]:
+    """`ijepa-ds eval all` of a rung's newest checkpoint."""
+    words = (sys.executable, "-m", "ijepa_ds.cli", "eval", "all", "--checkpoint", str(rung.folder))
+    folders = ("--train", evaluation.train, "--test", evaluation.test, "--out", str((rung.folder / RESULT).parent))
+    return (*words, *folders, *evaluation.options)
+
+
+def _attempt(out: Path, name: str, what: str, command: Sequence[str], inbox: Inbox) -> int:
+    """Run a command to its end, and note when, how long and with how much processor time."""
+    facts: dict[str, Any] = {"rung": name, "what": what, "began": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    append_lines(out / ATTEMPTS, [json.dumps(facts)])
+    before, start = _cpu_seconds(), time.monotonic()
+    try:
+        code = Supervised(command, inbox, lambda number: logger.info("asking %s to save and stop", name)).run()
+    except OSError as error:
+        raise ValueError(f"{name}: cannot start {command[0]}: {error.strerror}") from error
+    facts |= {"seconds": time.monotonic() - start, "cpu_seconds": _cpu_seconds() - before, "code": code}
+    append_lines(out / ATTEMPTS, [json.dumps(facts)])
+    return code
+
+
+def _cpu_seconds() -> float:
+    """Processor time of all ended processes below this one."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

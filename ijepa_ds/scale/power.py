@@ -1,0 +1,179 @@
+"""Power laws through measured points, with what the points cannot tell.
+
+    error = E + A * x1^-a1 * x2^-a2 ...          fitted to log(error), so that relative deviations count
+
+Without E it is a line in logarithms: least squares, exact intervals (Student's t). E, the error that no scale removes, is
+kept only where the points tell it: where its 95 % interval by profile likelihood (the E whose best remaining fit is not
+significantly worse by the F test) lies inside of (0, median error). Kaplan et al. 2020, Hoffmann et al. 2022; profile:
+Bates & Watts 1988, chapter 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import optimize, stats
+
+LEVEL = 0.95
+_GRID = 100  # values of E that the profile tries, up to the median error
+_ROUNDS = 20
+_EXPONENTS = (-500, 500)  # beyond them exp() is 0 or infinite
+
+
+class UnfitError(ValueError):
+    """The points do not determine a law; the text says why."""
+
+
+@dataclass(frozen=True)
+class Law:
+    """A fitted law.
+
+    Attributes:
+        names: of the variables.
+        offset: E; 0 where it could not be told.
+        offset_range: its 95 % interval by profile, within 0 and the median error; None: too few points.
+        scale: log A.
+        exponents: a, one a variable.
+        covariance: of (log A, a ..., E if it was fitted).
+        spread: standard deviation of log(error) around the law.
+        freedom: points less parameters.
+    """
+
+    names: tuple[str, ...]
+    offset: float
+    offset_range: tuple[float, float] | None
+    scale: float
+    exponents: tuple[float, ...]
+    covariance: np.ndarray
+    spread: float
+    freedom: int
+
+    @property
+    def quantile(self) -> float:
+        """Student's t for the two-sided 95 %."""
+        return float(stats.t.ppf((1 + LEVEL) / 2, self.freedom))
+
+    def interval(self, variable: int) -> tuple[float, float]:
+        """95 % interval of an exponent."""
+        half = self.quantile * float(np.sqrt(self.covariance[1 + variable, 1 + variable]))
+        return self.exponents[variable] - half, self.exponents[variable] + half
+
+    def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Errors to expect.
+
+        Args:
+            x: values of the variables, [n, k].
+
+        Returns:
+            the law; half the width of its 95 % band in log(error); half the width for one new run. Each [n].
+        """
+        design = np.column_stack([np.ones(len(x)), -np.log(x)])
+        part = np.exp(design @ np.array([self.scale, *self.exponents]))
+        value = self.offset + part
+        slope = design * (part / value)[:, None]  # of log(error) by the parameters
+        if len(self.covariance) > slope.shape[1]:
+            slope = np.column_stack([slope, 1 / value])
+        variance = np.einsum("ni,ij,nj->n", slope, self.covariance, slope)
+        return value, self.quantile * np.sqrt(variance), self.quantile * np.sqrt(variance + self.spread**2)
+
+    def notes(self) -> list[str]:
+        """What the points do not tell, a sentence each."""
+        found = []
+        for index, name in enumerate(self.names):
+            low, high = self.interval(index)
+            if low <= 0 <= high:
+                found.append(f"the exponent of {name} may be 0 ({low:.3f} to {high:.3f}): no effect told apart from noise")
+        if self.offset_range is None:
+            found.append("too few points to look for an irreducible error")
+        elif not self.offset:
+            low, high = self.offset_range
+            found.append(f"the irreducible error is not identifiable: {low:.3g} to {high:.3g} fit as well; taken as 0")
+        return found
+
+
+def fit(names: Sequence[str], x: np.ndarray, error: np.ndarray) -> Law:
+    """The law of some points.
+
+    Args:
+        names: of the variables.
+        x: their values, above 0, [n, k].
+        error: above 0, [n].
+
+    Raises:
+        UnfitError: too few points, or a variable that does not vary on its own.
+    """
+    x, error = np.asarray(x, float), np.asarray(error, float)
+    design, y = np.column_stack([np.ones(len(x)), -np.log(x)]), np.log(error)
+    count, parameters = design.shape
+    if count <= parameters:
+        raise UnfitError(f"{count} points for {parameters} parameters: no fit; {parameters + 1} are needed at least")
+    apart = design[:, 1:] - design[:, 1:].mean(axis=0)
+    if np.linalg.matrix_rank(apart, tol=1e-6 * np.sqrt(count)) < parameters - 1:
+        raise UnfitError(f"{', '.join(names)} {'do not vary independently' if len(names) > 1 else 'does not vary'}: no fit")
+    plain = _line(tuple(names), design, y)
+    if count <= parameters + 1:
+        return plain
+    return _with_offset(plain, design, error)
+
+
+def _line(names: tuple[str, ...], design: np.ndarray, y: np.ndarray) -> Law:
+    """Without E."""
+    solution, *_ = np.linalg.lstsq(design, y, rcond=None)
+    freedom = len(y) - design.shape[1]
+    variance = float(np.sum((y - design @ solution) ** 2)) / freedom
+    covariance = variance * np.linalg.inv(design.T @ design)
+    return Law(names, 0.0, None, float(solution[0]), tuple(map(float, solution[1:])), covariance, variance**0.5, freedom)
+
+
+def _with_offset(plain: Law, design: np.ndarray, error: np.ndarray) -> Law:
+    """With E where the points tell it; else without, and with what E may be."""
+    y, freedom = np.log(error), plain.freedom - 1
+    tries = np.linspace(0, float(np.median(error)), _GRID)
+    start, fits, sums = np.array([plain.scale, *plain.exponents]), [], []
+    for offset in tries:
+        start, total = _given(offset, design, y, start)
+        fits.append(start)
+        sums.append(total)
+    at = int(np.argmin(sums))
+
+    def residual(p: np.ndarray) -> np.ndarray:
+        return np.log(p[-1] + np.exp(np.clip(design @ p[:-1], *_EXPONENTS))) - y
+
+    bounds = [-np.inf] * design.shape[1] + [0.0], np.inf
+    found = optimize.least_squares(residual, [*fits[at], max(tries[at], 1e-12)], bounds=bounds, x_scale="jac")
+    total = 2 * float(found.cost)
+    limit = max(total, 1e-20) * (1 + float(stats.f.ppf(LEVEL, 1, freedom)) / freedom)
+    inside = tries[np.array(sums) <= limit]
+    if len(inside) and (inside[0] <= 0 or inside[-1] >= tries[-1]):
+        return replace(plain, offset_range=(float(inside[0]), float(inside[-1])))
+    *solution, offset = map(float, found.x)
+    part = np.exp(design @ np.array(solution))
+    slope = np.column_stack([design * (part / (offset + part))[:, None], 1 / (offset + part)])
+    variance = total / freedom
+    covariance = variance * np.linalg.inv(slope.T @ slope)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(covariance[-1, -1]))
+    ends = min(offset - half, *inside[:1]), max(offset + half, *inside[-1:])  # the grid may be coarser than the interval
+    return Law(plain.names, offset, ends, solution[0], tuple(solution[1:]), covariance, variance**0.5, freedom)
+
+
+def _given(offset: float, design: np.ndarray, y: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, float]:
+    """The best (log A, a ...) for an E near `start`, by Gauss-Newton with halved steps, and its sum of squares."""
+
+    def at(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        part = np.exp(np.clip(design @ p, *_EXPONENTS))
+        return y - np.log(offset + part), part / (offset + part)
+
+    p, (rest, share) = start, at(start)
+    for _ in range(_ROUNDS):
+        step, *_ = np.linalg.lstsq(design * share[:, None], rest, rcond=1e-10)
+        while np.abs(step).max() > 1e-9:
+            new_rest, new_share = at(p + step)
+            if new_rest @ new_rest <= rest @ rest:
+                break
+            step = step / 4
+        else:
+            break
+        p, rest, share = p + step, new_rest, new_share
+    return p, float(rest @ rest)

@@ -1,0 +1,142 @@
+"""What a ladder has shown so far: a row a rung, as JSON and CSV, and the laws through them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ijepa_ds.plan.flops import flops_of
+from ijepa_ds.plan.work import work_of
+from ijepa_ds.scale.execute import ATTEMPTS, RESULT, done, scored
+from ijepa_ds.scale.ladder import Ladder, Rung
+from ijepa_ds.scale.power import Law, UnfitError, fit
+from ijepa_ds.visualize.events import read_scalars
+from ijepa_ds.visualize.report_runs import read_json
+
+# Each law: what it says, and the columns that are its variables.
+LAWS = {
+    "parameters and images": ("parameters", "images"),
+    "FLOPs": ("flops",),
+    "device-hours": ("device_hours",),
+    "processor-hours": ("processor_hours",),
+}
+_LAST = 0.1  # share of a run whose mean loss is its loss
+
+
+def row_of(ladder: Ladder, rung: Rung, attempts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is known of a rung; None for what is not.
+
+    `device_hours` are wall time times devices of all its training attempts, starts and lost work included;
+    `processor_hours` the processor time of their processes on this machine; `steady_hours` its steps at the median pace
+    times devices, so without starts and saving.
+    """
+    work = work_of(rung.cfg)
+    per_image = flops_of(work).model
+    complete = done(rung)
+    row: dict[str, Any] = {
+        "rung": rung.name,
+        "done": complete,
+        "parameters": work.count("encoder"),
+        "predictor_parameters": work.count("predictor"),
+        "images": rung.images,
+        "steps": rung.steps,
+        "flops_per_image": per_image,
+        "flops": per_image * rung.images,
+    }
+    world = read_json(rung.folder / "environment.json").get("world_size", rung.nodes * rung.gpus)
+    row |= {"devices": world, "loss": None, "steady_hours": None, "device_hours": None, "processor_hours": None}
+    if complete:
+        scalars = read_scalars(rung.folder)
+        steps, losses = scalars["loss"]
+        row["loss"] = float(np.mean(losses[steps > (1 - _LAST) * rung.steps]))
+        row["steady_hours"] = float(np.median(scalars["speed/seconds_per_step"][1])) * rung.steps * world / 3600
+        row |= _hours([line for line in attempts if line["rung"] == rung.name and line["what"] == "train"], world)
+    evaluated = complete and ladder.evaluation is not None and scored(rung, ladder.evaluation)
+    row["scores"] = read_json(rung.folder / RESULT)["scores"] if evaluated else {}
+    return row
+
+
+def _hours(lines: Sequence[Mapping[str, Any]], world: int) -> dict[str, float | None]:
+    """Of a rung's training; None where an attempt has no end, or there is no attempt: it was trained by other means."""
+    ended = [line for line in lines if "seconds" in line]
+    if not ended or 2 * len(ended) != len(lines):
+        return {"device_hours": None, "processor_hours": None}
+    return {
+        "device_hours": sum(line["seconds"] for line in ended) * world / 3600,
+        "processor_hours": sum(line["cpu_seconds"] for line in ended) / 3600,
+    }
+
+
+def collect(ladder: Ladder) -> dict[str, Any]:
+    """Rows of all rungs, the fitted laws as plain values, and what is missing."""
+    path = ladder.out / ATTEMPTS
+    attempts = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    rows = [row_of(ladder, rung, attempts) for rung in ladder.rungs]
+    what = f"{ladder.evaluation.score}, error in percent" if ladder.evaluation else "loss"
+    return {"ladder": str(ladder.path), "measure": what, "rungs": rows}
+
+
+def errors(ladder: Ladder, rows: Sequence[Mapping[str, Any]]) -> list[float | None]:
+    """What the laws are fitted to: 100 less the score, or the loss where there is no evaluation; None: not known yet."""
+    if ladder.evaluation is None:
+        return [row["loss"] for row in rows]
+    score = ladder.evaluation.score
+    return [100 - row["scores"][score] if score in row["scores"] else None for row in rows]
+
+
+def laws(ladder: Ladder, rows: Sequence[Mapping[str, Any]]) -> dict[str, Law | str]:
+    """Every law of `LAWS`, or why there is none."""
+    measured, found = errors(ladder, rows), dict[str, Law | str]()
+    for title, names in LAWS.items():
+        known = [
+            ([row[name] for name in names], error)
+            for row, error in zip(rows, measured, strict=True)
+            if error is not None and all(row[name] for name in names)
+        ]
+        try:
+            if not known:
+                raise UnfitError("no finished rung tells it")
+            found[title] = fit(names, np.array([x for x, _ in known]), np.array([y for _, y in known]))
+        except UnfitError as error:
+            found[title] = str(error)
+    return found
+
+
+def plain(law: Law | str) -> dict[str, Any]:
+    """A law as JSON takes it."""
+    if isinstance(law, str):
+        return {"unfit": law}
+    return {
+        "irreducible": law.offset,
+        "irreducible_95": law.offset_range,
+        "log_scale": law.scale,
+        "exponents": dict(zip(law.names, law.exponents, strict=True)),
+        "exponents_95": {name: law.interval(index) for index, name in enumerate(law.names)},
+        "spread_of_log_error": law.spread,
+        "points": law.freedom + len(law.covariance),
+        "notes": law.notes(),
+    }
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line a rung; scores are columns."""
+    flat = [{k: v for k, v in row.items() if k != "scores"} | row["scores"] for row in rows]
+    columns = list(dict.fromkeys(key for row in flat for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def write(path: Path, text: str) -> None:
+    """A file, whole or not at all."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
