@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from ijepa_ds.scale.ladder import Ladder
 from ijepa_ds.scale.power import Law
@@ -81,6 +82,7 @@ def _points(axes: Axes, ladder: Ladder, rows: Sequence[Mapping[str, Any]], name:
             found = True
     if found:
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.text(0.5, 0.5, "not known", transform=axes.transAxes, ha="center", color=MUTED)
         axes.set_xticks([])
