@@ -1,15 +1,15 @@
 """The configuration of a run, as the other modules use it.
 
 `config_schema` holds every key with its default, `config_load` reads YAML and overrides strictly,
-`config_check` refuses what cannot run, `config_batch` cuts the global batch, `config_save` writes, compares
-and fingerprints. Beside them, `config_published` reads experiment files of the published code and
-`config_deepspeed` the DeepSpeed JSON.
+`config_check` refuses what cannot run, `config_stages` says what changes while it runs, `config_batch` cuts the
+global batch, `config_save` writes, compares and fingerprints. Beside them, `config_published` reads experiment
+files of the published code and `config_deepspeed` the DeepSpeed JSON.
 """
 
 from ijepa_ds.config_batch import BatchPlan, plan_batch
 from ijepa_ds.config_check import Problem, check, problems
 from ijepa_ds.config_load import from_text, load
-from ijepa_ds.config_save import difference, fingerprint, save_resolved, to_text
+from ijepa_ds.config_save import LENGTH, difference, fingerprint, save_resolved, to_text
 from ijepa_ds.config_schema import (
     Config,
     ConfigError,
@@ -21,8 +21,10 @@ from ijepa_ds.config_schema import (
     RunConfig,
     flatten,
 )
+from ijepa_ds.config_stages import at_step
 
 __all__ = [
+    "LENGTH",
     "BatchPlan",
     "Config",
     "ConfigError",
@@ -33,6 +35,7 @@ __all__ = [
     "PredictorConfig",
     "Problem",
     "RunConfig",
+    "at_step",
     "check",
     "difference",
     "fingerprint",

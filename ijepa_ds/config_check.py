@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
+from ijepa_ds import config_stages
 from ijepa_ds.config_batch import BatchPlan, plan_of
 from ijepa_ds.config_build import suggest
 from ijepa_ds.config_schema import Config, ConfigError, flatten
 from ijepa_ds.config_sizes import SIZES, size_of
+from ijepa_ds.config_stages import Problem
 
 _AT_LEAST: dict[str, float] = {
     "run.seed": 0,
@@ -24,6 +25,8 @@ _AT_LEAST: dict[str, float] = {
     "run.hang_timeout": 0,
     "run.max_nonfinite": 1,
     "data.crop_size": 1,
+    "data.early_crop_size": 1,
+    "data.early_steps": 0,
     "data.threads": 1,
     "data.prefetch": 1,
     "data.max_pixels": 1,
@@ -49,6 +52,7 @@ _AT_LEAST: dict[str, float] = {
     "optimization.steps": 1,
     "optimization.warmup_epochs": 0,
     "optimization.warmup_steps": 0,
+    "optimization.cooldown_steps": 0,
     "optimization.start_lr": 0,
     "optimization.final_lr": 0,
     "optimization.weight_decay": 0,
@@ -78,7 +82,9 @@ _CHOICES = {
     "data.loader": ("auto", "dali", "torchvision"),
     "model.precision": ("bfloat16", "float32"),
     "model.recompute": ("full", "selective"),
+    "model.target_precision": ("same", "bfloat16"),
     "masks.sampler": ("published", "unbiased"),
+    "optimization.schedule": ("cosine", "wsd"),
 }
 # Ordered pairs: (lower bound, whether it is allowed itself, upper bound).
 _PAIRS: dict[str, tuple[float, bool, float]] = {
@@ -90,23 +96,6 @@ _PAIRS: dict[str, tuple[float, bool, float]] = {
     "masks.target_aspect": (0, False, float("inf")),
     "optimization.ema": (0, True, 1),
 }
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing to change.
-
-    Attributes:
-        keys: dotted keys (or sections) it is about; it is reported at the first.
-        text: what is wrong and what to do.
-    """
-
-    keys: tuple[str, ...]
-    text: str
-
-    def __str__(self) -> str:
-        """The line that a person reads."""
-        return f"{self.keys[0]}: {self.text}"
 
 
 def check(cfg: Config, world_size: int) -> BatchPlan:
@@ -126,7 +115,7 @@ def check(cfg: Config, world_size: int) -> BatchPlan:
 
 def problems(cfg: Config, world_size: int | None = None) -> list[Problem]:
     """Everything that keeps `cfg` from running, on `world_size` devices if given; empty when all is well."""
-    found = [*_single(cfg), *_pairs(cfg), *_lengths(cfg)]
+    found = [*_single(cfg), *_pairs(cfg), *_lengths(cfg), *config_stages.schedule_problems(cfg)]
     wrong = {key for problem in found for key in problem.keys}
     if not wrong & {"data.crop_size", "model.patch_size"}:
         found += _grid(cfg)
@@ -137,6 +126,7 @@ def problems(cfg: Config, world_size: int | None = None) -> list[Problem]:
     of_masks = ("masks", "data.crop_size", "model.patch_size")
     if not any(problem.keys[0].startswith(of_masks) for problem in found):
         found += _masks(cfg)
+        found += config_stages.resolution_problems(cfg, lambda early: [f"{w.keys[0]} {w.text}" for w in _masks(early)])
     return found
 
 
@@ -175,6 +165,11 @@ def _single(cfg: Config) -> Iterator[Problem]:
         if cfg.eval.every % max(1, cfg.run.checkpoint_every):
             text = f"must be a multiple of run.checkpoint_every ({cfg.run.checkpoint_every}), so that the best can be kept"
             yield Problem(("eval.every", "run.checkpoint_every"), f"{text}, got {cfg.eval.every}")
+    if cfg.run.branch_from is not None and not cfg.run.branch_from.strip():
+        yield Problem(("run.branch_from",), "is empty; name a checkpoint, or null")
+    if cfg.run.branch_from is not None and cfg.run.resume != "auto":
+        text = f"needs run.resume: auto (the run goes on from its own checkpoints once it has some), got {cfg.run.resume}"
+        yield Problem(("run.branch_from", "run.resume"), text)
     resume = cfg.run.resume
     if resume not in ("auto", "never") and os.sep not in resume and not os.path.exists(resume):
         guess = suggest(resume, ("auto", "never"))

@@ -22,8 +22,8 @@ def load(path: Path, overrides: Sequence[str] = (), world_size: int | None = Non
         world_size: number of devices, if the batch is to be checked against it already.
 
     Returns:
-        The configuration; `run.dir`, `data.source`, `model.init_from` and a path in `run.resume` are made absolute against the
-        current directory (`~` expanded).
+        The configuration; `run.dir`, `data.source`, `model.init_from`, `run.branch_from` and a path in `run.resume` are made
+        absolute against the current directory (`~` expanded).
 
     Raises:
         ConfigError: one line a problem: `file.yaml:12: optimization.lrr: unknown key; did you mean 'lr'?`
@@ -73,7 +73,8 @@ def assemble(
             lines.append(f"{config_yaml.where(root, problem.keys[0])}: {problem}")
     if lines:
         raise ConfigError(lines)
-    run = replace(cfg.run, dir=absolute(cfg.run.dir), resume=_absolute_checkpoint(cfg.run.resume))
+    branch = absolute(cfg.run.branch_from) if cfg.run.branch_from else None
+    run = replace(cfg.run, dir=absolute(cfg.run.dir), resume=_absolute_checkpoint(cfg.run.resume), branch_from=branch)
     model = replace(cfg.model, init_from=absolute(cfg.model.init_from)) if cfg.model.init_from else cfg.model
     return replace(cfg, run=run, model=model, data=replace(cfg.data, source=absolute(cfg.data.source)))
 

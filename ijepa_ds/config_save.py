@@ -18,6 +18,7 @@ from ijepa_ds.config_schema import Config, flatten
 _FREE = {
     "run.dir",
     "run.resume",
+    "run.branch_from",
     "run.log_every",
     "run.probe_every",
     "run.picture_every",
@@ -44,6 +45,8 @@ _FREE = {
     "eval.max_train",
     "eval.max_test",
 }
+# With optimization.schedule wsd these change nothing before the cool-down: `run_dir` sees to it that none has begun.
+LENGTH = ("optimization.epochs", "optimization.steps", "optimization.cooldown_steps", "optimization.final_lr")
 
 # Keys that came after 0.1.0: at these values they change nothing, and stay out of the fingerprint, so that older runs go on.
 _LATER = {
@@ -62,6 +65,11 @@ _LATER = {
     "model.drop_path": 0.0,
     "model.init_from": None,
     "model.position_grid": None,
+    "model.target_precision": "same",
+    "data.early_crop_size": None,
+    "data.early_steps": 0,
+    "optimization.schedule": "cosine",
+    "optimization.cooldown_steps": 0,
 }
 
 
@@ -95,14 +103,15 @@ def save_resolved(cfg: Config, path: Path) -> None:
 
 
 def _task(cfg: Config) -> dict[str, Any]:
-    return {key: value for key, value in flatten(cfg).items() if key not in _FREE}
+    free = _FREE.union(LENGTH if cfg.optimization.schedule == "wsd" else ())
+    return {key: value for key, value in flatten(cfg).items() if key not in free}
 
 
 def fingerprint(cfg: Config) -> str:
     """16 hexadecimal digits that change with anything that changes what is learned.
 
     Left out: folders, logging and checkpoint intervals, loader and its threads, activation checkpointing and
-    `max_micro_batch`, none of which changes the task.
+    `max_micro_batch`, none of which changes the task; with `optimization.schedule: wsd` also the run's length.
     """
     task = {key: value for key, value in _task(cfg).items() if key not in _LATER or value != _LATER[key]}
     return hashlib.sha256(json.dumps(task, sort_keys=True).encode()).hexdigest()[:16]
@@ -110,5 +119,7 @@ def fingerprint(cfg: Config) -> str:
 
 def difference(before: Config, after: Config) -> list[str]:
     """The keys in which two tasks differ, one line each; empty exactly when their fingerprints are equal."""
-    old, new = _task(before), _task(after)
-    return [f"{key}: {_scalar(old[key])} -> {_scalar(new[key])}" for key in old if old[key] != new[key]]
+    compared, old, new = _task(before).keys() | _task(after).keys(), flatten(before), flatten(after)
+    return [
+        f"{key}: {_scalar(old[key])} -> {_scalar(new[key])}" for key in old if key in compared and old[key] != new[key]
+    ]

@@ -29,6 +29,7 @@ class RunConfig:
     resume: str = (
         "auto"  # auto: newest checkpoint in dir, else a fresh start; never: fresh start; or a checkpoint
     )
+    branch_from: str | None = None  # a checkpoint that the run begins with while its own folder has none
     log_every: int = 10  # steps between TensorBoard points
     probe_every: int = 100  # steps between collapse probes (feature std, effective rank)
     picture_every: int = 1000  # steps between mask pictures; 0 = never
@@ -45,6 +46,8 @@ class DataConfig:
 
     source: str  # folder of images or of tar shards, list, tar(s), index, mix: docs/data.md
     crop_size: int = 224
+    early_crop_size: int | None = None  # crops are shrunk to this side in the first early_steps: fewer patches
+    early_steps: int = 0
     crop_scale: tuple[float, float] = (0.3, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     horizontal_flip: bool = False
@@ -85,6 +88,7 @@ class ModelConfig:
     mlp_hidden: int | None = None
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     precision: str = "bfloat16"  # bfloat16 | float32; master weights, EMA, LayerNorm, loss: always float32
+    target_precision: str = "same"  # same | bfloat16: of the target encoder's matrix products; its weights stay as they are
     activation_checkpointing: bool = False
     recompute: str = "full"  # with it: full | selective
     # Options beyond the published models; the predictor is plain whatever they are. None: as the named size has it.
@@ -120,7 +124,7 @@ class MasksConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizationConfig:
-    """AdamW and its schedules (cosines over the whole run), in global batches."""
+    """AdamW and its schedules, in global batches."""
 
     batch_size: int  # GLOBAL batch: images per optimiser step over all ranks
     max_micro_batch: int = 128  # images per device and pass at most; accumulation follows
@@ -128,6 +132,8 @@ class OptimizationConfig:
     steps: int | None = None
     warmup_epochs: float | None = None  # exactly one of warmup_epochs, warmup_steps
     warmup_steps: int | None = None
+    schedule: str = "cosine"  # cosine | wsd: warm-up, constant, linear cool-down; weight decay and EMA are constant
+    cooldown_steps: int = 0  # wsd: the last steps of the run
     lr: float = 1e-3
     start_lr: float = 2e-4
     final_lr: float = 1e-6

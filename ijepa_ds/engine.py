@@ -186,6 +186,10 @@ class Engine:
             average.copy_(start.teacher(piece.name).reshape(-1)[piece.start : piece.start + piece.numel])
         self.ema.publish()
 
+    def set_grid(self, grid: int) -> None:
+        """Take images of so many patches along a side from now on; positions are evaluated between the learnt ones."""
+        self.deepspeed.module.set_grid(grid)
+
     def forward(self, images: Tensor, masks: Masks, mark: Callable[[str], None] | None = None) -> ijepa.Output:
         """One micro-batch through target, context encoder and predictor (`ijepa.IJEPA.forward`)."""
         return self.deepspeed(images, masks, mark)

@@ -26,8 +26,12 @@ class Output(NamedTuple):
 class IJEPA(nn.Module):
     """Context encoder, predictor and the target encoder (frozen: only the EMA moves it)."""
 
-    def __init__(self, encoder: Encoder, predictor: Predictor, target_encoder: Encoder) -> None:
+    def __init__(
+        self, encoder: Encoder, predictor: Predictor, target_encoder: Encoder, target_bfloat16: bool = False
+    ) -> None:
+        """`target_bfloat16`: the target encoder's matrix products in bfloat16, whatever its weights are."""
         super().__init__()
+        self.target_bfloat16 = target_bfloat16
         self.encoder, self.predictor, self.target_encoder = encoder, predictor, target_encoder
         self.target_encoder.requires_grad_(False)
 
@@ -48,13 +52,19 @@ class IJEPA(nn.Module):
             mark("context+predictor")
         return Output(loss, prediction.detach(), target)
 
+    def set_grid(self, grid: int) -> None:
+        """Take images of so many patches along a side from now on (`Encoder.set_grid`)."""
+        for part in (self.encoder, self.predictor, self.target_encoder):
+            part.set_grid(grid)
+
     @torch.no_grad()
     def targets(self, images: Tensor, masks: Masks) -> Tensor:
         """What is to be predicted: `[B, M, Kt, D]`, float32.
 
         The target encoder sees the whole image; its output is layer-normed over D without affine parameters.
         """
-        whole = self.target_encoder(images)  # [B, N, D]
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.target_bfloat16, cache_enabled=False):
+            whole = self.target_encoder(images)  # [B, N, D]
         whole = F.layer_norm(whole.float(), whole.shape[-1:])
         b, m, k = masks.targets.shape
         return take(whole, masks.targets.flatten(1)).reshape(b, m, k, -1)
@@ -78,4 +88,5 @@ def build(cfg: Config) -> IJEPA:
         checkpointing,
         model.position_grid,
     )
-    return IJEPA(encoder(), predictor, encoder())
+    narrow = model.target_precision == "bfloat16" and model.precision != "bfloat16"
+    return IJEPA(encoder(), predictor, encoder(), narrow)

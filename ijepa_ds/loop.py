@@ -25,8 +25,8 @@ from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import is_index, open_index, open_source
 from ijepa_ds.engine import Engine, barrier, gather_objects, initialise_distributed
 from ijepa_ds.live_eval import LiveEval
-from ijepa_ds.masks import build_sampler
 from ijepa_ds.reporter import Reporter
+from ijepa_ds.resolution import Resolutions
 from ijepa_ds.saver import Saver
 from ijepa_ds.schedules import Schedule
 from ijepa_ds.skipped import SkippedSteps
@@ -125,7 +125,7 @@ def train(state: State, stop: StopRequests) -> None:
         return
     if rank == 0:
         (out / run_dir.COMPLETED).unlink(missing_ok=True)
-    sampler = build_sampler(cfg.masks, cfg.grid, cfg.run.seed, cfg.optimization.batch_size)
+    resolutions = Resolutions(cfg)
     reporter = agree(lambda: Reporter(cfg, engine, schedule, state.start, rank))
     run = cfg.run
     saver = Saver(engine, out, every=run.checkpoint_every, keep_last=run.keep_last, keep_every=run.keep_every)
@@ -138,10 +138,12 @@ def train(state: State, stop: StopRequests) -> None:
 
     try:
         for step in range(state.start, schedule.total_steps):
-            losses = []
+            losses, sampler = [], resolutions.sampler(step)
+            engine.set_grid(sampler.grid)
             for micro in range(plan.accumulation):
                 pixels = next(batches)  # uint8 [B, S, S, 3]
                 mark("data_wait")
+                pixels = resolutions.shrink(pixels, step)
                 position = (micro * plan.world_size + rank) * plan.micro_batch
                 first = step * plan.batch_size + position  # global sample number
                 images = network_input(pixels, first, cfg.data, cfg.run.seed, engine.compute_dtype)

@@ -119,7 +119,7 @@ class Reporter:
                 "gradient/norm": self.engine.gradient_norm(),
                 "speed/images_per_second": images / spent,
                 "speed/seconds_per_step": spent / self._steps,
-                "speed/mfu": self._utilisation(images / spent, masks),
+                "speed/mfu": self._utilisation(images / spent, masks, step),
                 "tokens/context": masks.context.shape[-1],
                 "tokens/target": masks.targets.shape[-1],
                 "optimizer/skipped_steps": self._skipped,
@@ -137,11 +137,11 @@ class Reporter:
         self._loss = torch.zeros_like(self._loss)
         self._steps, self._since = 0, now
 
-    def _utilisation(self, rate: float, masks: Masks) -> float:
+    def _utilisation(self, rate: float, masks: Masks, step: int) -> float:
         """MFU at `rate` images a second, for the lengths of the last step's masks."""
         if self.rank != 0:
             return 0.0  # only rank 0 writes
-        flops = training_flops(self.cfg, masks.context.shape[-1], masks.targets.shape[-1])
+        flops = training_flops(config.at_step(self.cfg, step), masks.context.shape[-1], masks.targets.shape[-1])
         return rate * flops / (self._peak * torch.distributed.get_world_size())
 
     def _warn_of_stalls(self, share: float) -> None:

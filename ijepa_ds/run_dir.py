@@ -17,6 +17,7 @@ from ijepa_ds.checkpoint_folder import CheckpointError, find_steps, folder_name
 from ijepa_ds.checkpoint_reader import CheckpointReader, newest
 from ijepa_ds.config import Config
 from ijepa_ds.exits import COMPLETED
+from ijepa_ds.schedules import Schedule, steps_per_epoch
 from ijepa_ds.versions import versions
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def find_start(
 
     Raises:
         CheckpointError: the checkpoint asked for, or every one there is, is broken or of another configuration.
+        ValueError: the run's length was changed, and the checkpoint was saved in a cool-down.
     """
 
     def open_ours(folder: Path) -> CheckpointReader:
@@ -73,11 +75,13 @@ def find_start(
                 f"{reader.folder} was saved from another configuration ({_what_differs(reader, cfg)}): use the config.yaml of "
                 "its run"
             )
+        _check_past(reader, cfg)
         return reader
 
     if cfg.run.resume not in ("auto", "never"):
         return open_ours(Path(cfg.run.resume))
-    return newest(Path(cfg.run.dir), steps, open_ours, say)
+    found = newest(Path(cfg.run.dir), steps, open_ours, say)
+    return open_ours(Path(cfg.run.branch_from)) if found is None and cfg.run.branch_from else found
 
 
 def _what_differs(reader: CheckpointReader, cfg: Config) -> str:
@@ -87,6 +91,30 @@ def _what_differs(reader: CheckpointReader, cfg: Config) -> str:
     except (KeyError, TypeError, AttributeError, ValueError):  # of another version, or damaged
         lines = []
     return "; ".join(lines) or f"fingerprint {reader.manifest.get('fingerprint')}, this one is {config.fingerprint(cfg)}"
+
+
+def _check_past(reader: CheckpointReader, cfg: Config) -> None:
+    """With `wsd` a run may be given another length, as long as no step already made would have been another one.
+
+    Raises:
+        ValueError: the checkpoint was saved after the cool-down began, by its own length or by the new one.
+    """
+    step, o = reader.manifest["step"], cfg.optimization
+    if o.schedule != "wsd":
+        return
+    before = config.from_text(reader.manifest["config"], str(reader.folder))
+    old, new = config.flatten(before), config.flatten(cfg)
+    changed = [f"{key}: {old[key]} -> {new[key]}" for key in config.LENGTH if old[key] != new[key]]
+    if not changed:
+        return
+    epoch = steps_per_epoch(reader.manifest["images"], o.batch_size)
+    common = Schedule.of(before, epoch).same_until(Schedule.of(cfg, epoch))
+    if step > common:
+        raise ValueError(
+            f"{reader.folder} was saved at step {step}, but with the new length ({'; '.join(changed)}) only the first {common} "
+            "steps are those that were made: the cool-down lies before it. Begin from an earlier checkpoint, with "
+            "run.branch_from and a new run.dir (run.keep_every keeps earlier ones)"
+        )
 
 
 def lock(run_dir: Path) -> IO[str]:

@@ -1,7 +1,10 @@
 """Learning rate, weight decay and EMA momentum of every step: pure functions of the step's number.
 
-`step` counts iterations from 0. The cosines belong to a horizon T of `ipe_scale` times the run's length and
+`step` counts iterations from 0. `cosine`: the cosines belong to a horizon T of `ipe_scale` times the run's length and
 are never followed past it (they would turn upward again). Matched to the published runs to the last bit.
+
+`wsd` (warm-up, constant, cool-down; Zhai et al. 2022, Haegele et al. 2024): weight decay and momentum are constant, and no
+step before the cool-down knows how long the run is, so that a run can be made longer, or branched, there.
 """
 
 from __future__ import annotations
@@ -42,6 +45,8 @@ class Schedule:
         start_weight_decay: weight decay at the start.
         final_weight_decay: weight decay at the horizon.
         ema: momentum at the start and at the horizon.
+        cooldown: the step (from 0) in which the rate begins to fall from `peak_lr` to `final_lr`, in a line that ends with the
+            run; None: the cosines.
     """
 
     total_steps: int
@@ -53,6 +58,7 @@ class Schedule:
     start_weight_decay: float
     final_weight_decay: float
     ema: tuple[float, float]
+    cooldown: int | None = None
 
     @classmethod
     def of(cls, cfg: Config, steps_per_epoch: int) -> Schedule:
@@ -84,6 +90,14 @@ class Schedule:
                     f"of warm-up in schedules of {horizon} steps; lengthen the run or shorten the warm-up"
                 ]
             )
+        cooldown = total - o.cooldown_steps if o.schedule == "wsd" else None
+        if cooldown is not None and cooldown < warmup:
+            raise ConfigError(
+                [
+                    f"optimization.cooldown_steps: {o.cooldown_steps} and a warm-up of {warmup} are longer than the run "
+                    f"({total} steps)"
+                ]
+            )
         return cls(
             total_steps=total,
             warmup_steps=warmup,
@@ -94,6 +108,7 @@ class Schedule:
             start_weight_decay=o.weight_decay,
             final_weight_decay=o.final_weight_decay,
             ema=o.ema,
+            cooldown=cooldown,
         )
 
     def lr(self, step: int) -> float:
@@ -101,12 +116,17 @@ class Schedule:
         t = self._t(step)
         if t < self.warmup_steps:
             return self.start_lr + t / self.warmup_steps * (self.peak_lr - self.start_lr)
+        if self.cooldown is not None:
+            fallen = max(0, t - self.cooldown) / max(1, self.total_steps - self.cooldown)
+            return self.peak_lr + fallen * (self.final_lr - self.peak_lr)
         progress = (t - self.warmup_steps) / max(1, self.horizon - self.warmup_steps)
         return self.final_lr + (self.peak_lr - self.final_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     def weight_decay(self, step: int) -> float:
         """Weight decay of the optimiser's step in iteration `step` (groups without decay stay at 0)."""
         start, final = self.start_weight_decay, self.final_weight_decay
+        if self.cooldown is not None:
+            return start
         progress = self._t(step) / self.horizon
         value = final + (start - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
         return min(value, final) if start <= final else max(value, final)
@@ -114,8 +134,15 @@ class Schedule:
     def momentum(self, step: int) -> float:
         """Momentum of the target's update after the optimiser's step of iteration `step`."""
         first, last = self.ema
+        if self.cooldown is not None:
+            return first
         k = self._t(step) - 1
         return first + k * (last - first) / self.horizon
+
+    def same_until(self, other: Schedule) -> int:
+        """How many steps from the start are the same by two schedules of `wsd` that differ in their lengths alone."""
+        assert self.cooldown is not None and other.cooldown is not None
+        return min(self.cooldown, other.cooldown)
 
     def _t(self, step: int) -> int:
         """The method's step, from 1 and never past the horizon."""

@@ -139,12 +139,20 @@ class Predictor(nn.Module):
         """A network without values; `position_grid` as in `Encoder`."""
         super().__init__()
         self.checkpointing = checkpointing
+        self.grid, self.position_grid = grid, position_grid or grid
         self.predictor_embed = nn.Linear(encoder_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer("predictor_pos_embed", sincos_position_embedding(width, grid, position_grid))
         self.predictor_blocks = make_blocks(Size(width, depth, heads, 4 * width))  # plain, whatever the encoder is
         self.predictor_norm = LayerNorm(width)
         self.predictor_proj = nn.Linear(width, encoder_width)
+
+    def set_grid(self, grid: int) -> None:
+        """As `Encoder.set_grid`."""
+        if grid != self.grid:
+            table = sincos_position_embedding(self.predictor_embed.out_features, grid, self.position_grid)
+            self.predictor_pos_embed = table.to(self.mask_token.device)
+            self.grid = grid
 
     def forward(self, z: Tensor, context: Tensor, targets: Tensor) -> Tensor:
         """Predict every target block from every context of the same image.

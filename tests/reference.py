@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ijepa_ds.config import Config
+from ijepa_ds.config import Config, at_step
 from ijepa_ds.ijepa import IJEPA, build
 from ijepa_ds.masks import Masks
 from ijepa_ds.schedules import Schedule
@@ -57,6 +57,7 @@ def train(
     model.target_encoder.load_state_dict(model.encoder.state_dict())
     optimizer, ema, losses = make_optimizer(model), EMA(model), []
     for step in range(steps):
+        model.set_grid(at_step(cfg, step).grid)
         output = model(*batch(step))
         optimizer.zero_grad()
         output.loss.backward()

@@ -131,6 +131,36 @@ def test_each_refusal_names_key_and_remedy(section: str, values: dict[str, objec
     assert any(text.startswith(line) for text in found), found
 
 
+STAGES = OptimizationConfig(
+    batch_size=64, steps=100, warmup_steps=10, schedule="wsd", cooldown_steps=20, final_weight_decay=0.04, ema=(0.99, 0.99)
+)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "line"),
+    [
+        ("optimization", {"schedule": "wsdd"}, "optimization.schedule: 'wsdd' is not known; did you mean 'wsd'?"),
+        ("optimization", {"schedule": "cosine"}, "optimization.cooldown_steps: needs optimization.schedule: wsd"),
+        ("optimization", {"cooldown_steps": 95}, "optimization.cooldown_steps: 95 and a warm-up of 10 are longer than the run"),
+        ("optimization", {"final_weight_decay": 0.4}, "optimization.final_weight_decay: wsd keeps it constant"),
+        ("optimization", {"ema": (0.99, 1.0)}, "optimization.ema: wsd keeps it constant"),
+        ("optimization", {"ipe_scale": 1.25}, "optimization.ipe_scale: wsd has no horizon to stretch"),
+        ("data", {"early_steps": 10}, "data.early_steps: needs data.early_crop_size"),
+        ("data", {"early_crop_size": 112}, "data.early_crop_size: needs data.early_steps"),
+        ("data", {"early_crop_size": 224, "early_steps": 9}, "data.early_crop_size: must be below data.crop_size 224"),
+        ("data", {"early_crop_size": 113, "early_steps": 9}, "data.early_crop_size: must be below data.crop_size 224 and a"),
+        ("data", {"early_crop_size": 56, "early_steps": 9}, "data.early_crop_size: 56 leaves a grid of 4 x 4 patches: "),
+        ("model", {"target_precision": "float16"}, "model.target_precision: 'float16' is not known"),
+        ("run", {"branch_from": "runs/y/checkpoints/step_10", "resume": "never"}, "run.branch_from: needs run.resume: auto"),
+    ],
+)
+def test_stages_that_contradict_are_refused(section: str, values: dict[str, object], line: str) -> None:
+    good = replace(GOOD, optimization=STAGES)
+    assert problems(good) == [] and problems(changed("data", early_crop_size=168, early_steps=9)) == []
+    found = [str(problem) for problem in problems(replace(good, **{section: replace(getattr(good, section), **values)}))]
+    assert found and all(text.startswith(line) for text in found), found
+
+
 def test_all_at_once() -> None:
     wrong = replace(
         GOOD,

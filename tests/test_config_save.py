@@ -82,6 +82,7 @@ FREE = {
     *(
         "run.dir",
         "run.resume",
+        "run.branch_from",
         "run.log_every",
         "run.probe_every",
         "run.picture_every",
@@ -101,6 +102,15 @@ def test_fingerprint_changes_with_the_task_only(key: str) -> None:
     assert (fingerprint(changed) == fingerprint(CONFIG)) == (key in FREE)
     lines = difference(CONFIG, changed)
     assert [line.split(":")[0] for line in lines] == ([] if key in FREE else [key])
+
+
+def test_a_length_that_changes_no_step_so_far_is_no_other_task() -> None:
+    wsd = with_value("optimization.schedule", "wsd")
+    for name, value in {"steps": 99, "cooldown_steps": 5, "final_lr": 1e-5}.items():
+        longer = replace(wsd, optimization=replace(wsd.optimization, **{name: value}))
+        assert fingerprint(longer) == fingerprint(wsd) and difference(wsd, longer) == []
+    assert fingerprint(wsd) != fingerprint(CONFIG)
+    assert difference(CONFIG, wsd) == difference(CONFIG, wsd) == ["optimization.schedule: cosine -> wsd"]
 
 
 def test_fingerprint_is_the_same_in_every_process() -> None:

@@ -15,7 +15,7 @@ ROWS = (
     ("config", "stop", "durable", "rank_log", "hosts", "versions", "exits", "processes"),
     ("counter", "schedules", "cpu", "hygiene"),
     ("masks",),
-    ("vit", "data", "metrics", "attention", "health", "event_log", "dashboard", "mfu", "checkpoint_files"),
+    ("vit", "data", "resolution", "metrics", "attention", "health", "event_log", "dashboard", "mfu", "checkpoint_files"),
     ("ijepa", "run_dir"),
     ("weights",),
     ("decoder",),

@@ -89,6 +89,43 @@ def test_the_folder_of_a_run_of_another_configuration_is_refused(tmp_path: Path)
         start(config_of(tmp_path, lr=2e-3))
 
 
+def lengths(place: Path, steps: int, cooldown: int = 0, **run: object) -> Config:
+    """A run of warm-up, constant and cool-down."""
+    cfg = config_of(place)
+    o = replace(
+        cfg.optimization, steps=steps, schedule="wsd", cooldown_steps=cooldown, final_weight_decay=0.04, ema=(0.99, 0.99)
+    )
+    return replace(cfg, optimization=o, run=replace(cfg.run, **run))
+
+
+def test_a_run_is_made_longer_while_it_is_constant_and_not_once_it_cools_down(tmp_path: Path) -> None:
+    first = lengths(tmp_path, 30, 10)
+    config.save_resolved(first, tmp_path / "config.yaml")
+    save(first, 20, {"images": 16})
+    assert start(first) == start(lengths(tmp_path, 90, 30)) == start(lengths(tmp_path, 20)) == 20
+    with pytest.raises(ValueError, match=r"20, but with the new length \(optimization.steps: 30 -> 25\) only the first 15"):
+        start(lengths(tmp_path, 25, 10))
+    save(first, 30, {"images": 16})
+    assert start(first) == 30
+    with pytest.raises(ValueError, match="step_00000030 was saved at step 30, .* only the first 20 .* run.branch_from"):
+        start(lengths(tmp_path, 90, 30))  # never silently from step 20 over what is there
+    with pytest.raises(ValueError, match="another configuration:\n  optimization.lr"):
+        start(replace(first, optimization=replace(first.optimization, lr=2e-3)))
+
+
+def test_a_branch_begins_elsewhere_once_and_then_goes_on_with_its_own(tmp_path: Path) -> None:
+    trunk = lengths(tmp_path / "trunk", 30, 10)
+    begin, late = save(trunk, 10, {"images": 16}), save(trunk, 30, {"images": 16})
+    branch = lengths(tmp_path / "branch", 14, 4, branch_from=str(begin))
+    assert start(branch) == 10
+    save(branch, 12, {"images": 16})
+    assert start(branch) == 12
+    with pytest.raises(ValueError, match="saved at step 30"):
+        start(lengths(tmp_path / "other", 40, 4, branch_from=str(late)))
+    with pytest.raises(CheckpointError, match="another configuration"):
+        start(replace(config_of(tmp_path / "cosine"), run=replace(branch.run, dir=str(tmp_path / "cosine"))))
+
+
 def test_a_place_that_cannot_be_written_is_refused_with_all_that_is_wrong(tmp_path: Path) -> None:
     run_dir.check_writable(tmp_path / "run")
     assert not list((tmp_path / "run").glob(".probe*"))

@@ -109,6 +109,32 @@ def test_all_or_no_warmup(warmup: int) -> None:
     assert all(math.isfinite(schedule.lr(step)) and schedule.lr(step) > 0 for step in range(50))
 
 
+def wsd(steps: int, cooldown: int = 0, **more: object) -> Schedule:
+    values = {"final_weight_decay": 0.04, "ema": (0.99, 0.99), "warmup_epochs": None, "warmup_steps": 10, **more}
+    return Schedule.of(config(epochs=None, steps=steps, schedule="wsd", cooldown_steps=cooldown, **values), 10)
+
+
+def test_warmup_constant_cooldown() -> None:
+    schedule = wsd(100, 20)
+    rates = [schedule.lr(step) for step in range(100)]
+    assert rates[:10] == [Schedule.of(config(), 10).lr(step) for step in range(10)]  # the warm-up of the cosine
+    assert set(rates[9:80]) == {1e-3}
+    falls = [before - after for before, after in zip(rates[79:], rates[80:], strict=False)]
+    assert falls == pytest.approx([(1e-3 - 1e-6) / 20] * 20) and rates[-1] == pytest.approx(1e-6)
+    assert {schedule.weight_decay(step) for step in range(100)} == {0.04}
+    assert {schedule.momentum(step) for step in range(100)} == {0.99}
+
+
+def test_no_step_before_the_cooldown_knows_the_length() -> None:
+    short, longer, branch = wsd(60), wsd(200, 50), wsd(80, 30)
+    for step in range(50):
+        assert of(short, step) == of(longer, step) == of(branch, step)
+    assert short.same_until(longer) == 60 and longer.same_until(branch) == branch.same_until(short) == 50
+    assert of(branch, 50) != of(short, 50) and of(branch, 49) == of(short, 49)
+    with pytest.raises(ConfigError, match=r"optimization\.cooldown_steps: 15 and a warm-up of 10 are longer than the run"):
+        wsd(20, 15)
+
+
 def test_refusals_name_the_key() -> None:
     with pytest.raises(ConfigError, match=r"optimization\.warmup_steps: 60 steps of warm-up in .* 50 steps"):
         Schedule.of(config(warmup_epochs=None, warmup_steps=60), 10)

@@ -26,7 +26,7 @@ _MACHINE = {
     "gpu": "text",
     "overrides": "texts",
 }
-_LADDER = {"out": "text", **_MACHINE, "warmup": "share", "rungs": "texts"}
+_LADDER = {"out": "text", **_MACHINE, "warmup": "share", "cooldown": "share", "rungs": "texts"}
 _BUDGET = {"images": "count", "overrides": "texts"}
 _EVAL = {"train": "text", "test": "text", "score": "text", "options": "texts"}
 _SECTIONS = ("ladder", "models", "budgets", "eval", "next")
@@ -203,12 +203,12 @@ class _Builder:
         world = use["nodes"] * use["gpus_per_node"]
         images = place(self.root, *places[-1], "images")
         try:
-            size = self._load(use["config"], [*changes, *_length(1, 0, images)])[0].optimization.batch_size
+            probe = self._load(use["config"], [*changes, *_length(budget["images"], {}, images)])[0]  # long enough for all
+            size = probe.optimization.batch_size
             steps = budget["images"] // size
             if not steps:
                 raise ConfigError([f"{images}: images: {budget['images']} are fewer than one batch of {size}"])
-            warmup = round(self.general["warmup"] * steps) if "warmup" in self.general else None
-            cfg, texts = self._load(use["config"], [*changes, *_length(steps, warmup, images)])
+            cfg, texts = self._load(use["config"], [*changes, *_length(steps, self.general, images)])
             batch = config.check(cfg, world)
             ds_config = config_deepspeed.load_deepspeed(Path(use["deepspeed_config"]), cfg, batch)
         except ConfigError as error:
@@ -241,11 +241,13 @@ class _Builder:
             raise ConfigError(lines) from error
 
 
-def _length(steps: int, warmup: int | None, where: str) -> list[tuple[str, str]]:
-    """Overrides that give a run its length; a warm-up of None is the configuration's own."""
+def _length(steps: int, shares: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
+    """Overrides that give a run its length; without its share, warm-up or cool-down is the configuration's own."""
     texts = ["optimization.epochs=null", f"optimization.steps={steps}"]
-    if warmup is not None:
-        texts += ["optimization.warmup_epochs=null", f"optimization.warmup_steps={warmup}"]
+    if "warmup" in shares:
+        texts += ["optimization.warmup_epochs=null", f"optimization.warmup_steps={round(shares['warmup'] * steps)}"]
+    if "cooldown" in shares:
+        texts.append(f"optimization.cooldown_steps={round(shares['cooldown'] * steps)}")
     return [(text, where) for text in texts]
 
 

@@ -15,7 +15,7 @@ from ijepa_ds.plan.spread import spread_of
 from ijepa_ds.plan.work import work_of
 from ijepa_ds.scale.ladder import Ladder, Rung
 from ijepa_ds.scale.power import Law
-from ijepa_ds.scale.results import LAWS
+from ijepa_ds.scale.results import LAWS, flops_of_run
 
 
 def plans_of(rungs: Sequence[Rung]) -> list[Plan]:
@@ -36,7 +36,7 @@ def plans_of(rungs: Sequence[Rung]) -> list[Plan]:
 
 def to_dict(rung: Rung, plan: Plan) -> dict[str, Any]:
     """`report.to_dict` with the rung's name, images and FLOPs."""
-    return {"rung": rung.name, "images": rung.images, "flops": plan.flops.model * rung.images} | report.to_dict(plan)
+    return {"rung": rung.name, "images": rung.images, "flops": flops_of_run(rung)} | report.to_dict(plan)
 
 
 def table(rungs: Sequence[Rung], plans: Sequence[Plan]) -> str:
@@ -54,7 +54,7 @@ def table(rungs: Sequence[Rung], plans: Sequence[Plan]) -> str:
         machine = f"{rung.nodes} x {rung.gpus} {plan.device.name.split()[0]}"
         lines.append(
             f"{rung.name:<{wide}}  {_count(plan.work.count('encoder')):>9} {plan.flops.model / GB:9.4g} "
-            f"{_count(rung.images):>9} {plan.flops.model * rung.images / TERA / 1e6:9.3g}  {machine:<18} "
+            f"{_count(rung.images):>9} {flops_of_run(rung) / TERA / 1e6:9.3g}  {machine:<18} "
             f"{plan.memory.peak / GIB:6.1f} "
             f"{'fits' if plan.fits else 'NOT!'} {100 * plan.timing.mfu[1]:3.0f}-{100 * plan.timing.mfu[0]:.0f}"
             f" {_range([hour / 24 for hour in hours]):>15} {_range(each):>19}  {plan.checkpoint_bytes / GB:.3g} GB"
@@ -87,7 +87,7 @@ def predict(ladder: Ladder, rows: Sequence[Mapping[str, Any]], laws: Mapping[str
     point = {
         "parameters": plan.work.count("encoder"),
         "images": ladder.next.images,
-        "flops": plan.flops.model * ladder.next.images,
+        "flops": flops_of_run(ladder.next),
     }
     ratios = [
         row["device_hours"] / (known[1] * other.spread.world)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ijepa_ds import config
 from ijepa_ds.plan.flops import flops_of
 from ijepa_ds.plan.work import work_of
 from ijepa_ds.scale.execute import ATTEMPTS, RESULT, done, scored
@@ -37,7 +38,7 @@ def row_of(ladder: Ladder, rung: Rung, attempts: Sequence[Mapping[str, Any]]) ->
     times devices, so without starts and saving.
     """
     work = work_of(rung.cfg)
-    per_image = flops_of(work).model
+    flops = flops_of_run(rung)
     complete = done(rung)
     row: dict[str, Any] = {
         "rung": rung.name,
@@ -46,8 +47,8 @@ def row_of(ladder: Ladder, rung: Rung, attempts: Sequence[Mapping[str, Any]]) ->
         "predictor_parameters": work.count("predictor"),
         "images": rung.images,
         "steps": rung.steps,
-        "flops_per_image": per_image,
-        "flops": per_image * rung.images,
+        "flops_per_image": flops / rung.images,
+        "flops": flops,
     }
     world = read_json(rung.folder / "environment.json").get("world_size", rung.nodes * rung.gpus)
     row |= {"devices": world, "loss": None, "steady_hours": None, "device_hours": None, "processor_hours": None}
@@ -60,6 +61,15 @@ def row_of(ladder: Ladder, rung: Rung, attempts: Sequence[Mapping[str, Any]]) ->
     evaluated = complete and ladder.evaluation is not None and scored(rung, ladder.evaluation)
     row["scores"] = read_json(rung.folder / RESULT)["scores"] if evaluated else {}
     return row
+
+
+def flops_of_run(rung: Rung) -> float:
+    """Matrix products of all its steps, those on small crops (`data.early_crop_size`) for what they are."""
+    early = min(rung.cfg.data.early_steps, rung.steps)
+    total = flops_of(work_of(rung.cfg)).model * (rung.steps - early)
+    if early:
+        total += flops_of(work_of(config.at_step(rung.cfg, 0))).model * early
+    return total * rung.cfg.optimization.batch_size
 
 
 def _hours(lines: Sequence[Mapping[str, Any]], world: int) -> dict[str, float | None]:

@@ -18,6 +18,7 @@ from ijepa_ds.config import (
     OptimizationConfig,
     PredictorConfig,
     RunConfig,
+    at_step,
 )
 from ijepa_ds.masks import Masks, build_sampler
 from ijepa_ds.schedules import Schedule
@@ -26,13 +27,19 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def tiny_config(
-    precision: str = "float32", checkpointing: bool = False, model: dict[str, Any] | None = None, **optimization: Any
+    precision: str = "float32",
+    checkpointing: bool = False,
+    model: dict[str, Any] | None = None,
+    early_steps: int = 0,
+    **optimization: Any,
 ) -> Config:
     """A model small enough for every test: 4 x 4 ... 6 x 6 patches, a few thousand parameters."""
     settings: dict[str, Any] = dict(batch_size=8, steps=60, warmup_steps=6, lr=1e-3, ema=(0.99, 1.0))
     return Config(
         run=RunConfig(dir="unused", seed=3),
-        data=DataConfig(source="unused", crop_size=48),
+        data=DataConfig(
+            source="unused", crop_size=48, early_crop_size=32 if early_steps else None, early_steps=early_steps
+        ),
         model=ModelConfig(
             **{"name": "tiny", "width": 48, "depth": 2, "heads": 3, **(model or {})},
             patch_size=8,
@@ -63,6 +70,7 @@ def schedule_of(cfg: Config) -> Schedule:
 
 def batch(cfg: Config, step: int, first: int, count: int) -> tuple[Tensor, Masks]:
     """Positions [first, first + count) of the global batch of a step: images and masks, functions of the position."""
+    cfg = at_step(cfg, step)
     size = cfg.data.crop_size
     images = np.stack(
         [np.random.default_rng((step, first + i)).standard_normal((3, size, size)) for i in range(count)]
@@ -105,6 +113,7 @@ def train_steps(engine: Any, cfg: Config, plan: BatchPlan, rank: int, first: int
     schedule, losses = schedule_of(cfg), []
     for step in range(first, last):
         total = 0.0
+        engine.set_grid(at_step(cfg, step).grid)
         for micro in range(plan.accumulation):
             position = (micro * plan.world_size + rank) * plan.micro_batch
             images, masks = batch(cfg, step, position, plan.micro_batch)

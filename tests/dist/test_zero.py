@@ -105,6 +105,15 @@ def test_accumulation_gives_the_same_step(stage: int, ranks: Ranks, tmp_path: Pa
     np.testing.assert_allclose(losses, plain[1][:20], rtol=1e-4)
 
 
+@pytest.mark.parametrize("stage", [0, 3])
+def test_small_crops_first_equal_plain_pytorch(stage: int, ranks: Ranks, tmp_path: Path) -> None:
+    cfg = jobs.tiny_config(early_steps=6)
+    model, losses = reference.train(cfg, jobs.schedule_of(cfg), 12, lambda step: jobs.batch(cfg, step, 0, 8))
+    results = ranks(2).run("train_and_save", stage=stage, folder=str(tmp_path), steps=12, early_steps=6)
+    np.testing.assert_allclose(np.mean([r["losses"] for r in results], axis=0), losses, rtol=1e-4)
+    assert max(worst(results[0]["folder"], model).values()) < 1e-4
+
+
 def test_small_parameters_kept_gathered_do_not_go_stale(ranks: Ranks, tmp_path: Path, plain: tuple) -> None:
     """Stage 3 keeps small parameters gathered between steps; the target's must follow the EMA all the same."""
     extra = {"stage3_param_persistence_threshold": 1_000_000}
