@@ -1,0 +1,1 @@
+"""Measurements against a plain implementation, and between revisions. Run from the checkout: `python -m benchmarks.compare`."""
