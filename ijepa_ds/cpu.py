@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ijepa_ds import cpu_linear
+
 
 def computes_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 matrices itself; others emulate it, several times slower than float32."""
@@ -31,9 +33,12 @@ def unlink_shared_buffers(rank: int) -> None:
 def tune(model: nn.Module, dtype: torch.dtype) -> None:
     """Make steps of this process fast.
 
-    The fused attention kernel's bfloat16 backward is several times slower here than plain matrix products; and glibc
-    gives every large tensor back to the system and page-faults it in again, unless told not to.
+    The fused attention kernel's bfloat16 backward is several times slower here than plain matrix products; float32 products
+    are slow on some processors (`cpu_linear`); and glibc gives every large tensor back to the system and page-faults it in
+    again, unless told not to.
     """
+    if dtype == torch.float32 and cpu_linear.onednn_is_faster():
+        cpu_linear.use_onednn(model)
     if dtype == torch.bfloat16:
         for module in model.modules():
             if hasattr(module, "fused_attn"):  # timm's attentions and parallel blocks

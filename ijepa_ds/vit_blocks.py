@@ -27,6 +27,8 @@ _PRODUCTS = {  # what selective checkpointing keeps: results of matrix products 
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
 }
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # `cpu_linear`
+    _PRODUCTS.add(torch.ops.mkldnn._linear_pointwise.default)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -39,7 +39,7 @@ ROWS = (
 )
 HEIGHT = {part: height for height, row in enumerate(ROWS) for part in row}
 # Modules that are one part, by how they begin.
-FAMILIES = {"config_": "config", "mask_": "masks", "vit_": "vit", "checkpoint_": "checkpoint_files"}
+FAMILIES = {"config_": "config", "cpu_": "cpu", "mask_": "masks", "vit_": "vit", "checkpoint_": "checkpoint_files"}
 # Checks of a configuration that ask the table of the samplers; inside a function only.
 LATE = {("config_check", "masks")}
 LATE |= {(PACKAGE, "weights")}  # `ijepa_ds.load_encoder`, looked up when first asked for

@@ -1,0 +1,37 @@
+"""One side of a comparison, in a process of its own: does on a line of standard input what that line asks for.
+
+    python -m benchmarks.worker '{"side": "ours", "model": "small", ...}'
+
+One JSON line for each request. The parent lets its workers work in turns, so that a busy machine is unfair to none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from typing import Any
+
+from benchmarks import sides
+
+
+def main() -> int:
+    """Serve until standard input ends."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print goes to standard error
+    setting = sides.Setting(**json.loads(sys.argv[1]))
+    side: Any = sides.SIDES[setting.side](setting)
+    answers.write(json.dumps({"ready": True}) + "\n")
+    for line in sys.stdin:
+        began = time.perf_counter()
+        answer = getattr(side, line.strip())()
+        answer |= {"all": time.perf_counter() - began, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        answers.write(json.dumps(answer) + "\n")
+    side.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
