@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import os
 import socket
@@ -11,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from ijepa_ds import hygiene
 
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +38,7 @@ def run_ranks(verb: str, module: str, args: argparse.Namespace) -> list[dict[str
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "figures.json"
-        code = subprocess.run(command(module, args, out), check=False, env=os.environ | _environment()).returncode
+        code = subprocess.run(command(module, args, out), check=False, env=_environment(args.ranks)).returncode
         if code or not out.exists():
             print(f"{verb}: the ranks ended without a result (above is why; killed without a word: memory)", file=sys.stderr)
             return code or 1
@@ -56,5 +59,9 @@ def command(module: str, args: argparse.Namespace, out: Path) -> list[str]:
     return [*launcher, "--module", module, *files, *own, *args.overrides]
 
 
-def _environment() -> dict[str, str]:
-    return {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])}
+def _environment(ranks: int) -> dict[str, str]:
+    """Ours, with this code, and what a run chooses for itself where nothing is set."""
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    cores, has_gpu = len(os.sched_getaffinity(0)), bool(glob.glob("/dev/nvidia[0-9]*"))
+    return environment | hygiene.recommended(environment | {"LOCAL_WORLD_SIZE": str(ranks)}, cores, has_gpu)
