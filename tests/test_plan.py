@@ -20,7 +20,7 @@ from ijepa_ds.plan import search
 from ijepa_ds.plan.flops import flops_of
 from ijepa_ds.plan.hardware import DEVICES, device_of
 from ijepa_ds.plan.memory import activations_of, kept, memory_of
-from ijepa_ds.plan.report import plan_of
+from ijepa_ds.plan.report import plan_of, table
 from ijepa_ds.plan.spread import Spread
 from ijepa_ds.plan.timing import seconds_of, timing_of
 from ijepa_ds.plan.traffic import Message, links_of, traffic_of
@@ -252,3 +252,16 @@ def test_plan_of_an_offloaded_optimizer_moves_it_to_the_host(h14: Config) -> Non
     plan = plan_of(h14, work, GPUS, DEVICES["h100"], 1000)
     assert plan.checkpoint_bytes == 12 * work.count() + 4 * work.count("encoder")
     assert plan.hours() is not None
+
+
+def test_small_crops_first_make_a_run_shorter(h14: Config) -> None:
+    work, spread = work_of(h14), replace(GPUS, stage=0)
+    whole = plan_of(h14, work, spread, DEVICES["h100"], 1000)
+    data = replace(h14.data, early_crop_size=168, early_steps=400)
+    mixed = plan_of(replace(h14, data=data), work, spread, DEVICES["h100"], 1000)
+    small = replace(h14, data=replace(h14.data, crop_size=168))
+    alone = plan_of(small, work_of(small), spread, DEVICES["h100"], 1000)
+    for fast_or_slow in (0, 1):
+        hours = [(plan.hours() or (0, 0))[fast_or_slow] for plan in (mixed, alone, whole)]
+        assert hours[0] == pytest.approx(0.4 * hours[1] + 0.6 * hours[2]) and hours[1] < 0.7 * hours[2]
+    assert mixed.memory == whole.memory and "1,000 steps (400 with small crops)" in table(mixed)

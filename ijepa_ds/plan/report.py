@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ijepa_ds import config
 from ijepa_ds.config import Config
 from ijepa_ds.plan.flops import Flops, flops_of
 from ijepa_ds.plan.hardware import GB, GIB, Device
@@ -12,7 +13,7 @@ from ijepa_ds.plan.memory import Memory, memory_of
 from ijepa_ds.plan.spread import Spread
 from ijepa_ds.plan.timing import Timing, timing_of
 from ijepa_ds.plan.traffic import Links, Message, links_of, traffic_of
-from ijepa_ds.plan.work import Work
+from ijepa_ds.plan.work import Work, drawn_tokens
 
 RESERVE = 0.05  # of the device's memory, for the allocator's gaps and the libraries' own
 _BYTES_SAVED = (12, 4)  # a checkpoint: master weights and moments of every parameter, the average of the encoder's
@@ -26,6 +27,8 @@ class Plan:
         steps: optimizer steps of the whole run; None when its number of images is not known.
         decode_rate: images a CPU core prepares in a second.
         write_gbps: 10^9 bytes a second that one machine writes.
+        early: steps with smaller crops (`data.early_crop_size`) and the time of one of them; everything else that is said
+            of a step is of those at full size.
     """
 
     work: Work
@@ -40,6 +43,7 @@ class Plan:
     checkpoint_every: int
     decode_rate: float
     write_gbps: float
+    early: tuple[int, Timing] | None = None
 
     @property
     def fits(self) -> bool:
@@ -61,7 +65,12 @@ class Plan:
         if self.steps is None:
             return None
         saving = self.checkpoint_seconds * -(-self.steps // self.checkpoint_every)
-        return (self.steps * self.timing.fast + saving) / 3600, (self.steps * self.timing.slow + saving) / 3600
+        early, small = self.early or (0, self.timing)
+        fast, slow = (
+            (self.steps - early) * whole + early * part
+            for whole, part in ((self.timing.fast, small.fast), (self.timing.slow, small.slow))
+        )
+        return (fast + saving) / 3600, (slow + saving) / 3600
 
 
 def plan_of(
@@ -75,6 +84,7 @@ def plan_of(
 ) -> Plan:
     """Everything about a run."""
     messages = traffic_of(work, spread)
+    early = min(cfg.data.early_steps, steps or 0)
     return Plan(
         work=work,
         spread=spread,
@@ -88,7 +98,14 @@ def plan_of(
         checkpoint_every=cfg.run.checkpoint_every,
         decode_rate=decode_rate,
         write_gbps=write_gbps,
+        early=(early, timing_of(_small(cfg, work), spread, device)) if early else None,
     )
+
+
+def _small(cfg: Config, work: Work) -> Work:
+    """The work of the steps with smaller crops."""
+    first = config.at_step(cfg, 0)
+    return replace(work, patches=first.grid**2, tokens=drawn_tokens(first))
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:
@@ -106,6 +123,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
         "sent_bytes_per_step": asdict(plan.links),
         "step_seconds": asdict(plan.timing),
         "steps": plan.steps,
+        "early": plan.early and {"steps": plan.early[0], "step_seconds": asdict(plan.early[1])},
         "hours": hours,
         "device_hours": hours and [hour * plan.spread.world for hour in hours],
         "loader": {
@@ -215,9 +233,10 @@ def _run_lines(plan: Plan) -> list[str]:
     ]
     if hours is None:
         return [*lines, "whole run      unknown: optimization.epochs needs the number of images (--images N)"]
+    early = "" if plan.early is None else f" ({plan.early[0]:,} with small crops)"
     days, each = [hour / 24 for hour in hours], [hour * plan.spread.world for hour in hours]
     return [
         *lines,
-        f"whole run      {plan.steps:,} steps: {days[0]:.2f} to {days[1]:.2f} days, {each[0]:,.0f} to {each[1]:,.0f} "
+        f"whole run      {plan.steps:,} steps{early}: {days[0]:.2f} to {days[1]:.2f} days, {each[0]:,.0f} to {each[1]:,.0f} "
         "device-hours",
     ]

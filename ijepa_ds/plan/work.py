@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from ijepa_ds.config import Config
 from ijepa_ds.config_sizes import Size, size_of
@@ -101,6 +101,7 @@ def work_of(cfg: Config, tokens: Tokens | None = None) -> Work:
     )
 
 
+@lru_cache(maxsize=16)
 def drawn_tokens(cfg: Config) -> Tokens:
     """Lengths of the masks of a run's first steps, drawn by its own sampler."""
     from ijepa_ds.masks import SAMPLERS

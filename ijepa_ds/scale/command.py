@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ijepa_ds.scale import execute, ladder
 from ijepa_ds.scale.ladder import Ladder
+from ijepa_ds.scale.rung import Rung
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-def _plan(whole: Ladder, chosen: Sequence[ladder.Rung], out: Path | None) -> int:
+def _plan(whole: Ladder, chosen: Sequence[Rung], out: Path | None) -> int:
     from ijepa_ds.scale import paper, results
 
     rungs = [*chosen, *([whole.next] if whole.next else [])]

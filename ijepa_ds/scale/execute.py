@@ -19,7 +19,8 @@ from typing import Any
 from ijepa_ds import config, processes
 from ijepa_ds.durable import append_lines
 from ijepa_ds.exits import COMPLETED, STOPPED
-from ijepa_ds.scale.ladder import Evaluation, Ladder, Rung
+from ijepa_ds.scale.ladder import Evaluation, Ladder
+from ijepa_ds.scale.rung import Rung
 from ijepa_ds.supervised import Inbox, Supervised
 
 logger = logging.getLogger(__name__)
