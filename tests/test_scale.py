@@ -187,6 +187,18 @@ def test_the_evaluation_is_that_of_the_finished_run(tmp_path: Path, repository: 
     )  # fmt: skip
 
 
+def test_a_score_that_the_evaluation_does_not_give_is_named(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    path = ladder_file(tmp_path, repository, LADDER.replace("20-NN", "21-NN"))
+    prepare(read(path), tmp_path / "out", [60.0] * 6)
+    monkeypatch.setattr(execute, "_attempt", lambda *_: 0)
+    monkeypatch.setattr(execute.processes, "adopt_orphans", lambda: None)
+    assert cli.main(["scale", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert "eval.score: " in told and "result.json has no '21-NN' (it has: 20-NN, linear)" in told
+
+
 def noise(count: int, seed: int) -> np.ndarray:
     return np.exp(0.01 * np.random.default_rng(seed).standard_normal(count))
 

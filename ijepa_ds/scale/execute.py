@@ -84,25 +84,34 @@ def _run_rung(ladder: Ladder, rung: Rung, title: str, inbox: Inbox) -> int:
     code = _attempt(ladder.out, rung.name, "eval", command, inbox)
     if code:
         logger.error("%s: its evaluation ended with code %d: %s", title, code, " ".join(command))
+    elif not scored(rung, ladder.evaluation):
+        path, score = rung.folder / RESULT, ladder.evaluation.score
+        known = ", ".join(_read(path).get("scores", {}))
+        raise ValueError(f"{ladder.path}: eval.score: {path} has no '{score}' (it has: {known})")
     return code
 
 
 def done(rung: Rung) -> bool:
     """Whether it has made its last step."""
-    try:
-        return json.loads((rung.folder / COMPLETED).read_text(encoding="utf-8"))["steps"] == rung.steps
-    except (OSError, ValueError, KeyError):
-        return False
+    return _read(rung.folder / COMPLETED).get("steps") == rung.steps
 
 
 def scored(rung: Rung, evaluation: Evaluation) -> bool:
     """Whether its last step was evaluated on the ladder's images."""
+    result = _read(rung.folder / RESULT)
     try:
-        result = json.loads((rung.folder / RESULT).read_text(encoding="utf-8"))
         same = (result["data"]["train"], result["data"]["test"]) == (evaluation.train, evaluation.test)
         return bool(same and result["checkpoint"]["step"] == rung.steps and evaluation.score in result["scores"])
-    except (OSError, ValueError, KeyError):
+    except KeyError:
         return False
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none, or half of one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def evaluation_command(rung: Rung, evaluation: Evaluation) -> tuple[str, ...]:

@@ -13,6 +13,8 @@ from ijepa_ds.config import BatchPlan, Config, ConfigError
 from ijepa_ds.config_yaml import Item
 from ijepa_ds.scale.written import place
 
+_LONG = 10**9  # steps; longer than any warm-up or cool-down of a configuration whose batch is to be known
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -79,7 +81,7 @@ class Builder:
         world = use["nodes"] * use["gpus_per_node"]
         images = place(self.root, *places[-1], "images")
         try:
-            probe = self._load(use["config"], [*changes, *_length(budget["images"], {}, images)])[0]  # long enough for all
+            probe, _ = self._load(use["config"], [*changes, *_length(_LONG, {}, images)])
             size = probe.optimization.batch_size
             steps = budget["images"] // size
             if not steps:
