@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -63,7 +64,8 @@ class IJEPA(nn.Module):
 
         The target encoder sees the whole image; its output is layer-normed over D without affine parameters.
         """
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.target_bfloat16, cache_enabled=False):
+        device = images.device.type
+        with torch.autocast(device, torch.bfloat16, cache_enabled=False) if self.target_bfloat16 else nullcontext():
             whole = self.target_encoder(images)  # [B, N, D]
         whole = F.layer_norm(whole.float(), whole.shape[-1:])
         b, m, k = masks.targets.shape
