@@ -68,9 +68,8 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """`[..., K]` -> `[..., N]`."""
-        if x.dtype == self.weight.dtype == torch.float32 and x.ndim > 1:
-            return Product.apply(x, self.weight, self.bias)
-        return super().forward(x)
+        usual = x.dtype != torch.float32 or self.weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
+        return super().forward(x) if usual or x.ndim < 2 else Product.apply(x, self.weight, self.bias)
 
 
 def use_onednn(model: nn.Module) -> None:

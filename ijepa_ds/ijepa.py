@@ -47,10 +47,13 @@ class IJEPA(nn.Module):
         target = self.targets(images, masks)
         if mark:
             mark("target")
-        prediction = self.predictor(self.encoder(images, masks.context), masks.context, masks.targets)
+        encoded = self.encoder(images, masks.context)
+        if mark:
+            mark("context")
+        prediction = self.predictor(encoded, masks.context, masks.targets)
         loss = F.smooth_l1_loss(prediction.float(), target[:, None].expand(prediction.shape))
         if mark:
-            mark("context+predictor")
+            mark("predictor")
         return Output(loss, prediction.detach(), target)
 
     def set_grid(self, grid: int) -> None:

@@ -58,6 +58,13 @@ def test_other_types_go_the_usual_way() -> None:
     assert torch.equal(module(x), wanted)
 
 
+def test_autocast_is_heeded() -> None:
+    module = nn.Linear(8, 8)
+    use_onednn(module)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(torch.ones(3, 8)).dtype == torch.bfloat16
+
+
 def test_the_choice_is_one_of_the_machine() -> None:
     if platform.machine() != "x86_64" or torch.backends.cpu.get_cpu_capability() != "AVX512":
         assert not onednn_is_faster()
