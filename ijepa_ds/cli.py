@@ -37,6 +37,32 @@ VERBS = {
         "write a source of images as tar shards with their index",
         "ijepa-ds data shard data/train --out data/train-shards --size 512M",
     ),
+    "bench step": (
+        "ijepa_ds.bench.step",
+        "seconds of a step's parts on random pixels, and its MFU",
+        "ijepa-ds bench step --config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json --ranks 2",
+    ),
+    "bench masks": (
+        "ijepa_ds.bench.masks",
+        "seconds to draw the masks of a micro-batch",
+        "ijepa-ds bench masks --config configs/in1k_vith14.yaml data.source=unused",
+    ),
+    "bench ema": (
+        "ijepa_ds.bench.ema",
+        "seconds of an update of the average, beside a loop over parameters",
+        "ijepa-ds bench ema --config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json --ranks 2",
+    ),
+    "bench comm": (
+        "ijepa_ds.bench.comm",
+        "seconds of collectives by size, and what a step sends",
+        "ijepa-ds bench comm --config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json --ranks 2",
+    ),
+    "bench train": (
+        "ijepa_ds.bench.train",
+        "a real run's first steps: where their time goes, MFU, optionally a trace",
+        "ijepa-ds bench train --config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json --ranks 2 "
+        "--steps 20 data.source=data/train",
+    ),
     "bench fit": (
         "ijepa_ds.bench.fit",
         "does a model fit on this machine, and what does a step cost",

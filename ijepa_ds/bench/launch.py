@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ijepa_ds import hygiene
+from ijepa_ds.bench.record import table
 
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +39,7 @@ def run_ranks(verb: str, module: str, args: argparse.Namespace) -> list[dict[str
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "figures.json"
-        code = subprocess.run(command(module, args, out), check=False, env=_environment(args.ranks)).returncode
+        code = subprocess.run(command(module, args, out), check=False, env=_environment(args)).returncode
         if code or not out.exists():
             print(f"{verb}: the ranks ended without a result (above is why; killed without a word: memory)", file=sys.stderr)
             return code or 1
@@ -46,6 +47,26 @@ def run_ranks(verb: str, module: str, args: argparse.Namespace) -> list[dict[str
     if args.json:
         args.json.write_text(json.dumps(ranks, indent=1))
     return ranks
+
+
+def run_verb(verb: str, module: str, args: argparse.Namespace) -> int:
+    """Start ranks whose figures are `{"records": [...], "machine": {...}}` (`record`); print rank 0's and write them.
+
+    The JSON holds `verb`, `machine` and `records`, for every verb alike.
+    """
+    target, args.json = args.json, None
+    ranks = run_ranks(verb, module, args)
+    if isinstance(ranks, int):
+        return ranks
+    return show(verb, ranks[0], target)
+
+
+def show(verb: str, figures: dict[str, Any], target: Path | None) -> int:
+    """Print records, and write them to `target`, if there is one; 0."""
+    print(f"\n{figures.get('title', verb)}: median [quartiles] x repeats\n{table(figures['records'])}")
+    if target:
+        target.write_text(json.dumps({"verb": verb, "machine": figures["machine"], "records": figures["records"]}, indent=1))
+    return 0
 
 
 def command(module: str, args: argparse.Namespace, out: Path) -> list[str]:
@@ -59,9 +80,9 @@ def command(module: str, args: argparse.Namespace, out: Path) -> list[str]:
     return [*launcher, "--module", module, *files, *own, *args.overrides]
 
 
-def _environment(ranks: int) -> dict[str, str]:
-    """Ours, with this code, and what a run chooses for itself where nothing is set."""
-    environment = dict(os.environ)
+def _environment(args: argparse.Namespace) -> dict[str, str]:
+    """Ours, with this code, what a run chooses for itself where nothing is set, and `args.environment`."""
+    environment = os.environ | getattr(args, "environment", {})
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     cores, has_gpu = len(os.sched_getaffinity(0)), bool(glob.glob("/dev/nvidia[0-9]*"))
-    return environment | hygiene.recommended(environment | {"LOCAL_WORLD_SIZE": str(ranks)}, cores, has_gpu)
+    return environment | hygiene.recommended(environment | {"LOCAL_WORLD_SIZE": str(args.ranks)}, cores, has_gpu)

@@ -40,17 +40,15 @@ def record(what: str, unit: str, samples: Sequence[float], config: dict[str, Any
         **more: further keys.
 
     Returns:
-        what, unit, median, quartiles, repeats, config, and `more`. `machine` is added once a file (`write`).
+        what, unit, median, quartiles, repeats, config, and `more`. `machine` is added where they are written.
     """
     low, high = (min(samples), max(samples)) if len(samples) < 4 else _quartiles(samples)
     shown = {"median": statistics.median(samples), "quartiles": [low, high], "repeats": len(samples)}
     return {"what": what, "unit": unit} | shown | {"config": config} | more
 
 
-def write(path: Path | None, records: Iterable[dict[str, Any]]) -> None:
-    """Add records to a file of JSON lines, each with the machine and revision it was measured on; None: nowhere."""
-    if path is None:
-        return
+def write(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Add records to a file of JSON lines, each with the machine and revision it was measured on."""
     here = machine()
     with open(path, "a", encoding="utf-8") as file:
         for item in records:

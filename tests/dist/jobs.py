@@ -191,6 +191,27 @@ def bench_saves(stage: int, place: str, saves: int) -> dict[str, Any]:
     return checkpoint_rank.measure(cfg, *spread(cfg, stage, dist.get_world_size()), dist.get_rank(), saves)
 
 
+def bench_verb(verb: str, place: str, steps: int) -> dict[str, Any]:
+    """What `ijepa-ds bench VERB` measures on a rank, with the images in `place`; `train` leaves a trace there."""
+    import importlib
+    import os
+    from dataclasses import replace
+    from unittest import mock
+
+    from deepspeed import comm as dist
+
+    from ijepa_ds.engine import initialise_distributed
+
+    initialise_distributed()
+    cfg = tiny_config()
+    cfg = replace(cfg, run=replace(cfg.run, dir=f"{place}/out", log_every=1), data=replace(cfg.data, source=f"{place}/images"))
+    module = importlib.import_module(f"ijepa_ds.bench.{verb}_rank")
+    trace = {"IJEPA_DS_BENCH_TRACE": f"{place}/trace.json"}
+    # this process goes on to other jobs: its output must not end in a run's log
+    with mock.patch("ijepa_ds.rank_log.open_log"), mock.patch.dict(os.environ, trace):
+        return module.measure(cfg, *spread(cfg, 2, dist.get_world_size()), dist.get_rank(), steps)
+
+
 def _save(engine: Any, run_dir: Path, steps: int) -> str:
     """Save as a run does; the checkpoint's folder."""
     from ijepa_ds.checkpoint_folder import folder_name

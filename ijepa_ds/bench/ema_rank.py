@@ -1,0 +1,45 @@
+"""What every rank of `ijepa-ds bench ema` does: updates of the sharded average, and of an unsharded one by a loop, in turns."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+from ijepa_ds.bench.rank import run_rank
+from ijepa_ds.bench.record import machine, record
+from ijepa_ds.bench.step_rank import WARM
+from ijepa_ds.bench.stopwatch import Stopwatch, records_of, settings
+from ijepa_ds.config import BatchPlan, Config
+from ijepa_ds.engine import Engine, barrier, initialise_distributed
+
+
+@torch.no_grad()
+def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, repeats: int) -> dict[str, Any]:
+    """Both ways; records of the slowest rank."""
+    engine = Engine(cfg, ds_config, initialise_distributed())
+    watch, config = Stopwatch(engine.device), settings(cfg, engine, plan)
+    shapes = [getattr(p, "ds_shape", p.shape) for p in engine.deepspeed.module.encoder.parameters()]
+    targets, sources = ([torch.full(s, value, device=engine.device) for s in shapes] for value in (0.0, 1.0))
+    for repeat in range(WARM + repeats):
+        barrier()
+        with watch("update"):
+            engine.ema.update(0.996)
+        with watch("loop"):
+            for target, source in zip(targets, sources, strict=True):
+                target.mul_(0.996).add_((1.0 - 0.996) * source)
+        watch.next(repeat >= WARM)
+    samples = watch.slowest()
+    gain = [loop / update for loop, update in zip(samples["loop"], samples["update"], strict=True)]
+    records = [*records_of("ema", samples, config), record("ema.loop_to_update", "x", gain, config)]
+    return {"title": engine.describe(), "machine": machine(), "records": records}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m ijepa_ds.bench.ema_rank`, as `bench ema` starts it."""
+    return run_rank(argv, "bench ema", measure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""What every rank of `ijepa-ds bench step` does: steps on random pixels, with the masks of a run, each part timed by itself."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+from ijepa_ds.bench.rank import run_rank
+from ijepa_ds.bench.record import machine, record
+from ijepa_ds.bench.stopwatch import Stopwatch, records_of, settings
+from ijepa_ds.config import BatchPlan, Config
+from ijepa_ds.engine import Engine, initialise_distributed
+from ijepa_ds.masks import Masks, Sampler, build_sampler
+from ijepa_ds.metrics import peak_memory_gib
+from ijepa_ds.mfu import measured_peak, training_flops
+
+WARM = 2  # steps before anything counts: ZeRO-3 learns the order of the modules in them
+
+
+class RandomSteps:
+    """Steps of a run on random pixels."""
+
+    def __init__(self, cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int) -> None:
+        """Build the engine."""
+        self.engine = Engine(cfg, ds_config, initialise_distributed())
+        self.watch = Stopwatch(self.engine.device)
+        self.done, self.masks = 0, []  # type: ignore[var-annotated]
+        self._plan, self._rank = plan, rank
+        self._sampler: Sampler = build_sampler(cfg.masks, cfg.grid, cfg.run.seed, cfg.optimization.batch_size)
+        side, generator = cfg.data.crop_size, torch.Generator().manual_seed(rank)
+        pixels = torch.randn(plan.micro_batch, 3, side, side, generator=generator)
+        self._pixels = pixels.to(self.engine.device, self.engine.compute_dtype)
+
+    def step(self, counts: bool = True) -> None:
+        """One optimizer step."""
+        engine, watch, plan = self.engine, self.watch, self._plan
+        with watch("step"):
+            for micro in range(plan.accumulation):
+                position = (micro * plan.world_size + self._rank) * plan.micro_batch
+                with watch("masks"):
+                    masks = self._sampler.sample(self.done, position, plan.micro_batch, engine.device)
+                with watch("forward"):
+                    output = engine.forward(self._pixels, masks)
+                with watch("backward"):
+                    engine.backward(output.loss)
+            with watch("optimizer"):
+                engine.optimizer_step(1e-4, 0.05)
+            with watch("ema"):
+                engine.ema.update(0.996)
+        watch.next(counts)
+        self.done += 1
+        if counts:
+            self.masks.append(masks)
+
+
+def flops_of(cfg: Config, masks: list[Masks]) -> list[float]:
+    """FLOPs an image in each of some steps."""
+    return [training_flops(cfg, one.context.shape[-1], one.targets.shape[-1]) for one in masks]
+
+
+def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, steps: int) -> dict[str, Any]:
+    """Steps on random pixels; records of the slowest rank."""
+    running = RandomSteps(cfg, ds_config, plan, rank)
+    engine, config = running.engine, settings(cfg, running.engine, plan)
+    peaks = []
+    for step in range(WARM + steps):
+        running.step(step >= WARM)
+        if step >= WARM:
+            peaks.append(measured_peak(engine.device, engine.compute_dtype))  # between steps: a busy machine changes both
+    samples = running.watch.slowest()
+    flops = [plan.batch_size * one for one in flops_of(cfg, running.masks)]
+    best = max(peaks)
+    used = [one / seconds / (best * plan.world_size) for one, seconds in zip(flops, samples["step"], strict=True)]
+    return {
+        "title": engine.describe(),
+        "machine": machine(),
+        "records": [
+            *records_of("step", {"all" if part == "step" else part: values for part, values in samples.items()}, config),
+            record("step.images", "images/s", [plan.batch_size / seconds for seconds in samples["step"]], config),
+            record("step.product_rate", "FLOP/s", peaks, config),
+            record("step.mfu", "share", used, config),
+            record("step.peak_memory", "bytes", [peak_memory_gib(engine.device) * 2**30], config),
+        ],
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m ijepa_ds.bench.step_rank`, as `bench step` starts it."""
+    return run_rank(argv, "bench step", measure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

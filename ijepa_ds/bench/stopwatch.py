@@ -1,0 +1,73 @@
+"""Time of named parts of a repeated piece of work, on any device; waits for the device, so it belongs to benchmarks only."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ijepa_ds.bench.record import record
+from ijepa_ds.config import BatchPlan, Config
+from ijepa_ds.engine import Engine, gather_objects
+
+
+class Stopwatch:
+    """`with watch("part")` adds to the present repeat; `watch.next()` begins another.
+
+    Attributes:
+        samples: part -> seconds of each repeat.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._row = device, defaultdict(float)  # type: ignore[var-annotated]
+        self.samples: dict[str, list[float]] = defaultdict(list)
+
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Seconds of what happens inside, until the device has done it."""
+        self._wait()
+        began = time.perf_counter()
+        yield
+        self._wait()
+        self._row[part] += time.perf_counter() - began
+
+    def next(self, counts: bool = True) -> None:
+        """This repeat is over; forget it unless it counts."""
+        for part, seconds in self._row.items() if counts else ():
+            self.samples[part].append(seconds)
+        self._row.clear()
+
+    def slowest(self) -> dict[str, list[float]]:
+        """`samples`, of the slowest rank in each repeat."""
+        every = gather_objects(dict(self.samples))
+        return {part: [max(values) for values in zip(*(one[part] for one in every), strict=True)] for part in every[0]}
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def settings(cfg: Config, engine: Engine, plan: BatchPlan) -> dict[str, Any]:
+    """What was measured, for a record."""
+    return {
+        "model": cfg.model.name,
+        "parameters": engine.num_parameters,
+        "crop": cfg.data.crop_size,
+        "patch": cfg.model.patch_size,
+        "precision": cfg.model.precision,
+        "checkpointing": cfg.model.recompute if cfg.model.activation_checkpointing else "none",
+        "stage": engine.stage,
+        "ranks": plan.world_size,
+        "micro_batch": plan.micro_batch,
+        "accumulation": plan.accumulation,
+        "device": engine.device.type,
+    }
+
+
+def records_of(prefix: str, samples: dict[str, list[float]], config: dict[str, Any]) -> list[dict[str, Any]]:
+    """A record in seconds for each part."""
+    return [record(f"{prefix}.{part}", "s", values, config) for part, values in samples.items()]

@@ -1,0 +1,134 @@
+"""What every rank of `ijepa-ds bench train` does: the loop of a run, left after some steps; a few more of them are profiled.
+
+Nothing is timed here: the parts are those the run itself writes to TensorBoard, a point a step. Communication inside a part
+(the backward pass) is found by the profiler in further steps, because watching it costs time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from ijepa_ds import loop
+from ijepa_ds.bench.rank import run_rank
+from ijepa_ds.bench.record import machine, record
+from ijepa_ds.bench.stopwatch import settings
+from ijepa_ds.config import BatchPlan, Config
+from ijepa_ds.engine import gather_objects
+from ijepa_ds.mfu import measured_peak
+from ijepa_ds.stop import StopRequests
+from ijepa_ds.visualize.events import Scalars, read_scalars
+from ijepa_ds.watch import Watch
+
+WARM, PROFILED = 3, 2  # steps
+_COLLECTIVES = ("gloo:", "nccl:", "c10d::")
+
+
+class _EnoughError(Exception):
+    """The steps asked for are done."""
+
+
+class _Steps(StopRequests):
+    """Is asked once a step whether to stop: leaves the loop after `count` of them, and profiles the last ones."""
+
+    def __init__(self, count: int) -> None:
+        self.profiler = profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] * torch.cuda.is_available())])
+        self._asked, self._count = 0, count
+        super().__init__()
+
+    @property
+    def received(self) -> int:  # type: ignore[override]
+        """Never a signal; asked between the backward pass and the optimizer."""
+        self._asked += 1
+        if self._asked == self._count + 1:
+            self.profiler.start()
+        if self._asked == self._count + 1 + PROFILED:
+            self.profiler.stop()
+            raise _EnoughError
+        return 0
+
+    @received.setter
+    def received(self, value: int) -> None:
+        pass
+
+
+def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, steps: int) -> dict[str, Any]:
+    """The run's first steps; rank 0's records."""
+    cfg = replace(cfg, run=replace(cfg.run, checkpoint_every=1 << 40))  # the loop is left before its end: nothing is saved
+    stop = _Steps(WARM + steps)
+    state = loop.prepare(cfg, ds_config, plan, rank, Watch())
+    needed = WARM + steps + PROFILED + 1
+    if state.schedule.total_steps < needed:
+        total = state.schedule.total_steps
+        raise ValueError(f"the run has {total} steps, --steps {steps} needs {needed}: raise optimization.steps")
+    engine = state.engine
+    peaks = [measured_peak(engine.device, engine.compute_dtype) for _ in range(5)]
+    try:
+        loop.train(state, stop)
+    except _EnoughError:
+        pass
+    gather_objects(None)  # all have left
+    if state.lock:
+        state.lock.close()
+    if rank != 0:
+        return {}
+    config = settings(cfg, engine, plan)
+    records = _budget(read_scalars(cfg.run.dir), steps, config)
+    records.append(record("train.product_rate", "FLOP/s", peaks, config))
+    if plan.world_size > 1:
+        records.append(record("train.profiled_collectives", "s", [_collective_seconds(stop.profiler) / PROFILED], config))
+    trace = os.environ.get("IJEPA_DS_BENCH_TRACE")
+    if trace:
+        stop.profiler.export_chrome_trace(trace)
+        print(f"trace of {PROFILED} steps: {trace}", flush=True)
+    loader = f"{len(state.folder):,} images from {cfg.data.source}"
+    return {"title": f"{engine.describe()}; {loader}; rank 0's time", "machine": machine(), "records": records}
+
+
+def _budget(scalars: Scalars, steps: int, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Seconds and shares of every part of the counted steps, from the run's own points."""
+
+    def counted(tag: str) -> list[float]:
+        number, value = scalars[tag]
+        return [float(v) for n, v in zip(number, value, strict=True) if WARM < n <= WARM + steps]
+
+    whole = counted("speed/seconds_per_step")
+    records = [record("train.step", "s", whole, config)]
+    for tag in sorted(scalars):
+        if tag.startswith("time/") and len(counted(tag)) == len(whole):
+            shares = counted(tag)
+            seconds = [share * step for share, step in zip(shares, whole, strict=True)]
+            records.append(record(f"train.{tag[5:]}", "s", seconds, config, share=sum(seconds) / sum(whole)))
+    records += [
+        record("train.images", "images/s", counted("speed/images_per_second"), config),
+        record("train.mfu", "share", counted("speed/mfu"), config),
+        record("train.peak_memory", "bytes", [gib * 2**30 for gib in counted("memory/peak_gib")[-1:]], config),
+    ]
+    return records
+
+
+def _collective_seconds(profiler: profile) -> float:
+    """Seconds during which at least one collective was under way, of the profiled steps; others may have worked meanwhile."""
+    spans = []
+    for event in profiler.events() or ():
+        if event.name.startswith(_COLLECTIVES):
+            spans.append((event.time_range.start, event.time_range.end))
+    total, until = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total / 1e6
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m ijepa_ds.bench.train_rank`, as `bench train` starts it."""
+    return run_rank(argv, "bench train", measure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
