@@ -73,6 +73,11 @@ VERBS = {
         "what saving costs the steps, behind them and waited for",
         "ijepa-ds bench checkpoint --config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json --ranks 2",
     ),
+    "bench eval": (
+        "ijepa_ds.bench.eval",
+        "what reading images costs an evaluation, and what a linear sweep takes",
+        "ijepa-ds bench eval --checkpoint runs/x --images data/train",
+    ),
     "data scenes": (
         "ijepa_ds.data.scenes",
         "render CLEVR-like demo scenes",

@@ -72,6 +72,11 @@ def load_deepspeed(path: Path, cfg: Config, plan: BatchPlan) -> dict[str, Any]:
     Raises:
         ConfigError: one line a problem: `zero3.json:4: optimizer: ...`.
     """
+    return read_deepspeed(path, plan, cfg.optimization.clip_grad, cfg.model.precision)
+
+
+def read_deepspeed(path: Path, plan: BatchPlan, clip_grad: float, precision: str) -> dict[str, Any]:
+    """The same for a training that has no `Config`; 0 does not clip."""
     source = _Source(path)
     if not isinstance(source.value, dict):
         raise ConfigError([f"{path}: expected an object {{...}}"])
@@ -85,7 +90,7 @@ def load_deepspeed(path: Path, cfg: Config, plan: BatchPlan) -> dict[str, Any]:
     problems += _zero(source, plan)
     if problems:
         raise ConfigError(problems)
-    return _complete(source.value, cfg, plan)
+    return _complete(source.value, plan, clip_grad, precision)
 
 
 def _top_level(key: str) -> str:
@@ -156,7 +161,7 @@ def _offload(source: _Source, block: str, value: Any) -> list[str]:
     return problems
 
 
-def _complete(written: dict[str, Any], cfg: Config, plan: BatchPlan) -> dict[str, Any]:
+def _complete(written: dict[str, Any], plan: BatchPlan, clip_grad: float, precision: str) -> dict[str, Any]:
     """What was written, plus batch, precision, clipping and quiet diagnostics."""
     # DeepSpeed's own timers synchronise the device at every step unless told not to.
     quiet = {
@@ -171,14 +176,14 @@ def _complete(written: dict[str, Any], cfg: Config, plan: BatchPlan) -> dict[str
         "train_batch_size": plan.batch_size,
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
-        "gradient_clipping": cfg.optimization.clip_grad,  # left out, DeepSpeed would clip at 1
+        "gradient_clipping": clip_grad,  # left out, DeepSpeed would clip at 1
     }
     zero = result["zero_optimization"]
     if zero.get("offload_optimizer", {}).get("device") == "cpu":
         result["zero_force_ds_cpu_optimizer"] = (
             False  # else it insists on its own Adam, which is compiled at start
         )
-    if cfg.model.precision == "bfloat16":
+    if precision == "bfloat16":
         result["bf16"] = {"enabled": True}
         if plan.accumulation > 1 and zero["stage"] > 0:
             result["data_types"] = {"grad_accum_dtype": "fp32"}

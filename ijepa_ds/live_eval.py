@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ijepa_ds.checkpoint_writer import BEST
@@ -26,6 +25,7 @@ from ijepa_ds.evals.features import extract
 from ijepa_ds.evals.folders import Labelled, batches, read_pair
 from ijepa_ds.evals.ranks import World
 from ijepa_ds.vit import Encoder
+from ijepa_ds.zero_gather import gathered
 
 logger = logging.getLogger(__name__)
 HISTORY = "evaluations.json"
@@ -145,26 +145,11 @@ def gather_target(engine: Engine, encoder: Encoder) -> None:
     Raises:
         RuntimeError: the ranks together do not hold every value exactly once.
     """
-    layout = engine.ema.layout
-    pieces: dict[str, list] = {}
-    for piece in engine.ema.pieces:
-        pieces.setdefault(piece.name, []).append(piece)
-    held = torch.zeros((), dtype=torch.int64, device=engine.device)
-    total = 0
-    for name, parameter in encoder.named_parameters():
-        whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=engine.device)
-        for piece in pieces.get(name, ()):
-            values = layout.view(engine.ema.average[piece.slot], piece)
-            whole[piece.start : piece.start + piece.numel].copy_(values)
-            held += piece.numel
-        if not layout.replicated:
-            dist.all_reduce(whole)  # each value is on one rank, zeros on the others: the sum is exact
-        parameter.copy_(whole.view(parameter.shape))
-        total += parameter.numel()
-    if not layout.replicated:
-        dist.all_reduce(held)
-    if int(held) != total:
-        raise RuntimeError(f"the ranks hold {int(held)} values of the target's {total}: this sharding is not understood")
+    parameters = dict(encoder.named_parameters())
+    for name, whole in gathered(engine.ema.layout, engine.ema.average):
+        parameters.pop(name).copy_(whole.view_as(encoder.get_parameter(name)))
+    if parameters:
+        raise RuntimeError(f"the target has no {', '.join(sorted(parameters))}: this sharding is not understood")
 
 
 def _some(images: Labelled, limit: int) -> Labelled:

@@ -12,13 +12,13 @@ from PIL import Image
 from ijepa_ds import cli
 from ijepa_ds.decoder import measure, network
 from ijepa_ds.decoder.condition import Conditioner, context_only
-from ijepa_ds.decoder.pictures import training_batches
+from ijepa_ds.decoder.pictures import Pictures, training_batches
 from ijepa_ds.visualize.events import read_picture, read_scalars
 from ijepa_ds.weights import open_source
 from tests.weights_cases import write_run
 
 pytest.importorskip("diffusers", reason="NO DIFFUSERS: the decoder was not tested (pip install 'ijepa_ds[decoder]')")
-SMALL = ["--size", "16", "--channels", "8,16", "--batch-size", "4", "--lr", "0.003", "--device", "cpu"]
+SMALL = ["--size", "16", "--channels", "16,16", "--batch-size", "4", "--lr", "0.005", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_it_learns(trained: dict[str, Path]) -> None:
     steps, losses = read_scalars(trained["image"])["decoder/loss"]
     assert steps.tolist() == [20, 40, 60, 80, 100, 120] and losses[-2:].mean() < 0.7 * losses[0]
     shown = read_picture(trained["image"], "decoder/samples")
-    assert shown is not None and shown[0] == 120 and shown[1].shape == (32, 64, 3)
+    assert shown is not None and shown[0] == 120 and shown[1].shape == (32, 128, 3)
 
 
 @pytest.mark.slow
@@ -71,7 +71,8 @@ def test_the_predictor_is_compared_with_an_untrained_one(trained: dict[str, Path
     assert cli.main(["decoder", "evaluate", *fixed, "--num", "4", "--sampler-steps", "2", "--batch-size", "3"]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert set(result["differences"]) == {"shuffled - true", "untrained predictor - true"}
-    assert set(result["mean"]["true"]) == {"pixels", "features"}
+    of_blocks = {"pixels of the block", "features of the block"}
+    assert set(result["mean"]["true"]) == set(result["differences"]["shuffled - true"]) == {"pixels", "features"} | of_blocks
 
 
 @pytest.mark.slow
@@ -114,7 +115,7 @@ def test_another_training_is_not_overwritten(trained: dict[str, Path], place: Pa
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--size", "15", "--steps", "0"), "--size 15: expected a multiple of 2"),
+        (("--size", "15", "--steps", "0"), "--size 15: expected a multiple of 4"),
         (("--size", "15", "--steps", "0"), "--steps 0"),
         (("--batch-size", "13"), "fewer than a batch"),
     ],
@@ -154,16 +155,27 @@ def test_a_block_is_told_with_its_place(place: Path) -> None:
 
 
 def test_batches_are_a_function_of_the_step(place: Path) -> None:
-    images = sorted(map(str, (place / "images").iterdir()))
-    first = training_batches(images, 48, 5, seed=1, start=0)
-    epoch = torch.cat([next(first) for _ in range(12)])  # five epochs
+    pictures = Pictures(sorted(map(str, (place / "images").iterdir())), 48)
+    first = training_batches(pictures, 6, seed=1, start=0)
+    numbers, pixels = zip(*[next(first) for _ in range(10)], strict=True)  # five epochs
     first.close()
-    later = training_batches(images, 48, 5, seed=1, start=7)
-    assert torch.equal(next(later), epoch[35:40])
-    later.close()
-    colours = [tuple(image[0, 0].tolist()) for image in epoch]
+    for number, image in zip(np.concatenate(numbers), torch.cat(pixels), strict=True):
+        assert np.array_equal(image, np.asarray(Image.open(pictures.images[number])))
     for start in range(0, 60, 12):
-        assert len(set(colours[start : start + 12])) == 12
+        assert sorted(np.concatenate(numbers)[start : start + 12]) == list(range(12))
+    for rank in range(3):  # ranks share each batch
+        later = training_batches(pictures, 6, seed=1, start=7, rank=rank, world_size=3)
+        assert np.array_equal(next(later)[0], numbers[7][2 * rank : 2 * rank + 2])
+        later.close()
+
+
+def test_distances_of_a_block_are_of_its_patches() -> None:
+    real = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
+    drawn = real.clone()
+    drawn[0, :4, :4] = 255  # the first of 2 x 2 patches
+    blocks = torch.tensor([[0, 1], [0, 1]])
+    torch.testing.assert_close(measure._apart(drawn, real, None, 2), torch.tensor([0.5, 0.0]))
+    torch.testing.assert_close(measure._apart(drawn, real, blocks, 2), torch.tensor([0.5**0.5, 0.0]))
 
 
 def test_intervals() -> None:

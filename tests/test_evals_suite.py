@@ -23,6 +23,7 @@ from ijepa_ds.evals.ranks import World, gather_rows
 from ijepa_ds.evals.run import Settings, evaluate_folder
 from ijepa_ds.vit import Encoder, initialise
 from tests.test_evals import HALF, Colours, clusters, run_dir, write_images
+from tests.weights_cases import write_run
 
 __all__ = ["run_dir"]  # a fixture
 
@@ -315,7 +316,32 @@ def test_presets_refuse_what_does_not_fit(run_dir: Path, tmp_path: Path, capsys:
         assert message in capsys.readouterr().err
 
 
-def test_another_image_size_and_a_missing_target_are_said(run_dir: Path, tmp_path: Path, capsys) -> None:
+def test_weights_without_a_target(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_run(tmp_path / "run")
+    context = tmp_path / "context"
+    exported = ["--which", "context", "--format", "safetensors", "--out", str(context)]
+    assert cli.main(["export", "--run", str(tmp_path / "run"), *exported]) == 0
+    write_images(tmp_path / "train", {"ant": 6, "bee": 6}, size=48)
+    options = ["--train", str(tmp_path / "train"), "--test", str(tmp_path / "train"), "--out", str(tmp_path / "out")]
+    arguments = ["eval", "knn", "--k", "5", "--device", "cpu", "--checkpoint", str(context), *options]
+    assert cli.main([*arguments, "--which", "target"]) == 2
+    assert "has no target (it has context)" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert cli.main(arguments) == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["checkpoint"]["which"] == "context"
+    assert any("no target encoder" in note for note in result["notes"])
+
+
+def test_bench_says_what_reading_costs(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_images(tmp_path / "images", {".": 5})
+    options = ["--checkpoint", str(run_dir), "--images", str(tmp_path / "images"), "--num", "12", "--repeats", "2"]
+    assert cli.main(["bench", "eval", *options, "--features", "40", "--classes", "3", "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert "images a second" in shown and "80 heads on 40 features, 3 classes" in shown
+    assert cli.main(["bench", "eval", *options, "--classes", "1"]) == 2
+
+
+def test_another_image_size_is_said(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     write_images(tmp_path / "train", {"ant": 12, "bee": 12}, size=24)
     options = ["--train", str(tmp_path / "train"), "--test", str(tmp_path / "train"), "--out", str(tmp_path / "out")]
     arguments = ["eval", "knn", "--k", "5", "--device", "cpu", *options]

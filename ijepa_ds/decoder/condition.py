@@ -56,26 +56,32 @@ class Conditioner:
         return self.source.size.width + PLACE
 
     @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
-        """Pooled target representations of whole images: `[B, 3, S, S]`, normalised, to `[B, D]`."""
+    def features(self, images: Tensor, block: Tensor | None = None) -> Tensor:
+        """Pooled target representations `[B, D]` of images `[B, 3, S, S]`, normalised; or of a block's patches `[B, Kt]`."""
         whole = self.model.target_encoder(images).float()
-        return F.layer_norm(whole, whole.shape[-1:]).mean(dim=1)
+        whole = F.layer_norm(whole, whole.shape[-1:])
+        if block is not None:
+            whole = whole.gather(1, block[:, :, None].expand(-1, -1, whole.shape[-1]))
+        return whole.mean(dim=1)
 
     @torch.no_grad()
-    def tell(self, images: Tensor, seed: int, oracle: bool = False) -> Told:
+    def tell(self, images: Tensor, seed: int, oracle: bool = False, first: int = 0, of: int | None = None) -> Told:
         """Conditions of images.
 
         Args:
             images: `[B, 3, S, S]`, normalised.
             seed: of the masks, for the variant `block`.
             oracle: for `block`: the target encoder's representation of the block instead of the predictor's.
+            first: where these images are in their batch, which ranks share.
+            of: images of that batch; None: B.
         """
         count = len(images)
         if self.variant == "image":
             boxes = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(count, -1).to(self.device)
             return Told(torch.cat([self.features(images), boxes], dim=1), None, boxes)
-        drawn = masks_for(self.source, self.source.grid, count, seed)
-        masks = Masks(drawn.context[:, :1].to(self.device), drawn.targets[:, :1].to(self.device))
+        drawn = masks_for(self.source, self.source.grid, of or count, seed)
+        mine = slice(first, first + count)
+        masks = Masks(drawn.context[mine, :1].to(self.device), drawn.targets[mine, :1].to(self.device))
         if oracle:
             pooled = self.model.targets(images, masks)[:, 0].mean(dim=1)
         else:

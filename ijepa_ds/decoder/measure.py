@@ -18,12 +18,13 @@ from tqdm import tqdm
 from ijepa_ds.data.transforms import load_eval_images
 from ijepa_ds.decoder import network
 from ijepa_ds.decoder.condition import PLACE, Conditioner
+from ijepa_ds.decoder.options import device_of
 from ijepa_ds.decoder.pictures import decoder_pixels, encoder_input, images_of
-from ijepa_ds.decoder.train import device_of
 from ijepa_ds.weights import open_source
 
 logger = logging.getLogger(__name__)
-_DISTANCES = ("pixels", "features")
+_DISTANCES = ("pixels", "features")  # of the image
+_OF_BLOCKS = ("pixels of the block", "features of the block")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,20 +70,23 @@ def run(args: argparse.Namespace) -> int:
     source = conditioner.source
     size = max(source.grid * source.patch_size, decoder.shape.image_size)
     pixels = torch.from_numpy(load_eval_images([found[int(i)] for i in chosen], size, threads=2))
-    conditions = {"true": _tell(conditioner, pixels, args)}
+    conditions = {}
+    conditions["true"], blocks = _tell(conditioner, pixels, args)
     other = np.random.default_rng(args.seed).permutation(len(chosen))
     other = other[(np.argsort(other) + 1) % len(other)]  # each image has another's: one cycle through all
     conditions["shuffled"] = conditions["true"][torch.from_numpy(other)]
     if facts["condition"] == "block":  # another image's content, this image's place
         conditions["shuffled"] = torch.cat([conditions["shuffled"][:, :-PLACE], conditions["true"][:, -PLACE:]], dim=1)
         _, untrained, _ = open_decoder(args.decoder, args.checkpoint, device, "untrained")
-        conditions["untrained predictor"] = _tell(untrained, pixels, args)
-    distances = {name: _distances(decoder, conditioner, pixels, told, args, name) for name, told in conditions.items()}
+        conditions["untrained predictor"], _ = _tell(untrained, pixels, args)
+    distances = {
+        name: _distances(decoder, conditioner, (pixels, told, blocks), args, name) for name, told in conditions.items()
+    }
     result = {
         "images": len(chosen),
         "mean": {name: {k: float(v.mean()) for k, v in found.items()} for name, found in distances.items()},
         "differences": {
-            f"{name} - true": {kind: _interval(found[kind] - distances["true"][kind], args.seed) for kind in _DISTANCES}
+            f"{name} - true": {kind: _interval(found[kind] - distances["true"][kind], args.seed) for kind in found}
             for name, found in distances.items()
             if name != "true"
         },
@@ -101,33 +105,63 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tell(conditioner: Conditioner, pixels: Tensor, args: argparse.Namespace) -> Tensor:
-    """Conditions of all images [n, width]; masks depend on seed and batch alone."""
-    parts = []
+def _tell(conditioner: Conditioner, pixels: Tensor, args: argparse.Namespace) -> tuple[Tensor, list[Tensor] | None]:
+    """Conditions of all images [n, width], and the patches of their blocks [B, Kt] batch by batch.
+
+    Masks depend on seed and batch alone.
+    """
+    parts, blocks = [], []
     for number, start in enumerate(range(0, len(pixels), args.batch_size)):
         batch = encoder_input(pixels[start : start + args.batch_size].to(conditioner.device), conditioner.source)
-        parts.append(conditioner.tell(batch, args.seed * 1_000_003 + number).vectors)
-    return torch.cat(parts).cpu()
+        told = conditioner.tell(batch, args.seed * 1_000_003 + number)
+        parts.append(told.vectors)
+        blocks += [told.masks.targets[:, 0]] if told.masks else []
+    return torch.cat(parts).cpu(), blocks or None
 
 
 def _distances(
-    decoder: network.Decoder, conditioner: Conditioner, pixels: Tensor, told: Tensor, args: argparse.Namespace, name: str
+    decoder: network.Decoder,
+    conditioner: Conditioner,
+    images: tuple[Tensor, Tensor, list[Tensor] | None],
+    args: argparse.Namespace,
+    name: str,
 ) -> dict[str, np.ndarray]:
-    """Of every drawn image to the real one; the noise of an image is the same for all conditions."""
-    found: dict[str, list[Tensor]] = {kind: [] for kind in _DISTANCES}
-    for start in tqdm(range(0, len(pixels), args.batch_size), desc=name, unit="batch", mininterval=5):
+    """Of every drawn image to the real one; the noise of an image is the same for all conditions.
+
+    Args:
+        decoder: draws.
+        conditioner: measures features.
+        images: pixels, conditions, and the blocks' patches by batch; with those also of the block alone.
+        args: batch size, seed, steps.
+        name: of the progress bar.
+    """
+    pixels, told, blocks = images
+    found: dict[str, list[Tensor]] = {}
+    for number, start in enumerate(tqdm(range(0, len(pixels), args.batch_size), desc=name, unit="batch", mininterval=5)):
         part = slice(start, start + args.batch_size)
         conditions = told[part].to(conditioner.device)
         seeds = [args.seed * 1_000_003 + start + i for i in range(len(conditions))]
         drawn = network.sample(decoder, conditions, seeds, args.sampler_steps)
         real = decoder_pixels(pixels[part], decoder.shape.image_size)
-        apart = (drawn.float() - real.float()).square().flatten(1).mean(dim=1).sqrt() / 255
-        one, two = (
-            conditioner.features(encoder_input(x.to(conditioner.device), conditioner.source)).cpu() for x in (drawn, real)
-        )
-        found["pixels"].append(apart)
-        found["features"].append(1 - F.cosine_similarity(one, two, dim=1))
+        for kinds, block in ((_DISTANCES, None), (_OF_BLOCKS, blocks[number] if blocks else None)):
+            if kinds is _OF_BLOCKS and block is None:
+                continue
+            found.setdefault(kinds[0], []).append(_apart(drawn, real, block, conditioner.source.grid))
+            one, two = (
+                conditioner.features(encoder_input(x.to(conditioner.device), conditioner.source), block) for x in (drawn, real)
+            )
+            found.setdefault(kinds[1], []).append(1 - F.cosine_similarity(one, two, dim=1).cpu())
     return {kind: torch.cat(values).double().numpy() for kind, values in found.items()}
+
+
+def _apart(drawn: Tensor, real: Tensor, block: Tensor | None, grid: int) -> Tensor:
+    """Root mean square of pixel differences in 0 .. 1, float32 [B]: of the images, or of a block's patches."""
+    squares = ((drawn.float() - real.float()) / 255).square().mean(dim=-1)
+    if block is None:
+        return squares.flatten(1).mean(dim=1).sqrt()
+    inside = torch.zeros(len(real), grid * grid).scatter_(1, block.cpu(), 1.0).view(-1, 1, grid, grid)
+    inside = F.interpolate(inside, size=real.shape[1:3], mode="nearest")[:, 0]
+    return ((squares * inside).flatten(1).sum(dim=1) / inside.flatten(1).sum(dim=1)).sqrt()
 
 
 def _interval(differences: np.ndarray, seed: int) -> dict[str, float | Sequence[float]]:

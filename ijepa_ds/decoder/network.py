@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,11 +13,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ijepa_ds.durable import save_tensors
 
 FILES = ("decoder.json", "decoder.safetensors")
 NOISE_STEPS = 1000
+_WARM_UP = 0.05
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,25 @@ class Shape:
     layers: int  # residual blocks a resolution
     batch_size: int
     steps: int
-    lr: float
+    lr: float  # the highest: up to it over 5 % of the steps, then down to 0 as a cosine
     ema: float  # of its own weights
+    patch: int = 1  # squares of this side go in and out as channels: fewer pixels for the convolutions, which is cheap
+
+    def rate(self, step: int) -> float:
+        """The learning rate of step number `step`, from 0."""
+        share = (step + 1) / self.steps
+        if share < _WARM_UP:
+            return self.lr * share / _WARM_UP
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (share - _WARM_UP) / (1 - _WARM_UP)))
+
+    def decay(self, step: int) -> float:
+        """Of the moving average at step number `step`: at the start less of the past."""
+        return min(self.ema, (1 + step) / (10 + step))
 
 
 PRESETS = {
     # 32 to 64 pixels, a CPU
-    "cpu": Shape(32, (24, 48, 64), (False, False, True), 1, 16, 5_000, 5e-4, 0.999),
+    "cpu": Shape(32, (32, 64, 64), (False, False, True), 1, 32, 4_000, 1e-3, 0.998, patch=2),
     # 128 to 256 pixels, GPUs
     "gpu": Shape(128, (128, 256, 384, 512), (False, False, True, True), 2, 128, 200_000, 1e-4, 0.9999),
 }
@@ -64,7 +79,9 @@ class Decoder(nn.Module):
         self.register_buffer("scale", torch.ones(width))
         self.embed = nn.Sequential(nn.Linear(width, inner), nn.SiLU(), nn.Linear(inner, inner))
         self.unet = diffusers().UNet2DModel(
-            sample_size=shape.image_size,
+            sample_size=shape.image_size // shape.patch,
+            in_channels=3 * shape.patch**2,
+            out_channels=3 * shape.patch**2,
             block_out_channels=shape.channels,
             layers_per_block=shape.layers,
             down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in shape.attention),
@@ -80,8 +97,11 @@ class Decoder(nn.Module):
         self.scale.copy_(conditions.std(dim=0).clamp(min=1e-3))
 
     def forward(self, noisy: Tensor, time: Tensor, condition: Tensor) -> Tensor:
-        """`noisy: [B, 3, S, S]`, `time: [B]`, `condition: [B, width]` -> velocity `[B, 3, S, S]`."""
-        return self.unet(noisy, time, class_labels=self.embed((condition - self.mean) / self.scale)).sample
+        """`noisy: [B, 3, S, S]`, `time: [B]`, `condition: [B, width]` -> velocity `[B, 3, S, S]`; all float32."""
+        dtype = self.embed[0].weight.dtype
+        told = self.embed(((condition - self.mean) / self.scale).to(dtype))
+        squares = F.pixel_unshuffle(noisy, self.shape.patch).to(dtype)
+        return F.pixel_shuffle(self.unet(squares, time, class_labels=told).sample, self.shape.patch).float()
 
 
 def noise_schedule(kind: str) -> Any:

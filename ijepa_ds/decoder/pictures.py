@@ -15,6 +15,8 @@ from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.transforms import load_eval_images, normalize
 from ijepa_ds.weights import Source
 
+_KEPT = 1 << 30  # bytes of decoded images that are kept in memory
+
 
 def images_of(source: str, option: str) -> ImageFiles:
     """The readable images of any source (a folder, a list, tars, an index).
@@ -47,23 +49,59 @@ def decoder_pixels(pixels: Tensor, size: int) -> Tensor:
     return x.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def training_batches(images: Sequence[str], size: int, batch: int, seed: int, start: int) -> Generator[Tensor, None, None]:
-    """Batches of every step from `start` on, for ever: uint8 [batch, size, size, 3].
+class Pictures:
+    """Images by their number, read as for evaluation; decoded once where all of them fit in memory."""
+
+    def __init__(self, images: Sequence[str], size: int, threads: int = 2) -> None:
+        """Nothing is read yet; `size` is the side in pixels."""
+        self.images, self.size, self.threads = images, size, threads
+        fits = 3 * size**2 * len(images) <= _KEPT
+        self._kept = np.empty((len(images), size, size, 3), dtype=np.uint8) if fits else None
+        self._known = np.zeros(len(images), dtype=bool)
+
+    def read(self, numbers: np.ndarray) -> Tensor:
+        """Images uint8 [B, size, size, 3] of int [B].
+
+        Raises:
+            ValueError: naming an image that cannot be read.
+        """
+        if self._kept is None:
+            return torch.from_numpy(load_eval_images([self.images[i] for i in numbers], self.size, self.threads))
+        new = np.unique(numbers[~self._known[numbers]])
+        if len(new):
+            self._kept[new] = load_eval_images([self.images[i] for i in new], self.size, self.threads)
+            self._known[new] = True
+        return torch.from_numpy(self._kept[numbers])
+
+
+def numbers_of(step: int, batch: int, total: int, seed: int) -> np.ndarray:
+    """Which of `total` images step number `step` has, int64 [batch]; every image once an epoch."""
+    positions = np.arange(step * batch, (step + 1) * batch)
+    chosen = np.empty(batch, dtype=np.int64)
+    for epoch in np.unique(positions // total):
+        here = positions // total == epoch
+        chosen[here] = np.random.default_rng((seed, int(epoch))).permutation(total)[positions[here] % total]
+    return chosen
+
+
+def training_batches(
+    pictures: Pictures, batch: int, seed: int, start: int, rank: int = 0, world_size: int = 1
+) -> Generator[tuple[np.ndarray, Tensor], None, None]:
+    """A rank's share of the batch of every step from `start` on, for ever.
 
     Which images step n has is a function of (seed, n); the next batch is read while the caller works on this one.
-    """
 
-    def read(step: int) -> Tensor:
-        positions = range(step * batch, (step + 1) * batch)
-        chosen = []
-        for epoch in sorted({p // len(images) for p in positions}):
-            order = np.random.default_rng((seed, epoch)).permutation(len(images))
-            chosen += [images[int(order[p % len(images)])] for p in positions if p // len(images) == epoch]
-        return torch.from_numpy(load_eval_images(chosen, size, threads=2))
+    Yields:
+        numbers int64 [B], images uint8 [B, size, size, 3], with B = batch / world_size.
+    """
+    share = slice(rank * batch // world_size, (rank + 1) * batch // world_size)
+
+    def read(step: int) -> tuple[np.ndarray, Tensor]:
+        numbers = numbers_of(step, batch, len(pictures.images), seed)[share]
+        return numbers, pictures.read(numbers)
 
     with ThreadPoolExecutor(1, thread_name_prefix="decoder-data") as pool:
-        ahead = pool.submit(read, start)
-        step = start
+        ahead, step = pool.submit(read, start), start
         while True:
             current, step = ahead.result(), step + 1
             ahead = pool.submit(read, step)

@@ -80,6 +80,8 @@ def open_subject(path: str, which: str | None, heads: int | None, size: int | No
     notes = list(facts.notes)
     if which == "pixels":
         return Subject("pixels", Pixels(), facts)
+    if which is None and facts.which == "context":
+        notes.append("these weights have no target encoder, which the paper evaluates: the context encoder was scored")
     trained = facts.position_grid * facts.patch_size
     if size is not None:
         set_image_size(encoder, size)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 
-def pooled_features(folder: str, checkpoint: str, batch_size: int) -> dict[str, Any]:
-    """Features of a checkpoint's target encoder from all ranks together; on rank 0."""
+def pooled_features(folder: str, checkpoint: str, batch_size: int, which: str = "untrained") -> dict[str, Any]:
+    """Features of a checkpoint's encoder from all ranks together; on rank 0."""
     from deepspeed import comm as dist
 
     from ijepa_ds.engine import initialise_distributed
@@ -17,7 +17,7 @@ def pooled_features(folder: str, checkpoint: str, batch_size: int) -> dict[str, 
     from ijepa_ds.weights import read_encoder
 
     initialise_distributed()
-    encoder, facts = read_encoder(checkpoint, "untrained")
+    encoder, facts = read_encoder(checkpoint, which)
     settings = Settings(size=facts.image_size, mean=facts.mean, std=facts.std, batch_size=batch_size)
     world = World(dist.get_rank(), dist.get_rank(), dist.get_world_size())
     session = Session(encoder, read_pair(f"{folder}/train", f"{folder}/test"), settings, world=world)

@@ -9,8 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ijepa_ds import config
+from ijepa_ds.evals.features import extract
+from ijepa_ds.evals.folders import batches, read_pair
+from ijepa_ds.weights import open_source
+from ijepa_ds.weights.encoder import fill
+from tests.dist import jobs
 from tests.dist.pool import free_port
 from tests.test_evals import run_dir, write_images
+from tests.weights_cases import write_published
 
 __all__ = ["run_dir"]  # a fixture
 pytestmark = pytest.mark.dist
@@ -55,6 +62,25 @@ def test_features_are_the_same_on_any_number_of_ranks(ranks, run_dir: Path, tmp_
         assert alone[part].shape == two[0][part].shape == (rows, 32)
         np.testing.assert_allclose(two[0][part], alone[part], rtol=0, atol=1e-5)
     assert len(np.unique(alone["train"].round(4), axis=0)) > 20  # lost or doubled images would be seen
+
+
+def test_features_do_not_depend_on_how_the_checkpoint_was_written(ranks, tmp_path: Path) -> None:
+    """The same weights, saved by runs of every ZeRO stage, read by one rank and by two, in other batches."""
+    write_images(tmp_path / "train", {"ant": 12, "bee": 9, "cow": 10}, size=48)
+    write_images(tmp_path / "test", {"ant": 3}, size=48)
+    weights = write_published(tmp_path / "x-ep3.pth.tar")
+    encoder = fill(open_source(weights), "target")
+    cfg = jobs.tiny_config()
+    pixels = [next(batches(read_pair(str(tmp_path / "train"), str(tmp_path / "train")).train.paths, 48, 31, 1))]
+    expected = extract(encoder, pixels, cfg.data.mean, cfg.data.std, "cpu")
+    assert float(expected.std(dim=0).max()) > 0.01
+    for stage, writers, readers, batch_size in ((0, 1, 2, 4), (1, 2, 1, 31), (2, 2, 2, 7), (3, 2, 1, 5)):
+        run = tmp_path / f"zero{stage}"
+        ranks(writers).run("start_from", stage=stage, path=str(weights), folder=str(run))
+        config.save_resolved(cfg, run / "config.yaml")
+        arguments = {"folder": str(tmp_path), "checkpoint": str(run), "which": "target", "batch_size": batch_size}
+        found = ranks(readers).run("pooled_features", module="tests.dist.jobs_evals", **arguments)[0]
+        np.testing.assert_allclose(found["train"], expected.numpy(), rtol=0, atol=1e-5)
 
 
 def test_a_rank_that_cannot_read_stops_all_with_one_message(run_dir: Path, tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""`ijepa-ds bench eval`: what reading images costs an evaluation beside the forward pass, and what a linear sweep takes."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ijepa_ds.data.reading import ImageFiles
+from ijepa_ds.data.sources import open_source
+from ijepa_ds.evals import sweep
+from ijepa_ds.evals.features import extract
+from ijepa_ds.evals.folders import batches
+from ijepa_ds.evals.settings import PRECISIONS, Settings
+from ijepa_ds.evals.subject import Subject, default_device, open_subject
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's command line."""
+    parser.add_argument("--checkpoint", required=True, help="run, or weights of any kind")
+    parser.add_argument("--images", required=True, help="folder, list, tars or index")
+    parser.add_argument("--num", type=int, default=2000, help="images of a repeat (2000)")
+    parser.add_argument("--repeats", type=int, default=5, help="of each measurement, one after the other by turns (5)")
+    parser.add_argument("--batch-size", type=int, default=256, help="images (256)")
+    parser.add_argument("--threads", type=int, default=2, help="that decode (2)")
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="float32")
+    parser.add_argument("--device", help="default: cuda where there is one")
+    parser.add_argument("--features", type=int, default=50_000, help="cached features of the sweep; 0: no sweep (50000)")
+    parser.add_argument("--classes", type=int, default=10, help="of the sweep (10)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; 0."""
+    if min(args.num, args.repeats, args.batch_size, args.threads) < 1 or args.features < 0 or args.classes < 2:
+        raise ValueError("expected --num, --repeats, --batch-size and --threads from 1, --features from 0, --classes from 2")
+    subject = open_subject(args.checkpoint, None, None, None)
+    device = args.device or default_device(0)
+    index = open_source(args.images)
+    found = ImageFiles(index, index.readable())
+    paths = [found[i % len(found)] for i in range(args.num)]
+    forward, whole = compare(subject, paths, args, device)
+    share = median(one / both for one, both in zip(forward, whole, strict=True))
+    print(f"{subject.model}, images of {subject.facts.image_size} pixels, {device}, {args.precision}")
+    print(f"forward pass alone     {args.num / median(forward):10.1f} images a second")
+    print(f"features of images     {args.num / median(whole):10.1f} images a second, {100 * share:.1f} % of it")
+    if args.features:
+        heads, seconds = time_sweep(subject.facts.size.width, args.features, args.classes, device)
+        print(f"sweep of {heads} heads on {args.features:,} features, {args.classes} classes: {seconds:.1f} s")
+    return 0
+
+
+def compare(
+    subject: Subject, paths: list[str], args: argparse.Namespace, device: str
+) -> tuple[list[float], list[float]]:
+    """Seconds of the forward pass on images in memory, and of reading them as well; by turns, `args.repeats` of each."""
+    facts, settings = subject.facts, Settings(size=subject.facts.image_size, mean=subject.facts.mean, std=subject.facts.std)
+    dtype = PRECISIONS[args.precision]
+    kept = list(batches(paths, settings.size, args.batch_size, args.threads))
+
+    def timed(images: Callable[[], Iterator[np.ndarray]]) -> float:
+        start = time.perf_counter()
+        extract(subject.encoder, images(), facts.mean, facts.std, device, dtype)
+        return time.perf_counter() - start
+
+    extract(subject.encoder, kept[:1], facts.mean, facts.std, device, dtype)  # the first one is slow
+    forward, whole = [], []
+    for _ in tqdm(range(args.repeats), desc="features", unit="repeat", mininterval=5):
+        forward.append(timed(lambda: iter(kept)))
+        whole.append(timed(lambda: batches(paths, settings.size, args.batch_size, args.threads)))
+    return forward, whole
+
+
+def time_sweep(width: int, features: int, classes: int, device: str) -> tuple[int, float]:
+    """Heads and seconds of the default linear sweep on random cached features of four layers."""
+    rng = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(features, 4 * width, generator=rng), torch.randint(0, classes, (features,), generator=rng)
+    recipe = sweep.Recipe()
+    start = time.perf_counter()
+    sweep.train(lambda _: x, labels, width, recipe, device=device, progress="sweep")
+    return len(sweep.heads_of(recipe)), time.perf_counter() - start

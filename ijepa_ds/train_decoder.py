@@ -1,0 +1,90 @@
+"""A decoder on many GPUs: `deepspeed [...] --module ijepa_ds.train_decoder --deepspeed_config ds_configs/zero3.json ...`.
+
+The other options are those of `ijepa-ds decoder train`, which does the same on one process without DeepSpeed. The ranks share
+each batch; images, masks and noise of a step do not depend on how many they are. Any number of ranks at any ZeRO stage
+continues what another one saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ijepa_ds import hygiene
+
+if TYPE_CHECKING:
+    from ijepa_ds.decoder.network import Shape
+
+logger = logging.getLogger("ijepa_ds")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, or continue; 2 when the user has to mend something."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    hygiene.settle(os.environ)  # before torch is imported
+    try:
+        train(argv)
+    except (ValueError, OSError) as error:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(5)  # rank 0 says it; then the launcher ends this one, or it was the only one
+        print(f"ijepa_ds.train_decoder: {error}", file=sys.stderr, flush=True)
+        return 2
+    from ijepa_ds.engine import barrier, shut_down_distributed
+
+    barrier()
+    shut_down_distributed()
+    return 0
+
+
+def train(argv: Sequence[str] | None) -> None:
+    """This rank's part; it stays in the process group.
+
+    Raises:
+        ValueError: the user has to mend something.
+    """
+    from ijepa_ds.decoder.options import add_arguments, shape_of
+
+    parser = argparse.ArgumentParser(prog="python -m ijepa_ds.train_decoder", description=(__doc__ or "").split("\n")[0])
+    add_arguments(parser)
+    parser.add_argument("--deepspeed_config", required=True, type=Path, help="JSON: how it is spread over devices")
+    text = "images a rank takes through the network at a time, at most: less memory, more passes (32)"
+    parser.add_argument("--max-micro-batch", type=int, default=32, help=text)
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
+    arguments = parser.parse_args(argv)
+    _run(arguments, shape_of(arguments))
+
+
+def _run(arguments: argparse.Namespace, shape: Shape) -> None:
+    from ijepa_ds import config_deepspeed
+    from ijepa_ds.config_batch import plan_batch
+    from ijepa_ds.decoder.learner import CLIP
+    from ijepa_ds.decoder.train import Trainer, opened
+    from ijepa_ds.decoder_engine import ShardedLearner
+    from ijepa_ds.engine import initialise_distributed, world_from_environment
+
+    rank, _, world_size = world_from_environment()
+    if arguments.max_micro_batch < 1:
+        raise ValueError(f"--max-micro-batch {arguments.max_micro_batch}: expected at least 1")
+    try:
+        plan = plan_batch(shape.batch_size, arguments.max_micro_batch, world_size)
+    except ValueError as error:
+        raise ValueError(str(error).replace("optimization.batch_size", "--batch-size")) from error
+    ds_config: dict[str, Any] = config_deepspeed.read_deepspeed(
+        arguments.deepspeed_config, plan, CLIP, arguments.precision
+    )
+    device = initialise_distributed()
+    conditioner, images = opened(arguments, shape, device)
+    learner = ShardedLearner(shape, conditioner.width, device, ds_config, arguments.seed)
+    if rank == 0:
+        logger.info("%s; %d x %d images a step of each rank", learner.describe(), plan.accumulation, plan.micro_batch)
+    Trainer(arguments, shape, conditioner, images, learner).train()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
