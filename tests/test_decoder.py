@@ -183,3 +183,31 @@ def test_intervals() -> None:
     low, high = measure._interval(rng.normal(0.3, 1.0, 400), 0)["interval_95"]  # type: ignore[misc]
     assert 0.1 < low < 0.3 < high < 0.5
     assert measure._interval(np.zeros(5), 0)["interval_95"] == [0.0, 0.0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_gpu_learns_what_the_cpu_began(precision: str, place: Path, tmp_path: Path) -> None:
+    """Weights, moments and the average go from one device to the other; the first loss there is the CPU's."""
+    wish = ["--condition", "block", "--steps", "40", "--save-every", "20", "--precision", precision]
+    assert train(place, tmp_path / "cpu", *wish) == 0
+    assert train(place, tmp_path / "gpu", *wish, "--device", "cuda") == 0
+    (_, on_cpu), (_, on_gpu) = (read_scalars(tmp_path / name)["decoder/loss"] for name in ("cpu", "gpu"))
+    np.testing.assert_allclose(on_gpu, on_cpu, rtol=0.05 if precision == "bfloat16" else 0.01)
+    (tmp_path / "cpu" / network.FILES[0]).unlink()
+    assert train(place, tmp_path / "cpu", *wish, "--device", "cuda") == 0  # reads the CPU's state
+    decoder, _ = network.load(tmp_path / "gpu")
+    told = torch.randn(2, decoder.width)
+    drawn = [network.sample(decoder.to(device), told.to(device), [1, 2], 5).float() for device in ("cpu", "cuda")]
+    assert float((drawn[0] - drawn[1]).abs().mean()) < 2  # of 255: the same noise, other kernels
+
+
+@pytest.mark.gpu
+def test_the_gpu_preset_takes_a_step(place: Path, tmp_path: Path) -> None:
+    """At 128 pixels in bfloat16: a step, a checkpoint, pictures."""
+    small = ["--preset", "gpu", "--batch-size", "8", "--steps", "2", "--precision", "bfloat16", "--device", "cuda"]
+    fixed = ["--checkpoint", str(place / "run"), "--data", str(place / "images"), "--out", str(tmp_path / "out")]
+    assert cli.main(["decoder", "train", *fixed, *small]) == 0
+    decoder, facts = network.load(tmp_path / "out")
+    assert decoder.shape.image_size == 128 and facts["step"] == 2
+    assert all(value.isfinite().all() for value in decoder.state_dict().values())

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from ijepa_ds import cli
 from ijepa_ds.config_sizes import Size
 from ijepa_ds.data.scenes import render
-from ijepa_ds.evals import attentive, finetune, lowshot, rank, scenes
+from ijepa_ds.evals import attentive, finetune, lowshot, rank, scenes, table
 from ijepa_ds.evals.features import extract, num_layers
 from ijepa_ds.evals.folders import batches, crop_batches, read_pair
 from ijepa_ds.evals.presets import PRESETS, published
@@ -330,6 +330,22 @@ def test_weights_without_a_target(tmp_path: Path, capsys: pytest.CaptureFixture)
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["checkpoint"]["which"] == "context"
     assert any("no target encoder" in note for note in result["notes"])
+
+
+def test_a_table_of_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for seed, (before, after) in enumerate(((20.0, 40.0), (22.0, 44.0))):
+        out = tmp_path / f"seed{seed}" / "eval" / "knn"
+        out.mkdir(parents=True)
+        told = {"scores": {"20-NN": after}, "baselines": {"untrained": {"scores": {"20-NN": before}}}}
+        (out / "result.json").write_text(json.dumps(told))
+    runs = [str(tmp_path / "seed0"), str(tmp_path / "seed1")]
+    assert table.main(runs) == 0
+    shown = capsys.readouterr().out
+    assert "| | untrained | trained | gain over untrained |" in shown
+    assert "| 20-NN | 21.0 ± 1.4 | 42.0 ± 2.8 | +21.0 ± 1.4 |" in shown
+    (tmp_path / "seed1" / "eval" / "knn" / "result.json").write_text(json.dumps(told | {"scores": {"10-NN": 1.0}}))
+    assert table.main(runs) == 2 and "not every run has each of: 20-NN, 10-NN" in capsys.readouterr().err
+    assert table.main([*runs, str(tmp_path)]) == 2 and "no eval/*/result.json" in capsys.readouterr().err
 
 
 def test_bench_says_what_reading_costs(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

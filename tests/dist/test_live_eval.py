@@ -1,6 +1,7 @@
 """`eval.every` scores what `ijepa-ds eval` scores, at every ZeRO stage, and the run does not notice."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from ijepa_ds import cli
 from ijepa_ds.checkpoint_folder import list_steps
+from ijepa_ds.dashboard import LAYOUT
 from ijepa_ds.visualize.events import read_scalars
 from tests.dist.test_launch import losses, place, start
 from tests.test_evals import write_images
@@ -36,6 +38,8 @@ def test_live_scores_are_those_of_the_checkpoint_and_training_goes_on_as_before(
     assert [entry["step"] for entry in history] == [2, 4, 6]
     curves = read_scalars(place / "live")
     assert curves["eval/5-NN"][0].tolist() == curves["eval/RankMe"][0].tolist() == [2, 4, 6]
+    for chart, (_, patterns) in ((name, told) for category in LAYOUT.values() for name, told in category.items()):
+        assert any(re.search(str(pattern), tag) for pattern in patterns for tag in curves), f"nothing to see in {chart!r}"
     best = json.loads((place / "live" / "best.json").read_text())
     assert best == max(history, key=lambda entry: entry["5-NN"])
     kept = {path.name for path in (place / "live" / "checkpoints").glob("step_*")}
