@@ -82,6 +82,8 @@ def test_decode_draws_a_page(variant: str, trained: dict[str, Path], place: Path
     assert cli.main(["visualize", "decode", *fixed, "--num", "2", "--samples", "2", "--sampler-steps", "2"]) == 0
     named = re.findall(r'src="([^"]+)"', (tmp_path / "index.html").read_text())
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*named, "index.html"]) and len(named) == 2
+    assert cli.main(["visualize", "decode", *fixed, "--num", "2", "--samples", "2", "--sampler-steps", "2", "--sheet"]) == 0
+    assert re.findall(r'src="([^"]+)"', (tmp_path / "index.html").read_text()) == ["sheet.png"]
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=4, help="drawn for each image (4)")
     parser.add_argument("--sampler-steps", type=int, default=50, help="of DDIM (50)")
     parser.add_argument("--seed", type=int, default=0, help="of masks and samples (0)")
+    parser.add_argument("--sheet", action="store_true", help="one PNG of all images instead of one each")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument("--out", required=True, type=Path, help="folder for the PNGs and index.html")
 
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         seeds = [args.seed * 1_000_003 + k for k in range(args.samples)]
         drawn.append(network.sample(decoder, conditions, seeds, args.sampler_steps).numpy())
         limit = max(limit, float(_spread(drawn[-1]).max()))
+    rows = []
     for i, name in enumerate(pictures.names):
         top, left, height, width = (float(x) * side for x in told.boxes[i])
         marks = () if told.masks is None else ((round(top), round(left), round(height), round(width)),)
@@ -62,9 +64,14 @@ def run(args: argparse.Namespace) -> int:
             panels.append(Panel("context only", seen[i].numpy(), marks=marks))
         panels += [Panel(f"sample {k + 1}", one, marks=marks) for k, one in enumerate(drawn[i])]
         panels.append(Panel("spread", None, _spread(drawn[i]), (0.0, limit), marks))
-        file = f"{i:03d}.png"
-        draw_row(args.out / file, panels, "deviation across samples", columns=len(panels))
-        shown.append(Shown(file, name, f"mean deviation across samples {_spread(drawn[i]).mean():.3f}"))
+        rows.append(panels)
+        if not args.sheet:
+            file = f"{i:03d}.png"
+            draw_row(args.out / file, panels, "deviation across samples", columns=len(panels))
+            shown.append(Shown(file, name, f"mean deviation across samples {_spread(drawn[i]).mean():.3f}"))
+    if args.sheet:
+        draw_row(args.out / "sheet.png", [p for row in rows for p in row], "deviation across samples", columns=len(rows[0]))
+        shown.append(Shown("sheet.png", f"{len(rows)} images", "a row each"))
     write_index(args.out, "What the representation tells", _words(facts["condition"]), shown, _facts(args, source, facts))
     logger.info("written: %s and %d PNGs beside it", args.out / "index.html", len(shown))
     return 0
