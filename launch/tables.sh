@@ -17,7 +17,7 @@ score() {  # RUN TASK OPTION...
     local run=$1 task=$2
     shift 2
     [ -e "$run/eval/$task/result.json" ] && return
-    ijepa-ds eval "$task" --checkpoint "$run" --train "$train" --test "$test" --out "$run/eval/$task" "$@"
+    python -m ijepa_ds.cli eval "$task" --checkpoint "$run" --train "$train" --test "$test" --out "$run/eval/$task" "$@"
 }
 
 for run in "$@"; do

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ijepa_ds import cpu
 from ijepa_ds.decoder.network import Decoder, Shape
 
 Tensors = dict[str, dict[str, Tensor]]  # kind -> name -> values: all float32 and whole, whoever trained
@@ -35,6 +36,8 @@ class Learner:
         self.device, self.low = device, precision == "bfloat16"
         torch.manual_seed(seed)
         self.decoder = Decoder(shape, width).to(device)
+        if device.type == "cpu":
+            cpu.tune(self.decoder, torch.bfloat16 if self.low else torch.float32)
         self._average = copy.deepcopy(self.decoder).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.decoder.parameters(), lr=shape.lr, weight_decay=0.0, fused=True)
 
