@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     device = args.device or default_device(0)
     index = open_source(args.images)
     found = ImageFiles(index, index.readable())
-    paths = [found[i % len(found)] for i in range(args.num)]
+    paths: list[str] = [found[i % len(found)] for i in range(args.num)]
     forward, whole = compare(subject, paths, args, device)
     share = median(one / both for one, both in zip(forward, whole, strict=True))
     print(f"{subject.model}, images of {subject.facts.image_size} pixels, {device}, {args.precision}")

@@ -98,7 +98,7 @@ class Decoder(nn.Module):
 
     def forward(self, noisy: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """`noisy: [B, 3, S, S]`, `time: [B]`, `condition: [B, width]` -> velocity `[B, 3, S, S]`; all float32."""
-        dtype = self.embed[0].weight.dtype
+        dtype: torch.dtype = self.unet.dtype
         told = self.embed(((condition - self.mean) / self.scale).to(dtype))
         squares = F.pixel_unshuffle(noisy, self.shape.patch).to(dtype)
         return F.pixel_shuffle(self.unet(squares, time, class_labels=told).sample, self.shape.patch).float()
