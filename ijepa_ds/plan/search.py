@@ -16,8 +16,8 @@ from ijepa_ds.plan.work import Work
 # bucket, second bucket: as in the shipped ds_configs/zero0.json ... zero3.json
 _SHIPPED: dict[int, dict[str, Any]] = {
     0: {"bucket": 500_000_000, "double_bucket": False},
-    1: {"bucket": 100_000_000, "double_bucket": False},
-    2: {"bucket": 100_000_000, "double_bucket": True},
+    1: {"bucket": 100_000_000, "double_bucket": False, "all_reduce": False},
+    2: {"bucket": 100_000_000, "double_bucket": True, "all_reduce": False},
     3: {"bucket": 50_000_000, "double_bucket": False, "persist": 0},
 }
 

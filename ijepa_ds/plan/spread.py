@@ -30,6 +30,7 @@ class Spread:
         reuse: stage 3 keeps gathered weights that are needed again within so many elements.
         live: elements that stage 3 keeps gathered at most.
         persist: parameters up to this many elements stay gathered under stage 3.
+        all_reduce: stages 1 and 2 reduce gradients on every rank, not on their owner alone.
     """
 
     stage: int
@@ -46,6 +47,7 @@ class Spread:
     reuse: int = _REUSE
     live: int = _LIVE
     persist: int = _PERSIST
+    all_reduce: bool = True
 
     @property
     def world(self) -> int:
@@ -77,4 +79,5 @@ def spread_of(ds_config: dict[str, Any], plan: BatchPlan, nodes: int, gpus: int)
         reuse=int(zero.get("stage3_max_reuse_distance", _REUSE)),
         live=int(zero.get("stage3_max_live_parameters", _LIVE)),
         persist=int(zero.get("stage3_param_persistence_threshold", _PERSIST)),
+        all_reduce=bool(zero.get("use_multi_rank_bucket_allreduce", True) or not zero.get("reduce_scatter", True)),
     )

@@ -13,8 +13,9 @@ from ijepa_ds.plan.memory import kept
 from ijepa_ds.plan.spread import Spread
 from ijepa_ds.plan.work import Work
 
-# What a rank sends for a message of one byte, as a multiple of (W - 1) / W (NCCL tests, "bus bandwidth")
-_SENT = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}
+# What a rank sends for a message of one byte, as a multiple of (W - 1) / W (NCCL tests, "bus bandwidth"); reductions to
+# one rank each, over all their roots: all ranks but the root send it once
+_SENT = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "reduce": 1}
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Message:
 
     Attributes:
         purpose: for the table.
-        kind: all_reduce, all_gather or reduce_scatter.
+        kind: all_reduce, all_gather, reduce_scatter or reduce.
         bytes: of the messages together.
         group: ranks that take part.
         when: "forward", "backward" or "step": what the sending can hide behind.
@@ -50,14 +51,14 @@ def traffic_of(work: Work, spread: Spread) -> list[Message]:
     if spread.stage == 0:
         return [Message("gradients", "all_reduce", b * every, world, "step")]
     if spread.stage < 3:
-        # DeepSpeed 0.19 all-reduces buckets whole and keeps its share (use_multi_rank_bucket_allreduce), stage 2 at
-        # every micro-batch, as it does not keep gradients that are not its own
-        gradients = b * every * (rounds if spread.stage == 2 else 1)
+        # DeepSpeed 0.19 all-reduces buckets whole and keeps its share, or (use_multi_rank_bucket_allreduce: false) reduces
+        # every slice to its owner; stage 2 at every micro-batch, as it does not keep gradients that are not its own
+        gradients, kind = b * every * (rounds if spread.stage == 2 else 1), "all_reduce" if spread.all_reduce else "reduce"
         if spread.stage == 1 and b == 2 and rounds > 1:
-            gradients *= 2  # BF16_Optimizer reduces its float32 sums
+            gradients, kind = 2 * gradients, "all_reduce"  # BF16_Optimizer all-reduces its float32 sums
         when = "backward" if spread.double_bucket else "step"
         return [
-            Message("gradients", "all_reduce", gradients, world, when),
+            Message("gradients", kind, gradients, world, when),
             Message("weights after the step", "all_gather", b * _flat(work, None, world), world, "step"),
             Message("target after the EMA", "all_gather", b * _flat(work, "encoder", world), world, "step"),
         ]
