@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import torch
@@ -35,14 +36,15 @@ def load(engine: Engine, reader: CheckpointReader) -> None:
     _check_complete(engine, reader)
     layout, adam_step = engine.layout, reader.manifest["adam_step"]
     with torch.no_grad():
-        moments = [{k: torch.zeros_like(layout.master(s)) for k in _MOMENTS} for s in range(layout.num_slots)]
-        for piece in layout.pieces:
-            layout.view(layout.master(piece.slot), piece).copy_(reader.read("master", piece.name, piece))
-            for key in _MOMENTS if adam_step else ():
-                layout.view(moments[piece.slot][key], piece).copy_(reader.read(key, piece.name, piece))
-        if adam_step:
-            for slot, values in enumerate(moments):
-                layout.set_moments(slot, values["exp_avg"], values["exp_avg_sq"], adam_step)
+        for slot in range(layout.num_slots):
+            master, pieces = layout.master(slot), [piece for piece in layout.pieces if piece.slot == slot]
+            for piece in pieces:
+                layout.view(master, piece).copy_(reader.read("master", piece.name, piece))
+            if adam_step:
+                moments = {key: torch.zeros_like(master) for key in _MOMENTS}
+                for piece, key in itertools.product(pieces, _MOMENTS):
+                    layout.view(moments[key], piece).copy_(reader.read(key, piece.name, piece))
+                layout.set_moments(slot, moments["exp_avg"], moments["exp_avg_sq"], adam_step)
         layout.publish_masters()
         for piece in engine.ema.pieces:
             buffer = engine.ema.layout.view(engine.ema.average[piece.slot], piece)

@@ -68,6 +68,11 @@ VERBS = {
         "does a model fit on this machine, and what does a step cost",
         "ijepa-ds bench fit --config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json --ranks 2",
     ),
+    "bench state": (
+        "ijepa_ds.bench.state",
+        "bytes of model state on a rank at every ZeRO stage",
+        "ijepa-ds bench state --config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json --ranks 2",
+    ),
     "bench checkpoint": (
         "ijepa_ds.bench.checkpoint",
         "what saving costs the steps, behind them and waited for",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,8 @@ def _zero(source: _Source, plan: BatchPlan) -> list[str]:
     for key, least in (("offload_optimizer", 1), ("offload_param", 3)):
         if key in zero:
             problems += _offload(source, key, zero[key])
+            if isinstance(zero[key], dict) and zero[key].get("device") == "nvme":
+                least = 3
             if stage < least:
                 refuse([key], f"needs stage {least}{' or more' if least < 3 else ''}, this is stage {stage}")
     group = zero.get("zero_hpz_partition_size", 1)
@@ -148,16 +151,25 @@ def _offload(source: _Source, block: str, value: Any) -> list[str]:
     problems = []
     for key in value:
         where, allowed = source.where([*names, key]), keys.OFFLOAD_ALLOWED[block]
+        if key in allowed:
+            continue
         if key in keys.OFFLOAD_REFUSED:
             problems.append(
                 f"{where}: {block}.{key}: cannot be used here, remove it: {keys.OFFLOAD_REFUSED[key]}"
             )
-        elif key not in allowed:
+        else:
             problems.append(f"{where}: {block}.{key}: unknown key{suggest(key, allowed) or '; remove it'}")
     device = value.get("device", "none")
-    if device not in ("cpu", "none"):
-        reason = keys.OFFLOAD_REFUSED["nvme_path"] if device == "nvme" else "must be cpu or none"
+    if device not in keys.OFFLOAD_DEVICES[block]:
+        known = "must be " + " or ".join(keys.OFFLOAD_DEVICES[block])
+        reason = keys.OFFLOAD_REFUSED["nvme_path"] if device == "nvme" else known
         problems.append(f"{source.where([*names, 'device'])}: {block}.device: {device!r}: {reason}")
+    path = value.get("nvme_path")
+    if device == "nvme" and not (isinstance(path, str) and path):
+        problems.append(
+            f"{source.where(names)}: {block}.nvme_path: {path!r}: name a folder on a local disk of every host, which each run "
+            "fills with the state of its ranks"
+        )
     return problems
 
 
@@ -179,7 +191,11 @@ def _complete(written: dict[str, Any], plan: BatchPlan, clip_grad: float, precis
         "gradient_clipping": clip_grad,  # left out, DeepSpeed would clip at 1
     }
     zero = result["zero_optimization"]
-    if zero.get("offload_optimizer", {}).get("device") == "cpu":
+    offload = zero.get("offload_optimizer", {})
+    if offload.get("device") == "nvme":  # two runs on one disk must not share files
+        folder = f"{Path(cfg.run.dir).name}-{zlib.crc32(str(Path(cfg.run.dir).absolute()).encode()):08x}"
+        zero["offload_optimizer"] = {**offload, "nvme_path": str(Path(offload["nvme_path"]) / folder)}
+    if offload.get("device") in ("cpu", "nvme"):
         result["zero_force_ds_cpu_optimizer"] = (
             False  # else it insists on its own Adam, which is compiled at start
         )

@@ -7,6 +7,7 @@ devices, never what it computes, and only in ways under which the float32 EMA ta
 
 # Memory, communication and diagnostics: passed on as written.
 ALLOWED = {
+    "aio",
     "comet",
     "comms_logger",
     "communication_data_type",
@@ -51,7 +52,6 @@ _CHECKPOINTS = "checkpoints are written by this package (run.checkpoint_every, r
 
 # Everything else DeepSpeed knows -> why it is refused.
 REFUSED = {
-    "aio": "NVMe swaps whole parameter groups at every read of the EMA",
     "autotuning": "it starts training runs of its own",
     "checkpoint": _CHECKPOINTS,
     "compile": "compiled ZeRO replaces the hooks that keep the EMA target in step",
@@ -140,15 +140,19 @@ ZERO_REFUSED = {
 }
 
 OFFLOAD_ALLOWED = {
-    "offload_optimizer": {"device", "fast_init", "pin_memory", "pipeline_read", "pipeline_write"},
+    "offload_optimizer": {"buffer_count", "device", "fast_init", "nvme_path", "pin_memory"},
     "offload_param": {"device", "pin_memory"},
 }
+OFFLOAD_DEVICES = {"offload_optimizer": ("cpu", "nvme", "none"), "offload_param": ("cpu", "none")}
+_PARAMETERS_ON_DISK = "the target's swapped-out weights cannot be written to; parameters go to cpu, optimizer states to nvme"
 OFFLOAD_REFUSED = {
     "buffer_count": "it is for NVMe",
     "buffer_size": "it is for NVMe",
     "cpuadam_cores_perc": "it is for super_offload",
     "max_in_cpu": "it is for NVMe",
-    "nvme_path": "NVMe swaps whole parameter groups at every read of the EMA; offload to cpu",
+    "nvme_path": _PARAMETERS_ON_DISK,
+    "pipeline_read": "the EMA would read files that are still being written",
+    "pipeline_write": "the EMA would read files that are still being written",
     "ratio": "master weights on two devices at once are not read by the EMA",
     "super_offload": "its asynchronous optimizer delays master weights, so the EMA would read stale ones",
 }

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ijepa_ds.zero_layout import Piece, ZeroLayout, gather_flat, publish_partitions
+from ijepa_ds.zero_layout import Piece, ZeroLayout
+from ijepa_ds.zero_publish import gather_flat, publish_partitions
 
 
 class ShardedEMA:
@@ -45,7 +46,7 @@ class ShardedEMA:
         self.layout = ZeroLayout(engine, named)
         if self.layout.kind == "flat":
             self._flat_targets = self._share_flat_buffers()
-        self.average = [self.layout.master(slot).clone() for slot in range(self.layout.num_slots)]
+        self.average = [self.layout.copy_of_master(slot, "average") for slot in range(self.layout.num_slots)]
         self.publish()
 
     @property

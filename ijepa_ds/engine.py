@@ -1,6 +1,6 @@
 """The DeepSpeed engine around the networks: start, optimizer groups, hyper-parameters, one step.
 
-With `zero_layout.py`, `ema.py` and `checkpoint.py` the only importer of deepspeed; no deepspeed name goes past this file.
+With `zero_*.py`, `collectives.py` and `checkpoint.py` the only importer of deepspeed; no deepspeed name goes past this file.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ijepa_ds.masks import Masks
 from ijepa_ds.vit import initial_value
 from ijepa_ds.vit_blocks import BLOCKS
 from ijepa_ds.weights.start import Start
+from ijepa_ds.zero_disk import check_async_io
 from ijepa_ds.zero_layout import ZeroLayout, check_version
 
 logger = logging.getLogger(__name__)
@@ -136,7 +137,10 @@ class Engine:
         """
         self.cfg, self.device = cfg, device
         self.compute_dtype = torch.bfloat16 if cfg.model.precision == "bfloat16" else torch.float32
-        self.stage = ds_config["zero_optimization"]["stage"] if "zero_optimization" in ds_config else 0
+        zero = ds_config.get("zero_optimization", {"stage": 0})
+        self.stage = zero["stage"]
+        if zero.get("offload_optimizer", {}).get("device") == "nvme":
+            check_async_io()
         with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=self.stage == 3):
             model = ijepa.build(cfg)
         if self.stage == 3:

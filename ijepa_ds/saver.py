@@ -82,7 +82,7 @@ class Saver:
         numel = (1 + len(_MOMENTS)) * sum(piece.numel for piece in _mine(engine, engine.layout.pieces))
         numel += sum(piece.numel for piece in _mine(engine, engine.ema.pieces))
         # the last element is Adam's step; pinned, so that a GPU copies into it by itself
-        self._host = torch.empty(numel + 1, dtype=torch.float32, pin_memory=engine.device.type == "cuda")
+        self._host = engine.layout.scratch(numel + 1, "checkpoint")
         self._host.zero_()  # have the memory now: the first save would wait for its pages
         self._job: _Job | None = None
         self._failed, self._again, self._warned = False, 0, False

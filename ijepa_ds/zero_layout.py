@@ -22,9 +22,10 @@ import deepspeed
 import torch
 from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor
 
+from ijepa_ds.zero_disk import SwapFiles, mapped
+from ijepa_ds.zero_publish import gather_flat, publish_partitions
 from ijepa_ds.zero_support import unsupported
 
 SUPPORTED = "0.19."  # the release series whose attributes are read below; they are not API
@@ -72,6 +73,7 @@ class ZeroLayout:
         self.world_size, self.rank = dist.get_world_size(), dist.get_rank()
         self.pieces: list[Piece] = []
         self._keys: list[Any] = []  # of slots: an index into DeepSpeed's lists, or a parameter
+        self._files = SwapFiles(self.optimizer) if getattr(self.optimizer, "swap_optimizer", False) else None
         optimizer, first = self.optimizer, next(iter(named.values()))
         if hasattr(first, "ds_id"):
             self.kind = "partitioned"
@@ -167,7 +169,23 @@ class ZeroLayout:
 
     def master(self, slot: int) -> Tensor:
         """1-D view of this slot's master weights. Fetch it anew each step: DeepSpeed may re-create it."""
+        if self.in_files(slot):
+            return self._files.master(self._keys[slot])
         return self.holder(slot).detach().view(-1)
+
+    def in_files(self, slot: int) -> bool:
+        """Whether DeepSpeed keeps this slot's state on disk between steps."""
+        return self._files is not None and self._files.has(self._keys[slot])
+
+    def copy_of_master(self, slot: int, name: str) -> Tensor:
+        """A new buffer like this slot's master weights, with their values, where they are: in memory, or in a file `name`."""
+        return self._files.beside(self._keys[slot], name) if self.in_files(slot) else self.master(slot).clone()
+
+    def scratch(self, numel: int, name: str) -> Tensor:
+        """`[numel]` float32 of any content on the host: in a file where the state is, pinned on a GPU machine."""
+        if self._files is not None:
+            return mapped(self._files.folder / name, numel, create=True)
+        return torch.empty(numel, dtype=torch.float32, pin_memory=torch.cuda.is_available())
 
     def view(self, buffer: Tensor, piece: Piece) -> Tensor:
         """The elements of `piece` in a buffer laid out like its slot."""
@@ -179,21 +197,28 @@ class ZeroLayout:
     def moments(self, slot: int) -> dict[str, Tensor]:
         """Adam's state of a slot: `exp_avg`, `exp_avg_sq` (1-D views) and `step`; empty before the first step."""
         state = self._inner().state.get(self.holder(slot), {})
+        if self.in_files(slot):
+            return self._files.moments(self._keys[slot], state)
         return {key: value.view(-1) if key != "step" else value for key, value in state.items()}
 
     def forget_moments(self) -> None:
         """Adam's state as before the first step; at stage 0 with bfloat16 DeepSpeed makes one to allocate, and counts it."""
         self._inner().state.clear()
+        if self._files is not None:
+            self._files.forget_moments()
 
     def set_moments(self, slot: int, exp_avg: Tensor, exp_avg_sq: Tensor, step: int) -> None:
         """Give a slot Adam's state. The tensors are taken over, not copied; `step` gets a tensor of its own."""
         holder = self.holder(slot)
         fused = bool(self._inner().defaults.get("fused"))
-        self._inner().state[holder] = {
+        shape = exp_avg.shape if self.in_files(slot) else holder.shape  # on disk: empty until it is read
+        state = self._inner().state[holder] = {
             "step": torch.tensor(float(step), dtype=torch.float32, device=holder.device if fused else "cpu"),
-            "exp_avg": exp_avg.view_as(holder),
-            "exp_avg_sq": exp_avg_sq.view_as(holder),
+            "exp_avg": exp_avg.view(shape),
+            "exp_avg_sq": exp_avg_sq.view(shape),
         }
+        if self.in_files(slot):
+            self._files.set_moments(self._keys[slot], state)
 
     @torch.no_grad()
     def publish_masters(self) -> None:
@@ -217,27 +242,3 @@ class ZeroLayout:
     def _partition(self, buffer: Tensor, piece: Piece) -> Tensor:
         """A stage-3 piece with its padding: the whole partition of the parameter."""
         return buffer.narrow(0, piece.offset, self.named[piece.name].ds_tensor.numel())
-
-
-@torch.no_grad()
-def publish_partitions(pairs: list[tuple[Any, Tensor]]) -> None:
-    """Write this rank's stage-3 partitions, without communication.
-
-    Args:
-        pairs: a partitioned parameter, and the values of its partition on this rank (padding included), 1-D.
-    """
-    for parameter, _ in pairs:
-        if parameter.ds_status == ZeroParamStatus.AVAILABLE:
-            # A small parameter that DeepSpeed keeps gathered: drop the full copy, or it would hide the new values.
-            parameter.partition(has_been_updated=False)
-        parameter.ds_secondary_tensor = None  # hpZ's copy within the node: stale as well, rebuilt at the next gather
-    torch._foreach_copy_([p.ds_tensor.data.view(-1) for p, _ in pairs], [value for _, value in pairs])
-
-
-@torch.no_grad()
-def gather_flat(flat: Tensor, share: Tensor, group: Any) -> None:
-    """Fill a replicated flat buffer from every rank's `share` of it: one all-gather in the buffer's type."""
-    rank, numel = dist.get_rank(group), share.numel()
-    local = flat.narrow(0, rank * numel, numel)
-    local.copy_(share)
-    dist.all_gather_into_tensor(flat, local.clone(), group=group)

@@ -37,11 +37,14 @@ def _zero(engine: Any) -> Iterator[str]:
         block = getattr(zero, key, None)
         if block is None:
             continue
-        if str(getattr(block.device, "value", block.device)) == "nvme":
+        on_disk = str(getattr(block.device, "value", block.device)) == "nvme"
+        if on_disk and key == "offload_param":
             yield (
-                f"zero_optimization.{key}.device nvme: DeepSpeed swaps whole parameter groups in and out at every read, and "
-                "the swapped-out buffers are empty: offload to cpu"
+                f"zero_optimization.{key}.device nvme: the teacher's partitions are empty between steps, so nothing can be "
+                "written into them: offload parameters to cpu, optimizer states to nvme"
             )
+        if on_disk and (getattr(block, "pipeline_read", False) or getattr(block, "pipeline_write", False)):
+            yield f"zero_optimization.{key}.pipeline_read, pipeline_write: the EMA would read half-written files: remove them"
         if getattr(block, "ratio", 1.0) != 1.0:
             yield f"zero_optimization.{key}.ratio: master weights on two devices at once are not read here: remove it"
         if getattr(block, "super_offload", False):

@@ -88,6 +88,31 @@ def test_an_offloaded_optimizer_may_be_torchs(tmp_path: Path) -> None:
     assert load_deepspeed(path, CONFIG, WHOLE)["zero_force_ds_cpu_optimizer"] is False
 
 
+def test_every_run_has_its_own_folder_on_disk(tmp_path: Path) -> None:
+    zero = {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/disk"}}
+    path = write(tmp_path, {"zero_optimization": zero})
+    folders = set()
+    for run in ("runs/a", "runs/b", "elsewhere/a"):
+        cfg = replace(CONFIG, run=replace(CONFIG.run, dir=run))
+        block = load_deepspeed(path, cfg, WHOLE)["zero_optimization"]["offload_optimizer"]
+        folders.add(block["nvme_path"])
+        assert Path(block["nvme_path"]).parent == Path("/disk")
+    assert len(folders) == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "block", "text"),
+    [
+        ("offload_optimizer", {"device": "nvme"}, "offload_optimizer.nvme_path: None: name a folder on a local disk"),
+        ("offload_optimizer", {"device": "nvme", "nvme_path": "/d", "pipeline_read": True}, "the EMA would read files that"),
+        ("offload_param", {"device": "nvme"}, "offload_param.device: 'nvme': the target's swapped-out weights"),
+        ("offload_optimizer", {"device": "disk"}, "offload_optimizer.device: 'disk': must be cpu or nvme or none"),
+    ],
+)
+def test_offload_that_cannot_be(tmp_path: Path, key: str, block: dict, text: str) -> None:
+    assert text in refused(write(tmp_path, {"zero_optimization": {"stage": 3, key: block}}))[0]
+
+
 def test_everything_wrong_at_once(tmp_path: Path) -> None:
     text = """{
   "zero_optimisation": {"stage": 3},
@@ -111,7 +136,7 @@ def test_everything_wrong_at_once(tmp_path: Path) -> None:
 """
     lines = refused(write(tmp_path, text))
     places = sorted(int(line.split(":")[1]) for line in lines)
-    assert places == [2, 3, 6, 7, 8, 9, 11, 12, 13, 16, 18], lines
+    assert places == [2, 3, 6, 7, 8, 9, 10, 13, 16, 18], lines
     said = "\n".join(lines)
     for text in (
         "wandb: given twice",
@@ -122,7 +147,7 @@ def test_everything_wrong_at_once(tmp_path: Path) -> None:
         "reduce_buket_size: unknown key of zero_optimization; did you mean 'reduce_bucket_size'?",
         "zero_hpz_partition_size: 3 must be a whole number that divides 4 devices",
         "offload_param: needs stage 3, this is stage 2",
-        "offload_optimizer.device: 'nvme': NVMe swaps",
+        "offload_optimizer: needs stage 3, this is stage 2",
         "offload_optimizer.pin_memry: unknown key; did you mean 'pin_memory'?",
     ):
         assert text in said
@@ -182,7 +207,7 @@ def test_shipped_files_are_accepted(path: Path) -> None:
 
 def test_all_stages_are_shipped() -> None:
     names = {path.stem for path in SHIPPED}
-    assert {"zero0", "zero1", "zero2", "zero3", "zero3_offload", "zero3_hpz"} <= names
+    assert {"zero0", "zero1", "zero2", "zero3", "zero3_offload", "zero3_nvme", "zero3_hpz"} <= names
 
 
 def test_lists_match_the_installed_deepspeed() -> None:

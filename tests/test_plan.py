@@ -248,7 +248,10 @@ def test_planning_needs_neither_networks_nor_deepspeed(repository: Path) -> None
 def test_plan_of_an_offloaded_optimizer_moves_it_to_the_host(h14: Config) -> None:
     work = work_of(h14, Tokens(69, 43, 69, 43))
     memory = memory_of(work, replace(GPUS, offload=True))
-    assert memory.masters == memory.moments == 0 and memory.host == pytest.approx(12 * work.count() / 16)
+    states = (12 * work.count() + 4 * work.count("encoder")) / 16
+    assert memory.masters == memory.moments == memory.ema == 0 and memory.host == pytest.approx(states)
+    memory = memory_of(work, replace(GPUS, offload=True, offload_weights=True))
+    assert memory.states == 0 and memory.host == pytest.approx(states + 2 * (work.count() + work.count("encoder")) / 16)
     plan = plan_of(h14, work, GPUS, DEVICES["h100"], 1000)
     assert plan.checkpoint_bytes == 12 * work.count() + 4 * work.count("encoder")
     assert plan.hours() is not None

@@ -27,12 +27,13 @@ def engine(zero: dict[str, Any], groups: list | None = None, mpu: Any = None, lo
 def test_plain_stages_are_followed(stage: int) -> None:
     assert unsupported(engine({"stage": stage})) == []
     assert unsupported(engine({"stage": stage, "offload_optimizer": {"device": "cpu"}})) == []
+    assert unsupported(engine({"stage": stage, "offload_optimizer": DISK})) == []
 
 
 @pytest.mark.parametrize(
     ("zero", "key"),
     [
-        ({"stage": 3, OPTIMIZER: DISK}, "zero_optimization.offload_optimizer.device nvme"),
+        ({"stage": 3, OPTIMIZER: DISK | {"pipeline_read": True}}, "zero_optimization.offload_optimizer.pipeline_read"),
         ({"stage": 3, PARAMETERS: DISK}, "zero_optimization.offload_param.device nvme"),
         ({"stage": 3, OPTIMIZER: {"device": "cpu", "ratio": 0.5}}, "zero_optimization.offload_optimizer.ratio"),
         ({"stage": 3, OPTIMIZER: SUPER}, "zero_optimization.offload_optimizer.super_offload"),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from ijepa_ds.engine import Engine
 
 PUBLISHED = 20  # bytes a parameter on every rank: float32 weights, gradients, two moments and target encoder
 
@@ -32,6 +35,32 @@ def live_bytes() -> int:
             if isinstance(tensor, Tensor) and type(tensor).__name__ != "FakeTensor":
                 count(tensor)
     return sum(storages.values())
+
+
+def held_bytes(engine: Engine) -> dict[str, int]:
+    """Bytes of this rank's model state by part, in memory: every storage once, in the first part that has it."""
+    model, layout = engine.deepspeed.module, engine.layout
+    slots = [slot for slot in range(layout.num_slots) if not layout.in_files(slot)]
+    moments = [value for slot in slots for key, value in layout.moments(slot).items() if key != "step"]
+    seen: set[int] = set()
+
+    def total(tensors: Iterable[Tensor]) -> int:
+        new = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}
+        new = {pointer: size for pointer, size in new.items() if pointer not in seen}
+        seen.update(new)
+        return sum(new.values())
+
+    def weights(part: nn.Module) -> Iterator[Tensor]:
+        for parameter in part.parameters():
+            yield parameter.data if not hasattr(parameter, "ds_tensor") else parameter.ds_tensor.data
+
+    return {
+        "weights": total([*weights(model.encoder), *weights(model.predictor)]),
+        "target": total(weights(model.target_encoder)),
+        "masters": total(layout.master(slot) for slot in slots),
+        "moments": total(moments),
+        "EMA": total(a for slot, a in enumerate(engine.ema.average) if not engine.ema.layout.in_files(slot)),
+    }
 
 
 def state_bytes(stage: int, world_size: int, encoder: int, predictor: int, width: int) -> int:

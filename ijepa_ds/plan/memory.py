@@ -28,7 +28,7 @@ class Memory:
         activations_checkpointed: the same with activation checkpointing.
         activations_whole: the same without.
         loader: images decoded ahead (without the decoder's own scratch memory).
-        host: bytes that offloading moved into main memory.
+        host: bytes that offloading moved off the device, into main memory or files.
         peak: the most that is held at once on the device.
     """
 
@@ -65,10 +65,11 @@ def memory_of(work: Work, spread: Spread, prefetch: int = 0) -> Memory:
     held = 1.0 / spread.world if spread.stage == 3 else 1.0
     copies = spread.stage > 0 or b == 2  # stage 0 in float32: the weights are their own masters
     masters, moments = 4.0 * every * share * copies, 8.0 * every * share
-    host = masters + moments if spread.offload else 0.0
-    if spread.offload:
-        masters = moments = 0.0
-    weights = b * every * held
+    ema, weights, target, host = 4.0 * encoder * share, b * every * held, b * encoder * held, 0.0
+    if spread.offload:  # the EMA lives beside the masters
+        host, masters, moments, ema = masters + moments + ema, 0.0, 0.0, 0.0
+    if spread.offload_weights:
+        host, weights, target = host + weights + target, 0.0, 0.0
     if spread.hpz > 1:
         weights += b * every / spread.hpz
     gradients = _gradients(work, spread)
@@ -78,10 +79,10 @@ def memory_of(work: Work, spread: Spread, prefetch: int = 0) -> Memory:
     activations = activations_of(work, spread.micro_batch)
     memory = Memory(
         weights=weights,
-        target=b * encoder * held,
+        target=target,
         masters=masters,
         moments=moments,
-        ema=4.0 * encoder * share,
+        ema=ema,
         gradients=gradients,
         gradients_kept=gradients if spread.stage != 1 else gradients / spread.world,
         buffers=buffers,

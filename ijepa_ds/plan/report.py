@@ -139,7 +139,8 @@ def table(plan: Plan) -> str:
     s, w, t = plan.spread, plan.work, plan.timing
     lines = [
         f"{s.nodes} x {s.gpus} {plan.device.name}, ZeRO-{s.stage}{f', hpZ {s.hpz}' if s.hpz > 1 else ''}"
-        f"{', optimizer on the host' if s.offload else ''}; {s.images:,} images a step = {s.world} x {s.micro_batch} x "
+        f"{', optimizer' * s.offload}{' and weights' * s.offload_weights}{' on the host' * s.offload}; "
+        f"{s.images:,} images a step = {s.world} x {s.micro_batch} x "
         f"{s.accumulation} accumulated; {'bfloat16' if w.weight_bytes == 2 else 'float32'}, activation checkpointing "
         f"{'off' if w.checkpointing == 'none' else w.checkpointing}",
         f"parameters     encoder {w.count('encoder'):,}, predictor {w.count('predictor'):,}",

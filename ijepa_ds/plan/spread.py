@@ -22,7 +22,8 @@ class Spread:
         micro_batch: images of a device and pass.
         accumulation: passes a step.
         hpz: ranks that share a second copy of the weights (ZeRO++); 1: no such copy.
-        offload: optimizer states on the host.
+        offload: optimizer states and moving average on the host, in memory or in files.
+        offload_weights: weights and target's on the host, in memory.
         bucket: elements of the gradient bucket.
         double_bucket: a second bucket, so that reducing overlaps the backward pass.
         contiguous: gradients are copied into buckets.
@@ -40,6 +41,7 @@ class Spread:
     accumulation: int
     hpz: int = 1
     offload: bool = False
+    offload_weights: bool = False
     bucket: int = _BUCKET
     double_bucket: bool = False
     contiguous: bool = True
@@ -71,7 +73,8 @@ def spread_of(ds_config: dict[str, Any], plan: BatchPlan, nodes: int, gpus: int)
         micro_batch=plan.micro_batch,
         accumulation=plan.accumulation,
         hpz=int(zero.get("zero_hpz_partition_size", 1)),
-        offload=zero.get("offload_optimizer", {}).get("device", "none") == "cpu",
+        offload=zero.get("offload_optimizer", {}).get("device", "none") != "none",
+        offload_weights=zero.get("offload_param", {}).get("device", "none") != "none",
         bucket=int(zero.get("reduce_bucket_size", _BUCKET)),
         double_bucket=bool(zero.get("overlap_comm", False)) and stage in (1, 2),
         contiguous=bool(zero.get("contiguous_gradients", True)),

@@ -212,6 +212,31 @@ def bench_verb(verb: str, place: str, steps: int) -> dict[str, Any]:
         return module.measure(cfg, *spread(cfg, 2, dist.get_world_size()), dist.get_rank(), steps)
 
 
+def start_values(stage: int) -> dict[str, np.ndarray]:
+    """The target encoder of an engine that has not taken a step."""
+    from deepspeed import comm as dist
+
+    from ijepa_ds.engine import initialise_distributed
+
+    initialise_distributed()
+    return _gathered_target(make_engine(tiny_config(), stage, dist.get_world_size())[0])
+
+
+def bench_state(place: str, precision: str) -> dict[str, Any]:
+    """What `ijepa-ds bench state` measures on a rank, with the images in `place`."""
+    from dataclasses import replace
+
+    from deepspeed import comm as dist
+
+    from ijepa_ds.bench import state_rank
+    from ijepa_ds.engine import initialise_distributed
+
+    initialise_distributed()
+    cfg = tiny_config(precision, model={"width": 192})
+    cfg = replace(cfg, data=replace(cfg.data, source=place))
+    return state_rank.measure(cfg, *spread(cfg, 3, dist.get_world_size()), dist.get_rank(), 0b1111)
+
+
 def _save(engine: Any, run_dir: Path, steps: int) -> str:
     """Save as a run does; the checkpoint's folder."""
     from ijepa_ds.checkpoint_folder import folder_name

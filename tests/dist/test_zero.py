@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from deepspeed.ops.op_builder import AsyncIOBuilder
 
 from ijepa_ds.checkpoint_reader import CheckpointReader
 from ijepa_ds.ijepa import IJEPA
@@ -127,6 +128,26 @@ def test_activation_checkpointing_gives_the_same_steps(stage: int, ranks: Ranks,
     results = ranks(2).run("train_and_save", stage=stage, folder=str(tmp_path), steps=20, checkpointing=True)
     losses = np.mean([r["losses"] for r in results], axis=0)
     np.testing.assert_allclose(losses, plain[1][:20], rtol=1e-4)
+
+
+@pytest.mark.skipif(not AsyncIOBuilder().is_compatible(verbose=False), reason="needs libaio")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_optimizer_states_on_disk_change_no_bit(precision: str, ranks: Ranks, tmp_path: Path) -> None:
+    """The encoder's states are large enough for files, those of biases and of the predictor are not."""
+    files = {"offload_optimizer": {"device": "nvme", "nvme_path": str(tmp_path / "disk")}}
+    settings: dict = {"stage": 3, "precision": precision, "model": {"width": 192}}
+    memory = ranks(2).run("train_and_save", **settings, folder=str(tmp_path / "memory"), steps=4)
+    disk = ranks(2).run("train_and_save", **settings, folder=str(tmp_path / "a"), steps=4, also=2, extra=files)
+    assert disk[0]["losses"] == memory[0]["losses"]
+    assert_same_bits(memory[0]["folder"], disk[0]["folder"])
+    for name, value in memory[1]["target"].items():
+        assert (disk[1]["target"][name] == value).all(), name
+    early = disk[0]["early"]
+    resumed = ranks(2).run(
+        "train_and_save", **settings, folder=str(tmp_path / "b"), first=2, steps=4, resume=early, extra=files
+    )
+    assert_same_bits(memory[0]["folder"], resumed[0]["folder"])
+    assert list((tmp_path / "disk").glob("*/zero_stage_3/optimizer/rank1/average-*.swp"))
 
 
 OPTIONS = {

@@ -1,0 +1,52 @@
+"""`ijepa-ds bench state`: bytes of model state on a rank at every ZeRO stage, beside the formula and the published way."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ijepa_ds.bench.launch import add_job_arguments, run_ranks
+from ijepa_ds.bench.memory import PUBLISHED
+
+MIB = 2**20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's command line."""
+    add_job_arguments(parser)
+    parser.add_argument("--stages", type=int, nargs="+", choices=range(4), default=[0, 1, 2, 3], help="of ZeRO, by turns")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Start the ranks, and print what they found."""
+    if args.ranks < 1:
+        raise ValueError("--ranks must be at least 1")
+    args.steps = sum(1 << stage for stage in set(args.stages))
+    ranks = run_ranks("bench state", "ijepa_ds.bench.state_rank", args)
+    if isinstance(ranks, int):
+        return ranks
+    print(report(ranks))
+    return 0
+
+
+def report(ranks: list[dict[str, Any]]) -> str:
+    """The figures, for people: MiB of the rank that holds most."""
+    parts = ("weights", "target", "masters", "moments", "EMA")
+    lines = [
+        "",
+        f"{ranks[0]['model']} on {len(ranks)} ranks: MiB of the rank that holds most",
+        f"stage {''.join(f'{part:>9}' for part in parts)}    state  formula  off  {PUBLISHED} bytes a parameter   "
+        "start: peak  state + block",
+    ]
+    for stage in ranks[0]["stages"]:
+        found = [rank["stages"][stage] for rank in ranks]
+        most = max(found, key=lambda figures: sum(figures["held"].values()))
+        sizes = [most["held"][part] for part in parts]
+        state, formula = sum(sizes), most["formula"]
+        start = max(found, key=lambda figures: figures["start_peak"])
+        lines.append(
+            f"{stage:5} {''.join(f'{size / MIB:9.0f}' for size in sizes)}{state / MIB:9.0f}{formula / MIB:9.0f}"
+            f"{100 * (state / formula - 1):+5.1f} %{most['published'] / MIB:20.0f}   "
+            f"{start['start_peak'] / MIB:11.0f}{(state + most['block']) / MIB:15.0f}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,34 @@
+"""Writing new values into the weights that ZeRO computes with, so that its next pass sees them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from deepspeed import comm as dist
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+from torch import Tensor
+
+
+@torch.no_grad()
+def publish_partitions(pairs: list[tuple[Any, Tensor]]) -> None:
+    """Write this rank's stage-3 partitions, without communication.
+
+    Args:
+        pairs: a partitioned parameter, and the values of its partition on this rank (padding included), 1-D.
+    """
+    for parameter, _ in pairs:
+        if parameter.ds_status == ZeroParamStatus.AVAILABLE:
+            # A small parameter that DeepSpeed keeps gathered: drop the full copy, or it would hide the new values.
+            parameter.partition(has_been_updated=False)
+        parameter.ds_secondary_tensor = None  # hpZ's copy within the node: stale as well, rebuilt at the next gather
+    torch._foreach_copy_([p.ds_tensor.data.view(-1) for p, _ in pairs], [value for _, value in pairs])
+
+
+@torch.no_grad()
+def gather_flat(flat: Tensor, share: Tensor, group: Any) -> None:
+    """Fill a replicated flat buffer from every rank's `share` of it: one all-gather in the buffer's type."""
+    rank, numel = dist.get_rank(group), share.numel()
+    local = flat.narrow(0, rank * numel, numel)
+    local.copy_(share)
+    dist.all_gather_into_tensor(flat, local.clone(), group=group)
