@@ -150,6 +150,13 @@ def test_optimizer_states_on_disk_change_no_bit(precision: str, ranks: Ranks, tm
     assert list((tmp_path / "disk").glob("*/zero_stage_3/optimizer/rank1/average-*.swp"))
 
 
+def test_weights_and_states_on_the_host_change_no_bit(ranks: Ranks, tmp_path: Path) -> None:
+    host = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
+    plain = ranks(2).run("train_and_save", stage=3, precision="bfloat16", folder=str(tmp_path / "a"), steps=4)
+    hosted = ranks(2).run("train_and_save", stage=3, precision="bfloat16", folder=str(tmp_path / "b"), steps=4, extra=host)
+    assert_same_bits(plain[0]["folder"], hosted[0]["folder"])
+
+
 OPTIONS = {
     "plain": {},
     "everything": {"qk_norm": True, "swiglu": True, "rope": True, "registers": 2, "layer_scale": 0.1, "drop_path": 0.3},
