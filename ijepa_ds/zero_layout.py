@@ -114,7 +114,6 @@ class ZeroLayout:
         """How many master buffers this rank has."""
         return len(self._keys)
 
-    # ---- building the map --------------------------------------------------------------------------------------------
     def _slot(self, key: Any) -> int:
         for slot, known in enumerate(self._keys):
             if known is key or (isinstance(key, int) and known == key):
@@ -159,7 +158,6 @@ class ZeroLayout:
                 raise ValueError(f"parameter '{name}' is not in the engine's optimizer: is it trainable and in a group?")
             self.pieces.append(Piece(name, 0, master.numel(), self._slot(master), 0))
 
-    # ---- reading and writing -----------------------------------------------------------------------------------------
     def holder(self, slot: int) -> Tensor:
         """The tensor that DeepSpeed's inner optimizer knows as its parameter for this slot."""
         key = self._keys[slot]
@@ -169,17 +167,22 @@ class ZeroLayout:
 
     def master(self, slot: int) -> Tensor:
         """1-D view of this slot's master weights. Fetch it anew each step: DeepSpeed may re-create it."""
-        if self.in_files(slot):
-            return self._files.master(self._keys[slot])
+        files = self._files_of(slot)
+        if files:
+            return files.master(self._keys[slot])
         return self.holder(slot).detach().view(-1)
 
     def in_files(self, slot: int) -> bool:
         """Whether DeepSpeed keeps this slot's state on disk between steps."""
-        return self._files is not None and self._files.has(self._keys[slot])
+        return self._files_of(slot) is not None
+
+    def _files_of(self, slot: int) -> SwapFiles | None:
+        return self._files if self._files is not None and self._files.has(self._keys[slot]) else None
 
     def copy_of_master(self, slot: int, name: str) -> Tensor:
         """A new buffer like this slot's master weights, with their values, where they are: in memory, or in a file `name`."""
-        return self._files.beside(self._keys[slot], name) if self.in_files(slot) else self.master(slot).clone()
+        files = self._files_of(slot)
+        return files.beside(self._keys[slot], name) if files else self.master(slot).clone()
 
     def scratch(self, numel: int, name: str) -> Tensor:
         """`[numel]` float32 of any content on the host: in a file where the state is, pinned on a GPU machine."""
@@ -197,8 +200,9 @@ class ZeroLayout:
     def moments(self, slot: int) -> dict[str, Tensor]:
         """Adam's state of a slot: `exp_avg`, `exp_avg_sq` (1-D views) and `step`; empty before the first step."""
         state = self._inner().state.get(self.holder(slot), {})
-        if self.in_files(slot):
-            return self._files.moments(self._keys[slot], state)
+        files = self._files_of(slot)
+        if files:
+            return files.moments(self._keys[slot], state)
         return {key: value.view(-1) if key != "step" else value for key, value in state.items()}
 
     def forget_moments(self) -> None:
@@ -211,14 +215,15 @@ class ZeroLayout:
         """Give a slot Adam's state. The tensors are taken over, not copied; `step` gets a tensor of its own."""
         holder = self.holder(slot)
         fused = bool(self._inner().defaults.get("fused"))
-        shape = exp_avg.shape if self.in_files(slot) else holder.shape  # on disk: empty until it is read
+        files = self._files_of(slot)
+        shape = exp_avg.shape if files else holder.shape  # on disk: empty until it is read
         state = self._inner().state[holder] = {
             "step": torch.tensor(float(step), dtype=torch.float32, device=holder.device if fused else "cpu"),
             "exp_avg": exp_avg.view(shape),
             "exp_avg_sq": exp_avg_sq.view(shape),
         }
-        if self.in_files(slot):
-            self._files.set_moments(self._keys[slot], state)
+        if files:
+            files.set_moments(self._keys[slot], state)
 
     @torch.no_grad()
     def publish_masters(self) -> None:
