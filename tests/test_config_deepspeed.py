@@ -207,7 +207,7 @@ def test_shipped_files_are_accepted(path: Path) -> None:
 
 def test_all_stages_are_shipped() -> None:
     names = {path.stem for path in SHIPPED}
-    assert {"zero0", "zero1", "zero2", "zero3", "zero3_offload", "zero3_nvme", "zero3_hpz"} <= names
+    assert {"zero0", "zero1", "zero2", "zero3", "zero3_offload", "zero3_nvme", "zero3_lean", "zero3_hpz"} <= names
 
 
 def test_lists_match_the_installed_deepspeed() -> None:

@@ -34,6 +34,7 @@ def report(ranks: list[dict[str, Any]]) -> str:
     one, world = ranks[0], len(ranks)
     parameters = sum(one["parameters"].values())
     peak = sum(r["resident_peak"] for r in ranks)
+    held = max(sum(rank["held"].values()) for rank in ranks)
     finite = all(math.isfinite(x) for x in one["losses"] + one["norms"])
     lines = [
         "",
@@ -41,7 +42,8 @@ def report(ranks: list[dict[str, Any]]) -> str:
         f"losses: {', '.join(f'{x:.6f}' for x in one['losses'])}{'' if finite else '   NOT FINITE'}",
         "",
         "memory, largest rank                          measured   formula",
-        f"  model state between steps, MiB (tensors)   {_most(ranks, 'live_bytes') / MIB:9.0f} {one['state_bytes'] / MIB:9.0f}",
+        f"  model state between steps, MiB             {held / MIB:9.0f} {one['state_bytes'] / MIB:9.0f}",
+        f"  all tensors then (buckets, gathered)       {_most(ranks, 'live_bytes') / MIB:9.0f}",
         f"  published way, {PUBLISHED} bytes a parameter          {'':>9} {parameters * PUBLISHED / MIB:9.0f}",
         f"  process before the model, MiB              {_most(ranks, 'resident_before') / MIB:9.0f}",
         f"  process at most while it starts            {_most(ranks, 'resident_peak_start') / MIB:9.0f}",
@@ -53,8 +55,11 @@ def report(ranks: list[dict[str, Any]]) -> str:
         f"seconds a step, {one['accumulation']} x {one['micro_batch']} images a rank: "
         + ", ".join(f"{k} {_most(ranks, 'seconds', k):.3f}" for k in one["seconds"]),
     ]
-    step = sum(_most(ranks, "seconds", phase) for phase in one["seconds"])
-    ema = _most(ranks, "seconds", "ema")
+    kind = "processor" if "processor" in one else "seconds"
+    if kind == "processor":
+        lines.append("    of the processor: " + ", ".join(f"{k} {_most(ranks, kind, k):.3f}" for k in one[kind]))
+    step = sum(_most(ranks, kind, phase) for phase in one[kind])
+    ema = _most(ranks, kind, "ema")
     lines.append(f"EMA update: {100 * ema / step:.2f} % of a step" + _loop(one, ema))
     lines += ["", f"collectives of a step, {world} ranks                calls       MiB"]
     moved = sum(t["moved"] for t in one["traffic"].values())
