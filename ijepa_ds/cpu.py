@@ -34,8 +34,7 @@ def tune(model: nn.Module, dtype: torch.dtype) -> None:
     """Make steps of this process fast.
 
     The fused attention kernel's bfloat16 backward is several times slower here than plain matrix products; float32 products
-    are slow on some processors (`cpu_linear`); and glibc gives every large tensor back to the system and page-faults it in
-    again, unless told not to.
+    are slow on some processors (`cpu_linear`).
     """
     if dtype == torch.float32 and cpu_linear.onednn_is_faster():
         cpu_linear.use_onednn(model)
@@ -43,8 +42,25 @@ def tune(model: nn.Module, dtype: torch.dtype) -> None:
         for module in model.modules():
             if hasattr(module, "fused_attn"):  # timm's attentions and parallel blocks
                 module.fused_attn = False  # type: ignore[assignment]
+
+
+def give_memory_back() -> None:
+    """From here on freed tensors go back to the system at once: a start frees as much as it keeps."""
+    _memory(mmap_from=1 << 18, trim_from=1 << 18)
+
+
+def keep_memory() -> None:
+    """From here on freed tensors stay with this process, for the next step: the system would page-fault them in again."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+    _memory(mmap_from=1 << 30, trim_from=(1 << 31) - 1)
+
+
+def _memory(mmap_from: int, trim_from: int) -> None:
+    """Tell glibc, in bytes, from what size on memory is mapped, and from how much on what is free is given back."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         m_trim_threshold, m_mmap_threshold = -1, -3
-        libc.mallopt(m_mmap_threshold, 1 << 30)
-        libc.mallopt(m_trim_threshold, (1 << 31) - 1)
+        libc.mallopt(m_mmap_threshold, mmap_from)
+        libc.mallopt(m_trim_threshold, trim_from)

@@ -141,6 +141,7 @@ class Engine:
         self.stage = zero["stage"]
         if zero.get("offload_optimizer", {}).get("device") == "nvme":
             check_async_io()
+        cpu.give_memory_back()
         with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=self.stage == 3):
             model = ijepa.build(cfg)
         if self.stage == 3:
@@ -166,6 +167,8 @@ class Engine:
             part: sum(getattr(p, "ds_numel", p.numel()) for p in getattr(model, part).parameters())
             for part in ("encoder", "predictor")
         }
+        if device.type == "cpu":
+            cpu.keep_memory()
         self._norm: Tensor | float | None = None
 
     @torch.no_grad()
