@@ -73,7 +73,13 @@ def load_deepspeed(path: Path, cfg: Config, plan: BatchPlan) -> dict[str, Any]:
     Raises:
         ConfigError: one line a problem: `zero3.json:4: optimizer: ...`.
     """
-    return read_deepspeed(path, plan, cfg.optimization.clip_grad, cfg.model.precision)
+    result = read_deepspeed(path, plan, cfg.optimization.clip_grad, cfg.model.precision)
+    offload = result["zero_optimization"].get("offload_optimizer", {})
+    if offload.get("device") == "nvme":  # two runs on one disk must not share files
+        run = Path(cfg.run.dir).absolute()
+        folder = Path(offload["nvme_path"]) / f"{run.name}-{zlib.crc32(str(run).encode()):08x}"
+        result["zero_optimization"]["offload_optimizer"] = {**offload, "nvme_path": str(folder)}
+    return result
 
 
 def read_deepspeed(path: Path, plan: BatchPlan, clip_grad: float, precision: str) -> dict[str, Any]:
@@ -191,11 +197,7 @@ def _complete(written: dict[str, Any], plan: BatchPlan, clip_grad: float, precis
         "gradient_clipping": clip_grad,  # left out, DeepSpeed would clip at 1
     }
     zero = result["zero_optimization"]
-    offload = zero.get("offload_optimizer", {})
-    if offload.get("device") == "nvme":  # two runs on one disk must not share files
-        folder = f"{Path(cfg.run.dir).name}-{zlib.crc32(str(Path(cfg.run.dir).absolute()).encode()):08x}"
-        zero["offload_optimizer"] = {**offload, "nvme_path": str(Path(offload["nvme_path"]) / folder)}
-    if offload.get("device") in ("cpu", "nvme"):
+    if zero.get("offload_optimizer", {}).get("device") in ("cpu", "nvme"):
         result["zero_force_ds_cpu_optimizer"] = (
             False  # else it insists on its own Adam, which is compiled at start
         )

@@ -50,10 +50,18 @@ def give_memory_back() -> None:
 
 
 def keep_memory() -> None:
-    """From here on freed tensors stay with this process, for the next step: the system would page-fault them in again."""
+    """From here on freed tensors stay with this process, for the next step: the system would page-fault them in again.
+
+    What is kept is in pieces, a third of the state of a large model (docs/LOG.md): nothing is kept where that could be missed,
+    which is when what the ranks of this machine hold now takes more than a quarter of it.
+    """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+    held = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
+    if 4 * ranks * held > os.sysconf("SC_PHYS_PAGES"):
+        return
     _memory(mmap_from=1 << 30, trim_from=(1 << 31) - 1)
 
 

@@ -63,6 +63,8 @@ class ShardedLearner(Learner):
         self.layout = ZeroLayout(self.engine, dict(self.decoder.named_parameters()))
         self.layout.forget_moments()
         self.ema = ShardedEMA(self.engine, self.decoder, self.engine.module.average)
+        if device.type == "cpu":
+            cpu.keep_memory()
 
     def backward(self, noisy: Tensor, time: Tensor, told: Tensor, wanted: Tensor) -> Tensor:
         """Gradients of a micro-batch; its loss."""
