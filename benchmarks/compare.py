@@ -85,7 +85,7 @@ def measure(model: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     workers = {side: Worker({"side": side} | setting) for side in ("baseline", "ours")}
     try:
         print(f"\n{model}, batch {args.batch}, ZeRO-{args.stage}: baseline, ours, ratio [quartiles]", flush=True)
-        answers = in_turns(workers, "step", args.repeats)
+        answers = in_turns(workers, "step", args.repeats, warm=4)  # until the heap has grown
         losses = [answers[side][-1]["loss"] for side in workers]
         print(f"losses {losses[0]:.6f} and {losses[1]:.6f}")
         records = compared("step", "s", answers, PARTS, setting)

@@ -129,7 +129,7 @@ class Ours:
 
         masks = [self._sampler.sample(step, 0, len(self._pixels), "cpu") for step in range(50)]
         flops = [training_flops(self._cfg, m.context.shape[-1], m.targets.shape[-1]) for m in masks]
-        rate = measured_peak(self._engine.device, self._engine.compute_dtype)
+        rate = measured_peak(self._engine.device, self._engine.compute_dtype, CLOCK)
         return {"rate": rate, "flops": len(self._pixels) * sum(flops) / len(flops)}
 
     def close(self) -> None:
