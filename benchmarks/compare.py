@@ -87,7 +87,9 @@ def measure(model: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         print(f"\n{model}, batch {args.batch}, ZeRO-{args.stage}: baseline, ours, ratio [quartiles]", flush=True)
         answers = in_turns(workers, "step", args.repeats, warm=4)  # until the heap has grown
         losses = [answers[side][-1]["loss"] for side in workers]
-        print(f"losses {losses[0]:.6f} and {losses[1]:.6f}")
+        print(f"losses after {args.repeats + 4} steps: {losses[0]:.6f} and {losses[1]:.6f}")
+        if abs(losses[0] - losses[1]) > 1e-3 * losses[0]:
+            raise RuntimeError("the two sides do not compute the same: their losses differ")
         records = compared("step", "s", answers, PARTS, setting)
         for part in PARTS:
             records += compared(part, "s", answers, [part], setting)
