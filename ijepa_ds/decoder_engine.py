@@ -7,9 +7,9 @@ from typing import Any
 import deepspeed
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ijepa_ds import cpu
+from ijepa_ds.decoder import network
 from ijepa_ds.decoder.learner import Learner, Tensors
 from ijepa_ds.decoder.network import Decoder, Shape
 from ijepa_ds.ema import ShardedEMA
@@ -28,9 +28,9 @@ class _Pair(nn.Module):
         self.decoder = Decoder(shape, width)
         self.average = Decoder(shape, width).requires_grad_(False)
 
-    def forward(self, noisy: Tensor, time: Tensor, told: Tensor, wanted: Tensor) -> Tensor:
+    def forward(self, noisy: Tensor, time: Tensor, told: Tensor, clean: Tensor, weight: Tensor) -> Tensor:
         """The loss of a micro-batch."""
-        return F.mse_loss(self.decoder(noisy, time, told), wanted)
+        return network.loss(self.decoder(noisy, time, told), clean, weight)
 
 
 class ShardedLearner(Learner):
@@ -66,9 +66,9 @@ class ShardedLearner(Learner):
         if device.type == "cpu":
             cpu.keep_memory()
 
-    def backward(self, noisy: Tensor, time: Tensor, told: Tensor, wanted: Tensor) -> Tensor:
+    def backward(self, noisy: Tensor, time: Tensor, told: Tensor, clean: Tensor, weight: Tensor) -> Tensor:
         """Gradients of a micro-batch; its loss."""
-        loss = self.engine(noisy, time, told, wanted)
+        loss = self.engine(noisy, time, told, clean, weight)
         self.engine.backward(loss)
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # no update: DeepSpeed counts its micro-batches here

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ijepa_ds import cpu
+from ijepa_ds.decoder import network
 from ijepa_ds.decoder.network import Decoder, Shape
 
 Tensors = dict[str, dict[str, Tensor]]  # kind -> name -> values: all float32 and whole, whoever trained
@@ -45,11 +45,11 @@ class Learner:
         """Measure mean and deviation of conditions [n, width]; the same ones on every rank."""
         self.decoder.set_scale(conditions)
 
-    def backward(self, noisy: Tensor, time: Tensor, told: Tensor, wanted: Tensor) -> Tensor:
+    def backward(self, noisy: Tensor, time: Tensor, told: Tensor, clean: Tensor, weight: Tensor) -> Tensor:
         """Gradients of a micro-batch; its loss."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.low):
-            velocity = self.decoder(noisy, time, told)
-        loss = F.mse_loss(velocity, wanted)
+            drawn = self.decoder(noisy, time, told)
+        loss = network.loss(drawn, clean, weight)
         loss.backward()
         return loss.detach()
 

@@ -20,6 +20,7 @@ from ijepa_ds.durable import save_tensors
 FILES = ("decoder.json", "decoder.safetensors")
 NOISE_STEPS = 1000
 _WARM_UP = 0.05
+_FORMAT = 2  # 1 predicted velocities
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,10 @@ def diffusers() -> Any:
 
 
 class Decoder(nn.Module):
-    """Predicts the velocity of the noise in an image, told a representation (FiLM by scale and shift in every block)."""
+    """Predicts the image under the noise, told a representation (FiLM by scale and shift in every block).
+
+    Not the noise: a small network cannot let it through, and what it leaves out stays in the picture as grain.
+    """
 
     def __init__(self, shape: Shape, width: int) -> None:
         """A network for conditions of `width` numbers."""
@@ -97,7 +101,7 @@ class Decoder(nn.Module):
         self.scale.copy_(conditions.std(dim=0).clamp(min=1e-3))
 
     def forward(self, noisy: Tensor, time: Tensor, condition: Tensor) -> Tensor:
-        """`noisy: [B, 3, S, S]`, `time: [B]`, `condition: [B, width]` -> velocity `[B, 3, S, S]`; all float32."""
+        """`noisy: [B, 3, S, S]`, `time: [B]`, `condition: [B, width]` -> the image `[B, 3, S, S]`; all float32."""
         dtype: torch.dtype = self.unet.dtype
         told = self.embed(((condition - self.mean) / self.scale).to(dtype))
         squares = F.pixel_unshuffle(noisy, self.shape.patch).to(dtype)
@@ -107,8 +111,22 @@ class Decoder(nn.Module):
 def noise_schedule(kind: str) -> Any:
     """The `DDPMScheduler` (to train) or `DDIMScheduler` (to sample), of diffusers, with one schedule."""
     return getattr(diffusers(), kind)(
-        num_train_timesteps=NOISE_STEPS, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"
+        num_train_timesteps=NOISE_STEPS, beta_schedule="squaredcos_cap_v2", prediction_type="sample"
     )
+
+
+def loss(drawn: Tensor, clean: Tensor, weight: Tensor) -> Tensor:
+    """Mean square of differences `[B, ...]`, weighted image by image `[B]`."""
+    return ((drawn - clean).square().flatten(1).mean(dim=1) * weight).mean()
+
+
+def weights(schedule: Any, time: Tensor) -> Tensor:
+    """How much the error at each of `time` [B] counts: the ratio of signal to noise there, between 1 and 5.
+
+    From 1: in full noise, too, where the condition is all there is to go by. To 5: nearly clean images are not all that counts.
+    """
+    signal = schedule.alphas_cumprod[time.cpu()]
+    return (signal / (1 - signal)).clamp(1.0, 5.0).to(time.device)
 
 
 @torch.no_grad()
@@ -130,8 +148,8 @@ def sample(decoder: Decoder, conditions: Tensor, seeds: list[int], steps: int = 
     start = [torch.randn(3, side, side, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     x = torch.stack(start).to(conditions.device)
     for time in scheduler.timesteps:
-        velocity = decoder(x, time.to(x.device).expand(len(x)), conditions)
-        x = scheduler.step(velocity, time, x).prev_sample
+        image = decoder(x, time.to(x.device).expand(len(x)), conditions)
+        x = scheduler.step(image, time, x).prev_sample
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
@@ -147,7 +165,7 @@ def save(folder: Path, decoder: Decoder, facts: dict[str, Any]) -> None:
     for name in FILES:
         aside = folder / f".{name}.partial"
         if name.endswith(".json"):
-            told = {"format": 1, "shape": asdict(decoder.shape), "width": decoder.width} | facts
+            told = {"format": _FORMAT, "shape": asdict(decoder.shape), "width": decoder.width} | facts
             aside.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         else:
             save_tensors({key: value.contiguous() for key, value in decoder.state_dict().items()}, aside)
@@ -164,6 +182,8 @@ def load(folder: Path) -> tuple[Decoder, dict[str, Any]]:
         raise ValueError(f"--decoder: {folder} has no {' and '.join(FILES)}; train one with `ijepa-ds decoder train`")
     try:
         told = json.loads((folder / FILES[0]).read_text(encoding="utf-8"))
+        if told["format"] != _FORMAT:
+            raise KeyError(f"format {told['format']}, this version reads {_FORMAT}")
         shape = told["shape"] | {key: tuple(told["shape"][key]) for key in ("channels", "attention")}
         decoder = Decoder(Shape(**shape), told["width"])
         decoder.load_state_dict(load_file(folder / FILES[1]))

@@ -148,11 +148,9 @@ class Trainer:
         chance = torch.Generator().manual_seed(seed)
         noise = torch.randn(self.shape.batch_size, 3, side, side, generator=chance)[mine].to(self.device)
         time = torch.randint(0, network.NOISE_STEPS, (self.shape.batch_size,), generator=chance)[mine].to(self.device)
-        noisy, wanted = self.noise.add_noise(clean, noise, time), self.noise.get_velocity(clean, noise, time)
-        losses = [
-            self.learner.backward(*parts)
-            for parts in zip(*(x.chunk(self.learner.accumulation) for x in (noisy, time, told, wanted)), strict=True)
-        ]
+        whole = (self.noise.add_noise(clean, noise, time), time, told, clean, network.weights(self.noise, time))
+        micro_batches = zip(*(x.chunk(self.learner.accumulation) for x in whole), strict=True)
+        losses = [self.learner.backward(*parts) for parts in micro_batches]
         self.learner.update(self.shape.rate(self.done), self.shape.decay(self.done))
         return torch.stack(losses).mean()
 
