@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ijepa_ds import cpu
 from ijepa_ds.ijepa import IJEPA
 from ijepa_ds.masks import Masks
 from ijepa_ds.weights import Source, fill_all, fill_predictor, masks_for
@@ -49,6 +50,8 @@ class Conditioner:
         if predictor == "untrained":
             self.model.predictor = fill_predictor(source, trained=False)
         self.model = self.model.to(device)
+        if device.type == "cpu":
+            cpu.tune(self.model, torch.float32)
 
     @property
     def width(self) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ijepa_ds import cpu_linear
 from ijepa_ds.data.transforms import normalize
 
 
@@ -68,6 +69,9 @@ def forward(
     modes = [(module, module.training) for module in encoder.modules()]
     inner: list[Tensor] = []
     hooks = [block.register_forward_hook(lambda *call: inner.append(call[2])) for block in _inner_blocks(encoder, layers)]
+    linear = [module for module in encoder.modules() if type(module) is nn.Linear]
+    if device.type == "cpu" and dtype == torch.float32 and cpu_linear.onednn_is_faster():
+        cpu_linear.use_onednn(encoder)
     encoder.eval()
     try:
         for batch in images:
@@ -79,6 +83,8 @@ def forward(
             inner.clear()
             yield outputs
     finally:
+        for module in linear:
+            module.__class__ = nn.Linear
         for hook in hooks:
             hook.remove()
         for module, training in modes:
