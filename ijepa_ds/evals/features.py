@@ -83,8 +83,8 @@ def forward(
             inner.clear()
             yield outputs
     finally:
-        for module in linear:
-            module.__class__ = nn.Linear
+        for product in linear:
+            product.__class__ = nn.Linear
         for hook in hooks:
             hook.remove()
         for module, training in modes:
