@@ -49,8 +49,9 @@ def run(args: argparse.Namespace) -> int:
     print(f"forward pass alone     {args.num / median(forward):10.1f} images a second")
     print(f"features of images     {args.num / median(whole):10.1f} images a second, {100 * share:.1f} % of it")
     if args.features:
-        heads, seconds = time_sweep(subject.facts.size.width, args.features, args.classes, device)
-        print(f"sweep of {heads} heads on {args.features:,} features, {args.classes} classes: {seconds:.1f} s")
+        heads, seconds, busy = time_sweep(subject.facts.size.width, args.features, args.classes, device)
+        what = f"sweep of {heads} heads on {args.features:,} features, {args.classes} classes"
+        print(f"{what}: {seconds:.1f} s, {busy:.1f} processor seconds")
     return 0
 
 
@@ -75,11 +76,11 @@ def compare(
     return forward, whole
 
 
-def time_sweep(width: int, features: int, classes: int, device: str) -> tuple[int, float]:
-    """Heads and seconds of the default linear sweep on random cached features of four layers."""
+def time_sweep(width: int, features: int, classes: int, device: str) -> tuple[int, float, float]:
+    """Heads, seconds and processor seconds of the default linear sweep on random cached features of four layers."""
     rng = torch.Generator().manual_seed(0)
     x, labels = torch.randn(features, 4 * width, generator=rng), torch.randint(0, classes, (features,), generator=rng)
     recipe = sweep.Recipe()
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     sweep.train(lambda _: x, labels, width, recipe, device=device, progress="sweep")
-    return len(sweep.heads_of(recipe)), time.perf_counter() - start
+    return len(sweep.heads_of(recipe)), time.perf_counter() - start, time.process_time() - busy

@@ -117,7 +117,7 @@ class _Group:
 
     def input(self, x: Tensor, train: bool) -> Tensor:
         """The columns of `x` [B, at least D] that this group reads: the last D, normalised."""
-        x = x[:, -self.width :]
+        x = x[:, -self.width :].contiguous()  # a view of some columns costs oneDNN a hundred times as long
         return x if self.norm is None else self.norm.train(train)(x)
 
     def logits(self, x: Tensor) -> Tensor:
