@@ -83,6 +83,7 @@ def measure(model: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Step, real steps, and memory of one model."""
     setting = {name: getattr(args, name) for name in ("batch", "images", "stage", "overrides")} | {"model": model}
     workers = {side: Worker({"side": side} | setting) for side in ("baseline", "ours")}
+    setting["images"] = Path(args.images).name  # in the records: no path of this machine
     try:
         print(f"\n{model}, batch {args.batch}, ZeRO-{args.stage}: baseline, ours, ratio [quartiles]", flush=True)
         answers = in_turns(workers, "step", args.repeats, warm=4)  # until the heap has grown

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from ijepa_ds.config import MasksConfig
 
 Size = tuple[int, int]  # height, width in patches
+_TABLED = 32  # largest grid whose blocks are looked up instead of computed (docs/LOG.md)
 
 
 @dataclass(frozen=True)
@@ -151,11 +153,24 @@ def covered(corner: np.ndarray, size: Size, grid: int) -> np.ndarray:
     Returns:
         bool [..., N].
     """
+    if grid <= _TABLED:
+        return _every_block(size, grid)[corner[..., 0], corner[..., 1]]
+    return _covered(corner, size, grid)
+
+
+def _covered(corner: np.ndarray, size: Size, grid: int) -> np.ndarray:
     line = np.arange(grid)
     offset = line - corner[..., None]  # [..., 2, G]
     inside = (offset >= 0) & (offset < np.array(size)[:, None])
     block = inside[..., 0, :, None] & inside[..., 1, None, :]
     return block.reshape(*corner.shape[:-1], grid * grid)
+
+
+@lru_cache(maxsize=64)  # a run meets few sizes, again and again; at most 1 MB each
+def _every_block(size: Size, grid: int) -> np.ndarray:
+    """The patches of a block at every place: bool [G - h + 1, G - w + 1, N]."""
+    places = np.indices((grid - size[0] + 1, grid - size[1] + 1)).transpose(1, 2, 0)
+    return _covered(places, size, grid)
 
 
 def first_patch(corner: np.ndarray, grid: int) -> np.ndarray:
