@@ -31,4 +31,5 @@ def gather_flat(flat: Tensor, share: Tensor, group: Any) -> None:
     rank, numel = dist.get_rank(group), share.numel()
     local = flat.narrow(0, rank * numel, numel)
     local.copy_(share)
-    dist.all_gather_into_tensor(flat, local.clone(), group=group)
+    if dist.get_world_size(group) > 1:
+        dist.all_gather_into_tensor(flat, local, group=group)  # in place: each rank's part lies where it belongs
