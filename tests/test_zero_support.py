@@ -1,11 +1,14 @@
 """Engines whose master weights an EMA cannot follow are refused with the key and the reason, all at once."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
+from ijepa_ds.zero_disk import check_async_io, mapped
 from ijepa_ds.zero_support import unsupported
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -54,3 +57,16 @@ def test_all_reasons_at_once() -> None:
     reasons = unsupported(engine({"stage": 1, "round_robin_gradients": True}, groups=[], mpu=mpu, low=True))
     found = ("no optimizer", "bf16_master_weights_and_grads", "round_robin_gradients", "model parallelism")
     assert len(reasons) == 4 and all(word in reason for word, reason in zip(found, reasons, strict=True))
+
+
+def test_missing_libaio_is_said_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda *_, **__: False)
+    with pytest.raises(ValueError, match="nvme needs libaio.*apt-get install libaio-dev, dnf install libaio-devel"):
+        check_async_io()
+
+
+def test_a_shortened_file_is_named(tmp_path: Path) -> None:
+    mapped(tmp_path / "x", 8, create=True).fill_(3.0)
+    assert mapped(tmp_path / "x", 8).tolist() == [3.0] * 8
+    with pytest.raises(OSError, match="x is shorter than the 9 float32 numbers"):
+        mapped(tmp_path / "x", 9)

@@ -1,0 +1,64 @@
+"""Losses of 300 steps in float32 and bfloat16, from the same start, with the same images, crops and masks.
+
+    python -m benchmarks.bfloat16 losses.json --config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero2.json \
+        data.source=/path/to/images run.dir=unused ...
+
+The control is float32 from a start whose weights were rounded to bfloat16 once: how far such a run gets from itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from ijepa_ds import train
+from ijepa_ds.bench.rank import Steps
+from ijepa_ds.data.scan import ScanOptions
+from ijepa_ds.data.sources import open_source
+from ijepa_ds.engine import Engine, initialise_distributed
+
+WINDOW = 20  # steps of a mean
+
+
+def losses(name: str, arguments: argparse.Namespace, device: torch.device) -> list[float]:
+    """Of every step of one kind: float32, bfloat16 or control."""
+    precision = "float32" if name == "control" else name
+    overrides = [*arguments.overrides, f"model.precision={precision}"]
+    cfg, ds_config, plan = train.prepare(argparse.Namespace(**vars(arguments) | {"overrides": overrides}), 1)
+    engine = Engine(cfg, ds_config, device)
+    if name == "control":
+        for slot in range(engine.layout.num_slots):
+            master = engine.layout.master(slot)
+            master.copy_(master.bfloat16())
+        engine.layout.publish_masters()
+    steps = Steps(engine, cfg, plan, 0, open_source(cfg.data.source, ScanOptions()))
+    found = [float(steps.step()) for _ in range(arguments.steps)]
+    steps.close()
+    engine.deepspeed.destroy()
+    return found
+
+
+def main() -> None:
+    """Print means of 20 steps, and how far from float32's; all losses to a file."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--config", required=True, type=Path)
+    parser.add_argument("--deepspeed_config", required=True, type=Path)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("overrides", nargs="*")
+    arguments, device = parser.parse_intermixed_args(), initialise_distributed()
+    found = {name: losses(name, arguments, device) for name in ("float32", "bfloat16", "control")}
+    arguments.out.write_text(json.dumps(found))
+    for first in range(0, arguments.steps, WINDOW):
+        plain, *others = (sum(values[first : first + WINDOW]) / WINDOW for values in found.values())
+        pairs = zip(list(found)[1:], others, strict=True)
+        apart = ", ".join(f"{name} {100 * (other / plain - 1):+.2f} %" for name, other in pairs)
+        print(f"steps {first + 1:4} to {first + WINDOW:4}: float32 {plain:.5f}, {apart}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
