@@ -15,7 +15,7 @@ pytestmark = pytest.mark.dist
 Ranks = Callable[[int], Pool]
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+@pytest.mark.parametrize("precision", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_state_is_what_the_formula_says_at_every_stage(precision: str, ranks: Ranks, tmp_path: Path) -> None:
     """Through `ijepa-ds bench state`'s ranks."""
     for number in range(8):
