@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+SECTOR = 128  # float32 numbers in the 512 bytes that a direct read's address must be a multiple of
 
 
 def check_async_io() -> None:
@@ -50,6 +51,24 @@ class SwapFiles:
     def __init__(self, optimizer: Any) -> None:
         """Of DeepSpeed's ZeRO-3 optimizer."""
         self._optimizer, self._swapper = optimizer, optimizer.optimizer_swapper
+        self._write_gradients = self._swapper.swap_out_gradients
+        self._swapper.swap_out_gradients = self._swap_out_gradients
+
+    def _swap_out_gradients(self, parameter: Any, gradient_offsets: list[int], gradient_tensors: list[Tensor]) -> None:
+        """DeepSpeed's, but gradients off a sector boundary stay in memory.
+
+        Each is read back to where it lies among the others, by a direct read, which needs an address on such a boundary: without
+        one the read fails, DeepSpeed does not notice, and the update is made with what was in memory before.
+        """
+        info = self._swapper.swap_params_info[parameter.ds_id]
+        files: list[tuple[int, Tensor]] = []
+        for offset, gradient in zip(gradient_offsets, gradient_tensors, strict=True):
+            if offset % SECTOR:
+                info.unswapped_gradients[offset] = gradient
+            else:
+                files.append((offset, gradient))
+        offsets, tensors = [offset for offset, _ in files], [gradient for _, gradient in files]
+        self._write_gradients(parameter=parameter, gradient_offsets=offsets, gradient_tensors=tensors)
 
     @property
     def folder(self) -> Path:

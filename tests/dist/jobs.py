@@ -41,11 +41,13 @@ def tiny_config(
             source="unused", crop_size=48, early_crop_size=32 if early_steps else None, early_steps=early_steps
         ),
         model=ModelConfig(
-            **{"name": "tiny", "width": 48, "depth": 2, "heads": 3, **(model or {})},
+            **{
+                **{"name": "tiny", "width": 48, "depth": 2, "heads": 3},
+                **{"predictor": PredictorConfig(depth=2, width=24, heads=3), **(model or {})},
+            },
             patch_size=8,
             precision=precision,
             activation_checkpointing=checkpointing,
-            predictor=PredictorConfig(depth=2, width=24, heads=3),
         ),
         masks=MasksConfig(sampler="unbiased", min_keep=1),
         optimization=OptimizationConfig(**(settings | optimization)),
