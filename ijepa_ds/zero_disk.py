@@ -57,8 +57,8 @@ class SwapFiles:
     def _swap_out_gradients(self, parameter: Any, gradient_offsets: list[int], gradient_tensors: list[Tensor]) -> None:
         """DeepSpeed's, but gradients off a sector boundary stay in memory.
 
-        Each is read back to where it lies among the others, by a direct read, which wants an address on such a boundary. Without
-        it the step is made with something else, and nothing says so.
+        Each is read back to where it lies among the others, by a direct read, which wants an address on such a boundary.
+        Without it the step is made with something else, and nothing says so.
         """
         info = self._swapper.swap_params_info[parameter.ds_id]
         files: list[tuple[int, Tensor]] = []
