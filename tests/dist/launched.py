@@ -167,6 +167,7 @@ def _rank(
     error_log: str | None = None,
 ) -> None:
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that a script started behind itself ignore it
     for path, descriptor in ((log, 1), (error_log or log, 2)):
         with open(path, "ab", buffering=0) as file:
             os.dup2(file.fileno(), descriptor)
