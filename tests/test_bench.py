@@ -1,10 +1,12 @@
 """`ijepa-ds bench ...` on a tiny model: every verb gives the same schema, and figures that hang together."""
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 
+from ijepa_ds.bench import state
 from ijepa_ds.bench.record import record, table
 from ijepa_ds.cli import main
 from tests.dist.launched import TINY, prepare
@@ -43,3 +45,13 @@ def test_arguments_that_cannot_work_are_refused(arguments: list[str], tmp_path: 
     given = ["--config", "run.yaml", "--deepspeed_config", "zero2.json", "--ranks", "1"]
     assert main(["bench", "train", *given, *arguments]) == 2
     assert "--" in capsys.readouterr().err
+
+
+def test_stages_leave_the_overrides_behind_them_alone() -> None:
+    parser = argparse.ArgumentParser()
+    state.add_arguments(parser)
+    needed = ["--config", "x.yaml", "--deepspeed_config", "z.json", "--ranks", "1"]
+    args = parser.parse_args([*needed, "--stages", "1,3", "model.name=large"])
+    assert args.stages == [1, 3] and args.overrides == ["model.name=large"]
+    with pytest.raises(SystemExit):
+        parser.parse_args([*needed, "--stages", "4"])

@@ -17,8 +17,10 @@ from ijepa_ds import hygiene
 from ijepa_ds.bench.record import table
 
 
-def add_job_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which run, on how many ranks, and where the figures go; what `run_ranks` takes."""
+def add_job_arguments(parser: argparse.ArgumentParser, repeats: int | None = None) -> None:
+    """Which run, on how many ranks, and where the figures go; what `run_ranks` takes; `--steps` with `repeats` by default."""
+    if repeats is not None:
+        parser.add_argument("--steps", type=int, default=repeats, help=f"repeats counted, after a warm-up ({repeats})")
     parser.add_argument("--config", required=True, type=Path, help="YAML of a run; what is saved goes to its run.dir")
     parser.add_argument("--deepspeed_config", required=True, type=Path, help="JSON: how it is spread over devices")
     parser.add_argument("--ranks", type=int, required=True, help="processes on this machine (GPUs, where there are)")
@@ -54,6 +56,8 @@ def run_verb(verb: str, module: str, args: argparse.Namespace) -> int:
 
     The JSON holds `verb`, `machine` and `records`, for every verb alike.
     """
+    if args.steps < 1 or args.ranks < 1:
+        raise ValueError("--ranks and --steps must be at least 1")
     target, args.json = args.json, None
     ranks = run_ranks(verb, module, args)
     if isinstance(ranks, int):

@@ -14,7 +14,14 @@ MIB = 2**20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's command line."""
     add_job_arguments(parser)
-    parser.add_argument("--stages", type=int, nargs="+", choices=range(4), default=[0, 1, 2, 3], help="of ZeRO, by turns")
+    parser.add_argument("--stages", type=_stages, default=[0, 1, 2, 3], metavar="N[,N]", help="of ZeRO, by turns (0,1,2,3)")
+
+
+def _stages(text: str) -> list[int]:
+    """One argument, because a list of them would take the overrides behind it for stages."""
+    if not all(part in ("0", "1", "2", "3") for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected stages from 0 to 3 with commas between them, as in 1,2")
+    return [int(part) for part in text.split(",")]
 
 
 def run(args: argparse.Namespace) -> int:

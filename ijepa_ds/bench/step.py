@@ -9,12 +9,9 @@ from ijepa_ds.bench.launch import add_job_arguments, run_verb
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's command line."""
-    add_job_arguments(parser)
-    parser.add_argument("--steps", type=int, default=10, help="counted, after a warm-up")
+    add_job_arguments(parser, repeats=10)
 
 
 def run(args: argparse.Namespace) -> int:
     """Start the ranks, and print what they found."""
-    if args.steps < 1 or args.ranks < 1:
-        raise ValueError("--ranks and --steps must be at least 1")
     return run_verb("bench step", "ijepa_ds.bench.step_rank", args)

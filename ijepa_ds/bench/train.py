@@ -11,15 +11,12 @@ from ijepa_ds.bench.launch import add_job_arguments, run_verb
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's command line."""
-    add_job_arguments(parser)
-    parser.add_argument("--steps", type=int, default=20, help="counted, after a warm-up of 3")
+    add_job_arguments(parser, repeats=20)
     parser.add_argument("--trace", type=Path, help="write a torch.profiler trace of two more steps of rank 0 here")
 
 
 def run(args: argparse.Namespace) -> int:
     """Start the run in a temporary folder, and print where its time went."""
-    if args.steps < 1 or args.ranks < 1:
-        raise ValueError("--ranks and --steps must be at least 1")
     if args.trace and not args.trace.absolute().parent.is_dir():
         raise ValueError(f"--trace {args.trace}: there is no folder {args.trace.absolute().parent}")
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
