@@ -141,7 +141,8 @@ class Engine:
         self.stage = zero["stage"]
         if zero.get("offload_optimizer", {}).get("device") == "nvme":
             check_async_io()
-        cpu.give_memory_back()
+        if device.type == "cpu":  # on a GPU the networks are not in host memory, and glibc keeps its own ways
+            cpu.give_memory_back()
         with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=self.stage == 3):
             model = ijepa.build(cfg)
         if self.stage == 3:
