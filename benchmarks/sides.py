@@ -126,7 +126,8 @@ class Ours:
 
     def peak_rate(self) -> dict[str, float]:
         """What this machine's matrix products reach, FLOP/s; and FLOPs of a step at the mean length of its masks."""
-        from ijepa_ds.mfu import measured_peak, training_flops
+        from ijepa_ds.mfu import measured_peak
+        from ijepa_ds.plan.flops import training_flops
 
         masks = [self._sampler.sample(step, 0, len(self._pixels), "cpu") for step in range(50)]
         flops = [training_flops(self._cfg, m.context.shape[-1], m.targets.shape[-1]) for m in masks]

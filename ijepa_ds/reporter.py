@@ -24,7 +24,8 @@ from ijepa_ds.health import Health
 from ijepa_ds.ijepa import Output
 from ijepa_ds.masks import Masks
 from ijepa_ds.metrics import Clock, effective_rank, feature_std, peak_memory_gib
-from ijepa_ds.mfu import measured_peak, training_flops
+from ijepa_ds.mfu import measured_peak
+from ijepa_ds.plan.flops import training_flops
 from ijepa_ds.schedules import Schedule
 from ijepa_ds.visualize.masks import draw_batch
 

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ijepa_ds import ijepa
 from ijepa_ds.masks import build_sampler
-from ijepa_ds.mfu import measured_peak, training_flops
+from ijepa_ds.mfu import measured_peak
+from ijepa_ds.plan.flops import training_flops
 from tests.weights_cases import small_config
 
 

@@ -14,7 +14,8 @@ from ijepa_ds.config import BatchPlan, Config
 from ijepa_ds.engine import Engine, initialise_distributed
 from ijepa_ds.masks import Masks, Sampler, build_sampler
 from ijepa_ds.metrics import peak_memory_gib
-from ijepa_ds.mfu import measured_peak, training_flops
+from ijepa_ds.mfu import measured_peak
+from ijepa_ds.plan.flops import training_flops
 
 WARM = 2  # steps before anything counts: ZeRO-3 learns the order of the modules in them
 

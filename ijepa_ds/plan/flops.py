@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ijepa_ds.config import Config
 from ijepa_ds.config_sizes import Size
-from ijepa_ds.plan.work import Work
+from ijepa_ds.plan.work import Tokens, Work, work_of
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ def flops_of(work: Work, fused_attention: bool = True) -> Flops:
         predictor=3 * (embed + predictor + predictor_attention + head),
         recomputed=again - patch,
     )
+
+
+def training_flops(cfg: Config, context: int, target: int) -> float:
+    """`Flops.model` of an image in a step of a run whose contexts have `context` patches and whose targets `target`."""
+    return flops_of(work_of(cfg, Tokens(context, target, context, target))).model
 
 
 def blocks(size: Size, tokens: float) -> tuple[float, float]:

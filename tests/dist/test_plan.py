@@ -32,6 +32,9 @@ CASES = [
     *[(stage, 2, "small", False) for stage in range(4)],
     *[(stage, 1, "small", False) for stage in (0, 2, 3)],
     (3, 2, "small", True),
+    *[(stage, 4, "small", False) for stage in range(4)],
+    *[pytest.param(stage, 2, "base", False, marks=pytest.mark.slow) for stage in (0, 3)],
+    pytest.param(3, 4, "large", False, marks=pytest.mark.slow),
 ]
 
 
@@ -65,4 +68,3 @@ def _assert_same_bytes(work: Work, spread: Spread, sent: dict[str, tuple[int, in
     for kind in plan.keys() | sent.keys():
         counted = sent.get(kind, (0, 0))[1]
         assert 0 <= counted - plan.get(kind, 0) <= SCALARS, kind
-
