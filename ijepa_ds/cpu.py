@@ -63,6 +63,33 @@ def keep_memory() -> None:
     if 4 * ranks * held > os.sysconf("SC_PHYS_PAGES"):
         return
     _memory(mmap_from=1 << 30, trim_from=(1 << 31) - 1)
+    _reserve_huge_pages(libc)
+
+
+def _reserve_huge_pages(libc: ctypes.CDLL, block: int = 950 << 20, blocks: int = 2) -> None:
+    """Have the next tensors of this process lie in huge pages, whose first touch and use cost less.
+
+    The heap is made larger, in addresses only, and what is new in it marked. torch's own way (THP_MEM_ALLOC_ENABLE) places
+    every tensor of 2 MiB and more at a huge page's border, and what is left of its last page goes unused: 300 MiB in a step of
+    ViT-S (docs/LOG.md).
+
+    Args:
+        libc: the C library.
+        block: bytes, below what `_memory` has mapped apart.
+        blocks: in all less than what it has given back.
+    """
+    if not all(hasattr(libc, name) for name in ("sbrk", "madvise", "mallopt")):
+        return
+    libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+    libc.malloc.argtypes, libc.free.argtypes, libc.sbrk.argtypes = [ctypes.c_size_t], [ctypes.c_void_p], [ctypes.c_ssize_t]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    huge_page, madv_hugepage = 1 << 21, 14
+    begin = libc.sbrk(0)
+    for address in [libc.malloc(block) for _ in range(blocks)]:
+        libc.free(address)  # not touched: no memory yet, and now the end of the heap
+    begin, end = -(-begin // huge_page) * huge_page, libc.sbrk(0) // huge_page * huge_page
+    if end > begin:
+        libc.madvise(begin, end - begin, madv_hugepage)  # refused where the system has none: then as before
 
 
 def _memory(mmap_from: int, trim_from: int) -> None:

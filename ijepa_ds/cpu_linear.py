@@ -51,11 +51,11 @@ class Product(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         dx = product(gradient, weight.t()) if ctx.needs_input_grad[0] else None
         flat = gradient.flatten(0, -2)
-        dw = _outer(flat, x.flatten(0, -2)) if ctx.needs_input_grad[1] else None
+        dw = outer(flat, x.flatten(0, -2)) if ctx.needs_input_grad[1] else None
         return dx, dw, flat.sum(dim=0) if ctx.needs_input_grad[2] else None
 
 
-def _outer(gradient: Tensor, x: Tensor) -> Tensor:
+def outer(gradient: Tensor, x: Tensor) -> Tensor:
     """`gradient.T @ x`: `[M, N]`, `[M, K]` -> `[N, K]`. oneDNN wants its first factor row by row: copied is what is smaller."""
     (m, n), k = gradient.shape, x.shape[1]
     if m * n <= m * k + n * k:

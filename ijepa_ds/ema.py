@@ -9,7 +9,8 @@ Useful alone, to anyone who trains a teacher under DeepSpeed:
     if engine.was_step_applied():
         ema.update(momentum)
 
-The state costs 4 bytes x parameters / ranks from stage 1 on. Under ZeRO-3 an update moves nothing between ranks; under
+The state costs 4 bytes x parameters / ranks from stage 1 on, and nothing at stages 0 to 2 where the teacher is float32: the
+average is then this rank's part of the teacher's own weights. Under ZeRO-3 an update moves nothing between ranks; under
 stages 1 and 2 it costs one all-gather of the teacher, in the teacher's type, for each parameter group.
 """
 
@@ -21,12 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from ijepa_ds.zero_layout import Piece, ZeroLayout
-from ijepa_ds.zero_publish import gather_flat, publish_partitions
+from ijepa_ds.zero_publish import gather_flat, own_share, publish_partitions
 
 
 class ShardedEMA:
     """Keeps `teacher` at the moving average of `student`'s float32 master weights."""
 
+    @torch.no_grad()
     def __init__(self, engine: Any, student: nn.Module, teacher: nn.Module) -> None:
         """Start the average at the student's present master weights, and publish it to the teacher.
 
@@ -46,7 +48,12 @@ class ShardedEMA:
         self.layout = ZeroLayout(engine, named)
         if self.layout.kind == "flat":
             self._flat_targets = self._share_flat_buffers()
-        self.average = [self.layout.copy_of_master(slot, "average") for slot in range(self.layout.num_slots)]
+        homes = [self._home(slot) for slot in range(self.layout.num_slots)]
+        self._shared = [home is not None for home in homes]  # of slots: the teacher's own weights are the average
+        self.average = [
+            self.layout.copy_of_master(slot, "average") if home is None else home.copy_(self.layout.master(slot))
+            for slot, home in enumerate(homes)
+        ]
         self.publish()
 
     @property
@@ -79,19 +86,35 @@ class ShardedEMA:
         """Write the average into the teacher's weights, in their type."""
         layout = self.layout
         if layout.kind == "partitioned":
-            publish_partitions(
-                [(self.targets[p.name], layout._partition(self.average[p.slot], p)) for p in layout.pieces]
-            )
+            publish_partitions([(self.targets[p.name], layout._partition(self.average[p.slot], p)) for p in layout.pieces])
             layout.order_gathers_after_writes()
         elif layout.kind == "flat":
             for slot, index in enumerate(layout._keys):
                 group = layout.optimizer.real_dp_process_group[index]
-                gather_flat(self._flat_targets[slot], self.average[slot], group)
+                gather_flat(self._flat_targets[slot], None if self._shared[slot] else self.average[slot], group)
         else:
-            torch._foreach_copy_(
-                [self.targets[p.name].data.view(-1) for p in layout.pieces],
-                [self.average[p.slot] for p in layout.pieces],
-            )
+            apart = [p for p in layout.pieces if not self._shared[p.slot]]
+            if apart:
+                torch._foreach_copy_([self.targets[p.name].data.view(-1) for p in apart], [self.average[p.slot] for p in apart])
+
+    def _home(self, slot: int) -> Tensor | None:
+        """Weights of the teacher, 1-D, that can be this slot's average themselves: float32, laid out and placed like it.
+
+        The average then takes no memory of its own, and publishing it no copy.
+        """
+        layout, home = self.layout, None
+        if layout.in_files(slot):
+            return None
+        master = layout.master(slot)
+        if layout.kind == "flat":
+            group = layout.optimizer.real_dp_process_group[layout._keys[slot]]
+            home = own_share(self._flat_targets[slot], master.numel(), group)
+        elif layout.replicated:
+            (name,) = [piece.name for piece in layout.pieces if piece.slot == slot]
+            target = self.targets[name].data
+            home = target.view(-1) if target.is_contiguous() else None
+        fits = home is not None and home.dtype == master.dtype and home.device == master.device
+        return home if fits else None
 
     def _share_flat_buffers(self) -> list[Tensor]:
         """Move the teacher's weights into flat buffers laid out like the student's, one a slot."""

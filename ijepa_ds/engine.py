@@ -20,7 +20,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor
 
-from ijepa_ds import cpu, ijepa
+from ijepa_ds import cpu, ijepa, vit_lean
 from ijepa_ds.config import Config
 from ijepa_ds.ema import ShardedEMA
 from ijepa_ds.masks import Masks
@@ -124,9 +124,7 @@ def gather_objects(value: Any) -> list[Any]:
 class Engine:
     """The networks under ZeRO, their optimizer and the EMA target."""
 
-    def __init__(
-        self, cfg: Config, ds_config: dict[str, Any], device: torch.device, start: Start | None = None
-    ) -> None:
+    def __init__(self, cfg: Config, ds_config: dict[str, Any], device: torch.device, start: Start | None = None) -> None:
         """Build, shard and fill with start values.
 
         Args:
@@ -150,6 +148,9 @@ class Engine:
             set_z3_leaf_modules(model, list(BLOCKS), raise_if_not_found=False)
         if device.type == "cpu":
             cpu.tune(model, self.compute_dtype)
+            if self.compute_dtype == torch.float32:
+                vit_lean.keep_less(model)
+                model.predict_in_pieces = self.stage < 3  # ZeRO-3 fills and empties weights by the step's own passes
         groups = parameter_groups(model)
         o = cfg.optimization
         # fused: one kernel for all of a shard, on CUDA and on CPU

@@ -23,8 +23,6 @@ def recommended(environment: Mapping[str, str], cores: int, has_gpu: bool) -> di
     # SLURM has given each task cores of its own
     share = int(environment.get("SLURM_CPUS_PER_TASK") or 0) or max(1, cores // ranks)
     values = {"OMP_NUM_THREADS": str(min(share, _GPU_THREADS) if has_gpu else share)}
-    if not has_gpu:
-        values["THP_MEM_ALLOC_ENABLE"] = "1"  # torch's tensors in huge pages: steps on a CPU take 7 % less (docs/LOG.md)
     if int(environment.get("WORLD_SIZE") or 1) > ranks:
         # gloo takes the interface that the host's own name points to: on Debian and Ubuntu the loopback, where no other host is
         interface = interface_towards(environment.get("MASTER_ADDR", ""))

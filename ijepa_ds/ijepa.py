@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ijepa_ds.config import Config
 from ijepa_ds.config_sizes import size_of
 from ijepa_ds.masks import Masks, take
+from ijepa_ds.pieces import predicted
 from ijepa_ds.vit import Encoder, Predictor
 
 
@@ -27,12 +28,11 @@ class Output(NamedTuple):
 class IJEPA(nn.Module):
     """Context encoder, predictor and the target encoder (frozen: only the EMA moves it)."""
 
-    def __init__(
-        self, encoder: Encoder, predictor: Predictor, target_encoder: Encoder, target_bfloat16: bool = False
-    ) -> None:
+    def __init__(self, encoder: Encoder, predictor: Predictor, target_encoder: Encoder, target_bfloat16: bool = False) -> None:
         """`target_bfloat16`: the target encoder's matrix products in bfloat16, whatever its weights are."""
         super().__init__()
         self.target_bfloat16 = target_bfloat16
+        self.predict_in_pieces = False  # see `pieces`
         self.encoder, self.predictor, self.target_encoder = encoder, predictor, target_encoder
         self.target_encoder.requires_grad_(False)
 
@@ -50,8 +50,11 @@ class IJEPA(nn.Module):
         encoded = self.encoder(images, masks.context)
         if mark:
             mark("context")
-        prediction = self.predictor(encoded, masks.context, masks.targets)
-        loss = F.smooth_l1_loss(prediction.float(), target[:, None].expand(prediction.shape))
+        if self.predict_in_pieces and encoded.requires_grad:
+            loss, prediction = predicted(self.predictor, encoded, masks.context, masks.targets, target)
+        else:
+            prediction = self.predictor(encoded, masks.context, masks.targets)
+            loss = F.smooth_l1_loss(prediction.float(), target[:, None].expand(prediction.shape))
         if mark:
             mark("predictor")
         return Output(loss, prediction.detach(), target)

@@ -25,11 +25,20 @@ def publish_partitions(pairs: list[tuple[Any, Tensor]]) -> None:
     torch._foreach_copy_([p.ds_tensor.data.view(-1) for p, _ in pairs], [value for _, value in pairs])
 
 
+def own_share(flat: Tensor, numel: int, group: Any) -> Tensor:
+    """This rank's part, `[numel]`, of a flat buffer that the ranks of `group` share out in order."""
+    return flat.narrow(0, dist.get_rank(group) * numel, numel)
+
+
 @torch.no_grad()
-def gather_flat(flat: Tensor, share: Tensor, group: Any) -> None:
-    """Fill a replicated flat buffer from every rank's `share` of it: one all-gather in the buffer's type."""
-    rank, numel = dist.get_rank(group), share.numel()
-    local = flat.narrow(0, rank * numel, numel)
-    local.copy_(share)
-    if dist.get_world_size(group) > 1:
+def gather_flat(flat: Tensor, share: Tensor | None, group: Any) -> None:
+    """Fill a replicated flat buffer from every rank's `share` of it: one all-gather in the buffer's type.
+
+    `share`: None if this rank's is in the buffer already.
+    """
+    world = dist.get_world_size(group)
+    local = own_share(flat, flat.numel() // world if share is None else share.numel(), group)
+    if share is not None:
+        local.copy_(share)
+    if world > 1:
         dist.all_gather_into_tensor(flat, local, group=group)  # in place: each rank's part lies where it belongs

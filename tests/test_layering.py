@@ -13,7 +13,7 @@ PACKAGE = "ijepa_ds"
 # From the bottom up. A part imports from rows below its own, and from itself; a new module joins a part or gets a row.
 ROWS = (
     ("config", "stop", "durable", "rank_log", "hosts", "versions", "exits", "processes"),
-    ("counter", "schedules", "cpu", "hygiene"),
+    ("counter", "schedules", "cpu", "hygiene", "pieces"),
     ("masks",),
     ("vit", "data", "resolution", "metrics", "attention", "health", "event_log", "dashboard", "mfu", "checkpoint_files"),
     ("ijepa", "run_dir"),

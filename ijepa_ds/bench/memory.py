@@ -74,7 +74,9 @@ def state_bytes(stage: int, world_size: int, encoder: int, predictor: int, width
         width: bytes of a weight in a pass: 2 for bfloat16, 4 for float32.
     """
     trained = encoder + predictor
-    weights, optimizer = width * (trained + encoder), 8 * trained + 4 * encoder  # with the target; two moments and the EMA
+    weights, optimizer = width * (trained + encoder), 8 * trained  # with the target; two moments
+    if stage == 3 or width == 2:
+        optimizer += 4 * encoder  # the EMA apart from the target
     if stage > 0 or width == 2:
         optimizer += 4 * trained  # masters apart from the weights
     if stage == 0:

@@ -66,6 +66,8 @@ def memory_of(work: Work, spread: Spread, prefetch: int = 0) -> Memory:
     copies = spread.stage > 0 or b == 2  # stage 0 in float32: the weights are their own masters
     masters, moments = 4.0 * every * share * copies, 8.0 * every * share
     ema, weights, target, host = 4.0 * encoder * share, b * every * held, b * encoder * held, 0.0
+    if b == 4 and spread.stage < 3 and not spread.offload:
+        ema = 0.0  # float32: the target's own weights are the average
     if spread.offload:  # the EMA lives beside the masters
         host, masters, moments, ema = masters + moments + ema, 0.0, 0.0, 0.0
     if spread.offload_weights:

@@ -188,8 +188,15 @@ def drive(mode: dict[str, Any]) -> dict[str, Any]:
         "bytes": dict(traffic.bytes),
         "kind": ema.layout.kind,
         "state_bytes": sum(a.nbytes for a in ema.average),
+        "own_bytes": _apart(ema.average, engine.module.teacher),
         "slots": ema.layout.num_slots,
     }
+
+
+def _apart(average: list[torch.Tensor], teacher: Any) -> int:
+    """Bytes of the average that are not the teacher's weights at the same time."""
+    weights = {p.data.untyped_storage().data_ptr() for p in teacher.parameters()}
+    return sum(a.nbytes for a in average if a.untyped_storage().data_ptr() not in weights)
 
 
 def train(mode: dict[str, Any], updates: int, poison: int = -1) -> dict[str, Any]:

@@ -115,6 +115,8 @@ def test_traffic_and_size_of_the_state(name: str, world: int, driven: Any) -> No
         shared = 1 if result["kind"] in ("plain", "copied") else world
         padding = 0 if shared == 1 else 8 * len(SIZES)  # elements a rank, at most
         assert result["state_bytes"] <= 4 * (parameters / shared + padding)
+        in_teacher = mode["dtype"] == "float32" and mode["stage"] < 3
+        assert result["own_bytes"] == (0 if in_teacher else result["state_bytes"])
 
 
 def test_a_bfloat16_average_fails_this(exact: dict) -> None:

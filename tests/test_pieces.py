@@ -1,0 +1,66 @@
+"""The predictor in pieces: loss, prediction and gradients of the whole, and less held at once."""
+
+import pytest
+import torch
+
+from ijepa_ds import pieces
+from ijepa_ds.config import Config
+from ijepa_ds.ijepa import IJEPA, build
+from ijepa_ds.masks import Masks, build_sampler
+from ijepa_ds.vit import initialise
+from tests.dist import measured
+
+
+def network(checkpointing: bool = False) -> tuple[Config, IJEPA]:
+    cfg = measured.config_of("tiny", micro_batch=3, ranks=1, depth=1, activation_checkpointing=checkpointing)
+    model = build(cfg)
+    for part in (model.encoder, model.predictor, model.target_encoder):
+        initialise(part, 0)
+    return cfg, model
+
+
+def batch(cfg: Config, contexts: int = 1) -> tuple[torch.Tensor, Masks]:
+    masks = build_sampler(cfg.masks, cfg.grid, 0, 3).sample(0, 0, 3, "cpu")
+    context = masks.context.expand(-1, contexts, -1) if contexts == 1 else torch.cat([masks.context] * contexts, dim=1)
+    return torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(1)), Masks(context, masks.targets)
+
+
+@pytest.mark.parametrize(("contexts", "tokens"), [(1, 512), (2, 512), (1, 120)])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 0.25])  # of a micro-batch among four
+def test_the_sums_are_the_same(
+    contexts: int, tokens: int, checkpointing: bool, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "_TOKENS", tokens)
+    cfg, model = network(checkpointing)
+    results = []
+    for model.predict_in_pieces in (False, True):
+        model.zero_grad()
+        for _ in range(2):  # the second adds to the first
+            output = model(*batch(cfg, contexts))
+            (output.loss * scale).backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+        results.append({"loss": output.loss.detach(), "prediction": output.prediction} | gradients)
+        assert not output.prediction.requires_grad
+    for name, whole in results[0].items():
+        torch.testing.assert_close(results[1][name], whole, rtol=1e-5, atol=1e-5 * float(whole.abs().max()), msg=name)
+
+
+def test_it_holds_less() -> None:
+    cfg, model = network()
+    held = []
+    for model.predict_in_pieces in (False, True):
+        images, masks = batch(cfg)
+        model(images, masks).loss.backward()  # gradients exist from now on
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            model(images, masks).loss.backward()
+        held.append(measured.peak_bytes(profile))
+    assert held[1] < 0.6 * held[0]
+
+
+def test_without_gradients_all_goes_at_once() -> None:
+    cfg, model = network()
+    model.predict_in_pieces = True
+    with torch.no_grad():
+        output = model(*batch(cfg))
+    assert not output.loss.requires_grad
