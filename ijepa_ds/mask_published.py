@@ -66,9 +66,10 @@ class Published:
         if not cfg.allow_overlap:
             hidden = covered(target_corners, target, grid)  # [n, M, N]
             available &= ~hidden.any(1, keepdims=True)
-            self._relax(numbers, hidden, block, available)
-        shortest = int(np.count_nonzero(available, axis=-1).min())
-        return Plan(target, first_patch(target_corners, grid), available, shortest)
+        patches = np.count_nonzero(available, axis=-1)  # [n, C]
+        if not cfg.allow_overlap:
+            self._relax(numbers, hidden, block, available, patches)
+        return Plan(target, first_patch(target_corners, grid), available, int(patches.min()))
 
     def _sizes(self, share_target: float, share_context: float) -> tuple[Size, Size]:
         """Shape the step's targets and contexts; one number drives both scale and aspect."""
@@ -79,13 +80,15 @@ class Published:
             block_size(n * between(cfg.context_scale, share_context), 1.0, self.grid - 1),
         )
 
-    def _relax(self, numbers: np.ndarray, hidden: np.ndarray, block: Size, available: np.ndarray) -> None:
-        """Draw contexts with too few patches again, in place; after 20 failures the last target is let in.
+    def _relax(
+        self, numbers: np.ndarray, hidden: np.ndarray, block: Size, available: np.ndarray, patches: np.ndarray
+    ) -> None:
+        """Draw contexts with too few patches again, in place, and count them; after 20 failures the last target is let in.
 
         After 20 more the one before it, and so on. At the last level the whole block counts, which suffices.
         """
         cfg = self.cfg
-        rows, columns = np.nonzero(np.count_nonzero(available, axis=-1) <= cfg.min_keep)
+        rows, columns = np.nonzero(patches <= cfg.min_keep)
         for attempt in range(1, _FAILURES * cfg.num_targets + 1):
             if not len(rows):
                 return
@@ -95,7 +98,8 @@ class Published:
             kept_away = hidden[rows, : cfg.num_targets - attempt // _FAILURES].any(1)
             visible = covered(corners(draw, block, self.grid - 1), block, self.grid) & ~kept_away
             available[rows, columns] = visible
-            short = np.count_nonzero(visible, axis=-1) <= cfg.min_keep
+            patches[rows, columns] = left = np.count_nonzero(visible, axis=-1)
+            short = left <= cfg.min_keep
             rows, columns = rows[short], columns[short]
 
     def _numbers(self, step: int, group: int) -> np.ndarray:
