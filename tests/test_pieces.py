@@ -1,10 +1,12 @@
 """The predictor in pieces: loss, prediction and gradients of the whole, and less held at once."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ijepa_ds import pieces
-from ijepa_ds.config import Config
+from ijepa_ds.config import Config, PredictorConfig
 from ijepa_ds.ijepa import IJEPA, build
 from ijepa_ds.masks import Masks, build_sampler
 from ijepa_ds.vit import initialise
@@ -13,6 +15,7 @@ from tests.dist import measured
 
 def network(checkpointing: bool = False) -> tuple[Config, IJEPA]:
     cfg = measured.config_of("tiny", micro_batch=3, ranks=1, depth=1, activation_checkpointing=checkpointing)
+    cfg = replace(cfg, model=replace(cfg.model, predictor=PredictorConfig(depth=3, width=96, heads=3)))
     model = build(cfg)
     for part in (model.encoder, model.predictor, model.target_encoder):
         initialise(part, 0)
