@@ -8,7 +8,6 @@ pieces, rounded to the weights' type after each, so this is for float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,7 +16,9 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn import functional as F
 
-_TOKENS = 512  # about the most in a piece: enough for fast products, while adding up gradients stays a hundredth (docs/LOG.md)
+_BYTES = 192 << 20  # about the most that a piece keeps: small networks are not cut, where that would cost more than it saves
+_KEPT = 40  # bytes that a block keeps of a token and a number of its width, at least (`vit_lean`)
+_FEWEST = 512  # tokens of a piece, for fast products and few sums of gradients (docs/LOG.md)
 
 
 def predicted(predictor: nn.Module, z: Tensor, context: Tensor, targets: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,13 +38,20 @@ def predicted(predictor: nn.Module, z: Tensor, context: Tensor, targets: Tensor,
     return _Pieces.apply(predictor, list(named), z, context, targets, wanted, *named.values())
 
 
-def _split(context: Tensor, targets: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Images and target blocks of every piece: one block, and as many images as make about `_TOKENS` tokens."""
+def most_tokens(predictor: nn.Module) -> int:
+    """Tokens of a piece, at most."""
+    blocks: Any = predictor.predictor_blocks
+    width = sum(len(block.norm1.weight) for block in blocks)
+    return max(_FEWEST, _BYTES // (_KEPT * max(1, width)))
+
+
+def split(context: Tensor, targets: Tensor, most: int) -> list[tuple[slice, slice]]:
+    """Images and target blocks of every piece: as many blocks as make `most` tokens, or of one block as many images."""
     (b, c, kc), (m, kt) = context.shape, targets.shape[1:]
-    images = math.ceil(b / math.ceil(b * c * (kc + kt) / _TOKENS))
-    for first in range(0, b, images):
-        for block in range(m):
-            yield slice(first, first + images), slice(block, block + 1)
+    tokens = b * c * (kc + kt)  # of a block
+    images = math.ceil(b / math.ceil(tokens / most))
+    blocks = math.ceil(m / math.ceil(m / max(1, most // tokens)))
+    return [(slice(i, i + images), slice(j, j + blocks)) for i in range(0, b, images) for j in range(0, m, blocks)]
 
 
 class _Pieces(torch.autograd.Function):
@@ -66,7 +74,7 @@ class _Pieces(torch.autograd.Function):
         source = z.detach().requires_grad_()
         total = torch.zeros((), device=z.device)
         prediction = wanted.new_empty(*context.shape[:2], *wanted.shape[1:])
-        for images, blocks in _split(context, targets):
+        for images, blocks in split(context, targets, most_tokens(predictor)):
             with torch.enable_grad():
                 one = functional_call(predictor, leaves, (source[images], context[images], targets[images, blocks]))
                 told = wanted[images, None, blocks].expand(one.shape)

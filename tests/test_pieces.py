@@ -36,7 +36,7 @@ def batch(cfg: Config, contexts: int = 1) -> tuple[torch.Tensor, Masks]:
 def test_the_sums_are_the_same(
     contexts: int, tokens: int, checkpointing: bool, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "_TOKENS", tokens)
+    monkeypatch.setattr(pieces, "most_tokens", lambda predictor: tokens)
     cfg, model = network(checkpointing)
     results = []
     for model.predict_in_pieces in (False, True):
@@ -51,7 +51,36 @@ def test_the_sums_are_the_same(
         torch.testing.assert_close(results[1][name], whole, rtol=1e-5, atol=1e-5 * float(whole.abs().max()), msg=name)
 
 
-def test_it_holds_less() -> None:
+@pytest.mark.parametrize(
+    ("images", "contexts", "most", "count", "shape"),
+    [
+        (8, 1, 4 * 8 * 90, 1, (8, 4)),  # all of them fit
+        (8, 1, 1500, 2, (8, 2)),
+        (8, 1, 800, 4, (8, 1)),
+        (8, 1, 400, 8, (4, 1)),
+        (3, 2, 200, 12, (1, 1)),
+        (1, 1, 50, 4, (1, 1)),  # an image is not cut
+    ],
+)
+def test_pieces_are_of_one_size_and_cover_all_once(
+    images: int, contexts: int, most: int, count: int, shape: tuple[int, int]
+) -> None:
+    context, targets = torch.zeros(images, contexts, 60), torch.zeros(images, 4, 30)
+    found = pieces.split(context, targets, most)
+    seen = torch.zeros(images, 4)
+    for one, blocks in found:
+        seen[one, blocks] += 1
+    assert len(found) == count and bool((seen == 1).all())
+    assert seen[found[0][0], found[0][1]].shape == shape
+
+
+def test_small_predictors_are_not_cut() -> None:
+    _, model = network()
+    assert pieces.most_tokens(model.predictor) > 4 * 3 * 200
+
+
+def test_it_holds_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "most_tokens", lambda predictor: 512)
     cfg, model = network()
     held = []
     for model.predict_in_pieces in (False, True):
