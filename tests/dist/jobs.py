@@ -118,14 +118,19 @@ def train_steps(engine: Any, cfg: Config, plan: BatchPlan, rank: int, first: int
         engine.set_grid(at_step(cfg, step).grid)
         for micro in range(plan.accumulation):
             position = (micro * plan.world_size + rank) * plan.micro_batch
-            images, masks = batch(cfg, step, position, plan.micro_batch)
-            output = engine.forward(images.to(engine.compute_dtype), masks)
+            output = engine.forward(*_moved(engine, *batch(cfg, step, position, plan.micro_batch)))
             engine.backward(output.loss)
             total += float(output.loss.detach()) / plan.accumulation
         if engine.optimizer_step(schedule.lr(step), schedule.weight_decay(step)):
             engine.ema.update(schedule.momentum(step))
         losses.append(total)
     return losses
+
+
+def _moved(engine: Any, images: Tensor, masks: Masks) -> tuple[Tensor, Masks]:
+    """A batch where the engine computes, in the type it computes in."""
+    device = engine.device
+    return images.to(device, engine.compute_dtype), Masks(masks.context.to(device), masks.targets.to(device))
 
 
 def train_and_save(
@@ -265,7 +270,7 @@ def start_from(stage: int, path: str, folder: str, precision: str = "float32") -
     engine, plan = make_engine(cfg, stage, dist.get_world_size(), start=open_start(cfg))
     images, masks = batch(cfg, 0, dist.get_rank() * plan.micro_batch, plan.micro_batch)
     with torch.no_grad():
-        loss = float(engine.forward(images.to(engine.compute_dtype), masks).loss)
+        loss = float(engine.forward(*_moved(engine, images, masks)).loss)
     return {"loss": loss, "target": _gathered_target(engine), "folder": _save(engine, Path(folder), 1)}
 
 
@@ -281,7 +286,7 @@ def _gathered_target(engine: Any) -> dict[str, np.ndarray]:
 
 
 def train_through_nan(stage: int, precision: str, steps: int, broken: int) -> dict[str, Any]:
-    """Train; the loss of rank 1 is not a number at 0-based step `broken`. Masters and EMA before and after that step."""
+    """Train; the loss of the last rank is not a number at 0-based step `broken`. Masters and EMA before and after that step."""
     from deepspeed import comm as dist
 
     from ijepa_ds.engine import initialise_distributed
@@ -292,12 +297,43 @@ def train_through_nan(stage: int, precision: str, steps: int, broken: int) -> di
     forward, schedule, applied, states = engine.forward, schedule_of(cfg), [], []
     for step in range(steps):
         images, masks = batch(cfg, step, rank * plan.micro_batch, plan.micro_batch)
-        output = forward(images.to(engine.compute_dtype), masks)
-        engine.backward(output.loss * float("nan") if (step, rank) == (broken, 1) else output.loss)
+        output = forward(*_moved(engine, images, masks))
+        engine.backward(output.loss * float("nan") if (step, rank) == (broken, dist.get_world_size() - 1) else output.loss)
         applied.append(engine.optimizer_step(schedule.lr(step), schedule.weight_decay(step)))
         if applied[-1]:
             engine.ema.update(schedule.momentum(step))
         tensors = [engine.layout.master(slot) for slot in range(engine.layout.num_slots)] + engine.ema.average
-        states.append([tensor.detach().clone().numpy() for tensor in tensors])
+        states.append([tensor.detach().cpu().clone().numpy() for tensor in tensors])
         adam_step = int(engine.layout.moments(0)["step"])
     return {"applied": applied, "states": states, "adam_step": adam_step}
+
+
+def waits_of_a_step(stage: int, precision: str) -> dict[str, int]:
+    """How often forward, backward and EMA of one warm step on a GPU make the host wait for the device."""
+    import warnings
+
+    from ijepa_ds.engine import initialise_distributed
+
+    initialise_distributed()
+    cfg = tiny_config(precision)
+    engine, plan = make_engine(cfg, stage, 1)
+    train_steps(engine, cfg, plan, 0, 0, 3)
+    images, _ = _moved(engine, *batch(cfg, 3, 0, plan.micro_batch))
+    sampler, counts, output = build_sampler(cfg.masks, cfg.grid, 3, cfg.optimization.batch_size), {}, None
+    torch.cuda.synchronize()
+    for part in ("forward", "backward", "optimizer", "ema"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            if part == "forward":
+                output = engine.forward(images, sampler.sample(3, 0, plan.micro_batch, engine.device))
+            elif part == "backward":
+                assert output is not None
+                engine.backward(output.loss)
+            elif part == "optimizer":
+                engine.optimizer_step(1e-3, 0.05)
+            else:
+                engine.ema.update(0.99)
+            torch.cuda.set_sync_debug_mode("default")
+        counts[part] = sum("synchronizing" in str(one.message) for one in caught)
+    return counts

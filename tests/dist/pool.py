@@ -19,7 +19,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _worker(rank: int, world_size: int, port: int, pipe: Any) -> None:
+def _worker(rank: int, world_size: int, port: int, accelerator: str, pipe: Any) -> None:
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -27,7 +27,7 @@ def _worker(rank: int, world_size: int, port: int, pipe: Any) -> None:
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
         OMP_NUM_THREADS="1",
-        DS_ACCELERATOR="cpu",
+        DS_ACCELERATOR=accelerator,
     )
     import torch
 
@@ -56,9 +56,9 @@ def _give_back() -> None:
 class Pool:
     """`world_size` ranks on this machine."""
 
-    def __init__(self, world_size: int) -> None:
-        """Start the processes; they join the process group in their first job."""
-        self.world_size = world_size
+    def __init__(self, world_size: int, accelerator: str = "cpu") -> None:
+        """Start the processes; they join the process group in their first job. `accelerator`: cpu or cuda."""
+        self.world_size, self.accelerator = world_size, accelerator
         self._start()
 
     def _start(self) -> None:
@@ -66,7 +66,7 @@ class Pool:
         self._pipes, self._processes = [], []
         for rank in range(self.world_size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_worker, args=(rank, self.world_size, port, theirs), daemon=True)
+            process = context.Process(target=_worker, args=(rank, self.world_size, port, self.accelerator, theirs), daemon=True)
             process.start()
             self._pipes.append(ours)
             self._processes.append(process)
