@@ -16,6 +16,7 @@ from ijepa_ds.ema import ShardedEMA
 from ijepa_ds.engine import mean_over_ranks, world_from_environment
 from ijepa_ds.zero_gather import gathered
 from ijepa_ds.zero_layout import ZeroLayout
+from ijepa_ds.zero_publish import place_buffers
 
 _BUFFERS = ("mean", "scale")
 
@@ -53,6 +54,7 @@ class ShardedLearner(Learner):
         torch.manual_seed(seed)
         with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=self.stage == 3):
             model = _Pair(shape, width)
+        place_buffers(model, device)
         if device.type == "cpu":
             cpu.tune(model, torch.bfloat16 if "bf16" in ds_config else torch.float32)
         optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=shape.lr, weight_decay=0.0, fused=True)

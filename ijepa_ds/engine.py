@@ -29,6 +29,7 @@ from ijepa_ds.vit_blocks import BLOCKS
 from ijepa_ds.weights.start import Start
 from ijepa_ds.zero_disk import check_async_io
 from ijepa_ds.zero_layout import ZeroLayout, check_version
+from ijepa_ds.zero_publish import place_buffers
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +144,7 @@ class Engine:
             cpu.give_memory_back()
         with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=self.stage == 3):
             model = ijepa.build(cfg)
+        place_buffers(model, device)
         if self.stage == 3:
             # One gather a block instead of one a layer: small gathers are what makes untuned ZeRO-3 slow.
             set_z3_leaf_modules(model, list(BLOCKS), raise_if_not_found=False)

@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from deepspeed import comm as dist
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def place_buffers(model: nn.Module, device: torch.device) -> None:
+    """Move tables and other buffers to the device: `zero.Init` places parameters only, and DeepSpeed then leaves the rest."""
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
 
 
 @torch.no_grad()
