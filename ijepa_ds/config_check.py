@@ -123,6 +123,9 @@ def problems(cfg: Config, world_size: int | None = None) -> list[Problem]:
         found += _heads(cfg)
     if not wrong & {"optimization.batch_size", "optimization.max_micro_batch", "masks.truncation_group"}:
         found += _batch(cfg, world_size)
+    if cfg.model.compile and cfg.model.activation_checkpointing and cfg.model.recompute == "selective":
+        text = "selective does not go with model.compile, which leaves no single products to keep: take full"
+        found.append(Problem(("model.recompute",), text))
     of_masks = ("masks", "data.crop_size", "model.patch_size")
     if not any(problem.keys[0].startswith(of_masks) for problem in found):
         found += _masks(cfg)

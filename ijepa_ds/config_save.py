@@ -37,6 +37,7 @@ _FREE = {
     "data.max_bad_share",
     "model.activation_checkpointing",
     "model.recompute",
+    "model.compile",
     "optimization.max_micro_batch",
     "eval.every",
     "eval.train",

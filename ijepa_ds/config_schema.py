@@ -91,6 +91,7 @@ class ModelConfig:
     target_precision: str = "same"  # same | bfloat16: of the target encoder's matrix products; its weights stay as they are
     activation_checkpointing: bool = False
     recompute: str = "full"  # with it: full | selective
+    compile: bool = False  # blocks through torch.compile: on GPUs, ZeRO stages 0 to 2
     # Options beyond the published models; the predictor is plain whatever they are. None: as the named size has it.
     qkv_bias: bool | None = None
     qk_norm: bool | None = None

@@ -25,10 +25,11 @@ from ijepa_ds.config import Config
 from ijepa_ds.ema import ShardedEMA
 from ijepa_ds.masks import Masks
 from ijepa_ds.vit import initial_value
-from ijepa_ds.vit_blocks import BLOCKS
+from ijepa_ds.vit_blocks import BLOCKS, compile_blocks
 from ijepa_ds.weights.start import Start
 from ijepa_ds.zero_disk import check_async_io
 from ijepa_ds.zero_layout import ZeroLayout, check_version
+from ijepa_ds.zero_norm import norm_once
 from ijepa_ds.zero_publish import place_buffers
 
 logger = logging.getLogger(__name__)
@@ -145,6 +146,9 @@ class Engine:
         with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=self.stage == 3):
             model = ijepa.build(cfg)
         place_buffers(model, device)
+        if device.type == "cuda":
+            # The masks' lengths change from step to step, and cuDNN's attention plans anew for each: 1.5 ms a call on an H100.
+            torch.backends.cuda.enable_cudnn_sdp(False)
         if self.stage == 3:
             # One gather a block instead of one a layer: small gathers are what makes untuned ZeRO-3 slow.
             set_z3_leaf_modules(model, list(BLOCKS), raise_if_not_found=False)
@@ -153,11 +157,17 @@ class Engine:
             if self.compute_dtype == torch.float32:
                 vit_lean.keep_less(model)
                 model.predict_in_pieces = self.stage < 3  # ZeRO-3 fills and empties weights by the step's own passes
+        if cfg.model.compile:
+            if device.type == "cpu":
+                raise ValueError("model.compile: needs a GPU: on a CPU the networks have kernels of their own. Leave it out")
+            for stack in ijepa.stacks(model):
+                compile_blocks(stack)
         groups = parameter_groups(model)
         o = cfg.optimization
         # fused: one kernel for all of a shard, on CUDA and on CPU
         optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=0.0, fused=True)
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+        norm_once(self.deepspeed.optimizer)
         model = self.deepspeed.module
         self.layout = ZeroLayout(self.deepspeed, {n: p for n, p in model.named_parameters() if p.requires_grad})
         self.layout.forget_moments()

@@ -91,7 +91,7 @@ FREE = {
     *("run.keep_last", "run.keep_every", "run.hang_timeout", "run.max_nonfinite"),
     *("data.source", "data.loader", "data.decoder", "data.threads", "data.prefetch", "data.max_pixels"),
     *("data.max_bad", "data.max_bad_share"),
-    *("model.activation_checkpointing", "model.recompute", "optimization.max_micro_batch"),
+    *("model.activation_checkpointing", "model.recompute", "model.compile", "optimization.max_micro_batch"),
     *("eval.every", "eval.train", "eval.test", "eval.k", "eval.max_train", "eval.max_test"),
 }
 

@@ -308,8 +308,8 @@ def train_through_nan(stage: int, precision: str, steps: int, broken: int) -> di
     return {"applied": applied, "states": states, "adam_step": adam_step}
 
 
-def waits_of_a_step(stage: int, precision: str) -> dict[str, int]:
-    """How often forward, backward and EMA of one warm step on a GPU make the host wait for the device."""
+def waits_of_a_step(stage: int, precision: str) -> dict[str, list[str]]:
+    """Where the parts of one warm step on a GPU make the host wait for the device."""
     import warnings
 
     from ijepa_ds.engine import initialise_distributed
@@ -319,14 +319,18 @@ def waits_of_a_step(stage: int, precision: str) -> dict[str, int]:
     engine, plan = make_engine(cfg, stage, 1)
     train_steps(engine, cfg, plan, 0, 0, 3)
     images, _ = _moved(engine, *batch(cfg, 3, 0, plan.micro_batch))
-    sampler, counts, output = build_sampler(cfg.masks, cfg.grid, 3, cfg.optimization.batch_size), {}, None
+    sampler, found, output = build_sampler(cfg.masks, cfg.grid, 3, cfg.optimization.batch_size), {}, None
+    masks = None
     torch.cuda.synchronize()
-    for part in ("forward", "backward", "optimizer", "ema"):
+    for part in ("masks", "forward", "backward", "optimizer", "ema"):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
-            if part == "forward":
-                output = engine.forward(images, sampler.sample(3, 0, plan.micro_batch, engine.device))
+            if part == "masks":
+                masks = sampler.sample(3, 0, plan.micro_batch, engine.device)
+            elif part == "forward":
+                assert masks is not None
+                output = engine.forward(images, masks)
             elif part == "backward":
                 assert output is not None
                 engine.backward(output.loss)
@@ -335,5 +339,5 @@ def waits_of_a_step(stage: int, precision: str) -> dict[str, int]:
             else:
                 engine.ema.update(0.99)
             torch.cuda.set_sync_debug_mode("default")
-        counts[part] = sum("synchronizing" in str(one.message) for one in caught)
-    return counts
+        found[part] = [f"{one.filename}:{one.lineno}" for one in caught if "synchronizing" in str(one.message)]
+    return found

@@ -100,6 +100,11 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone(stage: int, gpu: Poo
 def test_the_host_does_not_wait(stage: int, precision: str, gpu: Pool) -> None:
     """Only the optimizer does, to learn whether the step was applied."""
     (waits,) = gpu.run("waits_of_a_step", stage=stage, precision=precision)
-    assert waits["forward"] == waits["ema"] == 0, waits
-    assert waits["backward"] == 0, waits
-    assert waits["optimizer"] <= 2, waits
+    assert len(waits.pop("optimizer")) <= 2, waits
+    assert not any(waits.values()), waits
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_compiled_blocks_give_the_same_steps(stage: int, gpu: Pool, tmp_path: Path, plain: tuple) -> None:
+    (result,) = gpu.run("train_and_save", stage=stage, folder=str(tmp_path), steps=20, model={"compile": True})
+    np.testing.assert_allclose(result["losses"], plain[1][:20], rtol=1e-3)
