@@ -75,8 +75,8 @@ def load_deepspeed(path: Path, cfg: Config, plan: BatchPlan) -> dict[str, Any]:
     """
     result = read_deepspeed(path, plan, cfg.optimization.clip_grad, cfg.model.precision)
     if cfg.model.compile and result["zero_optimization"]["stage"] == 3:
-        why = "compiled blocks cannot be gathered and released"
-        raise ConfigError([f"{path}: zero_optimization.stage: 3 does not go with model.compile: {why}. Take stage 2, or leave it out"])
+        text = "3 does not go with model.compile: compiled blocks cannot be gathered and released. Take stage 2"
+        raise ConfigError([f"{path}: zero_optimization.stage: {text}"])
     offload = result["zero_optimization"].get("offload_optimizer", {})
     if offload.get("device") == "nvme":  # two runs on one disk must not share files
         run = Path(cfg.run.dir).absolute()

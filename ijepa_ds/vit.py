@@ -75,6 +75,7 @@ class Encoder(nn.Module):
         self.size, self.patch_size, self.grid, self.checkpointing = size, patch_size, grid, checkpointing
         self.position_grid = position_grid or grid
         self.patch_embed = PatchEmbed(patch_size, size.width)
+        self.pos_embed: Tensor
         self.register_buffer("pos_embed", sincos_position_embedding(size.width, grid, self.position_grid))
         if size.rope:
             self.register_buffer("rope", rotary_table(size.width // size.heads, grid), persistent=False)
@@ -86,7 +87,7 @@ class Encoder(nn.Module):
     def set_grid(self, grid: int) -> None:
         """Take images of another number of patches from now on: positions are evaluated between the learnt ones."""
         if grid != self.grid:
-            device = self.patch_embed.proj.weight.device
+            device = self.pos_embed.device
             self.pos_embed = sincos_position_embedding(self.size.width, grid, self.position_grid).to(device)
             if self.size.rope:
                 self.rope = rotary_table(self.size.width // self.size.heads, grid).to(device)
@@ -142,6 +143,7 @@ class Predictor(nn.Module):
         self.grid, self.position_grid = grid, position_grid or grid
         self.predictor_embed = nn.Linear(encoder_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.predictor_pos_embed: Tensor
         self.register_buffer("predictor_pos_embed", sincos_position_embedding(width, grid, position_grid))
         self.predictor_blocks = make_blocks(Size(width, depth, heads, 4 * width))  # plain, whatever the encoder is
         self.predictor_norm = LayerNorm(width)
@@ -151,7 +153,7 @@ class Predictor(nn.Module):
         """As `Encoder.set_grid`."""
         if grid != self.grid:
             table = sincos_position_embedding(self.predictor_embed.out_features, grid, self.position_grid)
-            self.predictor_pos_embed = table.to(self.mask_token.device)
+            self.predictor_pos_embed = table.to(self.predictor_pos_embed.device)
             self.grid = grid
 
     def forward(self, z: Tensor, context: Tensor, targets: Tensor) -> Tensor:
@@ -166,7 +168,7 @@ class Predictor(nn.Module):
             `[B, C, M, Kt, D]`.
         """
         (b, c, kc), (m, kt) = context.shape, targets.shape[1:]
-        position: Tensor = self.predictor_pos_embed.expand(b, -1, -1)  # type: ignore[operator]
+        position = self.predictor_pos_embed.expand(b, -1, -1)
         x = self.predictor_embed(z.to(self.predictor_embed.weight.dtype))
         x = x + take(position, context.flatten(1)).reshape(b, c, kc, -1)
         query = self.mask_token + take(position, targets.flatten(1))

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 def place_buffers(model: nn.Module, device: torch.device) -> None:
     """Move tables and other buffers to the device: `zero.Init` places parameters only, and DeepSpeed then leaves the rest."""
-    for buffer in model.buffers():
-        buffer.data = buffer.data.to(device)
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.to(device))
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ from ijepa_ds.config_sizes import SIZES, Size, size_of
 from ijepa_ds.ijepa import IJEPA
 from ijepa_ds.masks import Masks
 from ijepa_ds.vit import Encoder, Predictor, initial_value, initialise
-from ijepa_ds.vit_blocks import DropPath, LayerNorm
+from ijepa_ds.vit_blocks import DropPath, LayerNorm, compile_blocks
+from ijepa_ds.zero_publish import place_buffers
 
 SMALL = Size(48, 2, 3, 192)
 
@@ -199,15 +200,36 @@ def test_checkpointing_changes_nothing() -> None:
         assert torch.equal(one, full) and torch.equal(one, selective)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler looks
+@pytest.mark.slow  # a minute: two kinds of block, with and without gradient
+@pytest.mark.parametrize("name", ["rope", "parallel and more"])
+def test_compiled_blocks_change_nothing_and_are_compiled_once(name: str) -> None:
+    """Whatever the number of images and of patches; another one is not compiled again."""
+    plain, compiled = made(OPTIONS[name]), made(OPTIONS[name])
+    compile_blocks(compiled.blocks)
+    graphs = []
+    for images, patches in ((2, 3), (3, 5), (5, 9), (4, 2)):
+        pixels, context = torch.randn(images, 3, 32, 32), torch.arange(patches).expand(images, 1, patches)
+        outputs = []
+        for encoder in (plain, compiled):
+            encoder.zero_grad()
+            encoder(pixels, context).square().mean().backward()
+            with torch.no_grad():
+                outputs.append(encoder(pixels))
+        torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-4)
+        for one, other in zip(compiled.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert len(set(graphs[1:])) == 1, graphs
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_forward_on_a_fake_gpu(dtype: torch.dtype) -> None:
     """No tensor on another device, no host synchronisation: FakeTensorMode refuses both."""
     with FakeTensorMode(), torch.device("cuda"):
         parts = Encoder(SMALL, 8, 4), Predictor(48, 24, 2, 3, 4), Encoder(SMALL, 8, 4)
         model = IJEPA(*parts)
-        for module in model.modules():
-            for name, buffer in module._buffers.items():  # made by numpy, so still on the host
-                module._buffers[name] = buffer.to("cuda")
+        place_buffers(model, torch.device("cuda"))  # made by numpy, so still on the host
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
         masks = Masks(torch.zeros(2, 2, 5, dtype=torch.int64), torch.zeros(2, 4, 3, dtype=torch.int64))

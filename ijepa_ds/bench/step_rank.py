@@ -1,4 +1,7 @@
-"""What every rank of `ijepa-ds bench step` does: steps on random pixels, with the masks of a run, each part timed by itself."""
+"""What every rank of `ijepa-ds bench step` does: steps on random pixels, with the masks of a run, each part timed by itself.
+
+Then as many steps in a row, as a run takes them: the device is not waited for, and the host works ahead. These count for MFU.
+"""
 
 from __future__ import annotations
 
@@ -71,17 +74,18 @@ def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
         if step >= WARM:
             peaks.append(measured_peak(engine.device, engine.compute_dtype))  # between steps: a busy machine changes both
     samples = running.watch.slowest()
-    flops = [plan.batch_size * one for one in flops_of(cfg, running.masks)]
-    best = max(peaks)
-    used = [one / seconds / (best * plan.world_size) for one, seconds in zip(flops, samples["step"], strict=True)]
+    running.masks.clear()
+    row = running.watch.in_a_row(running.step, steps)
+    flops = plan.batch_size * sum(flops_of(cfg, running.masks)) / steps
     return {
         "title": engine.describe(),
         "machine": machine(),
         "records": [
             *records_of("step", {"all" if part == "step" else part: values for part, values in samples.items()}, config),
-            record("step.images", "images/s", [plan.batch_size / seconds for seconds in samples["step"]], config),
+            record("step.in_a_row", "s", [row], config),
+            record("step.images", "images/s", [plan.batch_size / row], config),
             record("step.product_rate", "FLOP/s", peaks, config),
-            record("step.mfu", "share", used, config),
+            record("step.mfu", "share", [flops / row / (max(peaks) * plan.world_size)], config),
             record("step.peak_memory", "bytes", [peak_memory_gib(engine.device) * 2**30], config),
         ],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,12 +23,15 @@ class Stopwatch:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._row = device, defaultdict(float)  # type: ignore[var-annotated]
+        self._device, self._row, self._off = device, defaultdict(float), False  # type: ignore[var-annotated]
         self.samples: dict[str, list[float]] = defaultdict(list)
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
         """Seconds of what happens inside, until the device has done it."""
+        if self._off:
+            yield
+            return
         self._wait()
         began = time.perf_counter()
         yield
@@ -45,6 +48,18 @@ class Stopwatch:
         """`samples`, of the slowest rank in each repeat."""
         every = gather_objects(dict(self.samples))
         return {part: [max(values) for values in zip(*(one[part] for one in every), strict=True)] for part in every[0]}
+
+    def in_a_row(self, work: Callable[[], object], times: int) -> float:
+        """Seconds of one of `times` repeats of `work`, of the slowest rank, with nobody waiting in between for a part of it."""
+        self._off = True
+        self._wait()
+        began = time.perf_counter()
+        for _ in range(times):
+            work()
+        self._wait()
+        seconds = (time.perf_counter() - began) / times
+        self._off = False
+        return max(gather_objects(seconds))
 
     def _wait(self) -> None:
         if self._device.type == "cuda":
