@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -23,6 +24,17 @@ class Tap(TorchFunctionMode):
     def __init__(self, take: Callable[[int, Callable[[int | None], Tensor]], None]) -> None:
         super().__init__()
         self._take, self._calls = take, 0
+        self._stance = ExitStack()
+
+    def __enter__(self) -> Any:
+        """Compiled blocks (`model.compile`) show nothing, and looking would compile them anew: they run as they are."""
+        self._stance.enter_context(torch.compiler.set_stance("force_eager"))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        """Blocks run compiled again."""
+        super().__exit__(*error)
+        self._stance.close()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at what attention gets; change nothing."""

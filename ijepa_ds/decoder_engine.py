@@ -16,6 +16,7 @@ from ijepa_ds.ema import ShardedEMA
 from ijepa_ds.engine import mean_over_ranks, world_from_environment
 from ijepa_ds.zero_gather import gathered
 from ijepa_ds.zero_layout import ZeroLayout
+from ijepa_ds.zero_norm import norm_once
 from ijepa_ds.zero_publish import place_buffers
 
 _BUFFERS = ("mean", "scale")
@@ -59,6 +60,7 @@ class ShardedLearner(Learner):
             cpu.tune(model, torch.bfloat16 if "bf16" in ds_config else torch.float32)
         optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=shape.lr, weight_decay=0.0, fused=True)
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+        norm_once(self.engine.optimizer)
         self.decoder = self.engine.module.decoder
         for name in _BUFFERS:  # DeepSpeed has given them the weights' type
             setattr(self.decoder, name, getattr(self.decoder, name).float())

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ijepa_ds.attention import EntropyProbe
 from ijepa_ds.config import ModelConfig, PredictorConfig
 from ijepa_ds.config_sizes import SIZES, Size, size_of
 from ijepa_ds.ijepa import IJEPA
@@ -210,12 +211,16 @@ def test_compiled_blocks_change_nothing_and_are_compiled_once(name: str) -> None
     graphs = []
     for images, patches in ((2, 3), (3, 5), (5, 9), (4, 2)):
         pixels, context = torch.randn(images, 3, 32, 32), torch.arange(patches).expand(images, 1, patches)
-        outputs = []
+        outputs, entropies = [], []
         for encoder in (plain, compiled):
+            with EntropyProbe(2) as probe:  # as a run looks at its attention now and then
+                encoder(pixels, context)
+            entropies.append(probe.values())
             encoder.zero_grad()
             encoder(pixels, context).square().mean().backward()
             with torch.no_grad():
                 outputs.append(encoder(pixels))
+        assert entropies[0] == entropies[1] and len(entropies[0]) == 2
         torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-4)
         for one, other in zip(compiled.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5)
