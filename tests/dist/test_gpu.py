@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +13,11 @@ import numpy as np
 import pytest
 
 from ijepa_ds.ijepa import IJEPA
+from ijepa_ds.visualize.events import read_scalars
 from tests import reference
 from tests.dist import jobs
-from tests.dist.pool import Pool
+from tests.dist.launched import REPOSITORY, TINY, prepare
+from tests.dist.pool import Pool, free_port
 from tests.dist.test_zero import assert_same_bits, relative, worst
 
 pytestmark = [pytest.mark.dist, pytest.mark.gpu]
@@ -112,3 +118,33 @@ def test_the_host_waits_for_nothing_but_the_norm(stage: int, precision: str, gpu
 def test_compiled_blocks_give_the_same_steps(stage: int, gpu: Pool, tmp_path: Path, plain: tuple) -> None:
     (result,) = gpu.run("train_and_save", stage=stage, folder=str(tmp_path), steps=20, model={"compile": True})
     np.testing.assert_allclose(result["losses"], plain[1][:20], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("stage", "options"),
+    [
+        (2, ["data.loader=torchvision"]),
+        (3, ["data.loader=dali", "data.decoder=mixed", "model.precision=bfloat16"]),
+        (2, ["data.loader=dali", "data.decoder=cpu", "model.compile=true"]),
+    ],
+)
+def test_a_run_from_images_to_the_end_and_on(stage: int, options: list[str], tmp_path: Path) -> None:
+    """As a user starts it; then from an earlier checkpoint, as after an interruption: the same losses again."""
+    if "data.loader=dali" in options:
+        pytest.importorskip("nvidia.dali")
+    place, launcher = prepare(tmp_path), str(Path(sys.executable).with_name("deepspeed"))
+    files = ["--config", "run.yaml", "--deepspeed_config", str(REPOSITORY / "ds_configs" / f"zero{stage}.json")]
+    losses = []
+    for _ in range(2):
+        words = [launcher, "--num_gpus", "1", "--master_port", str(free_port()), "--module", "ijepa_ds.train", *files]
+        words += [*TINY, *options, "run.checkpoint_every=3"]
+        done = subprocess.run(words, cwd=place, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        assert json.loads((place / "out" / "completed.json").read_text())["steps"] == 6
+        numbers, values = read_scalars(place / "out")["loss"]
+        assert list(numbers) == list(range(1, 7)) and np.isfinite(values).all()
+        losses.append(values)
+        shutil.rmtree(place / "out" / "checkpoints" / "step_00000006")
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
+    log = (place / "out" / "logs" / "rank_00000.log").read_text()
+    assert "1 x cuda" in log and "a fresh start" in log and "step_00000003" in log
