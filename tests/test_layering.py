@@ -23,7 +23,7 @@ ROWS = (
     ("evals", "plan", "checkpoints"),
     ("doctor",),
     # From here on with DeepSpeed: nothing above this line may need it.
-    ("zero_support", "zero_disk", "zero_publish", "collectives"),
+    ("zero_support", "zero_disk", "zero_norm", "zero_publish", "collectives"),
     ("zero_layout",),
     ("ema", "zero_gather"),
     ("engine",),
@@ -45,7 +45,10 @@ FAMILIES = {"config_": "config", "cpu_": "cpu", "mask_": "masks", "vit_": "vit",
 LATE = {("config_check", "masks")}
 LATE |= {(PACKAGE, "weights")}  # `ijepa_ds.load_encoder`, looked up when first asked for
 ONLY_IN = {
-    "deepspeed": {"engine", "zero_layout", "zero_publish", "zero_disk", "checkpoint", "collectives", "decoder_engine"},
+    "deepspeed": {
+        *("engine", "decoder_engine", "checkpoint", "collectives"),
+        *("zero_layout", "zero_publish", "zero_norm", "zero_disk"),
+    },
     "nvidia": {"data"},
     "diffusers": {"decoder"},
 }
@@ -136,7 +139,7 @@ def test_imports_point_one_way(repository: Path) -> None:
             "loop.py",
             "import deepspeed.comm",
             "loop.py:1: deepspeed is imported only by checkpoint, collectives, decoder_engine, engine, zero_disk, zero_layout, "
-            "zero_publish",
+            "zero_norm, zero_publish",
         ),
         ("evals/knn.py", "def f():\n  from nvidia.dali import fn", "evals/knn.py:2: nvidia is imported only by data"),
         ("helper.py", "import ijepa_ds.vit", "helper.py:1: helper has no row in ROWS of tests/test_layering.py"),
