@@ -8,6 +8,7 @@ is switched off (`cpu.tune`), the softmax of timm's plain products is seen inste
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -28,7 +29,8 @@ class Tap(TorchFunctionMode):
 
     def __enter__(self) -> Any:
         """Compiled blocks (`model.compile`) show nothing, and looking would compile them anew: they run as they are."""
-        self._stance.enter_context(torch.compiler.set_stance("force_eager"))
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and to ask would load the compiler
+            self._stance.enter_context(torch.compiler.set_stance("force_eager"))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:

@@ -76,7 +76,7 @@ def load_deepspeed(path: Path, cfg: Config, plan: BatchPlan) -> dict[str, Any]:
     result = read_deepspeed(path, plan, cfg.optimization.clip_grad, cfg.model.precision)
     if cfg.model.compile and result["zero_optimization"]["stage"] == 3:
         text = "3 does not go with model.compile: compiled blocks cannot be gathered and released. Take stage 2"
-        raise ConfigError([f"{path}: zero_optimization.stage: {text}"])
+        raise ConfigError([f"{_Source(path).where(['zero_optimization', 'stage'])}: zero_optimization.stage: {text}"])
     offload = result["zero_optimization"].get("offload_optimizer", {})
     if offload.get("device") == "nvme":  # two runs on one disk must not share files
         run = Path(cfg.run.dir).absolute()

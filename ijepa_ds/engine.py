@@ -135,6 +135,8 @@ class Engine:
             device: this rank's, from `initialise_distributed`.
             start: weights to start from; None: the start values of `cfg.run.seed`.
         """
+        if cfg.model.compile and device.type == "cpu":
+            raise ValueError("model.compile: needs a GPU: on a CPU the networks have kernels of their own. Leave it out")
         self.cfg, self.device = cfg, device
         self.compute_dtype = torch.bfloat16 if cfg.model.precision == "bfloat16" else torch.float32
         zero = ds_config.get("zero_optimization", {"stage": 0})
@@ -158,10 +160,7 @@ class Engine:
                 vit_lean.keep_less(model)
                 model.predict_in_pieces = self.stage < 3  # ZeRO-3 fills and empties weights by the step's own passes
         if cfg.model.compile:
-            if device.type == "cpu":
-                raise ValueError("model.compile: needs a GPU: on a CPU the networks have kernels of their own. Leave it out")
-            for stack in ijepa.stacks(model):
-                compile_blocks(stack)
+            compile_blocks(model)
         groups = parameter_groups(model)
         o = cfg.optimization
         # fused: one kernel for all of a shard, on CUDA and on CPU

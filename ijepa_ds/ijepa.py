@@ -78,11 +78,6 @@ class IJEPA(nn.Module):
         return take(whole, masks.targets.flatten(1)).reshape(b, m, k, -1)
 
 
-def stacks(model: IJEPA) -> tuple[nn.ModuleList, ...]:
-    """The blocks of context encoder, predictor and target encoder."""
-    return model.encoder.blocks, model.predictor.predictor_blocks, model.target_encoder.blocks
-
-
 def build(cfg: Config) -> IJEPA:
     """The networks of a configuration. Their values are not yet those of a start (see `vit.initialise`)."""
     model, size = cfg.model, size_of(cfg.model)

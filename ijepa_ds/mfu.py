@@ -17,7 +17,7 @@ _TRIES = 4  # the best counts, the first warms up
 def measured_peak(device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter) -> float:
     """FLOPs a second (of `clock`) of a large square matrix product here and now; waits for the device."""
     side = _SIDES.get(device.type, _SIDES["cpu"])
-    # random: a GPU that multiplies constants needs less power, and is up to an eighth faster than on anything real
+    # random: a GPU needs less power to multiply constants, and may run faster than on anything real
     generator = torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(side, side, device=device, dtype=dtype, generator=generator) for _ in range(2))
     best = float("inf")

@@ -102,13 +102,14 @@ def make_blocks(size: Size) -> nn.ModuleList:
     return blocks
 
 
-def compile_blocks(blocks: nn.ModuleList) -> None:
+def compile_blocks(model: nn.Module) -> None:
     """Fuse what lies between a block's matrix products (norms, casts, GELU, sums) with `torch.compile`; values stay.
 
     One block is compiled, for any number of sequences and patches; the others of its shape run the same code.
     """
-    for block in blocks:
-        block.compile(dynamic=True)
+    for module in model.modules():
+        if isinstance(module, BLOCKS):
+            module.compile(dynamic=True)
 
 
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor, checkpointing: str, *more: Tensor) -> Tensor:

@@ -104,6 +104,11 @@ def test_a_good_run_has_no_problems() -> None:
             {"target_scale": (0.5, 1.5)},
             "masks.target_scale: must be a pair [a, b] with 0 < a <= b <= 1",
         ),
+        (
+            "model",
+            {"compile": True, "activation_checkpointing": True, "recompute": "selective"},
+            "model.recompute: selective does not go with model.compile, which leaves no single products to keep: take full",
+        ),
         ("masks", {"min_keep": 200}, "masks.target_scale: (0.15, 0.2) and "),
         (
             "optimization",

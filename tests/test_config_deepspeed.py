@@ -45,7 +45,7 @@ def refused(path: Path, plan: BatchPlan = WHOLE) -> list[str]:
 def test_compiled_blocks_and_stage_3_do_not_meet(tmp_path: Path) -> None:
     compiled = replace(CONFIG, model=replace(CONFIG.model, compile=True))
     assert load_deepspeed(write(tmp_path, {"zero_optimization": {"stage": 2}}), compiled, WHOLE)
-    with pytest.raises(ConfigError, match="ds.json: zero_optimization.stage: 3 does not go with model.compile.* Take stage 2"):
+    with pytest.raises(ConfigError, match="ds.json:3: zero_optimization.stage: 3 does not go with model.compile"):
         load_deepspeed(write(tmp_path, {"zero_optimization": {"stage": 3}}), compiled, WHOLE)
 
 

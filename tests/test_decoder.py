@@ -192,14 +192,14 @@ def test_intervals() -> None:
 def test_a_gpu_learns_what_the_cpu_began(precision: str, place: Path, tmp_path: Path) -> None:
     """Weights, moments and the average go from one device to the other; the first loss there is the CPU's.
 
-    Later ones drift apart: cuDNN's convolutions round float32 to TF32 (1.5 % after 40 steps on an H100; 7 % in bfloat16).
+    Later ones drift apart: 1.5 % after 40 steps on an H100, 7.4 % in bfloat16. Why was not looked into (TF32 in convolutions?).
     """
     wish = ["--condition", "block", "--steps", "40", "--save-every", "20", "--precision", precision]
     assert train(place, tmp_path / "cpu", *wish) == 0
     assert train(place, tmp_path / "gpu", *wish, "--device", "cuda") == 0
     (_, on_cpu), (_, on_gpu) = (read_scalars(tmp_path / name)["decoder/loss"] for name in ("cpu", "gpu"))
     np.testing.assert_allclose(on_gpu[0], on_cpu[0], rtol=0.02 if precision == "bfloat16" else 0.002)
-    np.testing.assert_allclose(on_gpu, on_cpu, rtol=0.2)
+    np.testing.assert_allclose(on_gpu, on_cpu, rtol=0.15 if precision == "bfloat16" else 0.03)
     (tmp_path / "cpu" / network.FILES[0]).unlink()
     assert train(place, tmp_path / "cpu", *wish, "--device", "cuda") == 0  # reads the CPU's state
     decoder, _ = network.load(tmp_path / "gpu")

@@ -308,6 +308,19 @@ def train_through_nan(stage: int, precision: str, steps: int, broken: int) -> di
     return {"applied": applied, "states": states, "adam_step": adam_step}
 
 
+def norm_of_first_step(stage: int, precision: str) -> float:
+    """Of the gradient, as the engine tells it."""
+    from deepspeed import comm as dist
+
+    from ijepa_ds.engine import initialise_distributed
+
+    initialise_distributed()
+    cfg = tiny_config(precision)
+    engine, plan = make_engine(cfg, stage, dist.get_world_size())
+    train_steps(engine, cfg, plan, dist.get_rank(), 0, 1)
+    return engine.gradient_norm()
+
+
 def waits_of_a_step(stage: int, precision: str) -> dict[str, list[str]]:
     """Where the parts of one warm step on a GPU make the host wait for the device."""
     import warnings

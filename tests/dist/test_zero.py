@@ -10,8 +10,8 @@ from deepspeed.ops.op_builder import AsyncIOBuilder
 
 from ijepa_ds.checkpoint_reader import CheckpointReader
 from ijepa_ds.config import PredictorConfig
-from ijepa_ds.ijepa import IJEPA
-from ijepa_ds.vit import initial_value
+from ijepa_ds.ijepa import IJEPA, build
+from ijepa_ds.vit import initial_value, initialise
 from tests import reference
 from tests.dist import jobs
 from tests.dist.pool import Pool
@@ -199,6 +199,25 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone(stage: int, precisio
         for before, after, later in zip(*result["states"][1:], strict=True):
             assert (before == after).all() and np.isfinite(later).all()
         assert any((after != later).any() for after, later in zip(*result["states"][2:], strict=True))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_norm_is_that_of_the_whole_gradient(stage: int, precision: str, ranks: Ranks) -> None:
+    cfg = jobs.tiny_config()
+    model = build(cfg)
+    initialise(model.encoder, cfg.run.seed, "encoder.")
+    initialise(model.predictor, cfg.run.seed, "predictor.")
+    model.target_encoder.load_state_dict(model.encoder.state_dict())
+    model(*jobs.batch(cfg, 0, 0, 8)).loss.backward()
+    expected = float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+    told = ranks(2).run("norm_of_first_step", stage=stage, precision=precision)
+    np.testing.assert_allclose(told, expected, rtol=1e-5 if precision == "float32" else 0.02)
+
+
+def test_compiled_blocks_are_refused_on_a_cpu(ranks: Ranks, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="model.compile: needs a GPU"):
+        ranks(1).run("train_and_save", stage=2, folder=str(tmp_path), steps=1, model={"compile": True})
 
 
 def test_nothing_stays_in_shared_memory(ranks: Ranks) -> None:
