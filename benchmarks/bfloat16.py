@@ -19,7 +19,8 @@ from ijepa_ds import train
 from ijepa_ds.bench.rank import Steps
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
-from ijepa_ds.engine import Engine, initialise_distributed
+from ijepa_ds.distributed.world import initialise_distributed
+from ijepa_ds.training.engine import Engine
 
 WINDOW = 20  # steps of a mean
 

@@ -78,9 +78,10 @@ class Ours:
 
     def __init__(self, s: Setting) -> None:
         from ijepa_ds import config
-        from ijepa_ds.config_deepspeed import load_deepspeed
-        from ijepa_ds.engine import Engine, initialise_distributed
-        from ijepa_ds.masks import build_sampler
+        from ijepa_ds.config.deepspeed_json import load_deepspeed
+        from ijepa_ds.distributed.world import initialise_distributed
+        from ijepa_ds.masks.sampler import build_sampler
+        from ijepa_ds.training.engine import Engine
 
         self._cfg = cfg = config_of(s)
         self._plan = plan = config.check(cfg, 1)
@@ -126,8 +127,8 @@ class Ours:
 
     def peak_rate(self) -> dict[str, float]:
         """What this machine's matrix products reach, FLOP/s; and FLOPs of a step at the mean length of its masks."""
-        from ijepa_ds.mfu import measured_peak
-        from ijepa_ds.plan.flops import training_flops
+        from ijepa_ds.model.flops import training_flops
+        from ijepa_ds.model.mfu import measured_peak
 
         masks = [self._sampler.sample(step, 0, len(self._pixels), "cpu") for step in range(50)]
         flops = [training_flops(self._cfg, m.context.shape[-1], m.targets.shape[-1]) for m in masks]
@@ -136,7 +137,7 @@ class Ours:
 
     def close(self) -> None:
         """End threads and process group."""
-        from ijepa_ds.engine import shut_down_distributed
+        from ijepa_ds.distributed.world import shut_down_distributed
 
         if hasattr(self, "_real"):
             self._real.close()
@@ -153,10 +154,10 @@ class Baseline:
     def __init__(self, s: Setting) -> None:
         from benchmarks.baseline import Method, Shape, Training
         from benchmarks.baseline_data import MaskCollator
-        from ijepa_ds import ijepa
-        from ijepa_ds.config_sizes import size_of
-        from ijepa_ds.masks import build_sampler
-        from ijepa_ds.vit import initialise
+        from ijepa_ds.config.sizes import size_of
+        from ijepa_ds.masks.sampler import build_sampler
+        from ijepa_ds.model import ijepa
+        from ijepa_ds.model.vit import initialise
 
         cfg = config_of(s)
         size, predictor = size_of(cfg.model), cfg.model.predictor

@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any
 
-from ijepa_ds import hygiene
+from ijepa_ds.cluster import environment
 
 
 def main() -> int:
@@ -23,7 +23,7 @@ def main() -> int:
     os.dup2(2, 1)  # what libraries print goes to standard error
     request = json.loads(sys.argv[1])
     if request["side"] == "ours":
-        hygiene.settle(os.environ)  # as a run does, before torch is imported
+        environment.settle(os.environ)  # as a run does, before torch is imported
     from benchmarks import sides
 
     setting = sides.Setting(**request)

@@ -13,12 +13,12 @@ from ijepa_ds import __version__
 # verb -> (module with add_arguments(parser) and run(args) -> exit code, one line, example)
 VERBS = {
     "bench data": (
-        "ijepa_ds.data.bench_command",
+        "ijepa_ds.bench.data",
         "images a second and processor time: our loader, torchvision's, decoding alone",
         "ijepa-ds bench data data/train --repeats 5",
     ),
     "bench index": (
-        "ijepa_ds.data.bench_index",
+        "ijepa_ds.bench.index",
         "what a large index costs: opening, lookups, memory",
         "ijepa-ds bench index --entries 14000000 --readers 8",
     ),
@@ -84,7 +84,7 @@ VERBS = {
         "ijepa-ds bench eval --checkpoint runs/x --images data/train",
     ),
     "data scenes": (
-        "ijepa_ds.data.scenes",
+        "ijepa_ds.scenes.command",
         "render CLEVR-like demo scenes",
         "ijepa-ds data scenes --out data/scenes --num 6000 --size 64 --seed 0",
     ),
@@ -104,7 +104,7 @@ VERBS = {
         "ijepa-ds import IN1K-vit.h.14-300e.pth.tar --out weights/vith14",
     ),
     "checkpoint": (
-        "ijepa_ds.checkpoints",
+        "ijepa_ds.checkpoint.command",
         "list, verify or prune a run's checkpoints",
         "ijepa-ds checkpoint verify runs/x",
     ),
@@ -145,7 +145,7 @@ VERBS = {
         "ijepa-ds doctor --hostfile hostfile --config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json",
     ),
     "supervise": (
-        "ijepa_ds.supervise",
+        "ijepa_ds.cluster.supervise",
         "run a training command and start it again after a failure",
         "ijepa-ds supervise -- deepspeed --num_gpus 8 --module ijepa_ds.train --config configs/in1k_vith14.yaml ...",
     ),

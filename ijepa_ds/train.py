@@ -18,14 +18,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from ijepa_ds import config, config_deepspeed, config_published, hosts, hygiene, rank_log
-from ijepa_ds.checkpoint_folder import CheckpointError
-from ijepa_ds.config import Config
+from ijepa_ds.cluster import rank_log
+from ijepa_ds.cluster.environment import settle
+from ijepa_ds.cluster.stop import Stopped, StopRequests
+from ijepa_ds.errors import CheckpointError
 from ijepa_ds.exits import FAILED, STOPPED, USER_ERROR
-from ijepa_ds.stop import Stopped, StopRequests
+from ijepa_ds.training import job
 
 if TYPE_CHECKING:
-    from ijepa_ds.watch import Watch
+    from ijepa_ds.cluster.watch import Watch
 
 logger = logging.getLogger("ijepa_ds")
 
@@ -45,21 +46,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def prepare(arguments: argparse.Namespace, world_size: int) -> tuple[Config, dict, config.BatchPlan]:
-    """Everything that can be refused before a process group or a model exists.
-
-    Raises:
-        ValueError: with all problems found.
-    """
-    hosts.check_words([str(arguments.config), str(arguments.deepspeed_config), *arguments.overrides])
-    cfg, notes = config_published.load_any(arguments.config, arguments.overrides)
-    for note in notes if _is_rank_zero() else ():
-        logger.info("%s: %s", arguments.config, note)
-    plan = config.check(cfg, world_size)
-    ds_config = config_deepspeed.load_deepspeed(arguments.deepspeed_config, cfg, plan)
-    return cfg, ds_config, plan
-
-
 def _is_rank_zero() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
@@ -75,32 +61,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     arguments = parse_arguments(argv)
-    chosen = hygiene.settle(os.environ)  # before torch is imported
+    chosen = settle(os.environ)  # before torch is imported
     if chosen and _is_rank_zero():
         logger.info("environment: %s (chosen here, as unset)", " ".join(chosen))
-    from ijepa_ds.engine import barrier, shut_down_distributed, world_from_environment
-    from ijepa_ds.watch import Watch
+    from ijepa_ds.cluster.watch import Watch
+    from ijepa_ds.distributed.world import barrier, shut_down_distributed, world_from_environment
 
     watch = Watch()
     watch.start()
     try:
         rank, _, world_size = world_from_environment()
-        cfg, ds_config, plan = prepare(arguments, world_size)
-        from ijepa_ds import loop
+        cfg, ds_config, plan = job.read(arguments, world_size)
+        from ijepa_ds.training import loop, start
 
-        state = loop.prepare(cfg, ds_config, plan, rank, watch)
+        run = start.prepare(cfg, ds_config, plan, rank, watch)
     except (ValueError, OSError, CheckpointError) as error:
         watch.close()  # all ranks are refused
         return _refuse(error, "cannot run this")
     except Exception:
         return _fail(watch)
-    from ijepa_ds.reporter import TrainingError
+    from ijepa_ds.errors import TrainingError
 
     code = 0
     with StopRequests() as stop:
         watch.on_launcher_lost = lambda: stop.request(signal.SIGHUP)
         try:
-            loop.train(state, stop)
+            loop.train(run, stop)
         except (ValueError, OSError, CheckpointError, TrainingError) as error:
             watch.close()
             return _refuse(error, "stopped")

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ijepa_ds import hygiene
+from ijepa_ds.cluster.environment import settle
 
 if TYPE_CHECKING:
     from ijepa_ds.decoder.network import Shape
@@ -27,7 +27,7 @@ logger = logging.getLogger("ijepa_ds")
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, or continue; 2 when the user has to mend something."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    hygiene.settle(os.environ)  # before torch is imported
+    settle(os.environ)  # before torch is imported
     try:
         train(argv)
     except (ValueError, OSError) as error:
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             time.sleep(5)  # rank 0 says it; then the launcher ends this one, or it was the only one
         print(f"ijepa_ds.train_decoder: {error}", file=sys.stderr, flush=True)
         return 2
-    from ijepa_ds.engine import barrier, shut_down_distributed
+    from ijepa_ds.distributed.world import barrier, shut_down_distributed
 
     barrier()
     shut_down_distributed()
@@ -61,12 +61,12 @@ def train(argv: Sequence[str] | None) -> None:
 
 
 def _run(arguments: argparse.Namespace, shape: Shape) -> None:
-    from ijepa_ds import config_deepspeed
-    from ijepa_ds.config_batch import plan_batch
+    from ijepa_ds.config import deepspeed_json
+    from ijepa_ds.config.batch import plan_batch
+    from ijepa_ds.decoder.engine import ShardedLearner
     from ijepa_ds.decoder.learner import CLIP
     from ijepa_ds.decoder.train import Trainer, opened
-    from ijepa_ds.decoder_engine import ShardedLearner
-    from ijepa_ds.engine import initialise_distributed, world_from_environment
+    from ijepa_ds.distributed.world import initialise_distributed, world_from_environment
 
     rank, _, world_size = world_from_environment()
     if arguments.max_micro_batch < 1:
@@ -75,9 +75,7 @@ def _run(arguments: argparse.Namespace, shape: Shape) -> None:
         plan = plan_batch(shape.batch_size, arguments.max_micro_batch, world_size)
     except ValueError as error:
         raise ValueError(str(error).replace("optimization.batch_size", "--batch-size")) from error
-    ds_config: dict[str, Any] = config_deepspeed.read_deepspeed(
-        arguments.deepspeed_config, plan, CLIP, arguments.precision
-    )
+    ds_config: dict[str, Any] = deepspeed_json.read_deepspeed(arguments.deepspeed_config, plan, CLIP, arguments.precision)
     device = initialise_distributed()
     conditioner, images = opened(arguments, shape, device)
     learner = ShardedLearner(shape, conditioner.width, device, ds_config, arguments.seed)

@@ -10,6 +10,7 @@ from typing import Any
 
 import ijepa_ds
 
+SUPPORTED_DEEPSPEED = "0.19."  # the release series whose attributes `zero` reads; they are not API
 _LIBRARIES = ("torch", "deepspeed", "timm", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "torchvision", "numpy")
 
 
@@ -31,3 +32,17 @@ def _revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):  # not a checkout, or no git: an installed wheel
         return None
+
+
+def check_deepspeed() -> None:
+    """Refuse a DeepSpeed whose internals `zero` was not checked against.
+
+    Raises:
+        RuntimeError: names the version that is installed and the one that is needed.
+    """
+    found = metadata.version("deepspeed")
+    if not found.startswith(SUPPORTED_DEEPSPEED):
+        raise RuntimeError(
+            f"deepspeed {found} is installed; ijepa_ds reads internals of {SUPPORTED_DEEPSPEED}x only. "
+            f"Install it with: pip install 'deepspeed~={SUPPORTED_DEEPSPEED}8'"
+        )

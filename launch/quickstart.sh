@@ -76,7 +76,7 @@ train() {
         number=(--num_gpus "$ranks")
     fi
     if [ "$gpus" -eq 0 ]; then  # a CPU that emulates bfloat16 takes 8 times as long for it
-        bfloat16=$(python -c 'from ijepa_ds import cpu; print(cpu.computes_bfloat16())')
+        bfloat16=$(python -c 'from ijepa_ds.model import cpu; print(cpu.computes_bfloat16())')
         [ "$bfloat16" = True ] || precision=(model.precision=float32)
     fi
     port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ijepa_ds.config import Config, at_step
-from ijepa_ds.ijepa import IJEPA, build
-from ijepa_ds.masks import Masks
-from ijepa_ds.schedules import Schedule
-from ijepa_ds.vit import initialise
+from ijepa_ds.config.schedules import Schedule
+from ijepa_ds.masks.sampler import Masks
+from ijepa_ds.model.ijepa import IJEPA, build
+from ijepa_ds.model.vit import initialise
 
 
 class ReferenceAdamW(torch.optim.AdamW):

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import torch
 
-from ijepa_ds.checkpoint_folder import list_steps
-from ijepa_ds.checkpoint_reader import CheckpointReader
+from ijepa_ds.checkpoint.folder import list_steps
+from ijepa_ds.checkpoint.reader import CheckpointReader
 from tests.dist.launched import REPOSITORY, TINY, Run, prepare
 from tests.dist.pool import free_port
 from tests.dist.soak_log import check_samples

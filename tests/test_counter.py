@@ -62,8 +62,6 @@ def test_numbers_are_uniform_and_uncorrelated() -> None:
 
 
 def test_fold_depends_on_every_number_and_their_order() -> None:
-    folded = {
-        counter.fold(s, *rest) for s in range(4) for rest in [(), (0,), (1,), (0, 1), (1, 0), (2, 3), (3, 2)]
-    }
+    folded = {counter.fold(s, *rest) for s in range(4) for rest in [(), (0,), (1,), (0, 1), (1, 0), (2, 3), (3, 2)]}
     assert len(folded) == 28
     assert all(0 <= value < 2**64 for value in folded)

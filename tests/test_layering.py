@@ -10,45 +10,26 @@ from typing import NamedTuple
 import pytest
 
 PACKAGE = "ijepa_ds"
-# From the bottom up. A part imports from rows below its own, and from itself; a new module joins a part or gets a row.
-ROWS = (
-    ("config", "stop", "durable", "rank_log", "hosts", "versions", "exits", "processes"),
-    ("counter", "schedules", "cpu", "hygiene", "pieces"),
-    ("masks",),
-    ("vit", "data", "resolution", "metrics", "attention", "health", "event_log", "dashboard", "mfu", "checkpoint_files"),
-    ("ijepa", "run_dir"),
-    ("weights",),
-    ("decoder",),
-    ("visualize",),
-    ("evals", "plan", "checkpoints"),
-    ("doctor",),
-    # From here on with DeepSpeed: nothing above this line may need it.
-    ("zero_support", "zero_disk", "zero_norm", "zero_publish", "collectives"),
-    ("zero_layout",),
-    ("ema", "zero_gather"),
-    ("engine",),
-    ("decoder_engine",),
-    ("agreement", "watch"),
-    ("checkpoint", "saver", "reporter", "bad_samples"),
-    ("skipped",),
-    ("live_eval",),
-    ("loop",),
-    ("supervised",),
-    ("train", "supervise", "train_decoder"),
-    ("bench", "scale"),
+# From the ground floor up. A package imports from floors below its own, and from itself; a new package gets a floor.
+FLOORS = (
+    ("counter", "durable", "errors", "exits", "versions"),
+    ("masks", "distributed"),
+    ("config",),
+    ("data", "scenes", "telemetry"),
+    ("model", "plotting"),
+    ("zero",),
+    ("checkpoint", "ema"),
+    ("cluster", "weights"),
+    ("evals", "decoder"),
+    ("training", "visualize", "plan"),
+    ("doctor", "bench", "scale"),
+    ("train", "train_decoder"),  # entry points: `--module ijepa_ds.train`
     ("cli",),
 )
-HEIGHT = {part: height for height, row in enumerate(ROWS) for part in row}
-# Modules that are one part, by how they begin.
-FAMILIES = {"config_": "config", "cpu_": "cpu", "mask_": "masks", "vit_": "vit", "checkpoint_": "checkpoint_files"}
-# Checks of a configuration that ask the table of the samplers; inside a function only.
-LATE = {("config_check", "masks")}
-LATE |= {(PACKAGE, "weights")}  # `ijepa_ds.load_encoder`, looked up when first asked for
+FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
+LATE = {(PACKAGE, "weights")}  # `ijepa_ds.load_encoder`, looked up on first use
 ONLY_IN = {
-    "deepspeed": {
-        *("engine", "decoder_engine", "checkpoint", "collectives"),
-        *("zero_layout", "zero_publish", "zero_norm", "zero_disk"),
-    },
+    "deepspeed": {"distributed.world", "zero", "training.engine", "decoder.engine"},
     "nvidia": {"data"},
     "diffusers": {"decoder"},
 }
@@ -82,9 +63,8 @@ def imports(source: str, package: str, known: set[str]) -> Iterator[Import]:
 
 
 def part_of(module: str) -> str:
-    """`ijepa_ds.data.index` -> data, `ijepa_ds.mask_blocks` -> masks."""
-    first = module.split(".")[1]
-    return next((part for prefix, part in FAMILIES.items() if first.startswith(prefix)), first)
+    """`ijepa_ds.data.index` -> data."""
+    return module.split(".")[1]
 
 
 def complaints(root: Path) -> list[str]:
@@ -93,12 +73,39 @@ def complaints(root: Path) -> list[str]:
     for file in sorted(root.rglob("*.py")):
         parts = [PACKAGE, *file.relative_to(root).with_suffix("").parts]
         files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
-    found = []
+    found: list[str] = []
+    below: dict[str, set[str]] = {}
     for module, file in files.items():
         package = module if file.name == "__init__.py" else module.rpartition(".")[0]
         for item in imports(file.read_text(encoding="utf-8"), package, set(files)):
             where = f"{file.relative_to(root)}:{item.line}"
             found += [f"{where}: {reason}" for reason in reasons(module, item)]
+            if item.module in files and not item.late:
+                below.setdefault(module, set()).add(item.module)
+    for circle in circles(below):
+        names = ", ".join(str(files[module].relative_to(root)) for module in sorted(circle))
+        found.append(f"{names} import each other")
+    return found
+
+
+def circles(below: dict[str, set[str]]) -> list[set[str]]:
+    """Sets of modules that reach each other by imports; `below`: what a module imports when it is loaded."""
+
+    def reach(module: str) -> set[str]:
+        seen, ahead = set(), [module]
+        while ahead:
+            for other in below.get(ahead.pop(), ()):
+                if other not in seen:
+                    seen.add(other)
+                    ahead.append(other)
+        return seen
+
+    reached = {module: reach(module) for module in below}
+    found: list[set[str]] = []
+    for module, others in reached.items():
+        circle = {other for other in others if module in reached.get(other, ())}
+        if circle and circle not in found:
+            found.append(circle)
     return found
 
 
@@ -106,7 +113,8 @@ def reasons(module: str, item: Import) -> Iterator[str]:
     """Why `module` may not import `item`."""
     own = part_of(module) if "." in module else ""
     top = item.module.split(".")[0]
-    if own not in ONLY_IN.get(top, {own}):
+    inside = module.removeprefix(f"{PACKAGE}.") + "."
+    if top in ONLY_IN and not any(inside.startswith(f"{place}.") for place in ONLY_IN[top]):
         yield f"{top} is imported only by {', '.join(sorted(ONLY_IN[top]))}"
     if top != PACKAGE or item.module == PACKAGE:
         return
@@ -114,10 +122,10 @@ def reasons(module: str, item: Import) -> Iterator[str]:
     if item.late and (module.removeprefix(f"{PACKAGE}."), other) in LATE:
         return
     for part in (own, other):
-        if part not in HEIGHT:
-            yield f"{part or PACKAGE} has no row in ROWS of tests/test_layering.py"
+        if part not in FLOOR:
+            yield f"{part or PACKAGE} has no floor in FLOORS of tests/test_layering.py"
             return
-    if own != other and HEIGHT[other] >= HEIGHT[own]:
+    if own != other and FLOOR[other] >= FLOOR[own]:
         yield f"{own} may not import {other}: it is not below it"
 
 
@@ -128,27 +136,52 @@ def test_imports_point_one_way(repository: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "source", "expected"),
     [
-        ("vit.py", "from ijepa_ds.engine import Engine", "vit.py:1: vit may not import engine: it is not below it"),
-        ("vit.py", "\nfrom ijepa_ds import config, loop", "vit.py:2: vit may not import loop: it is not below it"),
-        ("vit.py", "from . import train", "vit.py:1: vit may not import train: it is not below it"),
-        ("vit.py", "def f():\n  import ijepa_ds.ijepa", "vit.py:2: vit may not import ijepa: it is not below it"),
-        ("data/x.py", "from ..vit import Encoder", "data/x.py:1: data may not import vit: it is not below it"),
-        ("evals/knn.py", "from ijepa_ds.train import main", "evals/knn.py:1: evals may not import train: it is not below it"),
-        ("config_check.py", "from ijepa_ds import masks", "config_check.py:1: config may not import masks: it is not below it"),
         (
-            "loop.py",
+            "model/vit.py",
+            "from ijepa_ds.training.engine import Engine",
+            "model/vit.py:1: model may not import training: it is not below it",
+        ),
+        (
+            "model/vit.py",
+            "\nfrom ijepa_ds import config, training",
+            "model/vit.py:2: model may not import training: it is not below it",
+        ),
+        ("model/vit.py", "from .. import train", "model/vit.py:1: model may not import train: it is not below it"),
+        (
+            "masks/blocks.py",
+            "def f():\n  import ijepa_ds.config",
+            "masks/blocks.py:2: masks may not import config: it is not below it",
+        ),
+        ("data/x.py", "from ..model.vit import Encoder", "data/x.py:1: data may not import model: it is not below it"),
+        ("evals/knn.py", "from ijepa_ds.train import main", "evals/knn.py:1: evals may not import train: it is not below it"),
+        (
+            "training/loop.py",
             "import deepspeed.comm",
-            "loop.py:1: deepspeed is imported only by checkpoint, collectives, decoder_engine, engine, zero_disk, zero_layout, "
-            "zero_norm, zero_publish",
+            "training/loop.py:1: deepspeed is imported only by decoder.engine, distributed.world, training.engine, zero",
         ),
         ("evals/knn.py", "def f():\n  from nvidia.dali import fn", "evals/knn.py:2: nvidia is imported only by data"),
-        ("helper.py", "import ijepa_ds.vit", "helper.py:1: helper has no row in ROWS of tests/test_layering.py"),
-        ("__init__.py", "from ijepa_ds import vit", "__init__.py:1: ijepa_ds has no row in ROWS of tests/test_layering.py"),
+        ("helper.py", "import ijepa_ds.model", "helper.py:1: helper has no floor in FLOORS of tests/test_layering.py"),
+        (
+            "__init__.py",
+            "from ijepa_ds import model",
+            "__init__.py:1: ijepa_ds has no floor in FLOORS of tests/test_layering.py",
+        ),
+        ("data/a.py", "from ijepa_ds.data import b", "data/a.py, data/b.py import each other"),
     ],
 )
 def test_a_wrong_import_is_named(name: str, source: str, expected: str, tmp_path: Path) -> None:
-    for module in ("config", "engine", "loop", "train", "vit", "masks", "ijepa"):
+    for module in (
+        "config/__init__",
+        "data/__init__",
+        "training/engine",
+        "training/__init__",
+        "train",
+        "model/vit",
+        "model/__init__",
+    ):
+        (tmp_path / module).parent.mkdir(exist_ok=True)
         (tmp_path / f"{module}.py").write_text("")
+    (tmp_path / "data" / "b.py").write_text("from ijepa_ds.data import a\n")
     file = tmp_path / name
     file.parent.mkdir(exist_ok=True)
     file.write_text(source)
@@ -156,12 +189,19 @@ def test_a_wrong_import_is_named(name: str, source: str, expected: str, tmp_path
 
 
 def test_a_right_import_passes(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "config_check.py").write_text("def f():\n  from ijepa_ds import masks, __version__\n")
-    (tmp_path / "masks.py").write_text("import torch\nfrom ijepa_ds import mask_blocks\n")
-    (tmp_path / "mask_blocks.py").write_text("from ijepa_ds.config import MasksConfig\n")
+    for package in ("data", "config", "masks"):
+        (tmp_path / package).mkdir()
+    (tmp_path / "config" / "checks.py").write_text("def f():\n  from ijepa_ds import masks, __version__\n")
+    (tmp_path / "masks" / "sampler.py").write_text("import torch\nfrom ijepa_ds.masks import blocks\n")
+    (tmp_path / "masks" / "blocks.py").write_text("from ijepa_ds.counter import fold\n")
     (tmp_path / "data" / "dali.py").write_text("from nvidia.dali import fn\nfrom .index import ImageIndex\n")
     assert complaints(tmp_path) == []
+
+
+def test_every_package_says_what_it_is_for(repository: Path) -> None:
+    for file in (repository / PACKAGE).rglob("__init__.py"):
+        docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+        assert docstring and docstring.splitlines()[0].endswith("."), f"{file}: its docstring is one sentence"
 
 
 def modules_after(statement: str) -> set[str]:
@@ -178,6 +218,6 @@ def test_importing_the_package_or_its_command_line_does_nothing() -> None:
 
 
 def test_the_model_needs_neither_deepspeed_nor_dali() -> None:
-    loaded = modules_after("import ijepa_ds.vit, ijepa_ds.ijepa, ijepa_ds.weights, ijepa_ds.schedules")
+    loaded = modules_after("import ijepa_ds.model.ijepa, ijepa_ds.weights, ijepa_ds.config.schedules")
     assert "torch" in loaded
     assert not loaded & {"deepspeed", "nvidia.dali", "matplotlib", "tensorboard"}

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ijepa_ds import config
-from ijepa_ds.checkpoint_folder import checksum, folder_name
+from ijepa_ds.checkpoint.folder import checksum, folder_name
 from ijepa_ds.config import Config
-from ijepa_ds.ijepa import IJEPA, build
-from ijepa_ds.vit import initialise, sincos_position_embedding
+from ijepa_ds.model.ijepa import IJEPA, build
+from ijepa_ds.model.vit import initialise, sincos_position_embedding
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "recorded"
 
 
 def images(size: int) -> torch.Tensor:

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from ijepa_ds.bench.rank import Steps, run_rank
+from ijepa_ds.checkpoint.saver import Saver
 from ijepa_ds.config import BatchPlan, Config
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
+from ijepa_ds.distributed.world import barrier, gather_objects, initialise_distributed
 from ijepa_ds.durable import save_tensors
-from ijepa_ds.engine import Engine, barrier, gather_objects, initialise_distributed
-from ijepa_ds.saver import Saver
+from ijepa_ds.training.engine import Engine
 
 _WARM, _QUIET = 2, 2  # steps before anything is timed (ZeRO-3 learns in them), and steps timed between saves
 _RAW = 1 << 30  # bytes, at most, that are written to tell what the disk can do
@@ -34,7 +35,7 @@ def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     Path(cfg.run.dir).mkdir(parents=True, exist_ok=True)
     place = Path(gather_objects(tempfile.mkdtemp(prefix="bench-", dir=cfg.run.dir) if rank == 0 else "")[0])
     try:
-        saver = Saver(engine, place, every=1, keep_last=1)
+        saver = Saver(engine.layout, engine.ema, place, every=1, keep_last=1)
         figures = _turns(steps, saver, device, saves)
         barrier()
         manifest = json.loads(next(place.glob("checkpoints/step_*/manifest.json")).read_text())

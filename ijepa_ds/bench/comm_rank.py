@@ -16,7 +16,7 @@ from ijepa_ds.bench.step_rank import WARM, RandomSteps
 from ijepa_ds.bench.stopwatch import records_of, settings
 from ijepa_ds.bench.traffic import Traffic
 from ijepa_ds.config import BatchPlan, Config
-from ijepa_ds.engine import barrier
+from ijepa_ds.distributed.world import barrier
 
 SIZES = (1 << 20, 1 << 24, 1 << 26)  # bytes of the whole tensor
 

@@ -12,7 +12,8 @@ from ijepa_ds.bench.record import machine, record
 from ijepa_ds.bench.step_rank import WARM
 from ijepa_ds.bench.stopwatch import Stopwatch, records_of, settings
 from ijepa_ds.config import BatchPlan, Config
-from ijepa_ds.engine import Engine, barrier, initialise_distributed
+from ijepa_ds.distributed.world import barrier, initialise_distributed
+from ijepa_ds.training.engine import Engine
 
 
 @torch.no_grad()

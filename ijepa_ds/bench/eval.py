@@ -55,9 +55,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def compare(
-    subject: Subject, paths: list[str], args: argparse.Namespace, device: str
-) -> tuple[list[float], list[float]]:
+def compare(subject: Subject, paths: list[str], args: argparse.Namespace, device: str) -> tuple[list[float], list[float]]:
     """Seconds of the forward pass on images in memory, and of reading them as well; by turns, `args.repeats` of each."""
     facts, settings = subject.facts, Settings(size=subject.facts.image_size, mean=subject.facts.mean, std=subject.facts.std)
     dtype = PRECISIONS[args.precision]

@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ijepa_ds import hygiene
 from ijepa_ds.bench.record import table
+from ijepa_ds.cluster.environment import recommended
 
 
 def add_job_arguments(parser: argparse.ArgumentParser, repeats: int | None = None) -> None:
@@ -89,4 +89,4 @@ def _environment(args: argparse.Namespace) -> dict[str, str]:
     environment = os.environ | getattr(args, "environment", {})
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     cores, has_gpu = len(os.sched_getaffinity(0)), bool(glob.glob("/dev/nvidia[0-9]*"))
-    return environment | hygiene.recommended(environment | {"LOCAL_WORLD_SIZE": str(args.ranks)}, cores, has_gpu)
+    return environment | recommended(environment | {"LOCAL_WORLD_SIZE": str(args.ranks)}, cores, has_gpu)

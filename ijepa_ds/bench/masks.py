@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
-from ijepa_ds import config, config_published
+from ijepa_ds import config
 from ijepa_ds.bench.launch import show
 from ijepa_ds.bench.record import machine, record
-from ijepa_ds.masks import build_sampler
+from ijepa_ds.config import published
+from ijepa_ds.masks.sampler import build_sampler
 
 _WARM = 3
 
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     if args.repeats < 1:
         raise ValueError("--repeats: at least 1")
-    cfg, _ = config_published.load_any(args.config, args.overrides)
+    cfg, _ = published.load_any(args.config, args.overrides)
     plan = config.check(cfg, 1)
     sampler, device = build_sampler(cfg.masks, cfg.grid, cfg.run.seed, cfg.optimization.batch_size), torch.device(args.device)
     seconds, lengths = [], []

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ijepa_ds.engine import Engine
+from ijepa_ds.training.engine import Engine
 
 PUBLISHED = 20  # bytes a parameter on every rank: float32 weights, gradients, two moments and target encoder
 

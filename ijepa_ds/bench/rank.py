@@ -16,17 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ijepa_ds import train
 from ijepa_ds.bench import memory
 from ijepa_ds.bench.traffic import Traffic, least_bytes
 from ijepa_ds.config import BatchPlan, Config
+from ijepa_ds.config.schedules import Schedule
 from ijepa_ds.data.augment import network_input
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.loader import ImageBatches
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
-from ijepa_ds.engine import (
-    Engine,
+from ijepa_ds.distributed.world import (
     gather_objects,
     initialise_distributed,
     mean_over_ranks,
@@ -34,8 +33,9 @@ from ijepa_ds.engine import (
     world_from_environment,
 )
 from ijepa_ds.exits import USER_ERROR
-from ijepa_ds.masks import build_sampler
-from ijepa_ds.schedules import Schedule
+from ijepa_ds.masks.sampler import build_sampler
+from ijepa_ds.training import job
+from ijepa_ds.training.engine import Engine
 
 PHASES = ("forward", "backward", "optimizer", "ema")
 
@@ -82,9 +82,7 @@ def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     figures: dict[str, Any] = {"seconds_to_start": time.perf_counter() - started, "resident_before": before}
     figures["resident_started"], figures["resident_peak_start"] = memory.resident_bytes()
     phases = Phases(device)
-    figures["losses"], figures["norms"] = _train(
-        Steps(engine, cfg, plan, rank, folder, phases), steps, rank, phases
-    )
+    figures["losses"], figures["norms"] = _train(Steps(engine, cfg, plan, rank, folder, phases), steps, rank, phases)
     figures["resident_after"], figures["resident_peak"] = memory.resident_bytes()
     if device.type == "cuda":
         figures["cuda_peak"] = torch.cuda.max_memory_allocated(device)
@@ -212,7 +210,7 @@ def run_rank(argv: list[str] | None, verb: str, work: Callable[[Config, dict[str
     arguments = parser.parse_intermixed_args(argv)
     try:
         rank, _, world_size = world_from_environment()
-        figures = work(*train.prepare(arguments, world_size), rank, arguments.steps)
+        figures = work(*job.read(arguments, world_size), rank, arguments.steps)
     except (ValueError, OSError) as error:
         print(f"\nijepa-ds {verb} cannot run this:\n{error}\n", file=sys.stderr, flush=True)
         return USER_ERROR

@@ -15,7 +15,8 @@ from ijepa_ds.bench.rank import Steps, run_rank
 from ijepa_ds.config import BatchPlan, Config
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
-from ijepa_ds.engine import Engine, barrier, initialise_distributed
+from ijepa_ds.distributed.world import barrier, initialise_distributed
+from ijepa_ds.training.engine import Engine
 
 STAGES = (0, 1, 2, 3)
 

@@ -14,11 +14,12 @@ from ijepa_ds.bench.rank import run_rank
 from ijepa_ds.bench.record import machine, record
 from ijepa_ds.bench.stopwatch import Stopwatch, records_of, settings
 from ijepa_ds.config import BatchPlan, Config
-from ijepa_ds.engine import Engine, initialise_distributed
-from ijepa_ds.masks import Masks, Sampler, build_sampler
-from ijepa_ds.metrics import peak_memory_gib
-from ijepa_ds.mfu import measured_peak
-from ijepa_ds.plan.flops import training_flops
+from ijepa_ds.distributed.world import initialise_distributed
+from ijepa_ds.masks.sampler import Masks, Sampler, build_sampler
+from ijepa_ds.model.flops import training_flops
+from ijepa_ds.model.mfu import measured_peak
+from ijepa_ds.telemetry.metrics import peak_memory_gib
+from ijepa_ds.training.engine import Engine
 
 WARM = 2  # steps before anything counts: ZeRO-3 learns the order of the modules in them
 

@@ -12,7 +12,8 @@ import torch
 
 from ijepa_ds.bench.record import record
 from ijepa_ds.config import BatchPlan, Config
-from ijepa_ds.engine import Engine, gather_objects
+from ijepa_ds.distributed.world import gather_objects
+from ijepa_ds.training.engine import Engine
 
 
 class Stopwatch:

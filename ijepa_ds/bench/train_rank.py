@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ijepa_ds import loop
 from ijepa_ds.bench.rank import run_rank
 from ijepa_ds.bench.record import machine, record
 from ijepa_ds.bench.stopwatch import settings
+from ijepa_ds.cluster.stop import StopRequests
+from ijepa_ds.cluster.watch import Watch
 from ijepa_ds.config import BatchPlan, Config
-from ijepa_ds.engine import gather_objects
-from ijepa_ds.mfu import measured_peak
-from ijepa_ds.stop import StopRequests
-from ijepa_ds.visualize.events import Scalars, read_scalars
-from ijepa_ds.watch import Watch
+from ijepa_ds.distributed.world import gather_objects
+from ijepa_ds.model.mfu import measured_peak
+from ijepa_ds.telemetry.events import Scalars, read_scalars
+from ijepa_ds.training import loop, start
 
 WARM, PROFILED = 3, 2  # steps
 _COLLECTIVES = ("gloo:", "nccl:", "c10d::")
@@ -61,20 +61,20 @@ def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     """The run's first steps; rank 0's records."""
     cfg = replace(cfg, run=replace(cfg.run, checkpoint_every=1 << 40))  # the loop is left before its end: nothing is saved
     stop = _Steps(WARM + steps)
-    state = loop.prepare(cfg, ds_config, plan, rank, Watch())
+    run = start.prepare(cfg, ds_config, plan, rank, Watch())
     needed = WARM + steps + PROFILED + 1
-    if state.schedule.total_steps < needed:
-        total = state.schedule.total_steps
+    if run.schedule.total_steps < needed:
+        total = run.schedule.total_steps
         raise ValueError(f"the run has {total} steps, --steps {steps} needs {needed}: raise optimization.steps")
-    engine = state.engine
+    engine = run.engine
     peaks = [measured_peak(engine.device, engine.compute_dtype) for _ in range(5)]
     try:
-        loop.train(state, stop)
+        loop.train(run, stop)
     except _EnoughError:
         pass
     gather_objects(None)  # all have left
-    if state.lock:
-        state.lock.close()
+    if run.lock:
+        run.lock.close()
     if rank != 0:
         return {}
     config = settings(cfg, engine, plan)
@@ -86,7 +86,7 @@ def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     if trace:
         stop.profiler.export_chrome_trace(trace)
         print(f"trace of {PROFILED} steps: {trace}", flush=True)
-    loader = f"{len(state.folder):,} images from {cfg.data.source}"
+    loader = f"{len(run.folder):,} images from {cfg.data.source}"
     return {"title": f"{engine.describe()}; {loader}; rank 0's time", "machine": machine(), "records": records}
 
 
@@ -119,8 +119,8 @@ def _collective_seconds(profiler: profile) -> float:
         if event.name.startswith(_COLLECTIVES):
             spans.append((event.time_range.start, event.time_range.end))
     total, until = 0.0, float("-inf")
-    for start, end in sorted(spans):
-        total += max(0.0, end - max(start, until))
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, until))
         until = max(until, end)
     return total / 1e6
 

@@ -40,12 +40,7 @@ def crop_windows(
     low, high = np.log(ratio[0]), np.log(ratio[1])
     aspect = np.exp(low + (high - low) * drawn[:, _TRIES : 2 * _TRIES])
     tried_width, tried_height = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))  # [n, tries]
-    fits = (
-        (tried_width > 0)
-        & (tried_width <= width[:, None])
-        & (tried_height > 0)
-        & (tried_height <= height[:, None])
-    )
+    fits = (tried_width > 0) & (tried_width <= width[:, None]) & (tried_height > 0) & (tried_height <= height[:, None])
     first, found = fits.argmax(axis=1), fits.any(axis=1)
     every = np.arange(len(width))
     centred_width = np.clip(np.rint(height * ratio[1]), 1, width)

@@ -30,10 +30,7 @@ _READERS = 4  # threads that read files: they wait for the file system most of t
 _ATTEMPTS = 3  # at a micro-batch in which every image can be decoded by itself
 
 # Encoded images uint8 [bytes], window starts and shapes int32 [B, 2]; with data.horizontal_flip also flips int32 [B].
-Inputs = (
-    tuple[list[np.ndarray], np.ndarray, np.ndarray]
-    | tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]
-)
+Inputs = tuple[list[np.ndarray], np.ndarray, np.ndarray] | tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]
 
 
 def build_pipeline(
@@ -61,9 +58,7 @@ def build_pipeline(
     """
     decoder = decoder or ("cpu" if device_id is None else "mixed")
     queue = {"exec_pipelined": False, "exec_async": False, "exec_dynamic": False, "prefetch_queue_depth": 1}
-    pipeline = Pipeline(
-        batch_size, cfg.threads, device_id, **(queue if single else {"prefetch_queue_depth": _AHEAD})
-    )
+    pipeline = Pipeline(batch_size, cfg.threads, device_id, **(queue if single else {"prefetch_queue_depth": _AHEAD}))
     with pipeline:
         whole = device_id is not None and not decode_only
         mirrored = cfg.horizontal_flip and whole
@@ -79,9 +74,7 @@ def build_pipeline(
             pipeline.set_outputs(images)
             return pipeline
         side = cfg.crop_size
-        images = fn.resize(
-            images, resize_x=side, resize_y=side, interp_type=types.INTERP_LINEAR, antialias=True
-        )
+        images = fn.resize(images, resize_x=side, resize_y=side, interp_type=types.INTERP_LINEAR, antialias=True)
         pipeline.set_outputs(fn.flip(images, horizontal=flip[0]) if flip else images)
     return pipeline
 
@@ -101,9 +94,7 @@ class DaliBackend:
 
     name = "dali"
 
-    def __init__(
-        self, plan: SamplePlan, cfg: DataConfig, device: torch.device, *, decode_only: bool = False
-    ) -> None:
+    def __init__(self, plan: SamplePlan, cfg: DataConfig, device: torch.device, *, decode_only: bool = False) -> None:
         """Decode what `plan` says on `device`; with `decode_only` `batch` returns nothing of use, for a benchmark."""
         self._decoder = choose_decoder(cfg.decoder, device)
         self._decode_only = decode_only
@@ -244,9 +235,7 @@ class DaliBackend:
         position = 0
         while position < count:
             one = _one_by_one(inputs, position)
-            pipeline = build_pipeline(
-                one, self._cfg, 1, self._device_id, decoder=self._decoder, single=True
-            )
+            pipeline = build_pipeline(one, self._cfg, 1, self._device_id, decoder=self._decoder, single=True)
             pipeline.build()
             try:
                 while position < count:

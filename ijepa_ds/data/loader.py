@@ -157,9 +157,7 @@ class ImageBatches(Iterator[Tensor]):
         if self._device.type != "cuda":
             return images
         if images.device.type == "cuda":
-            images.record_stream(
-                torch.cuda.current_stream(self._device)
-            )  # it was allocated for the loader's stream
+            images.record_stream(torch.cuda.current_stream(self._device))  # it was allocated for the loader's stream
             return images
         return images.to(self._device, non_blocking=True)
 
@@ -194,9 +192,7 @@ def _choose_backend(cfg: DataConfig) -> type[Backend]:
     return DaliBackend
 
 
-def _decode(
-    backend: Backend, micro: int, ready: queue.Queue[Tensor | Exception], stop: threading.Event
-) -> None:
+def _decode(backend: Backend, micro: int, ready: queue.Queue[Tensor | Exception], stop: threading.Event) -> None:
     """The thread: one micro-batch after another until told to stop, or until something fails."""
     while not stop.is_set():
         result: Tensor | Exception

@@ -42,9 +42,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype
 
 
 @lru_cache(maxsize=16)  # a copy to the GPU waits for it: once, not every step
-def _scale_and_shift(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     centre, spread = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (mean, std))
     return (1 / (255 * spread)).float().to(device), (-centre / spread).float().to(device)
 
@@ -59,11 +57,7 @@ def resize_centre_crop(image: Image.Image, size: int) -> Image.Image:
         return image
     shorter = round(size * _RESIZE_SHARE)
     width, height = image.size
-    target = (
-        (shorter, int(shorter * height / width))
-        if width <= height
-        else (int(shorter * width / height), shorter)
-    )
+    target = (shorter, int(shorter * height / width)) if width <= height else (int(shorter * width / height), shorter)
     image = image.resize(target, Image.Resampling.BICUBIC)
     left, top = round((target[0] - size) / 2), round((target[1] - size) / 2)
     return image.crop((left, top, left + size, top + size))

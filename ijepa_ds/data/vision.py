@@ -66,9 +66,7 @@ class VisionBackend:
         self._plan, self._cfg = plan, cfg
         self._pin = device.type == "cuda"
         self._pool = ThreadPoolExecutor(cfg.threads, thread_name_prefix="decode")
-        self._map = (
-            self._pool.map if cfg.threads > 1 else map
-        )  # one thread: the loader's own will do, and is faster
+        self._map = self._pool.map if cfg.threads > 1 else map  # one thread: the loader's own will do, and is faster
 
     def batch(self, micro: int) -> Tensor:
         """Return a micro-batch, uint8 [B, S, S, 3] in main memory.
@@ -82,9 +80,7 @@ class VisionBackend:
         todo = list(range(count))
         while todo:
             failures = list(self._map(partial(self._read, samples, images.numpy()), todo))
-            failed = [
-                (position, failure) for position, failure in zip(todo, failures, strict=True) if failure
-            ]
+            failed = [(position, failure) for position, failure in zip(todo, failures, strict=True) if failure]
             for position, failure in failed:
                 self._plan.reject(int(samples.indices[position]), failure)
             todo = [position for position, _ in failed]

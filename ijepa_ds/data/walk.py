@@ -45,9 +45,7 @@ class Walker:
                 return
             with os.scandir(folder) as entries:
                 # A folder sorts as "name/", so that whole paths come in order ("a-b/1" before "a/1").
-                names = sorted(
-                    e.name + b"/" if _is_folder(e) else e.name for e in entries if e.name[:1] != b"."
-                )
+                names = sorted(e.name + b"/" if _is_folder(e) else e.name for e in entries if e.name[:1] != b".")
         except OSError as error:
             self.problems.append((os.fsdecode(folder), f"folder cannot be listed: {error.strerror}"))
             return

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ijepa_ds import cpu
-from ijepa_ds.ijepa import IJEPA
-from ijepa_ds.masks import Masks
+from ijepa_ds.masks.sampler import Masks
+from ijepa_ds.model import cpu
+from ijepa_ds.model.ijepa import IJEPA
 from ijepa_ds.weights import Source, fill_all, fill_predictor, masks_for
 
 VARIANTS = ("image", "block")

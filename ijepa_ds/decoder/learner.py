@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ijepa_ds import cpu
 from ijepa_ds.decoder import network
 from ijepa_ds.decoder.network import Decoder, Shape
+from ijepa_ds.model import cpu
 
 Tensors = dict[str, dict[str, Tensor]]  # kind -> name -> values: all float32 and whole, whoever trained
 KINDS = ("master", "exp_avg", "exp_avg_sq", "average", "buffers")

@@ -9,18 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ijepa_ds import config, config_deepspeed, config_published, hosts
-from ijepa_ds.config import BatchPlan, Config
+from ijepa_ds import config
+from ijepa_ds.cluster import hosts
+from ijepa_ds.cluster.hosts import Host
+from ijepa_ds.config import BatchPlan, Config, deepspeed_json, published
 from ijepa_ds.doctor import rows
 from ijepa_ds.doctor.probe import list_gpus
 from ijepa_ds.doctor.remote import ask_all
 from ijepa_ds.doctor.rows import FAIL, HERE, OK, WARN, Row
-from ijepa_ds.hosts import Host
+from ijepa_ds.model.work import work_of
 from ijepa_ds.plan.hardware import GIB
 from ijepa_ds.plan.memory import memory_of
 from ijepa_ds.plan.report import RESERVE
 from ijepa_ds.plan.spread import spread_of
-from ijepa_ds.plan.work import work_of
 
 _ENVIRONMENT = ".deepspeed_env"
 _PROBE_SECONDS, _LINK_SECONDS = 40.0, 30
@@ -95,10 +96,10 @@ def _understand(args: argparse.Namespace, found: list[Row]) -> _Run | None:
         _read_environment(run_, found)
     try:
         hosts.check_words(words)
-        run_.cfg, _ = config_published.load_any(args.config, args.overrides)
+        run_.cfg, _ = published.load_any(args.config, args.overrides)
         if run_.hosts:
             run_.batch = config.check(run_.cfg, run_.world)
-            run_.ds_config = config_deepspeed.load_deepspeed(args.deepspeed_config, run_.cfg, run_.batch)
+            run_.ds_config = deepspeed_json.load_deepspeed(args.deepspeed_config, run_.cfg, run_.batch)
             batch = run_.batch
             text = (
                 f"{batch.batch_size} images = {batch.world_size} ranks x {batch.micro_batch} x {batch.accumulation} accumulated"

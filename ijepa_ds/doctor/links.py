@@ -10,7 +10,7 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from ijepa_ds import hygiene
+from ijepa_ds.cluster.environment import settle
 from ijepa_ds.doctor.probe import MARK
 
 _BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}  # of the largest message; a gradient bucket of DeepSpeed is of this order
@@ -106,7 +106,7 @@ def main() -> int:
     """Either one rank, or all of this host."""
     request = json.load(sys.stdin)
     if "--rank" in sys.argv:
-        hygiene.settle(os.environ)
+        settle(os.environ)
         found = measure(request)
     else:
         found = start(request)

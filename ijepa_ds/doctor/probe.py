@@ -21,12 +21,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ijepa_ds import hosts
+from ijepa_ds.cluster import hosts
+from ijepa_ds.cluster.environment import recommended
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.reading import ImageFiles
 from ijepa_ds.data.sources import expand, is_index, open_source
 from ijepa_ds.data.walk import Walker
-from ijepa_ds.hygiene import recommended
 from ijepa_ds.versions import versions
 
 MARK = "IJEPA_DS_ANSWER "  # begins the line of the answer: a host's login scripts may print, too

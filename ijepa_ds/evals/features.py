@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ijepa_ds import cpu_linear
 from ijepa_ds.data.transforms import normalize
+from ijepa_ds.model.cpu import linear as onednn
 
 
 def extract(
@@ -70,8 +70,8 @@ def forward(
     inner: list[Tensor] = []
     hooks = [block.register_forward_hook(lambda *call: inner.append(call[2])) for block in _inner_blocks(encoder, layers)]
     linear = [module for module in encoder.modules() if type(module) is nn.Linear]
-    if device.type == "cpu" and dtype == torch.float32 and cpu_linear.onednn_is_faster():
-        cpu_linear.use_onednn(encoder)
+    if device.type == "cpu" and dtype == torch.float32 and onednn.onednn_is_faster():
+        onednn.use_onednn(encoder)
     encoder.eval()
     try:
         for batch in images:

@@ -148,9 +148,7 @@ def batches(paths: Sequence[str], size: int, batch_size: int, threads: int) -> I
     Raises:
         ValueError: naming an image that cannot be read.
     """
-    return _ahead(
-        lambda start: load_eval_images(paths[start : start + batch_size], size, threads), len(paths), batch_size
-    )
+    return _ahead(lambda start: load_eval_images(paths[start : start + batch_size], size, threads), len(paths), batch_size)
 
 
 def open_image(item: str | ImageFile) -> Image.Image:

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from ijepa_ds.visualize.bars import write_bars
-from ijepa_ds.visualize.spectrum import write_spectra
+from ijepa_ds.plotting.bars import write_bars
+from ijepa_ds.plotting.spectrum import write_spectra
 
 RESULT = "result.json"
 CHART = "scores.png"

@@ -10,7 +10,8 @@ from typing import Any
 import sklearn
 from torch import nn
 
-from ijepa_ds.config_schema import flatten
+from ijepa_ds.checkpoint.run_dir import versions
+from ijepa_ds.config.schema import flatten
 from ijepa_ds.evals import report, scenes, tasks
 from ijepa_ds.evals.folders import MAX_PIXELS, Pair, read_pair
 from ijepa_ds.evals.options import add_arguments, apply_preset, settings_of
@@ -19,7 +20,6 @@ from ijepa_ds.evals.ranks import World, agree, join, leave
 from ijepa_ds.evals.settings import Settings
 from ijepa_ds.evals.subject import Subject, open_subject
 from ijepa_ds.evals.tasks import evaluate_pair
-from ijepa_ds.run_dir import versions
 
 logger = logging.getLogger(__name__)
 __all__ = ["Settings", "add_arguments", "evaluate_folder", "evaluate_pair", "run"]

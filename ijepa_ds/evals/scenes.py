@@ -59,9 +59,7 @@ def read_scenes(task: str, train_source: str, test_source: str) -> Pair:
         ValueError: no scenes there, scenes without objects or positions, images that are not there.
     """
     label, classes = _LABELS[task]
-    train, test = (
-        _read(option, source, label) for option, source in (("--train", train_source), ("--test", test_source))
-    )
+    train, test = (_read(option, source, label) for option, source in (("--train", train_source), ("--test", test_source)))
     notes = []
     for option, part in (("train", train), ("test", test)):
         absent = [name for number, name in enumerate(classes) if not bool((part.labels == number).any())]

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ijepa_ds.checkpoint_folder import checksum
-from ijepa_ds.config_sizes import SIZES
+from ijepa_ds.checkpoint.folder import checksum
+from ijepa_ds.config.sizes import SIZES
 from ijepa_ds.evals.features import set_image_size
 from ijepa_ds.weights import Facts, read_encoder
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ijepa_ds import cpu_linear
+from ijepa_ds.model.cpu import linear
 
 OPTIMIZERS = ("sgd", "lars")
 LAYERS = ("last", "last4")
@@ -148,8 +148,8 @@ class _Group:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias`, by the faster library."""
-    if x.device.type == "cpu" and x.dtype == torch.float32 and cpu_linear.onednn_is_faster():
-        return cpu_linear.product(x, weight, bias)
+    if x.device.type == "cpu" and x.dtype == torch.float32 and linear.onednn_is_faster():
+        return linear.product(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
@@ -157,9 +157,7 @@ def heads_of(recipe: Recipe) -> list[Head]:
     """Every combination of the recipe's settings."""
     return [
         Head(*settings)
-        for settings in itertools.product(
-            recipe.optimizers, recipe.lr, recipe.weight_decay, recipe.layers, recipe.heads
-        )
+        for settings in itertools.product(recipe.optimizers, recipe.lr, recipe.weight_decay, recipe.layers, recipe.heads)
     ]
 
 

@@ -120,9 +120,7 @@ def _linear(session: Session) -> Found:
             found.details |= {"linear": detail, "width": sets[0].shape[1]}
             found.scores["linear"] = detail["top1"]
             if not detail["converged"]:
-                found.notes.append(
-                    f"linear: not converged after {settings.max_iterations} iterations, the score is not final"
-                )
+                found.notes.append(f"linear: not converged after {settings.max_iterations} iterations, the score is not final")
     if _sweeps(settings):
         accuracies = _swept(session, found, mirrored=False)
         for solver in _sweeps(settings) if accuracies else ():

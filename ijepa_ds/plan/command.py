@@ -7,13 +7,13 @@ import json
 import os
 from pathlib import Path
 
-from ijepa_ds import config, config_deepspeed, config_published
-from ijepa_ds.config import Config
+from ijepa_ds import config
+from ijepa_ds.config import Config, deepspeed_json, published
+from ijepa_ds.config.schedules import Schedule, steps_per_epoch
+from ijepa_ds.model.work import work_of
 from ijepa_ds.plan import report, search
 from ijepa_ds.plan.hardware import DEVICES, device_of
 from ijepa_ds.plan.spread import spread_of
-from ijepa_ds.plan.work import work_of
-from ijepa_ds.schedules import Schedule, steps_per_epoch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,10 +38,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: with all problems of the configuration found.
     """
-    cfg, _ = config_published.load_any(args.config, args.overrides)
+    cfg, _ = published.load_any(args.config, args.overrides)
     world = args.nodes * args.gpus_per_node
     batch = config.check(cfg, world)
-    ds_config = config_deepspeed.load_deepspeed(args.deepspeed_config, cfg, batch)
+    ds_config = deepspeed_json.load_deepspeed(args.deepspeed_config, cfg, batch)
     device = device_of(args.gpu, args.gpus_per_node)
     spread, work, steps = spread_of(ds_config, batch, args.nodes, args.gpus_per_node), work_of(cfg), _steps(cfg, args.images)
     plan = report.plan_of(cfg, work, spread, device, steps, args.decode_rate, args.write_gbps)

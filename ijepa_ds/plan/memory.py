@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ijepa_ds.config_sizes import Size
+from ijepa_ds.config.sizes import Size
+from ijepa_ds.model.work import Work
 from ijepa_ds.plan.spread import Spread
-from ijepa_ds.plan.work import Work
 
 _STAGE_0_BUCKET = 500_000_000  # elements of the all-reduce's copy of the gradients (deepspeed/runtime/engine.py)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ijepa_ds.config import Config
+from ijepa_ds.model.work import Work
 from ijepa_ds.plan.hardware import GIB, Device
 from ijepa_ds.plan.report import Plan, plan_of
 from ijepa_ds.plan.spread import Spread
-from ijepa_ds.plan.work import Work
-from ijepa_ds.visualize.style import INK, MUTED, TRAINED, plain_axes, save
+from ijepa_ds.plotting.style import INK, MUTED, TRAINED, plain_axes, save
 
 _COLOURS = ("#1f6feb", "#58a6ff", "#9b59b6", "#c39bd3", "#16a085", "#f39c12", "#d35400", "#c3cbd4", "#7b8794")
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from ijepa_ds import config
 from ijepa_ds.config import Config
-from ijepa_ds.plan.flops import Flops, flops_of
+from ijepa_ds.model.flops import Flops, flops_of
+from ijepa_ds.model.work import Work, drawn_tokens
 from ijepa_ds.plan.hardware import GB, GIB, Device
 from ijepa_ds.plan.memory import Memory, memory_of
 from ijepa_ds.plan.spread import Spread
 from ijepa_ds.plan.timing import Timing, timing_of
 from ijepa_ds.plan.traffic import Links, Message, links_of, traffic_of
-from ijepa_ds.plan.work import Work, drawn_tokens
 
 RESERVE = 0.05  # of the device's memory, for the allocator's gaps and the libraries' own
 _BYTES_SAVED = (12, 4)  # a checkpoint: master weights and moments of every parameter, the average of the encoder's

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ijepa_ds.config import Config
+from ijepa_ds.model.work import Work
 from ijepa_ds.plan.hardware import GIB, Device
 from ijepa_ds.plan.report import Plan, plan_of
 from ijepa_ds.plan.spread import Spread
-from ijepa_ds.plan.work import Work
 
 # bucket, second bucket: as in the shipped ds_configs/zero0.json ... zero3.json
 _SHIPPED: dict[int, dict[str, Any]] = {

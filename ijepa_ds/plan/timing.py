@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ijepa_ds.config_sizes import Size
-from ijepa_ds.plan.flops import Flops, flops_of
+from ijepa_ds.config.sizes import Size
+from ijepa_ds.model.flops import Flops, flops_of
+from ijepa_ds.model.work import Work
 from ijepa_ds.plan.hardware import GB, Device
 from ijepa_ds.plan.spread import Spread
 from ijepa_ds.plan.traffic import Message, traffic_of
-from ijepa_ds.plan.work import Work
 
 # Matrix products of a large ViT reach this share of the data sheet's rate: the published H/14 run had 19 % in all, CAPI
 # and ViT-22B report 55-58 %. An expectation, not a measurement of this code on a GPU.

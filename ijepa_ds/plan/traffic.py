@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ijepa_ds.model.work import Work
 from ijepa_ds.plan.memory import kept
 from ijepa_ds.plan.spread import Spread
-from ijepa_ds.plan.work import Work
 
 # What a rank sends for a message of one byte, as a multiple of (W - 1) / W (NCCL tests, "bus bandwidth"); reductions to
 # one rank each, over all their roots: all ranks but the root send it once

@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ijepa_ds import config, processes
+from ijepa_ds import config
+from ijepa_ds.cluster import processes
+from ijepa_ds.cluster.supervised import Inbox, Supervised
 from ijepa_ds.durable import append_lines
 from ijepa_ds.exits import COMPLETED, STOPPED
 from ijepa_ds.scale.ladder import Evaluation, Ladder
 from ijepa_ds.scale.rung import Rung
-from ijepa_ds.supervised import Inbox, Supervised
 
 logger = logging.getLogger(__name__)
 ATTEMPTS = "attempts.jsonl"

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ijepa_ds import config_yaml
-from ijepa_ds.config import ConfigError
-from ijepa_ds.config_build import suggest
-from ijepa_ds.config_load import absolute
-from ijepa_ds.config_yaml import Item
+from ijepa_ds.config import ConfigError, yaml_tree
+from ijepa_ds.config.build import suggest
+from ijepa_ds.config.loading import absolute
+from ijepa_ds.config.yaml_tree import Item
 from ijepa_ds.scale.rung import Builder, Rung
 from ijepa_ds.scale.written import place, take
 
@@ -76,7 +75,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Ladder:
     Raises:
         ConfigError: with everything that is wrong, file and line of each.
     """
-    root, problems = config_yaml.read(path)
+    root, problems = yaml_tree.read(path)
     entries = root.section or {}
     problems += [
         f"{entry.where}: {name}: unknown section{suggest(name, _SECTIONS) or ' (known: ' + ', '.join(_SECTIONS) + ')'}"

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ijepa_ds.model.work import work_of
 from ijepa_ds.plan import report
 from ijepa_ds.plan.hardware import GB, GIB, TERA, device_of
 from ijepa_ds.plan.report import Plan
 from ijepa_ds.plan.spread import spread_of
-from ijepa_ds.plan.work import work_of
 from ijepa_ds.scale.ladder import Ladder
 from ijepa_ds.scale.power import Law
 from ijepa_ds.scale.results import LAWS, flops_of_run

@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from ijepa_ds.plotting.curves import COLOURS
+from ijepa_ds.plotting.style import INK, MUTED, TRAINED, plain_axes, save
 from ijepa_ds.scale.ladder import Ladder
 from ijepa_ds.scale.power import Law
 from ijepa_ds.scale.results import errors
-from ijepa_ds.visualize.curves import COLOURS
-from ijepa_ds.visualize.style import INK, MUTED, TRAINED, plain_axes, save
 
 # ImageNet-1k linear probe, percent, against A100-hours: (name, hours, percent, whether the hours were published). The
 # paper gives H/14's as an upper bound; H/16-448's are H/14's times the ratio of their FLOPs (2,307 to 657 GFLOP an image).

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from ijepa_ds import config
-from ijepa_ds.plan.flops import flops_of
-from ijepa_ds.plan.work import work_of
+from ijepa_ds.model.flops import flops_of
+from ijepa_ds.model.work import work_of
 from ijepa_ds.scale.execute import ATTEMPTS, RESULT, done, scored
 from ijepa_ds.scale.ladder import Ladder
 from ijepa_ds.scale.power import Law, UnfitError, fit
 from ijepa_ds.scale.rung import Rung
-from ijepa_ds.visualize.events import read_scalars
+from ijepa_ds.telemetry.events import read_scalars
 from ijepa_ds.visualize.report_runs import read_json
 
 # Each law: what it says, and the columns that are its variables.

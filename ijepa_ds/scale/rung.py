@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ijepa_ds import config, config_deepspeed, config_published
-from ijepa_ds.config import BatchPlan, Config, ConfigError
-from ijepa_ds.config_yaml import Item
+from ijepa_ds import config
+from ijepa_ds.config import BatchPlan, Config, ConfigError, deepspeed_json, published
+from ijepa_ds.config.yaml_tree import Item
 from ijepa_ds.scale.written import place
 
 _LONG = 10**9  # steps; longer than any warm-up or cool-down of a configuration whose batch is to be known
@@ -88,7 +88,7 @@ class Builder:
                 raise ConfigError([f"{images}: images: {budget['images']} are fewer than one batch of {size}"])
             cfg, texts = self._load(use["config"], [*changes, *_length(steps, self.general, images)])
             batch = config.check(cfg, world)
-            ds_config = config_deepspeed.load_deepspeed(Path(use["deepspeed_config"]), cfg, batch)
+            ds_config = deepspeed_json.load_deepspeed(Path(use["deepspeed_config"]), cfg, batch)
         except ConfigError as error:
             self.problems += [
                 line if line.startswith(str(images).partition(":")[0]) else f"{images}: {name}: {line}"
@@ -110,7 +110,7 @@ class Builder:
     def _load(self, path: str, changes: Sequence[tuple[str, str]]) -> tuple[Config, list[str]]:
         texts, where = [text for text, _ in changes], dict(changes)
         try:
-            return config_published.load_any(Path(path), texts)[0], texts
+            return published.load_any(Path(path), texts)[0], texts
         except ConfigError as error:
             lines = []
             for line in error.problems:

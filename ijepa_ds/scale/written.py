@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ijepa_ds.config_build import suggest
-from ijepa_ds.config_yaml import Item
+from ijepa_ds.config.build import suggest
+from ijepa_ds.config.yaml_tree import Item
 
 # kind -> what a reader is told to write
 KINDS = {

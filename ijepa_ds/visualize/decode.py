@@ -13,8 +13,8 @@ from ijepa_ds.decoder import network
 from ijepa_ds.decoder.condition import context_only
 from ijepa_ds.decoder.measure import open_decoder
 from ijepa_ds.decoder.pictures import decoder_pixels, encoder_input
+from ijepa_ds.plotting.heat import Panel, draw_row
 from ijepa_ds.visualize.gallery import Shown, write_index
-from ijepa_ds.visualize.heat import Panel, draw_row
 from ijepa_ds.visualize.looking import device_of, read_pictures
 
 logger = logging.getLogger(__name__)

@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ijepa_ds import attention
-from ijepa_ds.ijepa import IJEPA
-from ijepa_ds.masks import Masks
+from ijepa_ds.masks.sampler import Masks
+from ijepa_ds.model import attention
+from ijepa_ds.model.ijepa import IJEPA
+from ijepa_ds.plotting.heat import Panel, draw_row
+from ijepa_ds.plotting.masks import draw_masks as mask_panels
 from ijepa_ds.visualize import patches
 from ijepa_ds.visualize.gallery import Shown
-from ijepa_ds.visualize.heat import Panel, draw_row
 from ijepa_ds.visualize.looking import Pictures, encoder_of, tokens_of
-from ijepa_ds.visualize.masks import draw_masks as mask_panels
 from ijepa_ds.weights import Source, fill_all, masks_for
 
 _MOST_HEADS = 16  # shown one by one

@@ -17,7 +17,7 @@ from ijepa_ds.data.reading import ImageFiles
 from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.transforms import load_eval_images, normalize
 from ijepa_ds.data.walk import is_image
-from ijepa_ds.vit import Encoder
+from ijepa_ds.model.vit import Encoder
 from ijepa_ds.weights import Source
 from ijepa_ds.weights import open_source as open_weights
 from ijepa_ds.weights.encoder import fill

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ijepa_ds import config
-from ijepa_ds.config_schema import flatten
-from ijepa_ds.visualize.curves import CHARTS, draw_chart
+from ijepa_ds.config.schema import flatten
+from ijepa_ds.plotting.curves import CHARTS, draw_chart
 from ijepa_ds.visualize.gallery import Shown, figure, page, write_page
 from ijepa_ds.visualize.report_pictures import write_masks, write_pca
 from ijepa_ds.visualize.report_runs import Run, read_run

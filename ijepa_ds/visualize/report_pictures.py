@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ijepa_ds.checkpoint_folder import list_steps
-from ijepa_ds.visualize.events import read_picture
-from ijepa_ds.visualize.heat import Panel, draw_row
+from ijepa_ds.checkpoint.folder import list_steps
+from ijepa_ds.plotting.heat import Panel, draw_row
+from ijepa_ds.telemetry.events import read_picture
 from ijepa_ds.visualize.looking import encoder_of, read_pictures, tokens_of
 from ijepa_ds.visualize.patches import pca_colours, without_position
 from ijepa_ds.weights import open_source

@@ -12,8 +12,8 @@ import numpy as np
 
 from ijepa_ds import config
 from ijepa_ds.config import Config
-from ijepa_ds.health import Alarm, read_alarms
-from ijepa_ds.visualize.events import Scalars, read_scalars, read_seconds
+from ijepa_ds.telemetry.events import Scalars, read_scalars, read_seconds
+from ijepa_ds.telemetry.health import Alarm, read_alarms
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ijepa_ds.visualize.bars import Scores, draw_bars
-from ijepa_ds.visualize.events import read_picture, read_scalars
-from ijepa_ds.visualize.style import INK, MUTED, TRAINED, plain_axes, save
+from ijepa_ds.plotting.bars import Scores, draw_bars
+from ijepa_ds.plotting.style import INK, MUTED, TRAINED, plain_axes, save
+from ijepa_ds.telemetry.events import read_picture, read_scalars
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ijepa_ds
-from ijepa_ds.config_sizes import SIZES
+from ijepa_ds.config.sizes import SIZES
 from ijepa_ds.weights.formats import shown_config, timm_model
 from ijepa_ds.weights.source import Source
 

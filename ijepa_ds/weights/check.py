@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ijepa_ds.config_sizes import SIZES, Size
-from ijepa_ds.vit import Encoder, Predictor, sincos_position_embedding
+from ijepa_ds.config.sizes import SIZES, Size
+from ijepa_ds.model.vit import Encoder, Predictor, sincos_position_embedding
 from ijepa_ds.weights.facts import WeightsError
 
 IGNORED = ("head.weight", "head.bias")  # a classifier on top is not the encoder's

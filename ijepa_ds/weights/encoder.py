@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ijepa_ds.vit import Encoder, initial_value
-from ijepa_ds.vit_blocks import LayerNorm
+from ijepa_ds.model.blocks import LayerNorm
+from ijepa_ds.model.vit import Encoder, initial_value
 from ijepa_ds.weights.facts import Facts, Transform, WeightsError
 from ijepa_ds.weights.open import open_source
 from ijepa_ds.weights.source import Source

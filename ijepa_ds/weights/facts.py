@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ijepa_ds.config import Config
-from ijepa_ds.config_sizes import Size
+from ijepa_ds.config.sizes import Size
 from ijepa_ds.data.transforms import normalize, resize_centre_crop
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

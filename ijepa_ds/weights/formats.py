@@ -12,7 +12,7 @@ from torch import Tensor
 
 import ijepa_ds
 from ijepa_ds import config
-from ijepa_ds.vit import sincos_position_embedding
+from ijepa_ds.model.vit import sincos_position_embedding
 from ijepa_ds.weights import check
 from ijepa_ds.weights.facts import WeightsError
 from ijepa_ds.weights.names import hugging_face_names
@@ -218,5 +218,3 @@ def refuse(source: Source, format_: str, which: str) -> None:
         problems.append(f"it has {', '.join(options)}, which {format_} models of this kind do not: use --format safetensors")
     if problems:
         raise WeightsError(f"{source.path}: cannot be exported so: " + "; ".join(problems))
-
-

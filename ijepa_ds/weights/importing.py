@@ -7,7 +7,7 @@ import logging
 import math
 from pathlib import Path
 
-from ijepa_ds.config_sizes import SIZES
+from ijepa_ds.config.sizes import SIZES
 from ijepa_ds.weights import check
 from ijepa_ds.weights.export import add_size_arguments, export
 from ijepa_ds.weights.formats import LABELS

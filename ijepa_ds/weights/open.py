@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ijepa_ds import config
-from ijepa_ds.checkpoint_folder import folder_name, list_steps
-from ijepa_ds.checkpoint_reader import CheckpointReader, newest
+from ijepa_ds.checkpoint.folder import folder_name, list_steps
+from ijepa_ds.checkpoint.reader import CheckpointReader, newest
 from ijepa_ds.config import ConfigError
-from ijepa_ds.config_sizes import Size, size_of
+from ijepa_ds.config.sizes import Size, size_of
 from ijepa_ds.weights import check, files
 from ijepa_ds.weights.check import PredictorSize
 from ijepa_ds.weights.facts import WeightsError

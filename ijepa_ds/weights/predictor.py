@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 
 from ijepa_ds.config import MasksConfig
-from ijepa_ds.ijepa import IJEPA
-from ijepa_ds.masks import Masks, build_sampler, check
-from ijepa_ds.vit import Predictor, initial_value
-from ijepa_ds.vit_blocks import LayerNorm
+from ijepa_ds.masks.sampler import Masks, build_sampler, check
+from ijepa_ds.model.blocks import LayerNorm
+from ijepa_ds.model.ijepa import IJEPA
+from ijepa_ds.model.vit import Predictor, initial_value
 from ijepa_ds.weights.encoder import fill
 from ijepa_ds.weights.facts import WeightsError
 from ijepa_ds.weights.source import Source

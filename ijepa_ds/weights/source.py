@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ijepa_ds.config import Config
-from ijepa_ds.config_sizes import Size
+from ijepa_ds.config.sizes import Size
 from ijepa_ds.weights import check
 from ijepa_ds.weights.check import PredictorSize
 from ijepa_ds.weights.facts import IMAGENET_MEAN, IMAGENET_STD, WeightsError

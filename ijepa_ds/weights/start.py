@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ijepa_ds import config
 from ijepa_ds.config import Config
-from ijepa_ds.config_sizes import Size, size_of
-from ijepa_ds.vit import initial_value
+from ijepa_ds.config.sizes import Size, size_of
+from ijepa_ds.model.vit import initial_value
 from ijepa_ds.weights.facts import WeightsError
 from ijepa_ds.weights.open import open_source
 from ijepa_ds.weights.resize import resized

@@ -4,7 +4,8 @@ import sys
 
 from torch import Tensor
 
-from ijepa_ds import train, vit
+from ijepa_ds import train
+from ijepa_ds.model import vit
 
 
 def main() -> int:

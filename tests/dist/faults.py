@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 MOMENTS = {
-    "forward": "ijepa_ds.engine:Engine.forward",
-    "backward": "ijepa_ds.engine:Engine.backward",
-    "optimizer": "ijepa_ds.engine:Engine.optimizer_step",
+    "forward": "ijepa_ds.training.engine:Engine.forward",
+    "backward": "ijepa_ds.training.engine:Engine.backward",
+    "optimizer": "ijepa_ds.training.engine:Engine.optimizer_step",
     "save": "ijepa_ds.durable:fsync",  # a shard is in the page cache, not on the disk
-    "commit": "ijepa_ds.checkpoint_writer:_write_synced",  # all shards are there, the manifest is not
-    "step": "ijepa_ds.reporter:Reporter.after_step",
+    "commit": "ijepa_ds.checkpoint.writer:_write_synced",  # all shards are there, the manifest is not
+    "step": "ijepa_ds.training.reporter:Reporter.after_step",
 }
 
 

@@ -20,8 +20,8 @@ from ijepa_ds.config import (
     RunConfig,
     at_step,
 )
-from ijepa_ds.masks import Masks, build_sampler
-from ijepa_ds.schedules import Schedule
+from ijepa_ds.config.schedules import Schedule
+from ijepa_ds.masks.sampler import Masks, build_sampler
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -37,9 +37,7 @@ def tiny_config(
     settings: dict[str, Any] = dict(batch_size=8, steps=60, warmup_steps=6, lr=1e-3, ema=(0.99, 1.0))
     return Config(
         run=RunConfig(dir="unused", seed=3),
-        data=DataConfig(
-            source="unused", crop_size=48, early_crop_size=32 if early_steps else None, early_steps=early_steps
-        ),
+        data=DataConfig(source="unused", crop_size=48, early_crop_size=32 if early_steps else None, early_steps=early_steps),
         model=ModelConfig(
             **{
                 **{"name": "tiny", "width": 48, "depth": 2, "heads": 3},
@@ -58,7 +56,7 @@ def shared_buffers() -> list[str]:
     """Names that these ranks' collectives have left in shared memory."""
     import os
 
-    from ijepa_ds.engine import barrier, initialise_distributed
+    from ijepa_ds.distributed.world import barrier, initialise_distributed
 
     initialise_distributed()
     barrier()
@@ -74,23 +72,19 @@ def batch(cfg: Config, step: int, first: int, count: int) -> tuple[Tensor, Masks
     """Positions [first, first + count) of the global batch of a step: images and masks, functions of the position."""
     cfg = at_step(cfg, step)
     size = cfg.data.crop_size
-    images = np.stack(
-        [np.random.default_rng((step, first + i)).standard_normal((3, size, size)) for i in range(count)]
-    )
+    images = np.stack([np.random.default_rng((step, first + i)).standard_normal((3, size, size)) for i in range(count)])
     grid = size // cfg.model.patch_size
     sampler = build_sampler(cfg.masks, grid, cfg.run.seed, cfg.optimization.batch_size)
     return torch.from_numpy(images).float(), sampler.sample(step, first, count, torch.device("cpu"))
 
 
-def spread(
-    cfg: Config, stage: int, world_size: int, extra: dict[str, Any] | None = None
-) -> tuple[dict[str, Any], BatchPlan]:
+def spread(cfg: Config, stage: int, world_size: int, extra: dict[str, Any] | None = None) -> tuple[dict[str, Any], BatchPlan]:
     """The shipped DeepSpeed JSON of a stage, checked as a run's is."""
     import json
     import tempfile
 
     from ijepa_ds import config
-    from ijepa_ds.config_deepspeed import load_deepspeed
+    from ijepa_ds.config.deepspeed_json import load_deepspeed
 
     plan = config.check(cfg, world_size)
     settings = json.loads((REPOSITORY / "ds_configs" / f"zero{stage}.json").read_text())
@@ -103,7 +97,8 @@ def spread(
 
 def make_engine(cfg: Config, stage: int, world_size: int, extra: dict[str, Any] | None = None, start: Any = None) -> Any:
     """An engine through the same code as a run's."""
-    from ijepa_ds.engine import Engine, initialise_distributed
+    from ijepa_ds.distributed.world import initialise_distributed
+    from ijepa_ds.training.engine import Engine
 
     ds_config, plan = spread(cfg, stage, world_size, extra)
     device = initialise_distributed()
@@ -115,7 +110,6 @@ def train_steps(engine: Any, cfg: Config, plan: BatchPlan, rank: int, first: int
     schedule, losses = schedule_of(cfg), []
     for step in range(first, last):
         total = 0.0
-        engine.set_grid(at_step(cfg, step).grid)
         for micro in range(plan.accumulation):
             position = (micro * plan.world_size + rank) * plan.micro_batch
             output = engine.forward(*_moved(engine, *batch(cfg, step, position, plan.micro_batch)))
@@ -149,15 +143,15 @@ def train_and_save(
     """Train `first` ... `steps` (from the checkpoint `resume`, if given) and save, after `also` steps as well; what it saw."""
     from deepspeed import comm as dist
 
-    from ijepa_ds import checkpoint
-    from ijepa_ds.checkpoint_reader import CheckpointReader
-    from ijepa_ds.engine import initialise_distributed
+    from ijepa_ds.checkpoint import restore
+    from ijepa_ds.checkpoint.reader import CheckpointReader
+    from ijepa_ds.distributed.world import initialise_distributed
 
     initialise_distributed()
     cfg = tiny_config(precision, checkpointing, model, **optimization)
     engine, plan = make_engine(cfg, stage, dist.get_world_size(), extra)
     if resume:
-        checkpoint.load(engine, CheckpointReader(Path(resume)))
+        restore.load(engine.layout, engine.ema, CheckpointReader(Path(resume)))
     losses = train_steps(engine, cfg, plan, dist.get_rank(), first, also)
     early = _save(engine, Path(folder), also) if also else None
     losses += train_steps(engine, cfg, plan, dist.get_rank(), max(first, also), steps)
@@ -170,13 +164,13 @@ def resume_elsewhere(stage: int, resume: str, folder: str, first: int, last: int
     """Load a checkpoint of `first` steps, save it again at once, train on to `last` steps and save that."""
     from deepspeed import comm as dist
 
-    from ijepa_ds import checkpoint
-    from ijepa_ds.engine import initialise_distributed
+    from ijepa_ds.checkpoint import restore
+    from ijepa_ds.distributed.world import initialise_distributed
 
     initialise_distributed()
     cfg = tiny_config(**optimization)
     engine, plan = make_engine(cfg, stage, dist.get_world_size())
-    checkpoint.load(engine, checkpoint.open_together(Path(resume)))
+    restore.load(engine.layout, engine.ema, restore.open_together(Path(resume)))
     again = _save(engine, Path(folder) / "again", first)
     losses = train_steps(engine, cfg, plan, dist.get_rank(), first, last)
     saved = _save(engine, Path(folder), last)
@@ -190,7 +184,7 @@ def bench_saves(stage: int, place: str, saves: int) -> dict[str, Any]:
     from deepspeed import comm as dist
 
     from ijepa_ds.bench import checkpoint_rank
-    from ijepa_ds.engine import initialise_distributed
+    from ijepa_ds.distributed.world import initialise_distributed
 
     initialise_distributed()
     cfg = tiny_config()
@@ -207,7 +201,7 @@ def bench_verb(verb: str, place: str, steps: int) -> dict[str, Any]:
 
     from deepspeed import comm as dist
 
-    from ijepa_ds.engine import initialise_distributed
+    from ijepa_ds.distributed.world import initialise_distributed
 
     initialise_distributed()
     cfg = tiny_config()
@@ -215,7 +209,7 @@ def bench_verb(verb: str, place: str, steps: int) -> dict[str, Any]:
     module = importlib.import_module(f"ijepa_ds.bench.{verb}_rank")
     trace = {"IJEPA_DS_BENCH_TRACE": f"{place}/trace.json"}
     # this process goes on to other jobs: its output must not end in a run's log
-    with mock.patch("ijepa_ds.rank_log.open_log"), mock.patch.dict(os.environ, trace):
+    with mock.patch("ijepa_ds.cluster.rank_log.open_log"), mock.patch.dict(os.environ, trace):
         return module.measure(cfg, *spread(cfg, 2, dist.get_world_size()), dist.get_rank(), steps)
 
 
@@ -223,7 +217,7 @@ def start_values(stage: int) -> dict[str, np.ndarray]:
     """The target encoder of an engine that has not taken a step."""
     from deepspeed import comm as dist
 
-    from ijepa_ds.engine import initialise_distributed
+    from ijepa_ds.distributed.world import initialise_distributed
 
     initialise_distributed()
     return _gathered_target(make_engine(tiny_config(), stage, dist.get_world_size())[0])
@@ -236,7 +230,7 @@ def bench_state(place: str, precision: str) -> dict[str, Any]:
     from deepspeed import comm as dist
 
     from ijepa_ds.bench import state_rank
-    from ijepa_ds.engine import initialise_distributed
+    from ijepa_ds.distributed.world import initialise_distributed
 
     initialise_distributed()
     cfg = tiny_config(precision, model={"width": 192})
@@ -246,10 +240,10 @@ def bench_state(place: str, precision: str) -> dict[str, Any]:
 
 def _save(engine: Any, run_dir: Path, steps: int) -> str:
     """Save as a run does; the checkpoint's folder."""
-    from ijepa_ds.checkpoint_folder import folder_name
-    from ijepa_ds.saver import Saver
+    from ijepa_ds.checkpoint.folder import folder_name
+    from ijepa_ds.checkpoint.saver import Saver
 
-    saver = Saver(engine, run_dir, every=steps, keep_last=2)
+    saver = Saver(engine.layout, engine.ema, run_dir, every=steps, keep_last=2)
     saver.start(steps, {})
     assert saver.finish()
     return str(run_dir / "checkpoints" / folder_name(steps))
@@ -261,7 +255,7 @@ def start_from(stage: int, path: str, folder: str, precision: str = "float32") -
 
     from deepspeed import comm as dist
 
-    from ijepa_ds.engine import initialise_distributed
+    from ijepa_ds.distributed.world import initialise_distributed
     from ijepa_ds.weights.start import open_start
 
     initialise_distributed()
@@ -289,7 +283,7 @@ def train_through_nan(stage: int, precision: str, steps: int, broken: int) -> di
     """Train; the loss of the last rank is not a number at 0-based step `broken`. Masters and EMA before and after that step."""
     from deepspeed import comm as dist
 
-    from ijepa_ds.engine import initialise_distributed
+    from ijepa_ds.distributed.world import initialise_distributed
 
     initialise_distributed()
     cfg, rank = tiny_config(precision), dist.get_rank()
@@ -312,7 +306,7 @@ def norm_of_first_step(stage: int, precision: str) -> float:
     """Of the gradient, as the engine tells it."""
     from deepspeed import comm as dist
 
-    from ijepa_ds.engine import initialise_distributed
+    from ijepa_ds.distributed.world import initialise_distributed
 
     initialise_distributed()
     cfg = tiny_config(precision)
@@ -325,7 +319,7 @@ def waits_of_a_step(stage: int, precision: str) -> dict[str, list[str]]:
     """Where the parts of one warm step on a GPU make the host wait for the device."""
     import warnings
 
-    from ijepa_ds.engine import initialise_distributed
+    from ijepa_ds.distributed.world import initialise_distributed
 
     initialise_distributed()
     cfg = tiny_config(precision)

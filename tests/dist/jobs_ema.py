@@ -55,8 +55,8 @@ def build(mode: dict[str, Any]) -> tuple[Any, Any]:
     from deepspeed import comm as dist
     from deepspeed.utils import groups as process_groups
 
-    from ijepa_ds.ema import ShardedEMA
-    from ijepa_ds.engine import initialise_distributed
+    from ijepa_ds.distributed.world import initialise_distributed
+    from ijepa_ds.zero.ema import ShardedEMA
 
     initialise_distributed()
     process_groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None  # hpZ's, made once a process: these ranks have many lives

@@ -9,7 +9,7 @@ def pooled_features(folder: str, checkpoint: str, batch_size: int, which: str = 
     """Features of a checkpoint's encoder from all ranks together; on rank 0."""
     from deepspeed import comm as dist
 
-    from ijepa_ds.engine import initialise_distributed
+    from ijepa_ds.distributed.world import initialise_distributed
     from ijepa_ds.evals.folders import read_pair
     from ijepa_ds.evals.ranks import World
     from ijepa_ds.evals.session import Session

@@ -15,7 +15,7 @@ def count(stage: int, extra: dict[str, Any] | None = None, precision: str = "flo
     """Calls and bytes by phase of the fourth step: ZeRO-3 has then learnt the order of the modules."""
     from deepspeed import comm as dist
 
-    from ijepa_ds.engine import initialise_distributed
+    from ijepa_ds.distributed.world import initialise_distributed
 
     initialise_distributed()
     world = dist.get_world_size()

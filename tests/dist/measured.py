@@ -11,9 +11,9 @@ from timm.models.vision_transformer import Block
 
 from ijepa_ds.bench.memory import held_bytes
 from ijepa_ds.config import Config, DataConfig, MasksConfig, ModelConfig, OptimizationConfig, PredictorConfig, RunConfig
-from ijepa_ds.ijepa import IJEPA
-from ijepa_ds.masks import build_sampler
-from ijepa_ds.vit_lean import LeanBlock
+from ijepa_ds.masks.sampler import build_sampler
+from ijepa_ds.model.ijepa import IJEPA
+from ijepa_ds.model.vit_lean import LeanBlock
 from tests.dist import jobs
 
 
@@ -90,8 +90,8 @@ def measure(stage: int, extra: dict[str, Any] | None = None, **settings: Any) ->
     """Two steps to settle, then one under measurement."""
     from deepspeed import comm as dist
 
-    from ijepa_ds.collectives import Collectives
-    from ijepa_ds.engine import initialise_distributed
+    from ijepa_ds.distributed.world import initialise_distributed
+    from ijepa_ds.zero.collectives import Collectives
 
     initialise_distributed()
     gc.collect()

@@ -3,7 +3,8 @@
 import sys
 from itertools import count
 
-from ijepa_ds import engine, train
+from ijepa_ds import train
+from ijepa_ds.training import engine
 
 BAD_STEP = 20
 

@@ -10,5 +10,4 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 import ijepa_ds.data.vision  # noqa: E402
-import ijepa_ds.loop  # noqa: E402
 import ijepa_ds.train  # noqa: E402, F401

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ijepa_ds.health import read_alarms
-from ijepa_ds.visualize.events import read_scalars
+from ijepa_ds.telemetry.events import read_scalars
+from ijepa_ds.telemetry.health import read_alarms
 from tests.dist.test_launch import place, start  # noqa: F401  (a fixture)
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]

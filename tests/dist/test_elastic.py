@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ijepa_ds.bench.checkpoint import report
-from ijepa_ds.checkpoint_reader import CheckpointReader
-from ijepa_ds.ijepa import IJEPA
+from ijepa_ds.checkpoint.reader import CheckpointReader
+from ijepa_ds.model.ijepa import IJEPA
 from tests import reference
 from tests.dist import jobs
 from tests.dist.launched import prepare

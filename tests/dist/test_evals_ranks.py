@@ -16,7 +16,7 @@ from ijepa_ds.weights import open_source
 from ijepa_ds.weights.encoder import fill
 from tests.dist import jobs
 from tests.dist.pool import free_port
-from tests.test_evals import run_dir, write_images
+from tests.evals.test_evals import run_dir, write_images
 from tests.weights_cases import write_published
 
 __all__ = ["run_dir"]  # a fixture

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from ijepa_ds.checkpoint_folder import list_steps
-from ijepa_ds.checkpoint_reader import CheckpointReader, newest
+from ijepa_ds.checkpoint.folder import list_steps
+from ijepa_ds.checkpoint.reader import CheckpointReader, newest
 from ijepa_ds.exits import LOST, STOPPED
 from tests.dist.launched import REPOSITORY, TINY, Run, prepare
 from tests.dist.pool import free_port

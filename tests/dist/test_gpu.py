@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ijepa_ds.ijepa import IJEPA
-from ijepa_ds.visualize.events import read_scalars
+from ijepa_ds.model.ijepa import IJEPA
+from ijepa_ds.telemetry.events import read_scalars
 from tests import reference
 from tests.dist import jobs
 from tests.dist.launched import REPOSITORY, TINY, prepare

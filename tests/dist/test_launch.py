@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ijepa_ds.checkpoint_folder import list_steps
-from ijepa_ds.checkpoint_reader import CheckpointReader
-from ijepa_ds.run_dir import lock
+from ijepa_ds.checkpoint.folder import list_steps
+from ijepa_ds.checkpoint.reader import CheckpointReader
+from ijepa_ds.checkpoint.run_dir import lock
 from ijepa_ds.weights import read_encoder
 from tests.dist.launched import finished
 from tests.dist.pool import free_port
@@ -169,9 +169,7 @@ def test_broken_checkpoints_are_never_a_silent_restart(place: Path) -> None:
     os.truncate(shard, 100)
     message = refused(start(place, "optimization.steps=2"))
     assert shard.name in message and "refusing to start from scratch" in message
-    assert "step_00000009" in refused(
-        start(place, "optimization.steps=2", "run.resume=out/checkpoints/step_00000009")
-    )
+    assert "step_00000009" in refused(start(place, "optimization.steps=2", "run.resume=out/checkpoints/step_00000009"))
 
 
 def test_a_completed_run_is_left_alone(place: Path) -> None:
@@ -199,13 +197,13 @@ def test_only_one_rank_sees_a_problem(place: Path) -> None:
     """Every rank stops with the message of the one that failed, instead of waiting for it."""
     (place / "run.py").write_text(
         "import os, sys\n"
-        "from ijepa_ds import loop\n"
-        "open_index = loop.open_index\n"
+        "from ijepa_ds.training import start\n"
+        "open_index = start.open_index\n"
         "def broken(*a):\n"
         "    if os.environ['RANK'] == '1':\n"
         "        raise ValueError('data.source: not mounted here')\n"
         "    return open_index(*a)\n"
-        "loop.open_index = broken\n"
+        "start.open_index = broken\n"
         "from ijepa_ds.train import main\n"
         "sys.exit(main())\n"
     )
@@ -217,13 +215,13 @@ def vanish_while_training(place: Path, pattern: str, *overrides: str) -> subproc
     """A run whose images vanish once they are indexed; there are enough steps to meet all of them."""
     (place / "run.py").write_text(
         "import pathlib, sys\n"
-        "from ijepa_ds import loop\n"
+        "from ijepa_ds.training import loop, start\n"
         "train = loop.train\n"
         "def then_vanish(state, *rest):\n"
-        "    loop.barrier()\n"
+        "    start.barrier()\n"
         f"    for path in pathlib.Path('images').glob('{pattern}') if state.rank == 0 else ():\n"
         "        path.unlink()\n"
-        "    loop.barrier()\n"
+        "    start.barrier()\n"
         "    return train(state, *rest)\n"
         "loop.train = then_vanish\n"
         "from ijepa_ds.train import main\n"

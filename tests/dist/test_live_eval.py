@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from ijepa_ds import cli
-from ijepa_ds.checkpoint_folder import list_steps
-from ijepa_ds.dashboard import LAYOUT
-from ijepa_ds.visualize.events import read_scalars
+from ijepa_ds.checkpoint.folder import list_steps
+from ijepa_ds.telemetry.dashboard import LAYOUT
+from ijepa_ds.telemetry.events import read_scalars
 from tests.dist.test_launch import losses, place, start
-from tests.test_evals import write_images
+from tests.evals.test_evals import write_images
 
 __all__ = ["place"]  # a fixture
 pytestmark = pytest.mark.dist

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from ijepa_ds import config
-from ijepa_ds.config_deepspeed import load_deepspeed
+from ijepa_ds.config.deepspeed_json import load_deepspeed
+from ijepa_ds.model.work import Tokens, Work, work_of
 from ijepa_ds.plan.memory import memory_of
 from ijepa_ds.plan.spread import Spread, spread_of
 from ijepa_ds.plan.traffic import traffic_of
-from ijepa_ds.plan.work import Tokens, Work, work_of
 from tests.dist import measured
 from tests.dist.pool import Pool
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ijepa_ds.checkpoint_folder import list_steps
+from ijepa_ds.checkpoint.folder import list_steps
 from tests.dist.launched import REPOSITORY, TINY, prepare, read_completed
 from tests.dist.slurm import Slurm, why_not
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ijepa_ds import config
-from ijepa_ds.checkpoint_reader import CheckpointReader
+from ijepa_ds.checkpoint.reader import CheckpointReader
 from ijepa_ds.config import Config
 from ijepa_ds.data.loader import ImageBatches
 from ijepa_ds.data.sources import open_source as open_images
 from ijepa_ds.data.transforms import normalize
-from ijepa_ds.ijepa import IJEPA, build
-from ijepa_ds.masks import build_sampler
+from ijepa_ds.masks.sampler import build_sampler
+from ijepa_ds.model.ijepa import IJEPA, build
 from ijepa_ds.weights import open_source, read_encoder
 from ijepa_ds.weights.export import export
 from tests.dist import jobs
@@ -63,7 +63,7 @@ def test_a_published_checkpoint_under_zero(stage: int, ranks: Callable[[int], Po
 
 
 def test_one_encoder_and_a_fresh_predictor(ranks: Callable[[int], Pool], tmp_path: Path) -> None:
-    from ijepa_ds.vit import initial_value
+    from ijepa_ds.model.vit import initial_value
 
     write_run(tmp_path / "run")
     export(open_source(tmp_path / "run"), tmp_path / "hf", "hf")

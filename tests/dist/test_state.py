@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ijepa_ds.bench.state import report
-from ijepa_ds.vit import initial_value
+from ijepa_ds.model.vit import initial_value
 from tests.dist.pool import Pool
 
 pytestmark = pytest.mark.dist

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from ijepa_ds.checkpoint_folder import list_steps
-from ijepa_ds.checkpoint_reader import CheckpointReader
+from ijepa_ds.checkpoint.folder import list_steps
+from ijepa_ds.checkpoint.reader import CheckpointReader
 from tests.dist.launched import REPOSITORY, TINY, Run, prepare
 from tests.dist.pool import free_port
 from tests.dist.test_faults import processes_of
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 STEPS = 60
-SLOW = "import sys, time\nfrom ijepa_ds import reporter, train\nafter = reporter.Reporter.after_step\n"
+SLOW = "import sys, time\nfrom ijepa_ds import train\n"
+SLOW += "from ijepa_ds.training import reporter\nafter = reporter.Reporter.after_step\n"
 SLOW += "def slow(*a, **n):\n    time.sleep(0.1)\n    return after(*a, **n)\nreporter.Reporter.after_step = slow\n"
 SLOW += "sys.exit(train.main())\n"  # a step takes at least as long as it takes to send a signal
 

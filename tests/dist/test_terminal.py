@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ijepa_ds.checkpoint_folder import list_steps
+from ijepa_ds.checkpoint.folder import list_steps
 from tests.dist.launched import REPOSITORY, TINY, prepare
 from tests.dist.pool import free_port
 from tests.dist.test_faults import processes_of

@@ -8,10 +8,10 @@ import pytest
 import torch
 from deepspeed.ops.op_builder import AsyncIOBuilder
 
-from ijepa_ds.checkpoint_reader import CheckpointReader
+from ijepa_ds.checkpoint.reader import CheckpointReader
 from ijepa_ds.config import PredictorConfig
-from ijepa_ds.ijepa import IJEPA, build
-from ijepa_ds.vit import initial_value, initialise
+from ijepa_ds.model.ijepa import IJEPA, build
+from ijepa_ds.model.vit import initial_value, initialise
 from tests import reference
 from tests.dist import jobs
 from tests.dist.pool import Pool

@@ -1,0 +1,1 @@
+"""Checkpoints and run directories: write, verify, read and restore at any world size."""

@@ -1,0 +1,134 @@
+"""A run's checkpoint folders from outside: which there are, and whether their files are those that were written.
+
+Imports nothing heavy: who only wants to know how far a run has come need not load PyTorch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from ijepa_ds.errors import CheckpointError
+
+_LAST = "last_checkpoint.json"
+
+
+def folder_name(step: int) -> str:
+    """The checkpoint folder's name after `step` steps."""
+    return f"step_{step:08d}"
+
+
+def list_steps(run_dir: Path) -> list[int]:
+    """Steps that have a finished checkpoint in a run, ascending (not yet validated)."""
+    parent = run_dir / "checkpoints"
+    found = (re.fullmatch(r"step_(\d{8,})", p.name) for p in parent.iterdir()) if parent.is_dir() else ()
+    return sorted(int(match[1]) for match in found if match)
+
+
+def write_last_step(run_dir: Path, step: int) -> None:
+    """Note which checkpoint is the newest, so that its disappearance is noticed."""
+    aside = run_dir / f".{_LAST}.partial"
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step}) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(run_dir / _LAST)
+
+
+def read_last_step(run_dir: Path) -> int | None:
+    """The step of the checkpoint saved last in a run; None when there never was one."""
+    path = run_dir / _LAST
+    if not path.is_file():
+        return None
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); remove it if the checkpoints beside it are whole") from error
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def looks_whole(folder: Path) -> bool:
+    """Whether a checkpoint's manifest and the sizes of its files are right; what is in the files is not read."""
+    try:
+        check_files(folder, share=(0, 0))
+    except CheckpointError:
+        return False
+    return True
+
+
+def check_files(folder: Path, share: tuple[int, int] = (0, 1)) -> dict[str, Any]:
+    """Compare a checkpoint's files with its manifest: names and sizes of all, checksums of a share of them.
+
+    Args:
+        folder: `RUN/checkpoints/step_...`.
+        share: (rank, ranks): every so manyth file is read, beginning with this one; `(0, 1)` reads all, `(0, 0)` none.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        CheckpointError: something is missing, of another size or checksum, or not a checkpoint.
+    """
+    manifest, (first, every) = _read_manifest(folder), share
+    for index, entry in enumerate(manifest["files"]):
+        _check_file(folder, entry, verify=bool(every) and index % every == first)
+    return manifest
+
+
+def find_steps(run_dir: Path) -> list[int]:
+    """Steps of which a run should have a checkpoint, ascending: those in place, and the one saved last if it vanished."""
+    steps, last = list_steps(run_dir), read_last_step(run_dir)
+    return steps if last is None else sorted({*steps, last})
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such checkpoint folder")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}; not a finished checkpoint") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error}): the manifest is damaged") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != 1:
+        raise CheckpointError(f"{path}: not a manifest of format 1: written by another version?")
+    missing = {"step", "files", "adam_step"} - manifest.keys()
+    if missing:
+        raise CheckpointError(f"{path}: the manifest lacks {', '.join(sorted(missing))}")
+    files = manifest["files"]
+    if not isinstance(files, list) or not files or not all(isinstance(e, dict) and _ENTRY.items() <= _types(e) for e in files):
+        raise CheckpointError(f"{path}: `files` is not a list of file, bytes and sha256: the manifest is damaged")
+    for entry in files:
+        if not re.fullmatch(r"[\w-][\w.-]*", entry["file"]):  # it must not lead out of its folder
+            raise CheckpointError(f"{path}: '{entry['file']}' is not the name of a file beside it: refusing to follow it")
+    return manifest
+
+
+_ENTRY = {"file": str, "bytes": int, "sha256": str}
+
+
+def _types(entry: dict[str, Any]) -> Any:
+    return {key: type(value) for key, value in entry.items()}.items()
+
+
+def _check_file(folder: Path, entry: dict[str, Any], verify: bool) -> None:
+    path = folder / entry["file"]
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing")
+    if path.stat().st_size != entry["bytes"]:
+        raise CheckpointError(f"{path}: has {path.stat().st_size} bytes, {entry['bytes']} were written: truncated?")
+    if verify and checksum(path) != entry["sha256"]:
+        raise CheckpointError(f"{path}: checksum differs from the one at saving: damaged on disk")

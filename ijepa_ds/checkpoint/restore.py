@@ -1,0 +1,70 @@
+"""Loading checkpoints into an engine, whatever world size and ZeRO stage saved them. `saver.py` writes them."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from ijepa_ds.checkpoint.folder import check_files
+from ijepa_ds.checkpoint.reader import CheckpointReader
+from ijepa_ds.distributed.agreement import agree
+from ijepa_ds.errors import CheckpointError
+from ijepa_ds.zero.ema import ShardedEMA
+from ijepa_ds.zero.layout import ZeroLayout
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def open_together(folder: Path) -> CheckpointReader:
+    """Validate and open a checkpoint on every rank; each reads its share of the files to compare checksums.
+
+    Raises:
+        CheckpointError: it is broken; the same on every rank.
+    """
+    share = (dist.get_rank(), dist.get_world_size())
+    agree(lambda: check_files(folder, share))
+    return agree(lambda: CheckpointReader(folder, verify=False))
+
+
+def load(layout: ZeroLayout, ema: ShardedEMA, reader: CheckpointReader) -> None:
+    """Bring an engine to a checkpoint's state: master weights, Adam, EMA, and the weights that follow from them.
+
+    Raises:
+        CheckpointError: it is of another model, or incomplete; the engine is as it was.
+    """
+    _check_complete(layout, ema, reader)
+    adam_step = reader.manifest["adam_step"]
+    with torch.no_grad():
+        for slot in range(layout.num_slots):
+            master, pieces = layout.master(slot), [piece for piece in layout.pieces if piece.slot == slot]
+            for piece in pieces:
+                layout.view(master, piece).copy_(reader.read("master", piece.name, piece))
+            if adam_step:
+                moments = {key: torch.zeros_like(master) for key in _MOMENTS}
+                for piece, key in itertools.product(pieces, _MOMENTS):
+                    layout.view(moments[key], piece).copy_(reader.read(key, piece.name, piece))
+                layout.set_moments(slot, moments["exp_avg"], moments["exp_avg_sq"], adam_step)
+        layout.publish_masters()
+        for piece in ema.pieces:
+            buffer = ema.layout.view(ema.average[piece.slot], piece)
+            buffer.copy_(reader.read("ema", "encoder." + piece.name, piece))
+        ema.publish()
+
+
+def _check_complete(layout: ZeroLayout, ema: ShardedEMA, reader: CheckpointReader) -> None:
+    """Every element of every parameter is there, before anything is overwritten."""
+    kinds = ("master", *(_MOMENTS if reader.manifest["adam_step"] else ()))
+    wanted = {
+        f"{kind}/{name}": getattr(parameter, "ds_numel", parameter.numel())
+        for name, parameter in layout.named.items()
+        for kind in kinds
+    }
+    for name, parameter in ema.layout.named.items():
+        wanted[f"ema/encoder.{name}"] = getattr(parameter, "ds_numel", parameter.numel())
+    for key, numel in wanted.items():
+        found = reader.numel(key)
+        if found != numel:
+            raise CheckpointError(f"{reader.folder}: {key} has {found} elements, this model's has {numel}")

@@ -1,0 +1,202 @@
+"""The run directory: who it belongs to, what is written beside the events, where a run continues."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from ijepa_ds import config
+from ijepa_ds.checkpoint.folder import find_steps, folder_name
+from ijepa_ds.checkpoint.reader import CheckpointReader, newest
+from ijepa_ds.config import Config
+from ijepa_ds.config.schedules import Schedule, steps_per_epoch
+from ijepa_ds.errors import CheckpointError
+from ijepa_ds.exits import COMPLETED
+from ijepa_ds.versions import versions
+
+logger = logging.getLogger(__name__)
+_ROOM = 1 << 16  # bytes that must be free at the start: a first event file
+
+
+def look(cfg: Config) -> list[int]:
+    """The steps of the checkpoints that a run should have in its directory (`checkpoint_folder.find_steps`).
+
+    Raises:
+        ValueError: the directory belongs to a run of another configuration, holds checkpoints although `run.resume` is
+            `never`, or newer ones than `run.resume` names.
+    """
+    run_dir = Path(cfg.run.dir)
+    owner = run_dir / "config.yaml"
+    if owner.is_file():
+        _check_owner(cfg, owner)
+    steps = find_steps(run_dir)
+    if steps and cfg.run.resume == "never":
+        raise ValueError(f"run.resume is never, but {run_dir} has checkpoints: choose another run.dir or run.resume=auto")
+    if cfg.run.resume not in ("auto", "never"):
+        wanted = Path(cfg.run.resume)
+        newer = [step for step in steps if (run_dir / "checkpoints" / folder_name(step)).resolve() != wanted.resolve()]
+        if newer and max(newer) > CheckpointReader(wanted, verify=False).manifest["step"]:
+            raise ValueError(
+                f"run.resume names {cfg.run.resume}, but {run_dir} has a newer checkpoint (step {max(newer)}): set "
+                "run.resume=auto to continue that, or another run.dir to branch off"
+            )
+    return steps
+
+
+def find_start(
+    cfg: Config,
+    steps: list[int],
+    open_checkpoint: Callable[[Path], CheckpointReader] = CheckpointReader,
+    say: Callable[..., None] = logger.error,
+) -> CheckpointReader | None:
+    """The checkpoint this run continues from, or None for a fresh start; nothing is written.
+
+    Args:
+        cfg: the run.
+        steps: what `look` found.
+        open_checkpoint: opens and validates one, or raises CheckpointError.
+        say: takes messages about checkpoints that are passed over.
+
+    Raises:
+        CheckpointError: the checkpoint asked for, or every one there is, is broken or of another configuration.
+        ValueError: the run's length was changed, and the checkpoint was saved in a cool-down.
+    """
+
+    def open_ours(folder: Path) -> CheckpointReader:
+        reader = open_checkpoint(folder)
+        if reader.manifest.get("fingerprint") != config.fingerprint(cfg):
+            raise CheckpointError(
+                f"{reader.folder} was saved from another configuration ({_what_differs(reader, cfg)}): use the config.yaml of "
+                "its run"
+            )
+        _check_past(reader, cfg)
+        return reader
+
+    if cfg.run.resume not in ("auto", "never"):
+        return open_ours(Path(cfg.run.resume))
+    found = newest(Path(cfg.run.dir), steps, open_ours, say)
+    return open_ours(Path(cfg.run.branch_from)) if found is None and cfg.run.branch_from else found
+
+
+def _what_differs(reader: CheckpointReader, cfg: Config) -> str:
+    """The keys in which a checkpoint's configuration is another one; its fingerprint where it cannot be read."""
+    try:
+        lines = config.difference(config.from_text(reader.manifest["config"], str(reader.folder)), cfg)
+    except (KeyError, TypeError, AttributeError, ValueError):  # of another version, or damaged
+        lines = []
+    return "; ".join(lines) or f"fingerprint {reader.manifest.get('fingerprint')}, this one is {config.fingerprint(cfg)}"
+
+
+def _check_past(reader: CheckpointReader, cfg: Config) -> None:
+    """With `wsd` a run may be given another length, as long as no step already made would have been another one.
+
+    Raises:
+        ValueError: the checkpoint was saved after the cool-down began, by its own length or by the new one.
+    """
+    step, o = reader.manifest["step"], cfg.optimization
+    if o.schedule != "wsd":
+        return
+    before = config.from_text(reader.manifest["config"], str(reader.folder))
+    old, new = config.flatten(before), config.flatten(cfg)
+    changed = [f"{key}: {old[key]} -> {new[key]}" for key in config.LENGTH if old[key] != new[key]]
+    if not changed:
+        return
+    epoch = steps_per_epoch(reader.manifest["images"], o.batch_size)
+    common = Schedule.of(before, epoch).same_until(Schedule.of(cfg, epoch))
+    if step > common:
+        raise ValueError(
+            f"{reader.folder} was saved at step {step}, but with the new length ({'; '.join(changed)}) only the first {common} "
+            "steps are those that were made: the cool-down lies before it. Begin from an earlier checkpoint, with "
+            "run.branch_from and a new run.dir (run.keep_every keeps earlier ones)"
+        )
+
+
+def lock(run_dir: Path) -> IO[str]:
+    """Keep other runs out of the directory for as long as the returned file is open; a dead owner does not hold it.
+
+    Raises:
+        ValueError: another live process trains there, or nothing can be written there.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        handle = (run_dir / ".lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(_refusal(run_dir, error)) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        handle.seek(0)
+        owner = handle.read().strip() or "unknown"
+        handle.close()
+        raise ValueError(f"{run_dir} is in use by another run (process {owner}): wait for it, or end it") from error
+    try:
+        handle.truncate(0)
+        handle.write(f"{os.getpid()} on {platform.node()}")
+        handle.flush()
+    except OSError as error:
+        raise ValueError(_refusal(run_dir, error)) from error
+    return handle
+
+
+def _check_owner(cfg: Config, owner: Path) -> None:
+    before = config.load(owner, [])
+    if config.fingerprint(before) != config.fingerprint(cfg):
+        changes = "\n".join("  " + line for line in config.difference(before, cfg))
+        raise ValueError(
+            f"{owner.parent} belongs to a run of another configuration:\n{changes}\n"
+            "choose another run.dir, or go back to that configuration"
+        )
+
+
+def check_writable(run_dir: Path) -> None:
+    """Refuse a directory in which checkpoints, events or logs could not be written later.
+
+    Raises:
+        ValueError: names every folder and file, and why.
+    """
+    problems = []
+    for folder in (run_dir, run_dir / "checkpoints"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as probe:
+                probe.write(bytes(_ROOM))
+                probe.flush()
+                os.fsync(probe.fileno())
+        except OSError as error:
+            problems.append((folder, error))
+    for path in sorted(run_dir.glob("*.jsonl")):  # logs of an earlier attempt, which this one adds to
+        try:
+            path.open("ab").close()
+        except OSError as error:
+            problems.append((path, error))
+    if problems:
+        raise ValueError("\n".join(_refusal(path, error) for path, error in problems))
+
+
+def _refusal(path: Path, error: OSError) -> str:
+    return f"run.dir: {path} cannot be written ({error.strerror}): choose another, or mend it"
+
+
+def write_facts(cfg: Config, ds_config: dict[str, Any], facts: dict[str, Any]) -> None:
+    """The resolved configuration, versions and revision into the run directory (rank 0)."""
+    run_dir = Path(cfg.run.dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    config.save_resolved(cfg, run_dir / "config.yaml")
+    (run_dir / "deepspeed.json").write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
+    (run_dir / "environment.json").write_text(json.dumps(versions() | facts, indent=2) + "\n", encoding="utf-8")
+
+
+def mark_completed(run_dir: Path, facts: dict[str, Any]) -> None:
+    """Leave the marker that tells scripts that the run reached its end."""
+    if (run_dir / COMPLETED).is_file():
+        return
+    aside = run_dir / f".{COMPLETED}.partial"
+    aside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    aside.rename(run_dir / COMPLETED)

@@ -1,0 +1,164 @@
+"""Writing checkpoints: one rank's file, and the commit that makes a set of files the newest checkpoint.
+
+Knows nothing of other ranks and of DeepSpeed, so it may run on a thread. At every moment the folders are one of
+
+    .step_N.partial-ID/      being written by an attempt; never read
+    step_N/                  whole: every file and the manifest were flushed to the disk before the rename
+    .step_N.removed          renamed away before its files are deleted; never read
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ijepa_ds.checkpoint.folder import checksum, folder_name, list_steps, looks_whole, write_last_step
+from ijepa_ds.durable import fsync, save_tensors
+from ijepa_ds.errors import CheckpointError
+
+BEST = "best.json"  # which step the run's own evaluation found best
+
+
+def partial_folder(run_dir: Path, step: int, attempt: str) -> Path:
+    """Where an attempt writes; the name is its own, so that ranks of a dead job cannot write into it."""
+    return run_dir / "checkpoints" / f".{folder_name(step)}.partial-{attempt}"
+
+
+def write_shard(path: Path, tensors: dict[str, Tensor], starts: dict[str, int]) -> dict[str, Any]:
+    """Write one rank's file, flush it to the disk and read it back.
+
+    Args:
+        path: the file; its folder is made.
+        tensors: key (`master/NAME`) -> float32 `[n]` in host memory.
+        starts: key -> where the piece begins in its flattened parameter.
+
+    Returns:
+        The file's entry in the manifest.
+
+    Raises:
+        CheckpointError: names the path, the bytes needed and the bytes free.
+    """
+    needed = sum(tensor.nbytes for tensor in tensors.values())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors(tensors, path, {"starts": json.dumps(starts)})
+        entry = {"file": path.name, "bytes": path.stat().st_size, "sha256": checksum(path)}
+        _prove(path, tensors)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: {_reason(error)}; {needed:,} bytes are needed, {_free(path)}") from error
+    return entry
+
+
+def _prove(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Compare what the file holds with what should be in it."""
+    with safe_open(path, framework="pt") as file:
+        for key, tensor in tensors.items():
+            # as bits: a NaN must equal itself
+            if not torch.equal(file.get_tensor(key).view(torch.int32), tensor.view(torch.int32)):
+                raise OSError(f"{key} reads back other than it was written: is the disk or the memory failing?")
+
+
+def commit(run_dir: Path, step: int, attempt: str, manifest: dict[str, Any], keep_last: int, keep_every: int) -> Path:
+    """Make a written attempt the newest checkpoint; then, and only then, let older ones go.
+
+    Args:
+        run_dir: the run.
+        step: steps done.
+        attempt: as given to `partial_folder`.
+        manifest: with the entries of all files.
+        keep_last: whole checkpoints kept, this one included.
+        keep_every: checkpoints of steps that this divides are kept for good; 0: none.
+
+    Raises:
+        CheckpointError: a file is not there, or the disk refuses; nothing older was touched.
+    """
+    aside, final = partial_folder(run_dir, step, attempt), run_dir / "checkpoints" / folder_name(step)
+    try:
+        for entry in manifest["files"]:
+            path = aside / entry["file"]
+            if not path.is_file() or path.stat().st_size != entry["bytes"]:
+                raise CheckpointError(
+                    f"{path}: written by rank {entry['rank']} on {entry['host']}, but not to be seen here: run.dir must be on "
+                    "a file system that all hosts share"
+                )
+        _write_synced(aside / "manifest.json", json.dumps(manifest, indent=1))
+        fsync(aside)
+        if final.exists():  # a broken one, that this run fell back from
+            _remove(final)
+        aside.rename(final)
+        fsync(final.parent)
+        write_last_step(run_dir, step)
+        fsync(run_dir)
+        prune(run_dir, keep_last, keep_every, step)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or aside}: {_reason(error)}; {_free(aside)}") from error
+    return final
+
+
+def prune(run_dir: Path, keep_last: int, keep_every: int, newest: int | None = None) -> list[int]:
+    """Delete whole checkpoints beyond the newest `keep_last`, and broken ones older than those; the steps deleted.
+
+    Checkpoints of steps that `keep_every` divides stay, whole or not; so does the one that `best.json`
+    marks. What attempts left unfinished, they keep: see `sweep`. Those of later steps than `newest` stay and do not count: the
+    run fell back from them, as they are broken, or of another configuration, in a way that sizes do not tell.
+    """
+    parent, kept, gone = run_dir / "checkpoints", 0, []
+    best = best_step(run_dir)
+    for step in reversed(list_steps(run_dir)):
+        if newest is not None and step > newest:
+            continue
+        if kept >= keep_last and not (keep_every and step % keep_every == 0) and step != best:
+            _remove(parent / folder_name(step))
+            gone.append(step)
+        elif looks_whole(parent / folder_name(step)):
+            kept += 1
+    return gone
+
+
+def best_step(run_dir: Path) -> int | None:
+    """The step that the run's own evaluation (`eval.every`) marked as the best; None where there is none."""
+    try:
+        return int(json.loads((run_dir / BEST).read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):  # none, or damaged: it only keeps a checkpoint longer
+        return None
+
+
+def sweep(run_dir: Path, attempt: str = "") -> None:
+    """Delete what interrupted saves and deletions left, but for the attempt at work."""
+    parent = run_dir / "checkpoints"
+    for path in parent.glob(".step_*") if parent.is_dir() else ():
+        if not (attempt and path.name.endswith(f".partial-{attempt}")):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Rename first: an interrupted deletion must not look like a damaged checkpoint."""
+    away = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(away, ignore_errors=True)
+    folder.rename(away)
+    shutil.rmtree(away, ignore_errors=True)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _free(path: Path) -> str:
+    folder = path
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    return f"{shutil.disk_usage(folder).free:,} are free in {folder}"
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,1 @@
+"""Hosts and processes: hostfiles, environment, supervision, hang detection, logs of ranks."""

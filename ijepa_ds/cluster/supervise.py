@@ -1,0 +1,237 @@
+"""`ijepa-ds supervise [options] -- deepspeed ... --module ijepa_ds.train ...`: start it again after a failure.
+
+Imports nothing heavy, talks to nobody, and holds nothing that training needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from ijepa_ds.checkpoint.folder import folder_name, list_steps, looks_whole
+from ijepa_ds.cluster import processes
+from ijepa_ds.cluster.supervised import Inbox, Supervised, say
+from ijepa_ds.config import published
+from ijepa_ds.durable import append_lines
+from ijepa_ds.exits import COMPLETED, FAILED, LOST, STOPPED, USER_ERROR
+
+LOG = "restarts.jsonl"  # in the run directory
+_TRAINER = "ijepa_ds.train"
+_BY_HAND = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # a process that died of one was asked to stop
+_MEANINGS = {
+    0: "although the last step is not reached (DeepSpeed's launcher was killed?)",
+    FAILED: "an error that nobody foresaw",
+    LOST: "a rank died or hangs",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
+    parser.add_argument("--run", type=Path, help="the run directory (default: run.dir of the command's configuration)")
+    parser.add_argument("--restarts", type=int, default=100, help="give up after so many (default: %(default)s)")
+    parser.add_argument(
+        "--fruitless",
+        type=int,
+        default=3,
+        help="give up after so many attempts in a row that saved no newer checkpoint (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--backoff",
+        type=float,
+        default=10.0,
+        help="seconds before a restart, doubled with every further fruitless attempt (default: %(default)s)",
+    )
+    parser.add_argument("--max-backoff", type=float, default=600.0, help="at most (default: %(default)s s)")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="-- and the command that starts the run")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the verb; the exit codes are in `docs/checkpoints.md`.
+
+    Raises:
+        ValueError: all that is wrong with the command line.
+    """
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    wrong = [f"--{name}: {value} is below {least}" for name, least, value in _limits(args) if value < least]
+    if not command:
+        wrong.append("the command is missing: ijepa-ds supervise -- deepspeed ... --module ijepa_ds.train ...")
+    if wrong:
+        raise ValueError("\n".join(wrong))
+    where = run_dir(command)
+    folder = args.run or where
+    if folder is None:
+        raise ValueError(f"no '{_TRAINER} --config FILE' in the command: name the run directory with --run")
+    return Supervisor(command, folder, args).run()
+
+
+def _limits(args: argparse.Namespace) -> list[tuple[str, int, float]]:
+    return [
+        ("restarts", 0, args.restarts),
+        ("fruitless", 1, args.fruitless),
+        ("backoff", 0, args.backoff),
+        ("max-backoff", 0, args.max_backoff),
+    ]
+
+
+def run_dir(command: Sequence[str]) -> Path | None:
+    """Where the trainer in a command will work; None when there is no trainer to be seen in it.
+
+    Raises:
+        ValueError: its configuration is wrong, or would refuse to be started twice.
+    """
+    if _TRAINER not in command:
+        return None
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--deepspeed_config")
+    words = list(command[command.index(_TRAINER) + 1 :])
+    try:
+        known, rest = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
+    if known.config is None:
+        return None
+    section = published.peek_run(known.config, [word for word in rest if not word.startswith("-")])
+    if section.resume != "auto":
+        raise ValueError(f"run.resume is {section.resume}: a run that is started again needs run.resume=auto")
+    return Path(section.dir)
+
+
+class Supervisor:
+    """Starts a command until its run is complete, somebody asks to stop, or trying again is in vain."""
+
+    def __init__(self, command: Sequence[str], run_dir: Path, limits: argparse.Namespace) -> None:
+        self._command, self._run_dir, self._limits = command, run_dir, limits
+        self._restarts = self._fruitless = 0
+        self._reached = self._step_when_asked = self._step()
+        self._old_marker = self._marker()
+        self._inbox = Inbox()
+
+    def run(self) -> int:
+        """The exit code: 0, 2, 70 or 75."""
+        processes.adopt_orphans()
+        try:
+            return self._run()
+        finally:
+            self._inbox.release()
+
+    def _run(self) -> int:
+        while True:
+            try:
+                attempt = Supervised(self._command, self._inbox, self._on_request)
+            except OSError as error:
+                raise ValueError(f"cannot start {self._command[0]}: {error.strerror}") from error
+            code = attempt.run()
+            verdict = self._verdict(code, attempt)
+            if verdict is None:
+                verdict = self._before_restart(_reason(code))
+            if verdict is not None:
+                return verdict
+
+    def _verdict(self, code: int, attempt: Supervised) -> int | None:
+        """The supervisor's exit code; None: it was a failure."""
+        if code == USER_ERROR:
+            say("not started again: the message above says what has to be mended (exit code 2)")
+            return USER_ERROR
+        marker = self._marker()
+        if marker and (code == 0 or marker != self._old_marker):
+            say(f"{self._run_dir} is complete after {self._restarts} restarts")
+            return 0
+        if attempt.request:
+            return self._stopped(code, attempt)
+        if code == STOPPED or _killer(code) in _BY_HAND:
+            say(f"not started again: it was asked to stop (code {code}); the newest checkpoint is {self._newest()}")
+            return STOPPED
+        return None
+
+    def _on_request(self, number: int) -> None:
+        self._step_when_asked = self._step()
+        say(f"{signal.Signals(number).name}: asking the run to save and stop")
+
+    def _stopped(self, code: int, attempt: Supervised) -> int:
+        name = signal.Signals(attempt.request).name
+        if code == STOPPED or not attempt.trained or self._step() > self._step_when_asked:
+            say(f"stopped by {name}; the newest checkpoint is {self._newest()}; the same command continues")
+            return STOPPED
+        say(f"stopped by {name}, but it ended with code {code}: perhaps not saved; newest checkpoint: {self._newest()}")
+        return LOST
+
+    def _before_restart(self, reason: str) -> int | None:
+        """Count, note and wait; an exit code when there is to be no restart."""
+        step, limits = self._step(), self._limits
+        self._fruitless = 0 if step > self._reached else self._fruitless + 1
+        self._reached = max(step, self._reached)
+        why = ""
+        if self._fruitless >= limits.fruitless:
+            why = f"{self._fruitless} attempts in a row saved no newer checkpoint (--fruitless)"
+        elif self._restarts >= limits.restarts:
+            why = f"{self._restarts} restarts were made (--restarts)"
+        if why:
+            self._note("gave up", f"{reason}; {why}", step, 0.0)
+            say(f"GIVING UP: {why}. Last: {reason}. The newest checkpoint is {self._newest()}")
+            return LOST
+        self._restarts += 1
+        wait = min(limits.backoff * 2 ** max(0, self._fruitless - 1), limits.max_backoff)
+        self._note("restart", reason, step, wait)
+        say(f"restart {self._restarts} of {limits.restarts} in {wait:g} s, from {self._newest()}: {reason}")
+        return self._pause(wait)
+
+    def _pause(self, seconds: float) -> int | None:
+        end = time.monotonic() + seconds
+        while True:
+            number = self._inbox.wait(end - time.monotonic())
+            if number:
+                say(f"stopped by {signal.Signals(number).name} before a restart; the newest checkpoint is {self._newest()}")
+                return STOPPED
+            if time.monotonic() >= end:
+                return None
+
+    def _note(self, event: str, reason: str, step: int, wait: float) -> None:
+        """A line in the run's `restarts.jsonl`; a disk that is full does not keep a run from starting again."""
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "event": event,
+            "restart": self._restarts,
+            "step": step,
+            "reason": reason,
+            "wait_seconds": wait,
+        }
+        with suppress(OSError):  # the next line says what is wrong with it
+            self._run_dir.mkdir(parents=True, exist_ok=True)
+        append_lines(self._run_dir / LOG, [json.dumps(line)])
+
+    def _step(self) -> int:
+        """Step of the newest checkpoint whose files are all there; 0 when there is none."""
+        folder = self._run_dir / "checkpoints"
+        return next((step for step in reversed(list_steps(self._run_dir)) if looks_whole(folder / folder_name(step))), 0)
+
+    def _newest(self) -> str:
+        step = self._step()
+        return f"that of step {step}" if step else "none yet"
+
+    def _marker(self) -> tuple[int, int] | None:
+        """Tells one `completed.json` from another; None when there is none."""
+        try:
+            facts = (self._run_dir / COMPLETED).stat()
+        except OSError:
+            return None
+        return facts.st_ino, facts.st_mtime_ns
+
+
+def _reason(code: int) -> str:
+    killer = _killer(code)
+    if killer:
+        return f"{'it' if code < 0 else 'a process of it'} was killed by {killer.name} (code {code})"
+    return f"it ended with code {code}" + (f": {_MEANINGS[code]}" if code in _MEANINGS else "")
+
+
+def _killer(code: int) -> signal.Signals | None:
+    """The signal that an exit code tells of: -N here, 128 + N of a shell, 256 - N of DeepSpeed's launcher."""
+    number = -code if code < 0 else 256 - code if code >= 256 - 31 else code - 128
+    # 255 is what ssh and many others give for any failure
+    return signal.Signals(number) if number in set(signal.Signals) and code != 255 else None

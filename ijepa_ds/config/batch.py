@@ -1,0 +1,69 @@
+"""How a global batch is cut into micro-batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ijepa_ds.config.schema import Config, ConfigError
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """`micro_batch * accumulation * world_size` images make one optimiser step.
+
+    Attributes:
+        micro_batch: images a device sees in one pass.
+        accumulation: passes of each device in one step.
+        world_size: devices.
+    """
+
+    micro_batch: int
+    accumulation: int
+    world_size: int
+
+    @property
+    def batch_size(self) -> int:
+        """The global batch."""
+        return self.micro_batch * self.accumulation * self.world_size
+
+    def position(self, rank: int, micro: int) -> int:
+        """Position in the global batch of the first image of a rank's micro-batch; both count from 0."""
+        return (micro * self.world_size + rank) * self.micro_batch
+
+
+def plan_batch(batch_size: int, max_micro_batch: int, world_size: int, group: int | None = None) -> BatchPlan:
+    """The largest micro-batch, at most `max_micro_batch`, that divides each device's share of the batch.
+
+    Args:
+        batch_size: images of one optimiser step over all devices.
+        max_micro_batch: images of one device and pass, at most.
+        world_size: devices.
+        group: truncation group of the published sampler; a batch of several groups has micro-batches that
+            divide them, so that none reaches over a border. None: no such group.
+
+    Raises:
+        ConfigError: the batch cannot be shared equally; the text names world and batch sizes that work.
+    """
+    if batch_size % world_size:
+        working = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
+        near = sorted(sorted(working, key=lambda n: abs(n - world_size))[:4])
+        below = batch_size - batch_size % world_size
+        sizes = [str(size) for size in (below, below + world_size) if size]
+        raise ConfigError(
+            [
+                f"optimization.batch_size: {batch_size} images cannot be shared equally by {world_size} "
+                f"devices; use {', '.join(map(str, near))} devices, or a batch_size of {' or '.join(sizes)}"
+            ]
+        )
+    share = batch_size // world_size
+    common = share if group is None or batch_size <= group else math.gcd(share, group)
+    micro_batch = max(n for n in range(1, min(common, max_micro_batch) + 1) if common % n == 0)
+    return BatchPlan(micro_batch, share // micro_batch, world_size)
+
+
+def plan_of(cfg: Config, world_size: int) -> BatchPlan:
+    """`plan_batch` for a configuration."""
+    o = cfg.optimization
+    group = cfg.masks.truncation_group if cfg.masks.sampler == "published" else None
+    return plan_batch(o.batch_size, o.max_micro_batch, world_size, group)

@@ -1,0 +1,1 @@
+"""What ranks do together: join, wait, gather small objects, agree on errors."""

@@ -1,0 +1,1 @@
+"""Multi-block masks: which patches the context encoder sees and which patches the predictor predicts."""

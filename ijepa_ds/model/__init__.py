@@ -1,0 +1,1 @@
+"""The networks of I-JEPA: encoder, predictor, attention, and their FLOPs."""

@@ -1,0 +1,183 @@
+"""Transformer blocks, timm's where timm has them, and how a stack of them is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from timm.layers import AttentionRope, SwiGLU
+from timm.models.vision_transformer import Block, ParallelScalingBlock
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from ijepa_ds import counter
+from ijepa_ds.config.sizes import Size
+
+CHECKPOINTING = ("none", "selective", "full")
+_PRODUCTS = {  # what selective checkpointing keeps: results of matrix products and of fused attention
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+}
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # `cpu_linear`
+    _PRODUCTS.add(torch.ops.mkldnn._linear_pointwise.default)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm computed in float32, whatever its weights' type; the result has the weights' type, or `result`."""
+
+    def __init__(self, width: int, eps: float = 1e-6, result: torch.dtype | None = None, **factory: object) -> None:
+        super().__init__(width, eps=eps, **factory)  # type: ignore[arg-type]
+        self.result = result
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x: [..., D]` -> `[..., D]`."""
+        y = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        return y.to(self.result or self.weight.dtype)
+
+
+class DropPath(nn.Module):
+    """Leaves out a residual branch for some sequences; which ones is said from outside (`draw_drops`)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.keep: Tensor | None = None  # [S, 1, 1], 0 or 1 / (1 - rate); None: keep all
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x: [S, N, D]` -> `[S, N, D]`."""
+        return x if self.keep is None else x * self.keep.to(x.dtype)
+
+
+class RotaryBlock(Block):
+    """timm's block with rotary positions in its attention; gets them as `rope` `[S, 1, N, 2 * D / heads]` or `[N, ...]`."""
+
+    def __init__(self, width: int, heads: int, registers: int, **options: Any) -> None:
+        super().__init__(width, heads, **options)
+        self.attn = AttentionRope(
+            width,
+            heads,
+            qkv_bias=options["qkv_bias"],
+            qk_norm=options["qk_norm"],
+            norm_layer=options["norm_layer"],
+            num_prefix_tokens=registers,
+        )
+
+    def forward(self, x: Tensor, rope: Tensor) -> Tensor:  # type: ignore[override]
+        """`x: [S, R + N, D]` -> the same."""
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), rope=rope)))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+BLOCKS = (Block, RotaryBlock, ParallelScalingBlock)  # what ZeRO-3 gathers as a whole
+
+
+def make_blocks(size: Size) -> nn.ModuleList:
+    """The blocks of one stack."""
+    options: dict[str, Any] = {
+        # The half keeps int(width * ratio) from falling one short of mlp_hidden.
+        "mlp_ratio": (size.mlp_hidden + 0.5) / size.width,
+        "qkv_bias": size.qkv_bias,
+        "qk_norm": size.qk_norm,
+        "init_values": size.layer_scale or None,
+        "norm_layer": LayerNorm,
+    }
+    if size.swiglu:
+        options["mlp_layer"] = SwiGLU
+    kind = ParallelScalingBlock if size.parallel else partial(RotaryBlock, registers=size.registers) if size.rope else Block
+    blocks = nn.ModuleList(kind(size.width, size.heads, **options) for _ in range(size.depth))
+    for index, block in enumerate(blocks):
+        rate = size.drop_path * index / max(1, size.depth - 1)
+        for name in ("drop_path", "drop_path1", "drop_path2") if rate else ():
+            if hasattr(block, name):
+                setattr(block, name, DropPath(rate))
+    return blocks
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Fuse what lies between a block's matrix products (norms, casts, GELU, sums) with `torch.compile`; values stay.
+
+    One block is compiled, for any number of sequences and patches; the others of its shape run the same code.
+    """
+    for module in model.modules():
+        if isinstance(module, BLOCKS):
+            module.compile(dynamic=True)
+
+
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor, checkpointing: str, *more: Tensor) -> Tensor:
+    """Through all blocks.
+
+    Args:
+        blocks: in order.
+        x: `[S, N, D]`.
+        checkpointing: none; full: keep a block's input only and compute the block again in the backward pass; selective:
+            also keep the results of its matrix products, and compute only what lies between them again.
+        *more: further arguments of every block.
+    """
+    for block in blocks:
+        if checkpointing == "none" or not torch.is_grad_enabled():
+            x = block(x, *more)
+        elif checkpointing == "full":
+            x = checkpoint(block, x, *more, use_reentrant=False)
+        else:
+            x = checkpoint(block, x, *more, use_reentrant=False, context_fn=_selective)
+    return x
+
+
+def _selective() -> Any:
+    return create_selective_checkpoint_contexts(_policy)
+
+
+def _policy(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in _PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def draw_drops(blocks: nn.ModuleList, patches: Tensor | None) -> None:
+    """Say which sequences keep which branches: a function of the patches they are made of, and of the block.
+
+    A sample's masks are a function of (seed, step, global sample number); so is, through them, what is dropped, for any world
+    size, micro-batch and restart. Two samples that see the same patches drop the same branches.
+
+    Args:
+        blocks: of the context encoder.
+        patches: int64 `[S, K]`, the patch numbers of every sequence; None: keep everything.
+    """
+    drops = [module for module in blocks.modules() if isinstance(module, DropPath)]
+    if patches is None:
+        for drop in drops:
+            drop.keep = None
+        return
+    odd = torch.arange(1, patches.shape[1] + 1, device=patches.device) * 2 + 1
+    chance = counter.uniform(0, counter.STREAM_DROP, ((patches + 1) * odd * odd).sum(dim=1), len(drops))  # [S, drops]
+    for index, drop in enumerate(drops):
+        kept = (chance[:, index] >= drop.rate).to(torch.float32) / (1.0 - drop.rate)
+        drop.keep = kept[:, None, None]
+
+
+def rotary_table(head_width: int, grid: int) -> Tensor:
+    """Rotary angles of a grid, float32 `[G*G, 2 * head_width]`: sines, then cosines, of interleaved pairs (timm's order).
+
+    The first half of a head's channels turns with the column of the patch, the second with its row; frequencies
+    100^(-i / (head_width / 4)), as in DINOv3 (arXiv 2508.10104), of coordinates from -1 to 1: another grid of the same image
+    needs no other positions.
+
+    Args:
+        head_width: channels of one head, a multiple of 4.
+        grid: G, patches along a side.
+    """
+    # numpy, because DeepSpeed's zero.Init casts every float tensor that torch makes under it to the model's type
+    centre = (np.arange(grid, dtype=np.float64) + 0.5) / grid * 2 - 1
+    omega = 2 * np.pi * 100.0 ** (-np.arange(head_width // 4, dtype=np.float64) / (head_width / 4))
+    line = centre[:, None] * omega  # [G, head_width / 4]
+    columns = np.broadcast_to(line[None, :, :], (grid, grid, head_width // 4))
+    rows = np.broadcast_to(line[:, None, :], (grid, grid, head_width // 4))
+    angles = np.concatenate([columns, rows], axis=2).reshape(grid * grid, head_width // 2).repeat(2, axis=1)
+    return torch.from_numpy(np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32))

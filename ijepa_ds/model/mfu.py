@@ -1,0 +1,32 @@
+"""What this device's matrix products reach: the denominator of model FLOPs utilisation (its numerator: `plan.flops`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from ijepa_ds.model.cpu.linear import onednn_is_faster, product
+
+_SIDES = {"cpu": 1024, "cuda": 8192}  # of the square matrices multiplied
+_TRIES = 4  # the best counts, the first warms up
+
+
+@torch.no_grad()
+def measured_peak(device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter) -> float:
+    """FLOPs a second (of `clock`) of a large square matrix product here and now; waits for the device."""
+    side = _SIDES.get(device.type, _SIDES["cpu"])
+    # random: a GPU needs less power to multiply constants, and may run faster than on anything real
+    generator = torch.Generator(device).manual_seed(0)
+    left, right = (torch.randn(side, side, device=device, dtype=dtype, generator=generator) for _ in range(2))
+    best = float("inf")
+    multiply = product if device.type == "cpu" and dtype == torch.float32 and onednn_is_faster() else torch.matmul
+    for _ in range(_TRIES):
+        started = clock()
+        result = multiply(left, right)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, clock() - started)
+    del result
+    return 2.0 * side**3 / best

@@ -1,0 +1,164 @@
+"""What a run asks of a device: shapes, tokens and parameters. The basis of all other formulas.
+
+Letters: B images of a micro-batch, N patches of an image, C contexts and M targets an image, Kc and Kt patches in each,
+D encoder width, H its MLP's hidden width, P predictor width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from ijepa_ds.config import Config
+from ijepa_ds.config.sizes import Size, size_of
+
+_STEPS = 32  # steps whose masks are drawn to know how many patches they have
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One weight tensor.
+
+    Attributes:
+        part: "encoder" or "predictor".
+        module: what ZeRO-3 gathers at once: a block, or a layer outside of the blocks.
+        numel: elements.
+        decay: whether weight decay applies (the optimizer groups are part x decay).
+    """
+
+    part: str
+    module: str
+    numel: int
+    decay: bool
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Patches kept in a context and in a target block: on average over steps, and at most."""
+
+    context: float
+    target: float
+    most_context: int
+    most_target: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """The shapes of a run.
+
+    Attributes:
+        size: the encoder's row.
+        predictor: the predictor's, with its own depth.
+        patch_size: pixels along a patch.
+        patches: N.
+        contexts: C.
+        targets: M.
+        tokens: Kc and Kt.
+        checkpointing: none, selective or full (`vit_blocks.run_blocks`).
+        weight_bytes: of a weight, an activation in front of a matrix product, and a gradient: 2 or 4.
+    """
+
+    size: Size
+    predictor: Size
+    patch_size: int
+    patches: int
+    contexts: int
+    targets: int
+    tokens: Tokens
+    checkpointing: str
+    weight_bytes: int
+
+    @cached_property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Every trainable tensor, in the order of the modules."""
+        return (*_encoder(self), *_predictor(self))
+
+    def count(self, part: str | None = None) -> int:
+        """Trainable parameters of a part, or of both."""
+        return sum(p.numel for p in self.parameters if part in (None, p.part))
+
+
+def work_of(cfg: Config, tokens: Tokens | None = None) -> Work:
+    """The shapes of a configuration.
+
+    Args:
+        cfg: the run.
+        tokens: patches of contexts and targets; None: those of the masks that the run will draw first.
+    """
+    size, model = size_of(cfg.model), cfg.model
+    p = model.predictor
+    return Work(
+        size=size,
+        predictor=Size(p.width, p.depth, p.heads or size.heads, 4 * p.width),
+        patch_size=model.patch_size,
+        patches=cfg.grid**2,
+        contexts=cfg.masks.num_contexts,
+        targets=cfg.masks.num_targets,
+        tokens=tokens or drawn_tokens(cfg),
+        checkpointing=model.recompute if model.activation_checkpointing else "none",
+        weight_bytes=2 if model.precision == "bfloat16" else 4,
+    )
+
+
+@lru_cache(maxsize=16)
+def drawn_tokens(cfg: Config) -> Tokens:
+    """Lengths of the masks of a run's first steps, drawn by its own sampler."""
+    from ijepa_ds.masks.sampler import SAMPLERS
+
+    planner = SAMPLERS[cfg.masks.sampler](cfg.masks, cfg.grid, cfg.run.seed, cfg.optimization.batch_size)
+    count = min(cfg.optimization.batch_size, cfg.masks.truncation_group)
+    plans = [planner.plan(step, 0, count) for step in range(_STEPS)]
+    contexts = [plan.context_length for plan in plans]
+    targets = [plan.target_size[0] * plan.target_size[1] for plan in plans]
+    return Tokens(sum(contexts) / _STEPS, sum(targets) / _STEPS, max(contexts), max(targets))
+
+
+def _linear(part: str, module: str, inputs: int, outputs: int, bias: bool = True) -> Iterator[Parameter]:
+    yield Parameter(part, module, inputs * outputs, True)
+    if bias:
+        yield Parameter(part, module, outputs, False)
+
+
+def _vectors(part: str, module: str, *numels: int) -> Iterator[Parameter]:
+    yield from (Parameter(part, module, numel, False) for numel in numels)
+
+
+def _block(part: str, module: str, size: Size) -> Iterator[Parameter]:
+    d, h = size.width, size.mlp_hidden
+    if size.qk_norm:
+        yield from _vectors(part, module, *[d // size.heads] * 4)
+    if size.parallel:
+        yield from _vectors(part, module, d, d)
+        yield from _linear(part, module, d, 3 * d + h, size.qkv_bias)
+        if not size.qkv_bias:
+            yield from _vectors(part, module, h)
+    else:
+        yield from _vectors(part, module, d, d, d, d)
+        yield from _linear(part, module, d, 3 * d, size.qkv_bias)
+        for _ in range(2 if size.swiglu else 1):
+            yield from _linear(part, module, d, h)
+    yield from _linear(part, module, d, d)
+    yield from _linear(part, module, h, d)
+    if size.layer_scale:
+        yield from _vectors(part, module, *[d] * (1 if size.parallel else 2))
+
+
+def _encoder(work: Work) -> Iterator[Parameter]:
+    d = work.size.width
+    if work.size.registers:
+        yield Parameter("encoder", "reg_token", work.size.registers * d, True)
+    yield from _linear("encoder", "patch_embed", 3 * work.patch_size**2, d)
+    for i in range(work.size.depth):
+        yield from _block("encoder", f"blocks.{i}", work.size)
+    yield from _vectors("encoder", "norm", d, d)
+
+
+def _predictor(work: Work) -> Iterator[Parameter]:
+    d, p = work.size.width, work.predictor.width
+    yield Parameter("predictor", "mask_token", p, True)
+    yield from _linear("predictor", "predictor_embed", d, p)
+    for i in range(work.predictor.depth):
+        yield from _block("predictor", f"predictor_blocks.{i}", work.predictor)
+    yield from _vectors("predictor", "predictor_norm", p, p)
+    yield from _linear("predictor", "predictor_proj", p, d)

@@ -1,0 +1,1 @@
+"""Figures that several packages draw: bars, curves, heat maps, spectra and masks."""

@@ -1,0 +1,91 @@
+"""Curves of several runs over each other, one chart a PNG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ijepa_ds.plotting.style import INK, MUTED, plain_axes, save
+from ijepa_ds.telemetry.events import Scalars
+
+COLOURS = ("#1f6feb", "#d1495b", "#2a9d6f", "#b8860b", "#7b4fc9", "#0f8b8d", "#8c564b", "#444444")
+_STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # of the tags in one chart
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart: file name, title, what to look for, and tags with how the legend calls them ("" for a single one)."""
+
+    name: str
+    title: str
+    words: str
+    tags: Mapping[str, str]
+    logarithmic: bool = False  # where it spans more than a factor of 20
+
+
+CHARTS = (
+    Chart("loss", "Loss", "It also falls when the representation collapses.", {"loss": ""}, True),
+    Chart(
+        "rank",
+        "Effective rank",
+        "Dimensions in use; a fall towards 1 is a collapse.",
+        {"probe/target_effective_rank": "target", "probe/prediction_effective_rank": "prediction"},
+    ),
+    Chart(
+        "std",
+        "Standard deviation of features",
+        "Over patches; 0 is a collapse.",
+        {"probe/target_std": "target", "probe/prediction_std": "prediction"},
+    ),
+    Chart("cosine", "Cosine of predicted and true", "1 is a perfect prediction.", {"probe/cosine_prediction_target": ""}),
+    Chart("entropy", "Attention entropy", "1: every patch looks at all alike; 0: at one.", {"probe/attention_entropy": ""}),
+    Chart(
+        "ema", "Distance of the EMA", "Relative, of the target's to the encoder's weights.", {"probe/ema_distance": ""}, True
+    ),
+    Chart("gradient", "Gradient norm", "Before clipping.", {"gradient/norm": ""}, True),
+    Chart("speed", "Images a second", "Over all ranks.", {"speed/images_per_second": ""}),
+    Chart("mfu", "MFU", "Share of the devices' peak that the method's matrix products take.", {"speed/mfu": ""}),
+    Chart("wait", "Share of the time waiting for images", "Above 5 % the loader is too slow.", {"time/data_wait": ""}),
+    Chart("memory", "Peak memory of rank 0", "GiB.", {"memory/peak_gib": ""}),
+    Chart("knn", "Scores during training", "Percent.", {"eval/20-NN": "20-NN", "eval/knn": "k-NN"}),
+)
+_SPAN = 20.0
+
+
+def draw_chart(path: Path, chart: Chart, runs: Mapping[str, Scalars]) -> bool:
+    """Write a chart; False, and no file, when no run has any of its tags."""
+    lines = [
+        (name, words, number, place, *scalars[tag])
+        for number, (name, scalars) in enumerate(runs.items())
+        for place, (tag, words) in enumerate(chart.tags.items())
+        if tag in scalars
+    ]
+    if not lines:
+        return False
+    figure = Figure(figsize=(5.6, 3.3), layout="constrained")
+    axes = figure.subplots()
+    plain_axes(axes, chart.title)
+    values = np.concatenate([line[-1] for line in lines])
+    for name, words, number, place, steps, curve in lines:
+        label = ", ".join(filter(None, (name if len(runs) > 1 else "", words)))
+        style = _STYLES[place % len(_STYLES)]
+        mark = "o" if len(steps) < 3 else None
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot(steps, curve, color=colour, linestyle=style, linewidth=1.5, marker=mark, markersize=4, label=label or None)
+    finite = values[np.isfinite(values)]
+    if chart.logarithmic and len(finite) and finite.min() > 0 and finite.max() / finite.min() > _SPAN:
+        axes.set_yscale("log")
+    elif len(finite) and finite.min() >= 0:
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel("step", fontsize=9, color=MUTED)
+    axes.margins(x=0.02)
+    labelled = [label for label in axes.get_legend_handles_labels()[1] if not label.startswith("_")]
+    if labelled:
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=math.ceil(len(labelled) / 6))
+    save(figure, path)
+    return True

@@ -1,0 +1,112 @@
+"""Masks over the images they were drawn for: what the context shows, what the targets ask for."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from ijepa_ds.masks.sampler import Masks
+
+MIN_PANEL = 160  # pixels: smaller images are enlarged by a whole factor
+HIDDEN = 128  # grey level of what a context does not show
+PALETTE = ((230, 72, 60), (36, 130, 240), (250, 176, 5), (32, 170, 110), (170, 85, 220), (20, 190, 200))
+_TINT = 0.45  # share of the block's colour in its pixels
+_DIM = 0.35  # share of the image left outside the target blocks
+_GAP = 6  # pixels between panels; whole images are further apart
+
+
+def draw_masks(image: np.ndarray, context: ArrayLike, targets: ArrayLike, patch: int) -> np.ndarray:
+    """One image in panels: as it is, each context with the rest grey, the target blocks in colours.
+
+    Args:
+        image: uint8 [S, S, 3].
+        context: int [C, Kc], patch numbers row by row.
+        targets: int [M, Kt].
+        patch: side of a patch in pixels.
+
+    Returns:
+        uint8 [P, (2 + C) * P + (1 + C) * gap, 3] with panels of P >= 160 pixels.
+
+    Raises:
+        ValueError: an image that is no square of whole patches, or patch numbers outside it.
+    """
+    image, contexts, blocks = np.asarray(image), np.asarray(context), np.asarray(targets)
+    side = image.shape[0]
+    if image.dtype != np.uint8 or image.shape != (side, side, 3) or side % patch:
+        raise ValueError(f"image: expected uint8 [S, S, 3], S a multiple of {patch}, got {image.dtype} {list(image.shape)}")
+    grid = side // patch
+    for name, numbers in (("context", contexts), ("targets", blocks)):
+        if numbers.size and (numbers.min() < 0 or numbers.max() >= grid * grid):
+            raise ValueError(f"{name}: patch numbers outside 0 .. {grid * grid - 1}")
+    factor = -(-MIN_PANEL // side)
+    large = image.repeat(factor, axis=0).repeat(factor, axis=1)
+    shown = [_pixels(numbers, grid, patch * factor) for numbers in contexts]
+    asked = [_pixels(numbers, grid, patch * factor) for numbers in blocks]
+    panels = [large]
+    panels += [np.where(mask[..., None], large, np.uint8(HIDDEN)) for mask in shown]
+    panels.append(_draw_blocks(large, asked))
+    return _join(panels, _GAP, axis=1)
+
+
+def draw_batch(images: Tensor, masks: Masks, patch: int, columns: int = 2) -> np.ndarray:
+    """Several images as `draw_masks` shows them, in a grid; good for TensorBoard and for a PNG.
+
+    Args:
+        images: uint8 [B, S, S, 3], on any device.
+        masks: of these B images.
+        patch: side of a patch in pixels.
+        columns: images side by side.
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        ValueError: as `draw_masks`, or no image, or other numbers of images and masks.
+    """
+    if not len(images) or len(images) != len(masks.context) or len(images) != len(masks.targets):
+        raise ValueError(f"{len(images)} images, {len(masks.context)} contexts, {len(masks.targets)} targets")
+    context, targets = masks.context.cpu().numpy(), masks.targets.cpu().numpy()
+    pixels = images.cpu().numpy()
+    drawn = [draw_masks(pixels[i], context[i], targets[i], patch) for i in range(len(pixels))]
+    drawn += [np.full_like(drawn[0], 255)] * (-len(drawn) % columns if len(drawn) > columns else 0)
+    rows = [_join(drawn[i : i + columns], 3 * _GAP, axis=1) for i in range(0, len(drawn), columns)]
+    return _join(rows, 2 * _GAP, axis=0)
+
+
+def _pixels(numbers: np.ndarray, grid: int, patch: int) -> np.ndarray:
+    """Which pixels a set of patches covers, bool [P, P]."""
+    mask = np.zeros(grid * grid, dtype=bool)
+    mask[numbers] = True
+    return mask.reshape(grid, grid).repeat(patch, axis=0).repeat(patch, axis=1)
+
+
+def _draw_blocks(image: np.ndarray, blocks: list[np.ndarray]) -> np.ndarray:
+    """The image dimmed, each block tinted and outlined in its colour; outlines show where blocks overlap."""
+    pixels = image.astype(np.float64)
+    covered = np.logical_or.reduce(blocks)[..., None]
+    luminance = pixels.mean(axis=2, keepdims=True)
+    picture = np.where(covered, pixels, _DIM * luminance + (1 - _DIM) * 235)
+    for number, block in enumerate(blocks):
+        colour = np.array(PALETTE[number % len(PALETTE)], dtype=np.float64)
+        picture[block] = (1 - _TINT) * picture[block] + _TINT * colour
+    for number, block in enumerate(blocks):
+        picture[_outline(block, max(2, len(image) // 64))] = PALETTE[number % len(PALETTE)]
+    return np.rint(picture).astype(np.uint8)
+
+
+def _outline(block: np.ndarray, thickness: int) -> np.ndarray:
+    """The pixels of a block within `thickness` of its edge; the image's edge counts as one."""
+    inner = np.pad(block, thickness)
+    for axis in (0, 1):
+        inner = np.logical_and.reduce([np.roll(inner, step, axis) for step in range(-thickness, thickness + 1)])
+    return block & ~inner[thickness:-thickness, thickness:-thickness]
+
+
+def _join(pictures: list[np.ndarray], gap: int, axis: int) -> np.ndarray:
+    """Pictures below (axis 0) or beside (axis 1) each other, with white between."""
+    shape = list(pictures[0].shape)
+    shape[axis] = gap
+    space = np.full(shape, 255, dtype=np.uint8)
+    parts = [part for picture in pictures for part in (picture, space)]
+    return np.concatenate(parts[:-1], axis=axis)

@@ -1,0 +1,1 @@
+"""The renderer of CLEVR-like demo images."""

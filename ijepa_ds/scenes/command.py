@@ -1,0 +1,138 @@
+"""Demo pictures that need no download: scenes in the manner of CLEVR, as class folders and `scenes.json`.
+
+An image is a function of (seed, index, size) alone, whatever the number of workers. The class is the number
+of objects; `scenes.json` has CLEVR's format, for evaluations that count or judge distance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from ijepa_ds.scenes.layout import MAX_OBJECTS, draw, object_count
+
+_MIN_SIZE, _MAX_SIZE = 16, 512  # above, the rays of an image would fill the memory
+_QUALITY = 92
+_CHUNK = 32  # images a worker renders at a time
+
+_log = logging.getLogger(__name__)
+
+
+def _render_chunk(start: int, *, folder: Path, stop: int, size: int, seed: int, split: str) -> list[dict[str, Any]]:
+    """Render images start .. min(start + _CHUNK, stop) - 1 into class folders; their records."""
+    scenes = []
+    for index in range(start, min(start + _CHUNK, stop)):
+        picture, objects = draw(seed, index, size)
+        name = f"{len(objects):02d}_objects/scene_{index:06d}.jpg"
+        # Full-resolution colour: at 64 pixels a small object is as large as one block of halved chroma.
+        Image.fromarray(picture).save(folder / name, quality=_QUALITY, subsampling=0)
+        scenes.append({"image_index": index, "image_filename": name, "split": split, "objects": objects})
+    return scenes
+
+
+def _chunks(workers: int, num: int, **job: Any) -> Iterator[list[dict[str, Any]]]:
+    """Records of all chunks in order, rendered here or by `workers` processes."""
+    render_chunk = partial(_render_chunk, stop=num, **job)
+    starts = range(0, num, _CHUNK)
+    if workers == 1 or len(starts) == 1:
+        yield from map(render_chunk, starts)
+        return
+    pool = ProcessPoolExecutor(min(workers, len(starts)), mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield from pool.map(render_chunk, starts)
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a rendering process died (killed for memory, or started from a script without "
+            "`if __name__ == '__main__':`); nothing was kept, try again with workers = 1"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _check(out: Path, num: int, size: int, seed: int, workers: int) -> None:
+    for name, value, low, high in (
+        ("num", num, 1, 10**6),
+        ("size", size, _MIN_SIZE, _MAX_SIZE),
+        ("seed", seed, 0, 2**64 - 1),
+        ("workers", workers, 1, 1024),
+    ):
+        if not low <= value <= high:
+            raise ValueError(f"{name} is {value}, expected {low} to {high}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not an empty folder; choose another --out, or remove it first")
+
+
+def render(
+    out: Path,
+    num: int,
+    size: int,
+    seed: int,
+    workers: int | None = None,
+    progress: bool = True,
+    split: str = "train",
+) -> None:
+    """Render a data set: `out`/03_objects/scene_000000.jpg ... 10_objects, and `out`/scenes.json.
+
+    All is written to a hidden folder next to `out`, which is renamed at the end: `out` is whole or absent.
+
+    Args:
+        out: A folder that does not exist, or is empty.
+        num: Number of images; the classes' sizes differ by one at most.
+        size: Side of the images in pixels, 16 to 512.
+        seed: 0 .. 2**64 - 1; use another one for a test set.
+        workers: Processes; by default 2, or 1 on a machine with one core. Does not change the result.
+        progress: Show a bar, if this is a terminal.
+        split: Written to every scene of `scenes.json`.
+
+    Raises:
+        ValueError: An argument out of range, or `out` is not empty.
+        RuntimeError: A worker process died.
+    """
+    out = Path(out).absolute()
+    workers = min(2, os.cpu_count() or 1) if workers is None else workers
+    _check(out, num, size, seed, workers)
+    folder = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        for count in {object_count(seed, index) for index in range(min(num, MAX_OBJECTS))}:
+            (folder / f"{count:02d}_objects").mkdir(parents=True)
+        scenes: list[dict[str, Any]] = []
+        with tqdm(total=num, unit="image", disable=None if progress else True) as bar:
+            for chunk in _chunks(workers, num, folder=folder, size=size, seed=seed, split=split):
+                scenes += chunk
+                bar.update(len(chunk))
+        info = {"generator": "ijepa-ds data scenes", "split": split, "seed": seed, "size": size, "num": num}
+        (folder / "scenes.json").write_text(json.dumps({"info": info, "scenes": scenes}), encoding="utf-8")
+        # Replaces an empty folder and fails on one that was filled meanwhile.
+        folder.replace(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `ijepa-ds data scenes`."""
+    parser.add_argument("--out", type=Path, required=True, help="folder to make; must not exist, or be empty")
+    parser.add_argument("--num", type=int, required=True, help="number of images")
+    parser.add_argument("--size", type=int, default=64, help="side in pixels (default 64)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other scenes, say for a test set")
+    parser.add_argument("--workers", type=int, help="processes (default 2 at most); does not change the pictures")
+    parser.add_argument("--split", default="train", help="name written to scenes.json (default train)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Render as the arguments say; 0."""
+    render(args.out, args.num, args.size, args.seed, args.workers, split=args.split)
+    _log.info("%d images of %d pixels and scenes.json in %s", args.num, args.size, args.out)
+    return 0

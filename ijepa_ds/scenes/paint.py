@@ -1,0 +1,223 @@
+"""What a demo scene looks like: z-buffer and light.
+
+The z-buffer decides what is seen; `paint` then lights what was found: three lamps of which the first throws a
+soft shadow, darkening near contacts, highlights, and one mirror reflection for metal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ijepa_ds.scenes.shapes import SUPERSAMPLE, Array, Camera, Solid, dot, unit
+
+MIN_VISIBLE = 0.002  # of the image's area, for every object; CLEVR asks for 200 of 320 x 240 pixels
+_GROUND = -1
+_MIRROR = 0.75  # part of a metal's light that is reflection
+_HIGHLIGHT_METAL, _HIGHLIGHT_RUBBER = 1.2, 0.12
+_ROOM = 40.0  # how far a mirror sees
+_CONTACT = 4  # radii from a solid's centre beyond which it does not darken its surroundings
+
+
+class Canvas:
+    """The z-buffer: which solid each ray sees first, and how deep."""
+
+    def __init__(self, camera: Camera) -> None:
+        """Start with the bare ground, which every ray meets: the horizon is above the image."""
+        self.camera = camera
+        self.rays = camera.rays()
+        self.depth = -camera.position[2] / self.rays[2]
+        self.owner = np.full(self.depth.shape, _GROUND, np.int8)
+        self.solids: list[Solid] = []
+        self._seen: list[int] = []
+
+    def place(self, solid: Solid) -> bool:
+        """Add a solid if it is within the image and every object stays visible; else change nothing."""
+        x, y, _ = self.camera.project(solid.corners())
+        left, top, right, bottom = x.min(), y.min(), x.max(), y.max()
+        if min(left, top) < 0 or max(right, bottom) > self.camera.size:
+            return False
+        s = SUPERSAMPLE
+        box = np.s_[int(top * s) : int(np.ceil(bottom * s)), int(left * s) : int(np.ceil(right * s))]
+        rays = self.rays[:, box[0], box[1]]
+        t = solid.hit(self.camera.position[:, None], rays.reshape(3, -1)).reshape(rays.shape[1:])
+        nearer = t < self.depth[box]
+        hidden = np.bincount(self.owner[box][nearer] + 1, minlength=len(self.solids) + 1)[1:]
+        seen = [before - int(lost) for before, lost in zip(self._seen, hidden, strict=True)]
+        seen.append(int(nearer.sum()))
+        if min(seen) < max(1, MIN_VISIBLE * self.camera.size**2) * s * s:
+            return False
+        self._seen = seen
+        self.depth[box][nearer] = t[nearer]
+        self.owner[box][nearer] = len(self.solids)
+        self.solids.append(solid)
+        return True
+
+
+@dataclass(frozen=True)
+class Light:
+    """Lamps and ground of one scene.
+
+    Attributes:
+        lamps: float32 [3 lamps, 3], positions; only the first throws a shadow.
+        power: float32 [3 lamps], brightness they give at a distance of 10.
+        width: Side of the first lamp, a square: the softness of its shadow.
+        ambient: Brightness from all sides.
+        ground: float32 [3], linear RGB.
+        waves: float32 [W, 4], faint mottling of the ground: wave vector, phase and amplitude.
+    """
+
+    lamps: Array
+    power: Array
+    width: float
+    ambient: float
+    ground: Array
+    waves: Array
+
+    def ground_albedo(self, point: Array) -> Array:
+        """Colour [3, N] of the ground at points [3, N]."""
+        tone = np.ones_like(point[0])
+        for x, y, phase, amplitude in self.waves:
+            tone += amplitude * np.sin(x * point[0] + y * point[1] + phase)
+        return self.ground[:, None] * tone
+
+
+def _shadow_and_contact(point: Array, normal: Array, owner: Array, solids: list[Solid], lamp: Array) -> Array:
+    """How much of the first lamp and of the light from all sides arrives: [2, N].
+
+    Args:
+        point: [3, N].
+        normal: [3, N], unit length.
+        owner: [N], the solid the point is on, which throws no shadow on itself.
+        solids: All of them.
+        lamp: [3, N], the place on the lamp that each point looks at.
+    """
+    arriving = np.ones((2, point.shape[1]), np.float32)
+    to_lamp = unit(lamp - point)
+    for number, solid in enumerate(solids):
+        away = solid.centre[:, None] - point
+        squared, along = dot(away, away), dot(away, to_lamp)
+        other = owner != number
+        index = np.flatnonzero((squared < (_CONTACT * solid.radius) ** 2) & other)
+        # Sky hidden by a ball of the solid's radius (the form factor of a sphere).
+        near = squared[index]
+        facing = np.maximum(dot(away.take(index, 1), normal.take(index, 1)), 0) / np.sqrt(near)
+        arriving[1, index] *= 1 - np.minimum(0.8 * solid.radius**2 / near, 1) * facing
+        index = np.flatnonzero((squared - along * along < solid.reach**2) & (along > 0) & other)
+        if index.size:
+            arriving[0, index] *= np.isinf(solid.hit(point.take(index, 1), to_lamp.take(index, 1)))
+    return arriving
+
+
+def _shade(
+    point: Array,
+    view: Array,
+    normal: Array,
+    albedo: Array,
+    gloss: Array,
+    metal: Array,
+    light: Light,
+    arriving: Array,
+) -> Array:
+    """Light leaving points towards the eye, linear RGB [3, N].
+
+    `view` [3, N] are unit vectors to the eye, `gloss` [N] is the strength of highlights, `metal` [N] is true
+    for metal (narrow highlights, dim body), `arriving` comes from `_shadow_and_contact`.
+    """
+    diffuse = light.ambient * (0.75 + 0.25 * normal[2]) * arriving[1]
+    shine = np.zeros_like(diffuse)
+    shiny = np.flatnonzero(gloss)
+    eye, facing, is_metal = view.take(shiny, 1), normal.take(shiny, 1), metal[shiny]
+    for number, (lamp, power) in enumerate(zip(light.lamps, light.power, strict=True)):
+        away = lamp[:, None] - point
+        squared = dot(away, away)
+        towards = away / np.sqrt(squared)
+        strength = power * 100 / squared * (arriving[0] if number == 0 else arriving[1])
+        diffuse += strength * np.maximum(dot(normal, towards), 0)
+        halfway = unit(towards.take(shiny, 1) + eye)
+        broad = np.maximum(dot(facing, halfway), 0)
+        for _ in range(4):  # the 16th power by squaring: numpy's power is many times slower
+            broad = broad * broad
+        narrow = broad * broad
+        narrow = narrow * narrow
+        narrow = narrow * narrow
+        shine[shiny] += strength[shiny] * np.where(is_metal, narrow, broad)
+    return albedo * (diffuse * (1 - _MIRROR * metal.astype(np.float32))) + gloss * shine
+
+
+def _reflect(point: Array, direction: Array, owner: Array, solids: list[Solid], light: Light) -> Array:
+    """What mirrors at points [3, N] see: solids and ground without highlights, or a dim room; RGB [3, N]."""
+    colour = np.repeat((0.30 - 0.25 * np.clip(direction[2], 0, 1))[None], 3, 0)
+    depth = np.where(direction[2] < 0, -point[2] / np.minimum(direction[2], -1e-6), np.inf).astype(np.float32)
+    seen = np.full(owner.shape, _GROUND, np.int8)
+    for number, solid in enumerate(solids):
+        away = solid.centre[:, None] - point
+        along = dot(away, direction)
+        near = (dot(away, away) - along * along < solid.reach**2) & (along > 0) & (owner != number)
+        index = np.flatnonzero(near)
+        t = solid.hit(point.take(index, 1), direction.take(index, 1))
+        nearer = t < depth[index]
+        depth[index[nearer]], seen[index[nearer]] = t[nearer], number
+    found = np.flatnonzero(depth < _ROOM)
+    direction, seen = direction.take(found, 1), seen[found]
+    point = point.take(found, 1) + direction * depth[found]
+    normal, albedo = _surface(point, seen, solids, light)
+    lamp = np.repeat(light.lamps[0][:, None], found.size, 1)
+    arriving = _shadow_and_contact(point, normal, seen, solids, lamp)
+    matt = np.zeros(found.size, np.float32)
+    colour[:, found] = _shade(point, -direction, normal, albedo, matt, matt > 0, light, arriving)
+    return colour
+
+
+def _surface(point: Array, owner: Array, solids: list[Solid], light: Light) -> tuple[Array, Array]:
+    """Normals and colours, [3, N] each, at points [3, N] of the solids, or of the ground, that own them."""
+    normal = np.zeros_like(point)
+    normal[2] = 1
+    albedo = light.ground_albedo(point)
+    for number, solid in enumerate(solids):
+        index = np.flatnonzero(owner == number)
+        if index.size:
+            for row, value in zip(normal, solid.normal(point.take(index, 1)), strict=True):
+                row[index] = value
+            for row, value in zip(albedo, solid.albedo, strict=True):
+                row[index] = value
+    return normal, albedo
+
+
+def paint(canvas: Canvas, light: Light, grain: Array) -> Array:
+    """Light what the canvas sees.
+
+    Args:
+        canvas: The z-buffer, with all solids placed.
+        light: Lamps and ground.
+        grain: float32 [2, n, n] in [0, 1), n = size * SUPERSAMPLE: where on its part of the lamp a ray looks.
+
+    Returns:
+        uint8 [size, size, 3], sRGB.
+    """
+    n, s = canvas.camera.size * SUPERSAMPLE, SUPERSAMPLE
+    rays, owner = canvas.rays.reshape(3, -1), canvas.owner.reshape(-1)
+    point = canvas.camera.position[:, None] + rays * canvas.depth.reshape(-1)
+    normal, albedo = _surface(point, owner, canvas.solids, light)
+    metal = np.array([*(solid.metal for solid in canvas.solids), False])[owner]  # the last one is the ground, -1
+    gloss = np.where(metal, _HIGHLIGHT_METAL, _HIGHLIGHT_RUBBER).astype(np.float32) * (owner != _GROUND)
+    # Each ray of a pixel looks at its own part of the lamp, so the pixel's mean is a shadow with a soft edge.
+    part = (np.arange(n) % s).astype(np.float32)
+    lamp = np.repeat(light.lamps[0][:, None], n * n, 1)
+    lamp[0] += light.width * ((part[None, :] + grain[0]) / s - 0.5).reshape(-1)
+    lamp[1] += light.width * ((part[:, None] + grain[1]) / s - 0.5).reshape(-1)
+    arriving = _shadow_and_contact(point, normal, owner, canvas.solids, lamp)
+    view = -unit(rays)
+    colour = _shade(point, view, normal, albedo, gloss, metal, light, arriving)
+    index = np.flatnonzero(metal)
+    if index.size:
+        v, m = view.take(index, 1), normal.take(index, 1)
+        mirrored = _reflect(point.take(index, 1), 2 * dot(v, m) * m - v, owner[index], canvas.solids, light)
+        tint = (0.12 + 0.88 * albedo.take(index, 1)) * (_MIRROR / 0.6)
+        for row, value in zip(colour, mirrored * tint, strict=True):
+            row[index] += value
+    # Clipped before the mean, so that a highlight's edge is as smooth as any other.
+    clipped = np.minimum(colour, 1).reshape(3, n, n)
+    mean = sum(clipped[:, i::s, j::s] for i in range(s) for j in range(s)) / s**2
+    return np.rint(255 * mean ** (1 / 2.2)).astype(np.uint8).transpose(1, 2, 0)

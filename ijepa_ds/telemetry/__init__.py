@@ -1,0 +1,1 @@
+"""What a run records about itself: TensorBoard events, health alarms and metrics."""

@@ -1,0 +1,191 @@
+"""The DeepSpeed engine around the networks: start, optimizer groups, hyper-parameters, one step.
+
+With `zero_*.py`, `collectives.py` and `checkpoint.py` the only importer of deepspeed; no deepspeed name goes past this file.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed import comm as dist
+from deepspeed.utils import set_z3_leaf_modules
+from torch import Tensor
+
+from ijepa_ds.config import Config
+from ijepa_ds.config.schedules import StepSettings
+from ijepa_ds.masks.sampler import Masks
+from ijepa_ds.model import cpu, ijepa, vit_lean
+from ijepa_ds.model.blocks import BLOCKS, compile_blocks
+from ijepa_ds.model.vit import initial_value
+from ijepa_ds.weights.start import Start
+from ijepa_ds.zero.disk import check_async_io
+from ijepa_ds.zero.ema import ShardedEMA
+from ijepa_ds.zero.layout import ZeroLayout
+from ijepa_ds.zero.norm import norm_once
+from ijepa_ds.zero.publish import place_buffers
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """The networks under ZeRO, their optimizer and the EMA target."""
+
+    def __init__(self, cfg: Config, ds_config: dict[str, Any], device: torch.device, start: Start | None = None) -> None:
+        """Build, shard and fill with start values.
+
+        Args:
+            cfg: the run.
+            ds_config: the complete DeepSpeed configuration (`config_deepspeed.load_deepspeed`).
+            device: this rank's, from `initialise_distributed`.
+            start: weights to start from; None: the start values of `cfg.run.seed`.
+        """
+        if cfg.model.compile and device.type == "cpu":
+            raise ValueError("model.compile: needs a GPU: on a CPU the networks have kernels of their own. Leave it out")
+        self.cfg, self.device = cfg, device
+        self.compute_dtype = torch.bfloat16 if cfg.model.precision == "bfloat16" else torch.float32
+        zero = ds_config.get("zero_optimization", {"stage": 0})
+        self.stage = zero["stage"]
+        if zero.get("offload_optimizer", {}).get("device") == "nvme":
+            check_async_io()
+        if device.type == "cpu":  # on a GPU the networks are not in host memory, and glibc keeps its own ways
+            cpu.give_memory_back()
+        with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=self.stage == 3):
+            model = ijepa.build(cfg)
+        place_buffers(model, device)
+        if device.type == "cuda":
+            # The masks' lengths change from step to step, and cuDNN's attention plans anew for each: 1.5 ms a call on an H100.
+            torch.backends.cuda.enable_cudnn_sdp(False)
+        if self.stage == 3:
+            # One gather a block instead of one a layer: small gathers are what makes untuned ZeRO-3 slow.
+            set_z3_leaf_modules(model, list(BLOCKS), raise_if_not_found=False)
+        if device.type == "cpu":
+            cpu.tune(model, self.compute_dtype)
+            if self.compute_dtype == torch.float32:
+                vit_lean.keep_less(model)
+                model.predict_in_pieces = self.stage < 3  # ZeRO-3 fills and empties weights by the step's own passes
+        if cfg.model.compile:
+            compile_blocks(model)
+        groups = parameter_groups(model)
+        o = cfg.optimization
+        # fused: one kernel for all of a shard, on CUDA and on CPU
+        optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=0.0, fused=True)
+        self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+        norm_once(self.deepspeed.optimizer)
+        model = self.deepspeed.module
+        self.layout = ZeroLayout(self.deepspeed, {n: p for n, p in model.named_parameters() if p.requires_grad})
+        self.layout.forget_moments()
+        self._fill(cfg.run.seed, start)
+        self.ema = ShardedEMA(self.deepspeed, model.encoder, model.target_encoder)
+        if start:
+            self._fill_average(start)
+        for name, buffer in model.named_buffers():
+            assert buffer.dtype == torch.float32, f"{name} lost its precision: {buffer.dtype}"
+        self.num_parameters = {
+            part: sum(getattr(p, "ds_numel", p.numel()) for p in getattr(model, part).parameters())
+            for part in ("encoder", "predictor")
+        }
+        if device.type == "cpu":
+            cpu.keep_memory()
+        self._norm: Tensor | float | None = None
+
+    @torch.no_grad()
+    def _fill(self, seed: int, start: Start | None) -> None:
+        """Write the start values into this rank's master weights, then into the model."""
+        shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in self.layout.named.items()}
+        for piece in self.layout.pieces:
+            shape = shapes[piece.name]
+            if start:
+                value = start.student(piece.name, shape)
+            else:
+                value = initial_value(piece.name, shape, seed, self.cfg.model.layer_scale)
+            master = self.layout.view(self.layout.master(piece.slot), piece)
+            master.copy_(value.reshape(-1)[piece.start : piece.start + piece.numel])
+        self.layout.publish_masters()
+
+    @torch.no_grad()
+    def _fill_average(self, start: Start) -> None:
+        """Write the target encoder's own start into this rank's slices of the average, then into the target."""
+        for piece in self.ema.pieces:
+            average = self.ema.layout.view(self.ema.average[piece.slot], piece)
+            average.copy_(start.teacher(piece.name).reshape(-1)[piece.start : piece.start + piece.numel])
+        self.ema.publish()
+
+    def forward(self, images: Tensor, masks: Masks, mark: Callable[[str], None] | None = None) -> ijepa.Output:
+        """One micro-batch through target, context encoder and predictor (`ijepa.IJEPA.forward`).
+
+        Images of another size than the last ones set the grid of patches; positions are evaluated between the learnt ones.
+        """
+        self.deepspeed.module.set_grid(images.shape[-1] // self.cfg.model.patch_size)
+        return self.deepspeed(images, masks, mark)
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of one micro-batch; averaged over ranks and accumulation by DeepSpeed."""
+        self.deepspeed.backward(loss)
+        if not self.deepspeed.is_gradient_accumulation_boundary():
+            self.deepspeed.step()  # no update: DeepSpeed counts its micro-batches here
+
+    def optimizer_step(self, lr: float, weight_decay: float) -> bool:
+        """AdamW after the last micro-batch of a step; whether it was applied, or skipped as its gradients are not finite."""
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+            group["weight_decay"] = weight_decay if group["decay"] else 0.0
+        if self.layout.kind == "plain":  # DeepSpeed keeps no norm there
+            gradients = [p.grad for p in self.layout.named.values() if p.grad is not None]
+            self._norm = torch.nn.utils.get_total_norm(gradients)
+            skip = ~torch.isfinite(self._norm)
+            self.deepspeed.optimizer.found_inf = skip.float()  # the fused kernel then leaves weights and moments alone
+        self.deepspeed.step()
+        if self.layout.kind != "plain":
+            self._norm = self.deepspeed.get_global_grad_norm()
+            return bool(self.deepspeed.was_step_applied())
+        return not bool(skip)  # waits for the device, as DeepSpeed itself does at the other stages
+
+    def step(self, settings: StepSettings, mark: Callable[[str], None]) -> bool:
+        """The optimizer, then the EMA.
+
+        Args:
+            settings: learning rate, weight decay and EMA momentum of the step.
+            mark: called with "optimizer" and "ema" when each is done.
+
+        Returns:
+            Whether the step was applied; the EMA stays as it is if not.
+        """
+        applied = self.optimizer_step(settings.lr, settings.weight_decay)
+        mark("optimizer")
+        if applied:
+            self.ema.update(settings.momentum)
+        mark("ema")
+        return applied
+
+    def gradient_norm(self) -> float:
+        """2-norm of the last step's gradient before clipping; a host synchronisation."""
+        return float("nan") if self._norm is None else float(self._norm)
+
+    def describe(self) -> str:
+        """One line about what runs where."""
+        return (
+            f"ZeRO-{self.stage}, {dist.get_world_size()} x {self.device.type}, weights {self.compute_dtype}, masters and "
+            f"EMA float32 ({self.layout.kind}); encoder {self.num_parameters['encoder']:,} parameters, "
+            f"predictor {self.num_parameters['predictor']:,}"
+        )
+
+
+def parameter_groups(model: ijepa.IJEPA) -> list[dict[str, Any]]:
+    """Optimizer groups: encoder and predictor apart (the EMA needs that), each with and without weight decay.
+
+    Biases and 1-D parameters are not decayed; the mask token (3-D) is, as in the published runs.
+    """
+    groups = []
+    for part in (model.encoder, model.predictor):
+        for decay in (True, False):
+            members = [
+                p
+                for name, p in part.named_parameters()
+                if (len(getattr(p, "ds_shape", p.shape)) > 1 and not name.endswith(".bias")) == decay
+            ]
+            groups.append({"params": members, "decay": decay, "weight_decay": 0.0})
+    return groups

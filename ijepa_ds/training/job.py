@@ -1,0 +1,28 @@
+"""What a training command asks for, read and checked before a process group or a model exists. Needs no PyTorch."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from typing import Any
+
+from ijepa_ds.cluster import hosts
+from ijepa_ds.config import BatchPlan, Config, check, deepspeed_json, published
+
+logger = logging.getLogger(__name__)
+
+
+def read(arguments: argparse.Namespace, world_size: int) -> tuple[Config, dict[str, Any], BatchPlan]:
+    """Everything that can be refused before a process group or a model exists.
+
+    Raises:
+        ValueError: with all problems found.
+    """
+    hosts.check_words([str(arguments.config), str(arguments.deepspeed_config), *arguments.overrides])
+    cfg, notes = published.load_any(arguments.config, arguments.overrides)
+    for note in notes if os.environ.get("RANK", "0") == "0" else ():
+        logger.info("%s: %s", arguments.config, note)
+    plan = check(cfg, world_size)
+    ds_config = deepspeed_json.load_deepspeed(arguments.deepspeed_config, cfg, plan)
+    return cfg, ds_config, plan

@@ -1,0 +1,172 @@
+"""k-NN and RankMe of the live target while a run trains, on images apart; the best checkpoint is marked and kept.
+
+The sharded float32 average is put together in a plain encoder, parameter by parameter; the trained networks, their optimizer
+and every random number are left as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ijepa_ds.checkpoint.writer import BEST
+from ijepa_ds.config import Config
+from ijepa_ds.config.sizes import size_of
+from ijepa_ds.distributed.world import gather_objects
+from ijepa_ds.evals import knn, rank
+from ijepa_ds.evals.features import extract
+from ijepa_ds.evals.folders import Labelled, batches, read_pair
+from ijepa_ds.evals.ranks import World
+from ijepa_ds.model.vit import Encoder
+from ijepa_ds.training.engine import Engine
+from ijepa_ds.zero.gather import gathered
+
+logger = logging.getLogger(__name__)
+HISTORY = "evaluations.json"
+_CACHE = 1 << 30  # bytes of decoded images that a rank keeps between evaluations
+_BATCH = 256
+
+
+class LiveEval:
+    """What `eval.every` asks for. Every rank has one and calls `run` at the same steps."""
+
+    def __init__(self, cfg: Config, engine: Engine, rank: int, world_size: int, start: int) -> None:
+        """Find the images; forget evaluations after step `start`, from before a resume.
+
+        Raises:
+            ValueError: sources that cannot be used.
+        """
+        assert cfg.eval.train is not None and cfg.eval.test is not None  # config_check
+        self._cfg, self._engine, self._world = cfg, engine, World(rank, rank, world_size)
+        try:
+            pair = read_pair(cfg.eval.train, cfg.eval.test, cfg.data.max_pixels)
+        except ValueError as error:
+            raise ValueError(str(error).replace("--train", "eval.train").replace("--test", "eval.test")) from error
+        self._parts = {"train": _some(pair.train, cfg.eval.max_train), "test": _some(pair.test, cfg.eval.max_test)}
+        if len(self._parts["train"].labels) < cfg.eval.k:
+            raise ValueError(f"eval.k: {cfg.eval.k} is above the {len(self._parts['train'].labels)} images of eval.train")
+        self._encoder = Encoder(size_of(cfg.model), cfg.model.patch_size, cfg.grid, position_grid=cfg.model.position_grid)
+        self._encoder.requires_grad_(False)
+        self._kept: dict[str, list[np.ndarray]] = {}
+        self._file = Path(cfg.run.dir) / HISTORY
+        self.history = [entry for entry in _read(self._file) if entry["step"] <= start]
+
+    def due(self, done: int, last: int) -> bool:
+        """Whether to evaluate after `done` of `last` steps."""
+        return done % self._cfg.eval.every == 0 or done == last
+
+    def run(self, done: int, beat: Callable[[str], None]) -> dict[str, float]:
+        """Evaluate the target as it is now; called by every rank.
+
+        Args:
+            done: steps.
+            beat: told that work goes on.
+
+        Returns:
+            scores by their names in TensorBoard; empty when an image could not be read, which is logged and stops nothing.
+        """
+        began = time.perf_counter()
+        gather_target(self._engine, self._encoder)
+        problem, mine = None, {}
+        try:
+            mine = {part: self._features(part, beat) for part in self._parts}
+        except (ValueError, OSError) as error:
+            problem = str(error)
+        self._encoder.to("cpu")  # its room on the device is the training's
+        shares = gather_objects((problem, mine))
+        problems = [text for text, _ in shares if text]
+        if problems:
+            if self._world.rank == 0:
+                logger.warning("evaluation at step %d left out: %s", done, problems[0])
+            return {}
+        if self._world.rank != 0:
+            return {}
+        train, test = (torch.cat([share[part] for _, share in shares]) for part in ("train", "test"))
+        name = f"{self._cfg.eval.k}-NN"
+        scores = knn.evaluate(train, self._parts["train"].labels, test, self._parts["test"].labels, k=(self._cfg.eval.k,))
+        found = {f"eval/{name}": scores[name], "eval/RankMe": rank.rankme(test), "eval/seconds": time.perf_counter() - began}
+        self._note(done, {name: scores[name], "RankMe": found["eval/RankMe"]})
+        return found
+
+    def _features(self, part: str, beat: Callable[[str], None]) -> Tensor:
+        data, device = self._cfg.data, self._engine.device
+        images = self._images(part, beat)
+        dtype = torch.float32 if device.type == "cpu" else self._engine.compute_dtype
+        if not len(self._world.share(len(self._parts[part].labels))):
+            return torch.empty(0, self._encoder.size.width)
+        return extract(self._encoder, images, data.mean, data.std, device, dtype)
+
+    def _images(self, part: str, beat: Callable[[str], None]) -> Iterator[np.ndarray]:
+        """This rank's share of a part; decoded once where they fit in memory."""
+        images, size = self._parts[part], self._cfg.data.crop_size
+        share = self._world.share(len(images.labels))
+        if part not in self._kept:
+            paths = [images.paths[i] for i in share]
+            read = batches(paths, size, _BATCH, self._cfg.data.threads) if paths else iter(())
+            keep: list[np.ndarray] | None = [] if 3 * size**2 * len(paths) <= _CACHE else None
+            for batch in read:
+                if keep is not None:
+                    keep.append(batch)
+                beat("eval")
+                yield batch
+            if keep is not None:
+                self._kept[part] = keep
+            return
+        for batch in self._kept[part]:
+            beat("eval")
+            yield batch
+
+    def _note(self, done: int, scores: dict[str, float]) -> None:
+        """Add to the history; mark the best so far by k-NN, of equals the first."""
+        self.history = [entry for entry in self.history if entry["step"] < done] + [{"step": done} | scores]
+        name = f"{self._cfg.eval.k}-NN"
+        known = [entry for entry in self.history if name in entry]
+        try:
+            _write(self._file, self.history)
+            _write(self._file.with_name(BEST), max(known, key=lambda entry: entry[name]))
+        except OSError as error:
+            logger.error("%s cannot be written (%s): training goes on", self._file, error.strerror)
+
+
+@torch.no_grad()
+def gather_target(engine: Engine, encoder: Encoder) -> None:
+    """Fill a plain float32 encoder, on every rank, with the sharded average; nothing of the engine is changed.
+
+    Args:
+        engine: whose target.
+        encoder: of the same shape, unsharded.
+
+    Raises:
+        RuntimeError: the ranks together do not hold every value exactly once.
+    """
+    parameters = dict(encoder.named_parameters())
+    for name, whole in gathered(engine.ema.layout, engine.ema.average):
+        parameters.pop(name).copy_(whole.view_as(encoder.get_parameter(name)))
+    if parameters:
+        raise RuntimeError(f"the target has no {', '.join(sorted(parameters))}: this sharding is not understood")
+
+
+def _some(images: Labelled, limit: int) -> Labelled:
+    """At most `limit` images, the same ones each time."""
+    n = len(images.labels)
+    if n <= limit:
+        return images
+    chosen = np.sort(np.random.default_rng(0).permutation(n)[:limit])
+    return Labelled([images.paths[int(i)] for i in chosen], images.labels[torch.from_numpy(chosen)])
+
+
+def _read(file: Path) -> list[dict]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+
+
+def _write(file: Path, content: object) -> None:
+    aside = file.with_name(f".{file.name}.partial")
+    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    aside.replace(file)

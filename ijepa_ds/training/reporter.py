@@ -1,0 +1,202 @@
+"""Progress of a run: the terminal's bar, TensorBoard, and the one host synchronisation of the loop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ijepa_ds import config
+from ijepa_ds.config import Config
+from ijepa_ds.config.schedules import Schedule
+from ijepa_ds.config.sizes import size_of
+from ijepa_ds.distributed.world import mean_over_ranks
+from ijepa_ds.errors import TrainingError
+from ijepa_ds.masks.sampler import Masks
+from ijepa_ds.model.attention import EntropyProbe
+from ijepa_ds.model.flops import training_flops
+from ijepa_ds.model.ijepa import Output
+from ijepa_ds.model.mfu import measured_peak
+from ijepa_ds.plotting.masks import draw_batch
+from ijepa_ds.telemetry.dashboard import LAYOUT
+from ijepa_ds.telemetry.event_log import Log
+from ijepa_ds.telemetry.health import Health
+from ijepa_ds.telemetry.metrics import Clock, effective_rank, feature_std, peak_memory_gib
+from ijepa_ds.training.engine import Engine
+
+logger = logging.getLogger(__name__)
+STALL = 0.05  # share of the time spent waiting for data above which the user is warned
+
+
+class Reporter:
+    """Collects what happens on every rank; rank 0 writes it."""
+
+    def __init__(self, cfg: Config, engine: Engine, schedule: Schedule, start: int, rank: int) -> None:
+        """Open the log; points after step `start` of an earlier attempt are hidden."""
+        self.cfg, self.engine, self.schedule, self.rank = cfg, engine, schedule, rank
+        self.clock = Clock(engine.device)
+        self.last_loss = math.nan
+        self._log = Log(Path(cfg.run.dir), rank, purge_step=start + 1)
+        self._log.text("config", config.to_text(cfg))
+        self._log.layout(LAYOUT)
+        self._health = Health(Path(cfg.run.dir), schedule.warmup_steps) if rank == 0 else None
+        self._peak = measured_peak(engine.device, engine.compute_dtype) if rank == 0 else 0.0
+        self._alarms = 0
+        self._entropy: EntropyProbe | None = None
+        self._loss = torch.zeros(2, device=engine.device)  # sum and number of finite losses since the last point
+        self._steps, self._since = 0, time.perf_counter()
+        self._skipped, self._warned, self._settled = 0, False, False
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=schedule.total_steps,
+            initial=start,
+            unit="step",
+            desc="pretraining",
+            disable=rank != 0,
+            mininterval=0.5 if terminal else 15,
+            maxinterval=1 if terminal else 30,
+            dynamic_ncols=terminal,
+        )
+
+    def add(self, loss: Tensor) -> None:
+        """Count a micro-batch's loss, if it is finite; stays on the device."""
+        loss = loss.detach()
+        self._loss += torch.stack([loss.nan_to_num(0.0, 0.0, 0.0), loss.isfinite().float()])
+
+    def watching(self, step: int, micro: int) -> AbstractContextManager[object]:
+        """Entered around the forward pass of each micro-batch: sees the target encoder's attention where a probe is due."""
+        if self.rank != 0 or micro != 0 or not self._probes_after(step):
+            return nullcontext()
+        self._entropy = EntropyProbe(size_of(self.cfg.model).depth)  # its attentions are the first of a forward pass
+        return self._entropy
+
+    def _probes_after(self, step: int) -> bool:
+        every = self.cfg.run.probe_every
+        return bool(every) and ((step + 1) % every == 0 or step == 0)
+
+    def after_step(self, step: int, output: Output, masks: Masks, pixels: Tensor, applied: bool, bad: int) -> None:
+        """Write what is due after 0-based `step`; tensors are those of its last micro-batch, `bad` counts unreadable images.
+
+        Raises:
+            TrainingError: no loss since the last point was finite.
+        """
+        run, done = self.cfg.run, step + 1
+        self._skipped += not applied
+        self._steps += 1
+        if done % run.log_every == 0 or done == self.schedule.total_steps:
+            self._write_scalars(step, masks, bad)
+        if self._probes_after(step):
+            self._write_probes(done, output)
+        if run.picture_every and self.rank == 0 and step % run.picture_every == 0:
+            picture = draw_batch(pixels[:8], Masks(masks.context[:8], masks.targets[:8]), self.cfg.model.patch_size)
+            self._log.image(done, "images/masks", torch.from_numpy(picture))
+        self.clock.mark("report")
+        with suppress(OSError):  # the terminal is gone, or the disk that the output goes to is full
+            self._bar.update()
+
+    def _write_scalars(self, step: int, masks: Masks, bad: int) -> None:
+        total_loss, count = mean_over_ranks(self._loss.clone()).tolist()
+        loss = total_loss / count if count else math.nan
+        now = time.perf_counter()
+        spent, images = now - self._since, self._steps * self.cfg.optimization.batch_size
+        parts = self.clock.seconds()
+        total = sum(parts.values()) or 1.0
+        self._point(
+            step + 1,
+            {
+                "loss": loss,
+                "schedule/lr": self.schedule.lr(step),
+                "schedule/weight_decay": self.schedule.weight_decay(step),
+                "schedule/ema_momentum": self.schedule.momentum(step),
+                "gradient/norm": self.engine.gradient_norm(),
+                "speed/images_per_second": images / spent,
+                "speed/seconds_per_step": spent / self._steps,
+                "speed/mfu": self._utilisation(images / spent, masks, step),
+                "tokens/context": masks.context.shape[-1],
+                "tokens/target": masks.targets.shape[-1],
+                "optimizer/skipped_steps": self._skipped,
+                "data/bad_samples": bad,
+                "memory/peak_gib": peak_memory_gib(self.engine.device),
+                "alarms/count": self._alarms,
+            }
+            | {f"time/{name}": seconds / total for name, seconds in parts.items()},
+        )
+        self._bar.set_postfix_str(f"loss {loss:.4f}, {images / spent:.0f} images/s", refresh=False)
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss is {loss} at step {step + 1}: lower optimization.lr, or set optimization.clip_grad")
+        self._warn_of_stalls(parts.get("data_wait", 0.0) / total)
+        self.last_loss = loss
+        self._loss = torch.zeros_like(self._loss)
+        self._steps, self._since = 0, now
+
+    def _utilisation(self, rate: float, masks: Masks, step: int) -> float:
+        """MFU at `rate` images a second, for the lengths of the last step's masks."""
+        if self.rank != 0:
+            return 0.0  # only rank 0 writes
+        flops = training_flops(config.at_step(self.cfg, step), masks.context.shape[-1], masks.targets.shape[-1])
+        return rate * flops / (self._peak * torch.distributed.get_world_size())
+
+    def _warn_of_stalls(self, share: float) -> None:
+        if share > STALL and self.rank == 0 and not self._warned and self._settled:
+            logger.warning(
+                "%.0f %% of the time is spent waiting for images: raise data.threads (%d now) or data.prefetch (%d now)",
+                100 * share,
+                self.cfg.data.threads,
+                self.cfg.data.prefetch,
+            )
+            self._warned = True
+        self._settled = True  # the first point holds the start of the loader
+
+    def before_checkpoint(self) -> None:
+        """Bring TensorBoard up to date with what is saved."""
+        self._log.flush()
+
+    def _write_probes(self, done: int, output: Output) -> None:
+        distance = self.engine.ema.distance().to(self.engine.device)
+        apart, size = mean_over_ranks(distance).tolist()  # all ranks take part
+        if self.rank != 0:
+            return
+        prediction, target = output.prediction, output.target
+        if not bool(torch.isfinite(target).all() & torch.isfinite(prediction).all()):
+            return  # the next point says so, and stops
+        similarity = torch.nn.functional.cosine_similarity(prediction.float(), target[:, None].expand(prediction.shape), dim=-1)
+        entropies = self._entropy.values() if self._entropy else []
+        self._entropy = None
+        self._point(
+            done,
+            {
+                "probe/target_std": float(feature_std(target)),
+                "probe/prediction_std": float(feature_std(prediction)),
+                "probe/target_effective_rank": float(effective_rank(target)),
+                "probe/prediction_effective_rank": float(effective_rank(prediction)),
+                "probe/cosine_prediction_target": float(similarity.mean()),
+                "probe/ema_distance": math.sqrt(apart / max(size, 1e-30)),
+            }
+            | {f"probe/attention_entropy/block_{number:02d}": value for number, value in enumerate(entropies)}
+            | ({"probe/attention_entropy": sum(entropies) / len(entropies)} if entropies else {}),
+        )
+
+    def _point(self, done: int, values: dict[str, float]) -> None:
+        """Log scalars; raise the alarms that they give cause for."""
+        self._log.scalars(done, values)
+        for alarm in self._health.point(done, values) if self._health else ():
+            self._alarms += 1
+            logger.warning("ALARM %s at step %d: %s", alarm.name, alarm.step, alarm.message)
+            self._log.text(f"alarms/{alarm.name}", alarm.message, done)
+
+    def evaluated(self, done: int, values: dict[str, float]) -> None:
+        """Log the scores of an evaluation after `done` steps."""
+        self._point(done, values)
+
+    def close(self) -> None:
+        """Write what is pending; also after a failure."""
+        with suppress(OSError):
+            self._bar.close()
+        self._log.close()

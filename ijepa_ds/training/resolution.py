@@ -1,0 +1,46 @@
+"""Small crops first: images and masks of the steps in which `data.early_crop_size` makes them smaller.
+
+The loader's crops are shrunk on the training device, so that order, windows and flips stay what they are, for every loader;
+parameters, and what a checkpoint holds, do not change with the number of patches.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ijepa_ds import config
+from ijepa_ds.config import Config
+from ijepa_ds.masks.sampler import Sampler, build_sampler
+
+
+class Resolutions:
+    """What a step's images and masks are like: a function of the step."""
+
+    def __init__(self, cfg: Config) -> None:
+        """Prepare the samplers of both stages."""
+        self._cfg = cfg
+        self._samplers = {
+            step < cfg.data.early_steps: _sampler(config.at_step(cfg, step)) for step in {0, cfg.data.early_steps}
+        }
+
+    def sampler(self, step: int) -> Sampler:
+        """Draws the step's masks; its `grid` is that of the step's images."""
+        return self._samplers[step < self._cfg.data.early_steps]
+
+    def shrink(self, pixels: Tensor, step: int) -> Tensor:
+        """The step's images, uint8 `[B, S, S, 3]`, from the loader's."""
+        return shrunk(pixels, config.at_step(self._cfg, step).data.crop_size)
+
+
+def _sampler(cfg: Config) -> Sampler:
+    return build_sampler(cfg.masks, cfg.grid, cfg.run.seed, cfg.optimization.batch_size)
+
+
+def shrunk(pixels: Tensor, size: int) -> Tensor:
+    """Antialiased bilinear resizing: uint8 `[B, S, S, 3]` to `[B, size, size, 3]`."""
+    if pixels.shape[1] == size:
+        return pixels
+    planes = pixels.permute(0, 3, 1, 2).float()
+    planes = F.interpolate(planes, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return planes.round_().clamp_(0, 255).to(pixels.dtype).permute(0, 2, 3, 1).contiguous()

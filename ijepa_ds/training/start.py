@@ -1,0 +1,230 @@
+"""What must be in place before the first step: ranks, run directory, images, checkpoint, engine."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from ijepa_ds import config
+from ijepa_ds.checkpoint import restore, run_dir, writer
+from ijepa_ds.checkpoint.reader import CheckpointReader
+from ijepa_ds.cluster import rank_log
+from ijepa_ds.cluster.watch import Watch
+from ijepa_ds.config import BatchPlan, Config
+from ijepa_ds.config.schedules import Schedule
+from ijepa_ds.data.index import ImageIndex, changes, describe
+from ijepa_ds.data.scan import ScanOptions
+from ijepa_ds.data.sources import is_index, open_index, open_source
+from ijepa_ds.distributed.agreement import agree
+from ijepa_ds.distributed.world import barrier, gather_objects, initialise_distributed
+from ijepa_ds.model import cpu
+from ijepa_ds.training.bad_samples import BadSamples, found_before
+from ijepa_ds.training.engine import Engine
+from ijepa_ds.training.live_eval import LiveEval
+from ijepa_ds.weights.start import Start, open_start, settle
+
+logger = logging.getLogger(__name__)
+INDEX = "images.index"  # of the run's images, in its folder: what all ranks read, and a later start compares with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything a run needs, ready to train."""
+
+    cfg: Config
+    plan: BatchPlan
+    engine: Engine
+    folder: ImageIndex
+    schedule: Schedule
+    start: int  # steps already done
+    rank: int
+    bad: BadSamples
+    facts: dict[str, Any]  # what every manifest says beside the step
+    lock: IO[str] | None  # held by rank 0
+    watch: Watch
+    live: LiveEval | None  # the run's own evaluation
+
+    def is_finished(self) -> bool:
+        """Whether no step is left; says so and marks the run as completed."""
+        if self.start < self.schedule.total_steps:
+            return False
+        out = Path(self.cfg.run.dir)
+        if self.rank == 0:
+            logger.info("%s has all its %d steps already: nothing to do", out, self.schedule.total_steps)
+            run_dir.mark_completed(out, {"steps": self.schedule.total_steps})
+        return True
+
+
+def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, watch: Watch) -> Run:
+    """Join the other ranks, find the data and the checkpoint, build the engine.
+
+    Raises:
+        ValueError, CheckpointError: something the user has to mend; the same on every rank.
+    """
+    device = initialise_distributed()
+    watch.follow(cfg.run.hang_timeout)
+    lock = agree(lambda: run_dir.lock(Path(cfg.run.dir)) if rank == 0 else None)
+    agree(lambda: run_dir.check_writable(Path(cfg.run.dir)))
+    agree(lambda: rank_log.open_log(Path(cfg.run.dir), rank, plan.world_size))
+    cfg = gather_objects(agree(lambda: settle(cfg) if rank == 0 else None))[0]
+    folder = _find_images(cfg, rank)
+    schedule = agree(lambda: _schedule(cfg, folder))
+    watch.beat("images found")
+    reader = _find_start(cfg, rank)
+    if reader:
+        agree(lambda: _check_continues(reader, folder))
+    bad = agree(lambda: BadSamples(cfg.data, folder, Path(cfg.run.dir), rank, found_before(reader.manifest if reader else {})))
+    watch.beat("checkpoint found")
+    start = _start(cfg, rank) if cfg.model.init_from and not reader else None
+    engine = Engine(cfg, ds_config, device, start)
+    watch.beat("engine built")
+    if reader:
+        agree(lambda: restore.load(engine.layout, engine.ema, reader))
+    done = reader.manifest["step"] if reader else 0
+    live = agree(lambda: LiveEval(cfg, engine, rank, plan.world_size, done)) if cfg.eval.every else None
+    facts = {"world_size": plan.world_size, "images": len(folder)}
+    agree(lambda: run_dir.write_facts(cfg, ds_config, facts) if rank == 0 else None)
+    if rank == 0:
+        writer.sweep(Path(cfg.run.dir))
+        logger.info(_banner(cfg, plan, engine, folder, schedule, reader, start, watch.where()))
+        if engine.compute_dtype == torch.bfloat16 and device.type == "cpu" and not cpu.computes_bfloat16():
+            logger.warning(
+                "this CPU has no bfloat16 arithmetic and emulates it: steps take about 8 times as long as in float32. "
+                "Set model.precision=float32 (in a new run.dir)"
+            )
+    barrier()
+    return Run(
+        cfg=cfg,
+        plan=plan,
+        engine=engine,
+        folder=folder,
+        schedule=schedule,
+        start=done,
+        rank=rank,
+        bad=bad,
+        facts=_facts(cfg, plan, folder) if rank == 0 else {},
+        lock=lock,
+        watch=watch,
+        live=live,
+    )
+
+
+def _find_start(cfg: Config, rank: int) -> CheckpointReader | None:
+    """Rank 0 lists the checkpoints; all of them read them, a share each, and agree on the newest good one."""
+    steps = gather_objects(agree(lambda: run_dir.look(cfg) if rank == 0 else None))[0]
+
+    def say(*text: object) -> None:
+        if rank == 0:
+            logger.error(*text)
+
+    return run_dir.find_start(cfg, steps, restore.open_together, say)
+
+
+def _find_images(cfg: Config, rank: int) -> ImageIndex:
+    """Rank 0 scans the source once; all others map what it wrote, and see whether they have the same files."""
+    path = Path(cfg.run.dir) / INDEX
+
+    def scan() -> None:
+        if rank != 0:
+            return
+        index = open_source(cfg.data.source, ScanOptions(max_pixels=cfg.data.max_pixels, progress=True))
+        before = ImageIndex.open(path) if path.exists() else None
+        if before and before.checksum != index.checksum and any((path.parent / "checkpoints").glob("step_*")):
+            raise ValueError(
+                f"data.source has other images than when {path.parent} was begun ({len(before)} then, {len(index)} now): "
+                f"{describe(changes(before, index))}; restore them, or start anew in another run.dir"
+            )
+        index.save(path)
+
+    if not is_index(cfg.data.source):
+        agree(scan)
+        return agree(lambda: open_index(path, cfg.data.source))
+    folder = agree(lambda: open_source(cfg.data.source))
+    _check_same_data(folder)
+    return folder
+
+
+def _schedule(cfg: Config, folder: ImageIndex) -> Schedule:
+    steps_per_epoch = len(folder) // cfg.optimization.batch_size
+    if steps_per_epoch < 1:
+        raise ValueError(
+            f"data.source: {cfg.data.source} has {len(folder)} images, fewer than one global batch "
+            f"(optimization.batch_size: {cfg.optimization.batch_size})"
+        )
+    return Schedule.of(cfg, steps_per_epoch)
+
+
+def _start(cfg: Config, rank: int) -> Start:
+    """The weights that `model.init_from` names: rank 0 chooses and verifies, the others open the same."""
+    first = agree(lambda: open_start(cfg) if rank == 0 else None)
+    path = gather_objects(str(first.source.path) if first else None)[0]
+    start = agree(lambda: first or open_start(cfg, path, verify=False))
+    seen = gather_objects((start.digest(), socket.gethostname()))
+    different = [f"rank {other} on {host}" for other, (digest, host) in enumerate(seen) if digest != seen[0][0]]
+    if different:
+        raise ValueError(f"model.init_from: {path} is not the same everywhere: not rank 0's for {', '.join(different)}")
+    if rank == 0:
+        for note in start.notes:
+            logger.info("model.init_from: %s", note)
+    return start
+
+
+def _facts(cfg: Config, plan: BatchPlan, folder: ImageIndex) -> dict[str, Any]:
+    return {
+        "micro_batch": plan.micro_batch,
+        "images": len(folder),
+        "data_checksum": folder.checksum,
+        "fingerprint": config.fingerprint(cfg),
+        "config": config.to_text(cfg),
+        "versions": run_dir.versions(),
+    }
+
+
+def _check_continues(reader: CheckpointReader, folder: ImageIndex) -> None:
+    """The order of samples is a function of the list of images: another list would repeat some and skip others."""
+    saved, now = reader.manifest.get("data_checksum"), folder.checksum
+    if saved != now:
+        raise ValueError(
+            f"data.source has other images than when {reader.folder} was saved ({reader.manifest.get('images')} then, "
+            f"{len(folder)} now, checksum {saved} then, {now} now): restore them, or start anew in another run.dir"
+        )
+
+
+def _check_same_data(folder: ImageIndex) -> None:
+    """All ranks must see the same files: a rank with another list would train on other samples, silently."""
+    seen = gather_objects((folder.checksum, len(folder), socket.gethostname()))
+    different = [f"rank {rank} on {host}: {n} images" for rank, (sum_, n, host) in enumerate(seen) if sum_ != seen[0][0]]
+    if different:
+        raise ValueError(
+            f"data.source is not the same everywhere: rank 0 on {seen[0][2]} has {seen[0][1]} images, but "
+            + "; ".join(different)
+        )
+
+
+def _banner(
+    cfg: Config,
+    plan: BatchPlan,
+    engine: Engine,
+    folder: ImageIndex,
+    schedule: Schedule,
+    reader: CheckpointReader | None,
+    start: Start | None,
+    where: str,
+) -> str:
+    begin = f"a fresh start from the weights of {start.source.path}" if start else "a fresh start"
+    if reader:
+        begin = f"continuing {reader.folder} (step {reader.manifest['step']})"
+    threads = torch.get_num_threads()
+    return (
+        f"ijepa_ds: {engine.describe()}\n"
+        f"  {len(folder):,} images from {cfg.data.source}; global batch {cfg.optimization.batch_size} = "
+        f"{plan.world_size} ranks x {plan.micro_batch} x {plan.accumulation} accumulated; {threads} CPU threads a rank\n"
+        f"  {where}; each rank writes {cfg.run.dir}/logs/rank_NNNNN.log, rank 0 the terminal too\n"
+        f"  {schedule.total_steps:,} steps of {len(folder) // cfg.optimization.batch_size:,} an epoch; {begin}\n"
+        f"  run directory {cfg.run.dir}   (tensorboard --logdir {cfg.run.dir})"
+    )

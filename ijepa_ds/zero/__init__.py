@@ -1,0 +1,1 @@
+"""DeepSpeed's ZeRO seen from outside: where master weights are, and the sharded EMA built on them."""

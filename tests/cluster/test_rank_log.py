@@ -1,0 +1,113 @@
+"""What a rank prints, and where it goes: each in a process of its own, because descriptors are changed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ijepa_ds.cluster.environment import name_ranks, recommended
+
+SPEAK = """
+import logging, os, sys
+from pathlib import Path
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+from ijepa_ds.cluster import rank_log
+print("before")
+rank_log.open_log(Path("run"), int(sys.argv[1]), 2)
+print("printed")
+logging.info("logged")
+sys.stderr.write("to stderr\\n")
+os.system("echo from another program")
+rank_log.note("noted\\n")
+rank_log.show("shown\\n")
+rank_log.say("said\\n")
+"""
+
+
+def speak(place: Path, rank: int, code: str = SPEAK) -> tuple[str, str]:
+    """(terminal, file) of a rank that says all kinds of things."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(rank)], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout, (place / "run" / "logs" / f"rank_{rank:05d}.log").read_text()
+
+
+def test_rank_0_speaks_on_the_terminal_and_into_its_file(tmp_path: Path) -> None:
+    terminal, file = speak(tmp_path, 0)
+    for word in ("printed", "logged", "to stderr", "said"):
+        assert terminal.count(word) == file.count(word) == 1, word
+    assert "from another program" in terminal
+    assert "noted" in file and "noted" not in terminal and "shown" in terminal and "shown" not in file
+
+
+def test_other_ranks_are_silent_down_to_other_programs(tmp_path: Path) -> None:
+    terminal, file = speak(tmp_path, 1)
+    for word in ("printed", "logged", "to stderr", "from another program", "noted"):
+        assert file.count(word) == 1 and word not in terminal, word
+    assert sorted(terminal.split()) == ["before", "said", "shown"] and "said" in file
+    header = file.splitlines()[0]
+    assert header.startswith("== ") and " rank 1 of 2 on host " in header
+
+
+def test_a_later_start_appends(tmp_path: Path) -> None:
+    speak(tmp_path, 1)
+    _, file = speak(tmp_path, 1)
+    assert file.count("rank 1 of 2 on host") == file.count("printed") == 2
+
+
+def test_last_words_are_those_of_the_last_start(tmp_path: Path) -> None:
+    code = "from pathlib import Path\nfrom ijepa_ds.cluster import rank_log\nrank_log.open_log(Path('run'), 0, 2)\n"
+    speak(tmp_path, 1)
+    terminal, _ = speak(tmp_path, 0, code + "print(repr(rank_log.last_words(1, 2)), repr(rank_log.last_words(7)))")
+    assert terminal.strip() == r"'noted\nsaid' ''"
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "logs").write_text("a file in the way")
+    done = subprocess.run([sys.executable, "-c", SPEAK, "1"], cwd=tmp_path, capture_output=True, text=True)
+    assert "rank_00001.log cannot be written" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "gpu", "threads"),
+    [
+        ({}, False, "16"),
+        ({}, True, "8"),
+        ({"LOCAL_SIZE": "4", "WORLD_SIZE": "4"}, False, "4"),
+        ({"LOCAL_SIZE": "32", "WORLD_SIZE": "32"}, False, "1"),
+        ({"LOCAL_SIZE": "4", "SLURM_CPUS_PER_TASK": "6"}, False, "6"),
+        ({"OMP_NUM_THREADS": "3"}, False, None),
+    ],
+)
+def test_threads_are_chosen_only_where_nobody_has(environment: dict[str, str], gpu: bool, threads: str | None) -> None:
+    assert recommended(environment, 16, gpu).get("OMP_NUM_THREADS") == threads
+
+
+def test_the_interface_is_chosen_for_several_hosts_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ijepa_ds.cluster import environment as variables
+    from ijepa_ds.cluster.hosts import Interface
+
+    monkeypatch.setattr(variables, "interface_towards", lambda host: Interface("ib7", "10.0.0.1") if host == "node-0" else None)
+    two = {"LOCAL_SIZE": "8", "WORLD_SIZE": "16", "MASTER_ADDR": "node-0"}
+    assert recommended(two, 16, True)["GLOO_SOCKET_IFNAME"] == recommended(two, 16, True)["NCCL_SOCKET_IFNAME"] == "ib7"
+    assert "NCCL_SOCKET_IFNAME" not in recommended(two | {"NCCL_SOCKET_IFNAME": "eth1"}, 16, True)
+    assert list(recommended(two | {"WORLD_SIZE": "8"}, 16, True)) == ["OMP_NUM_THREADS"]
+    assert list(recommended(two | {"MASTER_ADDR": "nowhere"}, 16, True)) == ["OMP_NUM_THREADS"]
+
+
+def test_ranks_of_open_mpi_get_their_names() -> None:
+    theirs = {"RANK": "5", "LOCAL_RANK": "1", "SIZE": "8", "LOCAL_SIZE": "4"}
+    environment = {f"OMPI_COMM_WORLD_{name}": value for name, value in theirs.items()}
+    name_ranks(environment)
+    assert {name: environment[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE")} == {
+        "RANK": "5",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "8",
+        "LOCAL_SIZE": "4",
+    }
+    alone: dict[str, str] = {}
+    name_ranks(alone)
+    assert alone == {}

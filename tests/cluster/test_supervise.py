@@ -1,0 +1,222 @@
+"""`ijepa-ds supervise` over a stand-in for the launcher and its ranks: when it starts again, when not, and what it leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.launch.test_quickstart import is_alive, take_all_signals
+from tests.test_layering import modules_after
+
+SUPERVISE = [sys.executable, "-m", "ijepa_ds.cli", "supervise"]
+STAND_IN = str(Path(__file__).parents[1] / "stand_in.py")
+
+
+class Case:
+    """A run directory and the supervisor of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.run = folder / "run"
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def start(self, *deeds: str, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        command = [*SUPERVISE, "--run", str(self.run), "--backoff", "0.1", *options]
+        process = subprocess.Popen(
+            [*command, "--", sys.executable, STAND_IN, str(self.run), *deeds],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=take_all_signals,
+        )
+        self.processes.append(process)
+        return process
+
+    def whole(self, *deeds: str, options: tuple[str, ...] = ()) -> tuple[int, str]:
+        """Exit code and messages."""
+        process = self.start(*deeds, options=options)
+        _, errors = process.communicate(timeout=60)
+        return process.returncode, errors
+
+    def calls(self) -> int:
+        file = self.run / "calls"
+        return len(file.read_text().splitlines()) if file.exists() else 0
+
+    def ranks(self) -> list[int]:
+        return [int(path.name[5:]) for path in self.run.glob("rank-*")]
+
+    def notes(self) -> list[dict]:
+        return [json.loads(line) for line in (self.run / "restarts.jsonl").read_text().splitlines()]
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Iterator[Case]:
+    made = Case(tmp_path)
+    yield made
+    for process in made.processes:
+        process.kill()
+    for pid in made.ranks():
+        if is_alive(pid):
+            os.kill(pid, signal.SIGKILL)
+    for process in made.processes:
+        process.communicate()
+
+
+def test_it_starts_again_until_the_run_is_complete(case: Case) -> None:
+    code, errors = case.whole("save:2+exit:1", "save:4+kill:9", "save:6+exit:247", "save:8+exit:0", "save:9+complete+exit:70")
+    assert code == 0 and case.calls() == 5
+    lines = case.notes()
+    assert [(line["event"], line["restart"], line["step"]) for line in lines] == [("restart", n, 2 * n) for n in (1, 2, 3, 4)]
+    reasons = ("nobody foresaw", "it was killed by SIGKILL", "a process of it was killed by SIGKILL", "step is not reached")
+    assert all(text in line["reason"] for text, line in zip(reasons, lines, strict=True))
+    assert "restart 2 of 100 in 0.1 s, from that of step 4" in errors and "complete after 4 restarts" in errors
+
+
+def test_it_gives_up_when_no_checkpoint_is_newer_and_waits_longer_before(case: Case) -> None:
+    code, errors = case.whole("save:5+exit:70", "exit:70", "exit:70", "save:6+exit:70", "exit:70")
+    assert code == 70 and "3 attempts in a row saved no newer checkpoint" in errors and "that of step 6" in errors
+    assert [line["wait_seconds"] for line in case.notes()] == [0.1, 0.1, 0.2, 0.1, 0.1, 0.2, 0.0]
+    assert case.notes()[-1]["event"] == "gave up" and case.calls() == 7
+    starts = [float(line.split()[0]) for line in (case.run / "calls").read_text().splitlines()]
+    assert all(later - earlier >= 0.1 for earlier, later in zip(starts, starts[1:], strict=False))
+
+
+def test_a_checkpoint_with_a_file_missing_is_no_progress(case: Case) -> None:
+    (case.run / "checkpoints" / "step_00000009").mkdir(parents=True)
+    assert case.whole("exit:1", options=("--fruitless", "2"))[0] == 70
+    assert [line["step"] for line in case.notes()] == [0, 0]
+
+
+def test_the_limit_of_restarts(case: Case) -> None:
+    code, errors = case.whole("save:1+exit:1", "save:2+exit:1", "save:3+exit:1", options=("--restarts", "1"))
+    assert code == 70 and case.calls() == 2 and "1 restarts were made" in errors
+
+
+@pytest.mark.parametrize("given", ["exit:2", "exit:75", "exit:241", "kill:15", "exit:143"])
+def test_what_the_user_must_mend_or_has_stopped_is_not_started_again(given: str, case: Case) -> None:
+    code, errors = case.whole(given)
+    assert code == (2 if given == "exit:2" else 75) and case.calls() == 1 and "not started again" in errors
+    assert not (case.run / "restarts.jsonl").exists()
+
+
+def test_the_marker_of_an_earlier_end_does_not_excuse_a_failure(case: Case) -> None:
+    case.run.mkdir()
+    (case.run / "completed.json").write_text("{}")
+    assert case.whole("exit:1", "exit:0")[0] == 0  # failed; then: nothing to do
+    assert case.calls() == 2
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_signal_lets_the_ranks_save_and_ends_everything(name: str, case: Case) -> None:
+    process = case.start("save:3+launch:train")
+    wait_for(case.ranks)
+    process.send_signal(signal.Signals[name])
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 75 and f"stopped by {name}; the newest checkpoint is that of step 4" in errors
+    assert (case.run / "asked").read_text() == name and case.calls() == 1
+    assert not any(is_alive(pid) for pid in case.ranks())
+
+
+def test_a_stop_that_could_not_save_is_not_called_one(case: Case) -> None:
+    process = case.start("save:3+launch:refuse")
+    wait_for(case.ranks)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 70 and "perhaps not saved; newest checkpoint: that of step 3" in errors
+
+
+def test_a_stop_before_anything_trains_ends_everything_at_once(case: Case) -> None:
+    process = case.start("launch:hang")
+    wait_for(case.ranks)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 75 and case.calls() == 1
+    assert not any(is_alive(pid) for pid in case.ranks())
+
+
+def test_an_impatient_second_interrupt_kills(case: Case) -> None:
+    process = case.start("launch:deaf")
+    wait_for(case.ranks)
+    process.send_signal(signal.SIGINT)
+    time.sleep(2.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert "interrupted again" in errors and process.returncode == 75
+    assert not any(is_alive(pid) for pid in case.ranks())
+
+
+def test_a_stop_while_it_waits_for_a_restart(case: Case) -> None:
+    process = case.start("exit:1", options=("--backoff", "100"))
+    wait_for((case.run / "restarts.jsonl").exists)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=10) == 75 and case.calls() == 1
+
+
+def test_what_a_dead_launcher_leaves_may_save_and_is_gone_before_the_restart(case: Case) -> None:
+    code, _ = case.whole("save:3+leave:train", "complete")
+    (rank,) = case.ranks()
+    assert code == 0 and (case.run / "asked").read_text() == "SIGTERM" and not is_alive(rank)
+    assert case.notes()[0]["step"] == 4  # saved by the rank after its launcher had ended
+
+
+def test_a_killed_supervisor_asks_its_command_to_stop(case: Case) -> None:
+    process = case.start("train")
+    wait_for(case.ranks)
+    process.kill()
+    (rank,) = case.ranks()
+    wait_for(lambda: not is_alive(rank))
+    assert (case.run / "asked").read_text() == "SIGTERM"
+
+
+def supervised(*words: str, where: Path) -> tuple[int, str]:
+    done = subprocess.run([*SUPERVISE, *words], cwd=where, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stderr
+
+
+def test_wrong_command_lines_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    text = "run: {dir: out}\nmodel: {name: tiny}\noptimization: {batch_size: 8, steps: 6, warmup_steps: 1}\n"
+    (tmp_path / "run.yaml").write_text(text)
+    trainer = (sys.executable, "-m", "ijepa_ds.train", "--config", "run.yaml", "--deepspeed_config", "x.json")
+    code, errors = supervised("--restarts", "-1", "--fruitless", "0", where=tmp_path)
+    assert code == 2 and "--restarts: -1" in errors and "--fruitless: 0" in errors and "command is missing" in errors
+    for words, text in [
+        (("--", "bash", "train.sh"), "name the run directory with --run"),
+        (("--run", "x", "--", "no-such-program"), "cannot start no-such-program: No such file"),
+        (("--", *trainer, "data.source=images", "optimization.lrr=1"), "lrr"),
+        (("--", *trainer, "data.source=images", "run.resume=out/checkpoints/step_00000001"), "run.resume=auto"),
+    ]:
+        code, errors = supervised(*words, where=tmp_path)
+        assert code == 2 and text in errors and "Traceback" not in errors, errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_it_loads_nothing_heavy() -> None:
+    look = "from ijepa_ds.cluster import supervise; supervise.run_dir("
+    look += "['ijepa_ds.train', '--config', 'configs/in1k_vith14.yaml', {}])"
+    loaded = modules_after(look.format("'data.source=images', 'run.dir=x'"))
+    assert "ijepa_ds.config.published" in loaded and not loaded & {"torch", "numpy", "deepspeed", "safetensors"}
+
+
+def test_the_script_in_launch(case: Case, repository: Path) -> None:
+    command = ["bash", str(repository / "launch" / "run.sh"), "--run", str(case.run), "--backoff", "0"]
+    environment = os.environ | {"VENV": sys.prefix, "PYTHONPATH": str(repository)}
+    done = subprocess.run(
+        [*command, "--", "python", STAND_IN, str(case.run), "save:1+exit:1", "complete"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0 and case.calls() == 2, done.stderr

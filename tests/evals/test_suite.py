@@ -1,0 +1,368 @@
+"""The tasks beside k-NN and logistic regression: low-shot, attentive, fine-tuning, scenes, ranks of features, presets."""
+
+import json
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from ijepa_ds import cli
+from ijepa_ds.config.sizes import Size
+from ijepa_ds.evals import attentive, finetune, lowshot, rank, scenes, table
+from ijepa_ds.evals.features import extract, num_layers
+from ijepa_ds.evals.folders import batches, crop_batches, read_pair
+from ijepa_ds.evals.presets import PRESETS, published
+from ijepa_ds.evals.ranks import World, gather_rows
+from ijepa_ds.evals.run import Settings, evaluate_folder
+from ijepa_ds.model.vit import Encoder, initialise
+from ijepa_ds.scenes.command import render
+from tests.evals.test_evals import HALF, Colours, clusters, run_dir, write_images
+from tests.weights_cases import write_run
+
+__all__ = ["run_dir"]  # a fixture
+
+
+def small_encoder(depth: int = 5) -> Encoder:
+    encoder = Encoder(Size(32, depth, 2, 64), 4, 4)
+    initialise(encoder, seed=0)
+    return encoder
+
+
+# --- features of several layers
+
+
+def test_last_four_layers_side_by_side() -> None:
+    encoder = small_encoder()
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    four = extract(encoder, [images], HALF, HALF, "cpu", layers=4)
+    assert num_layers(encoder) == 5 and four.shape == (3, 128)
+    torch.testing.assert_close(four[:, -32:], extract(encoder, [images], HALF, HALF, "cpu"))
+    short = small_encoder(depth=3)  # the same first three blocks: its output is the third layer of the other
+    short.load_state_dict({name: value for name, value in encoder.state_dict().items() if name in short.state_dict()})
+    torch.testing.assert_close(four[:, 32:64], extract(short, [images], HALF, HALF, "cpu"))
+    assert not encoder.blocks[2]._forward_hooks
+    with pytest.raises(ValueError, match="layers: expected 1 to the encoder's 5 blocks"):
+        extract(encoder, [images], HALF, HALF, "cpu", layers=6)
+
+
+# --- low-shot
+
+
+def test_lowshot_agrees_with_sklearn_and_chooses_away_from_the_test() -> None:
+    (x, y), (test, wanted), (other, labels) = clusters(60), clusters(200, seed=1), clusters(300, seed=2)
+    found = lowshot.evaluate(x, y, test, wanted, choose_features=other, choose_labels=labels, c=(0.001, 0.1, 10.0))
+    scaler, scores = StandardScaler().fit(x), {}
+    for c in (0.001, 0.1, 10.0):
+        model = LogisticRegression(C=c, max_iter=5000).fit(scaler.transform(x), y)
+        scores[c] = [100 * model.score(scaler.transform(a), b) for a, b in ((other, labels), (test, wanted))]
+    best = max(scores, key=lambda c: scores[c][0])
+    assert found["c"] == best and found["top1"] == pytest.approx(scores[best][1], abs=0.51)
+    assert found["best_on_test"] == pytest.approx(max(test for _, test in scores.values()), abs=0.51)
+    assert found["chosen_on_test"] == 0 and found["unconverged"] == 0
+    assert lowshot.evaluate(x, y, test, wanted, c=(0.1,))["chosen_on_test"] == 1
+
+
+def test_few_images_of_each_class() -> None:
+    labels = torch.tensor([0] * 30 + [1] * 20 + [2] * 3)
+    few = lowshot.draw(labels, 10, seed=0)
+    assert labels[few].bincount().tolist() == [10, 10, 3] and few.tolist() == sorted(set(few.tolist()))
+    assert torch.equal(few, lowshot.draw(labels, 10, seed=0)) and not torch.equal(few, lowshot.draw(labels, 10, seed=1))
+    with pytest.raises(ValueError, match="--per-class"):
+        lowshot.draw(labels, 0, seed=0)
+
+
+def test_a_list_of_images(tmp_path: Path) -> None:
+    names = ["ant/0.png", "ant/1.png", "bee/0.png", "bee/only.png"]
+    file = tmp_path / "few.txt"
+    file.write_text("only.png\nant/1.png\n\n")
+    assert lowshot.listed(file, names).tolist() == [1, 3]
+    for text, message in [("x.png\n", "--train lacks: x.png"), ("0.png", "several images bear"), ("", "no names")]:
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            lowshot.listed(file, names)
+    with pytest.raises(ValueError, match="--list.*not a file"):
+        lowshot.listed(tmp_path / "absent", names)
+
+
+# --- attentive
+
+
+def test_attention_finds_what_the_average_hides() -> None:
+    """One of nine tokens tells the class, and where it stands varies."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (600,), generator=generator)
+    tokens = torch.randn(600, 9, 16, generator=generator)
+    place = torch.randint(0, 9, (600,), generator=generator)
+    tokens[torch.arange(600), place] = 0.1 * torch.randn(600, 16, generator=generator)
+    tokens[torch.arange(600), place, labels] += 6.0
+    recipe = attentive.Recipe(lr=(3e-3, 1e-9), weight_decay=(0.01,), epochs=12, batch_size=64)
+    before = torch.get_rng_state()
+    found = attentive.evaluate(
+        lambda order: (tokens[:400][rows] for rows in order.split(64)), labels[:400],
+        lambda order: (tokens[400:][rows] for rows in order.split(64)), labels[400:], 16, recipe,
+    )  # fmt: skip
+    assert found["lr 0.003 wd 0.01"] > 90 > 60 > found["lr 1e-09 wd 0.01"]  # recipes do not share weights
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# --- fine-tuning
+
+
+def test_finetuning_learns_and_leaves_the_encoder_alone(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", {"ant": 24, "cow": 24})
+    write_images(tmp_path / "test", {"ant": 10, "cow": 10})
+    pair = read_pair(str(tmp_path / "train"), str(tmp_path / "test"))
+    encoder = small_encoder(depth=2)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    recipe = finetune.Recipe(lr=1e-3, epochs=8, batch_size=12, mixup=0.2, rand_augment="", crop_scale=0.5)
+    options = {"size": 16, "width": 32, "mean": HALF, "std": HALF, "recipe": recipe}
+    sets = (pair.train.paths, pair.train.labels, pair.test.paths, pair.test.labels)
+    found = finetune.evaluate(encoder, *sets, **options, workers=1)
+    assert found["top1"] > 90 and math.isfinite(found["train_loss"])
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+    assert not any(parameter.grad is not None for parameter in encoder.parameters())
+    assert states[0] == random.getstate() and (states[1] == np.random.get_state()[1]).all()
+    assert torch.equal(states[2], torch.get_rng_state())
+
+
+def test_layer_decay_counts_from_the_head() -> None:
+    from timm.optim import param_groups_layer_decay
+
+    model = finetune.Classifier(small_encoder(depth=3), 32, 2)
+    scales = {}
+    for group in param_groups_layer_decay(model, 0.05, layer_decay=0.5):
+        for parameter in group["params"]:
+            scales[id(parameter)] = (group["lr_scale"], group["weight_decay"])
+    named = {name: scales[id(parameter)] for name, parameter in model.named_parameters()}
+    # timm's layers: stem, three blocks, norm and head
+    assert named["head.weight"] == (1.0, 0.05) and named["head.bias"] == (1.0, 0.0)
+    blocks = [named[f"encoder.blocks.{i}.mlp.fc1.weight"][0] for i in range(3)]
+    assert blocks[0] < blocks[1] < blocks[2] < 1 and blocks[1] == 2 * blocks[0]
+    assert named["encoder.patch_embed.proj.weight"][0] == blocks[0] / 2
+    assert named["encoder.blocks.0.norm1.weight"][1] == 0.0
+
+
+# --- ranks of features
+
+
+def test_rankme_and_lidar_know_how_many_directions_are_used() -> None:
+    rng = torch.Generator().manual_seed(0)
+    directions = torch.linalg.qr(torch.randn(32, 32, generator=rng))[0]
+    for used in (1, 5, 20):
+        sources = torch.linalg.qr(torch.randn(500, used, generator=rng))[0]  # equal singular values
+        features = sources @ directions[:used]
+        assert rank.rankme(features) == pytest.approx(used, rel=0.02)
+        views = features[:, None] * 50 + 0.01 * torch.randn(500, 6, 32, generator=rng)
+        assert rank.lidar(views) == pytest.approx(used, rel=0.05)
+        shares = rank.spectrum(features)
+        assert sum(shares) == pytest.approx(1) and sum(share > 1e-6 for share in shares) == used
+    # directions that vary only within an image say nothing about images: LiDAR leaves them out, RankMe counts them
+    views = (50 * torch.randn(300, 1, 32, generator=rng) @ directions[:3].T @ directions[:3]) + (
+        torch.randn(300, 8, 32, generator=rng) @ directions[3:23].T @ directions[3:23] * 50
+    )
+    assert rank.lidar(views) < 6 < 15 < rank.rankme(views[:, 0])
+
+
+def test_ranks_refuse_broken_features() -> None:
+    features = torch.randn(10, 4)
+    features[3] = math.nan
+    with pytest.raises(ValueError, match="NaN or infinite for 1 of 10"):
+        rank.evaluate(features)
+    with pytest.raises(ValueError, match="two views"):
+        rank.lidar(torch.randn(10, 1, 4))
+
+
+def test_rank_needs_no_labels(run_dir: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "flat", {".": 20})
+    flat, out = str(tmp_path / "flat"), tmp_path / "out"
+    arguments = ["eval", "rank", "--checkpoint", str(run_dir), "--which", "untrained", "--train", flat, "--test", flat]
+    assert cli.main([*arguments, "--out", str(out), "--views", "3", "--device", "cpu"]) == 0
+    result = json.loads((out / "result.json").read_text())
+    assert {"RankMe", "LiDAR"} <= set(result["scores"]) and len(result["details"]["spectrum"]) == 20
+    assert (out / "spectrum.png").is_file() and not (out / "scores.png").exists()
+
+
+# --- scenes
+
+
+@pytest.mark.parametrize(("depth", "label"), [(7.5, 0), (8.0, 0), (8.01, 1), (8.5, 1), (9.2, 3), (9.9, 4), (10, 4), (10.1, 5)])
+def test_distance_is_cut_as_in_vtab(depth: float, label: int) -> None:
+    assert scenes.distance_label([{"pixel_coords": [1, 2, 30.0]}, {"pixel_coords": [1, 2, depth]}]) == label
+    # VTAB's own expression
+    cuts = np.array([0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0])
+    assert np.max(np.where((cuts - depth) < 0)) == label
+
+
+def test_our_scenes_and_clevrs_layout(tmp_path: Path) -> None:
+    render(tmp_path / "ours", 16, 32, seed=0, workers=1, progress=False)
+    told = json.loads((tmp_path / "ours" / "scenes.json").read_text())["scenes"]
+    pair = scenes.read_scenes("count", str(tmp_path / "ours"), str(tmp_path / "ours" / "scenes.json"))
+    assert pair.train.labels.tolist() == [len(scene["objects"]) - 3 for scene in told]
+    assert len(pair.classes) == 8 and any("same scenes" in note for note in pair.notes)
+    for part, count in (("train", 6), ("val", 4)):  # CLEVR_v1.0
+        folder = tmp_path / "CLEVR_v1.0" / "images" / part
+        folder.mkdir(parents=True)
+        listed = []
+        for i in range(count):
+            Image.new("RGB", (32, 24)).save(folder / f"{i}.png")
+            listed.append({"image_filename": f"{i}.png", "objects": told[i]["objects"]})
+        (tmp_path / "CLEVR_v1.0" / "scenes").mkdir(exist_ok=True)
+        (tmp_path / "CLEVR_v1.0" / "scenes" / f"CLEVR_{part}_scenes.json").write_text(json.dumps({"scenes": listed}))
+    images = tmp_path / "CLEVR_v1.0" / "images"
+    pair = scenes.read_scenes("distance", str(images / "train"), str(images / "val"))
+    assert (len(pair.train.labels), len(pair.test.labels), len(pair.classes)) == (6, 4, 6)
+    nearest = min(item["pixel_coords"][2] for item in told[0]["objects"])
+    assert pair.train.labels[0] == sum(nearest > cut for cut in (8, 8.5, 9, 9.5, 10))
+    (images / "train" / "3.png").unlink()
+    with pytest.raises(ValueError, match="1 of 6 images.*not there, such as .*3.png"):
+        scenes.read_scenes("distance", str(images / "train"), str(images / "val"))
+    with pytest.raises(ValueError, match="--test: no scenes for .*expected .*scenes.json or .*CLEVR_CLEVR_v1.0_scenes.json"):
+        scenes.read_scenes("count", str(tmp_path / "ours"), str(tmp_path / "CLEVR_v1.0"))
+    (tmp_path / "ours" / "scenes.json").write_text('{"scenes": [{"image_filename": "a", "objects": [1]}]}')
+    with pytest.raises(ValueError, match="1 objects, expected 3 to 10"):
+        scenes.read_scenes("count", str(tmp_path / "ours"), str(images / "val"))
+
+
+def test_scenes_through_the_command(run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for seed, (name, num) in enumerate((("train", 48), ("test", 16))):
+        render(tmp_path / name, num, 16, seed=seed, workers=1, progress=False)
+    arguments = ["--checkpoint", str(run_dir), "--which", "untrained", "--baseline", "pixels", "--epochs", "2"]
+    arguments += ["--train", str(tmp_path / "train"), "--test", str(tmp_path / "test"), "--out", str(tmp_path / "out")]
+    assert cli.main(["eval", "distance", *arguments, "--device", "cpu"]) == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert set(result["scores"]) == {"distance"} == set(result["baselines"]["pixels"]["scores"])
+    assert result["baselines"]["pixels"]["details"]["width"] == 3 * 16 * 16
+    assert any("last four layers left out" in note for note in result["notes"])  # a model of two blocks
+    assert cli.main(["eval", "count", *arguments, "--preset", "paper-clevr-count", "--device", "cpu"]) == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["settings"]["recipe"]["lr"] == [0.01, 0.05, 0.001] and result["settings"]["recipe"]["epochs"] == 2
+    assert all(key.startswith("sgd") for key in result["details"]["count sweep"])
+    assert result["published"]["all"]["huge/14"] == 86.7 and result["published"]["value"] is None
+
+
+# --- sharing among ranks, augmentation
+
+
+@pytest.mark.parametrize(("total", "size"), [(0, 2), (1, 4), (10, 3), (1500, 7)])
+def test_every_image_is_one_ranks(total: int, size: int) -> None:
+    shares = [World(rank, rank, size).share(total) for rank in range(size)]
+    assert [i for share in shares for i in share] == list(range(total))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    with pytest.raises(ValueError, match="has 0 results for its 2 of 2 images"):
+        gather_rows(torch.zeros(0, 3), 2, World())
+
+
+def test_random_crops_are_functions_of_seed_and_image(tmp_path: Path) -> None:
+    write_images(tmp_path, {"ant": 4, "bee": 4}, size=24)
+    paths = read_pair(str(tmp_path), str(tmp_path)).train.paths
+
+    def crops(positions: list[int], batch: int, seed: int = 0) -> np.ndarray:
+        return np.concatenate(list(crop_batches(paths, positions, 16, batch, 2, seed=seed, scale=(0.3, 1.0))))
+
+    whole = crops(list(range(8)), 3)
+    assert whole.shape == (8, 16, 16, 3) and whole.dtype == np.uint8
+    assert np.array_equal(whole[[5, 1]], crops([5, 1], 8))
+    assert not np.array_equal(whole, crops(list(range(8)), 3, seed=1))
+    assert not np.array_equal(whole, np.concatenate(list(batches(paths, 16, 8, 1))))
+
+
+def test_augmented_and_held_out_sweeps(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", {"ant": 20, "cow": 20})
+    write_images(tmp_path / "test", {"ant": 6, "cow": 6})
+    from ijepa_ds.evals.sweep import Recipe
+
+    for change in ({"augment": True}, {"select": "holdout"}):
+        settings = Settings(
+            size=16, mean=HALF, std=HALF, tasks=("linear",), solvers=("sgd",), recipe=Recipe(epochs=20, lr=(1.0,)), **change
+        )
+        found = evaluate_folder(Colours(), str(tmp_path / "train"), str(tmp_path / "test"), settings)
+        assert found["scores"]["linear SGD"] == 100 and len(found["details"]["sweep"]) == 4
+    assert any("a tenth of the training images" in note for note in found["notes"])
+
+
+# --- presets
+
+
+def test_presets_name_options_that_exist() -> None:
+    import argparse
+
+    from ijepa_ds.evals.options import add_arguments
+
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    known = {action.dest: action for action in parser._actions}
+    for name, preset in PRESETS.items():
+        assert set(preset.options) <= set(known), name
+        assert all(known[option].default is None for option in preset.options), name  # or it could not be filled in
+        assert preset.layout and preset.score and preset.published, name
+    assert published("paper-linear", "huge/16", 448)["value"] == 81.1
+    assert published("paper-linear", "huge/14", 224)["value"] == 79.3
+
+
+def test_presets_refuse_what_does_not_fit(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    options = ["--checkpoint", str(run_dir), "--train", "x", "--test", "x", "--out", str(tmp_path / "out")]
+    for task, preset, message in [
+        ("knn", "paper-linear", "is for `ijepa-ds eval linear`"),
+        ("lowshot", "paper-1pct", "needs --list"),
+    ]:
+        assert cli.main(["eval", task, *options, "--preset", preset]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_weights_without_a_target(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_run(tmp_path / "run")
+    context = tmp_path / "context"
+    exported = ["--which", "context", "--format", "safetensors", "--out", str(context)]
+    assert cli.main(["export", "--run", str(tmp_path / "run"), *exported]) == 0
+    write_images(tmp_path / "train", {"ant": 6, "bee": 6}, size=48)
+    options = ["--train", str(tmp_path / "train"), "--test", str(tmp_path / "train"), "--out", str(tmp_path / "out")]
+    arguments = ["eval", "knn", "--k", "5", "--device", "cpu", "--checkpoint", str(context), *options]
+    assert cli.main([*arguments, "--which", "target"]) == 2
+    assert "has no target (it has context)" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert cli.main(arguments) == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["checkpoint"]["which"] == "context"
+    assert any("no target encoder" in note for note in result["notes"])
+
+
+def test_a_table_of_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for seed, (before, after) in enumerate(((20.0, 40.0), (22.0, 44.0))):
+        out = tmp_path / f"seed{seed}" / "eval" / "knn"
+        out.mkdir(parents=True)
+        told = {"scores": {"20-NN": after}, "baselines": {"untrained": {"scores": {"20-NN": before}}}}
+        (out / "result.json").write_text(json.dumps(told))
+    runs = [str(tmp_path / "seed0"), str(tmp_path / "seed1")]
+    assert table.main(runs) == 0
+    shown = capsys.readouterr().out
+    assert "| | untrained | trained | gain over untrained |" in shown
+    assert "| 20-NN | 21.0 ± 1.4 | 42.0 ± 2.8 | +21.0 ± 1.4 |" in shown
+    (tmp_path / "seed1" / "eval" / "knn" / "result.json").write_text(json.dumps(told | {"scores": {"10-NN": 1.0}}))
+    assert table.main(runs) == 2 and "not every run has each of: 20-NN, 10-NN" in capsys.readouterr().err
+    assert table.main([*runs, str(tmp_path)]) == 2 and "no eval/*/result.json" in capsys.readouterr().err
+
+
+def test_bench_says_what_reading_costs(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_images(tmp_path / "images", {".": 5})
+    options = ["--checkpoint", str(run_dir), "--images", str(tmp_path / "images"), "--num", "12", "--repeats", "2"]
+    assert cli.main(["bench", "eval", *options, "--features", "40", "--classes", "3", "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert "images a second" in shown and "80 heads on 40 features, 3 classes" in shown
+    assert cli.main(["bench", "eval", *options, "--classes", "1"]) == 2
+
+
+def test_another_image_size_is_said(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_images(tmp_path / "train", {"ant": 12, "bee": 12}, size=24)
+    options = ["--train", str(tmp_path / "train"), "--test", str(tmp_path / "train"), "--out", str(tmp_path / "out")]
+    arguments = ["eval", "knn", "--k", "5", "--device", "cpu", *options]
+    assert cli.main([*arguments, "--checkpoint", str(run_dir), "--which", "untrained", "--image-size", "24"]) == 0
+    notes = json.loads((tmp_path / "out" / "result.json").read_text())["notes"]
+    assert any("24 pixels, trained on 16: positions are interpolated" in note for note in notes)
+    assert cli.main([*arguments, "--checkpoint", str(run_dir), "--image-size", "30"]) == 2
+    assert "multiple of the encoder's patch size" in capsys.readouterr().err

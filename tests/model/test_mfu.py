@@ -1,0 +1,34 @@
+"""MFU: the FLOPs are those torch counts; the peak is a rate a machine can have."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ijepa_ds.masks.sampler import build_sampler
+from ijepa_ds.model import ijepa
+from ijepa_ds.model.flops import training_flops
+from ijepa_ds.model.mfu import measured_peak
+from tests.weights_cases import small_config
+
+
+@pytest.mark.parametrize("options", [{}, {"registers": 2, "swiglu": True, "rope": True}])
+def test_flops_are_those_that_torch_counts(options: dict, tmp_path: Path) -> None:
+    cfg = small_config(tmp_path / "run")
+    cfg = replace(cfg, model=replace(cfg.model, **options), masks=replace(cfg.masks, num_contexts=2))
+    masks = build_sampler(cfg.masks, cfg.grid, 0, 1).sample(0, 0, 1, "cpu")
+    model, images = ijepa.build(cfg), torch.randn(1, 3, 48, 48)
+    # the counter does not know the CPU's fused kernel
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as whole, torch.no_grad():
+        model(images, masks)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as target, torch.no_grad():
+        model.target_encoder(images)
+    counted = 3 * whole.get_total_flops() - 2 * target.get_total_flops()
+    assert training_flops(cfg, masks.context.shape[-1], masks.targets.shape[-1]) == pytest.approx(counted, rel=0.01)
+
+
+def test_the_peak_is_a_rate() -> None:
+    assert 1e8 < measured_peak(torch.device("cpu"), torch.float32) < 1e14

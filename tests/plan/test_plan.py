@@ -1,0 +1,270 @@
+"""The plan's arithmetic against the networks themselves, in one process. Ranks: tests/dist/test_plan.py."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ijepa_ds import cli
+from ijepa_ds.config import Config, load
+from ijepa_ds.config.sizes import SIZES
+from ijepa_ds.masks.sampler import Masks, build_sampler
+from ijepa_ds.model.flops import flops_of
+from ijepa_ds.model.ijepa import IJEPA, build
+from ijepa_ds.model.work import Tokens, work_of
+from ijepa_ds.plan import search
+from ijepa_ds.plan.hardware import DEVICES, device_of
+from ijepa_ds.plan.memory import activations_of, kept, memory_of
+from ijepa_ds.plan.report import plan_of, table
+from ijepa_ds.plan.spread import Spread
+from ijepa_ds.plan.timing import seconds_of, timing_of
+from ijepa_ds.plan.traffic import Message, links_of, traffic_of
+from tests.dist import measured
+
+PUBLISHED = "configs/in1k_vith14.yaml"
+GPUS = Spread(stage=3, nodes=2, gpus=8, micro_batch=128, accumulation=1)
+
+
+@pytest.fixture(scope="module")
+def h14(repository: Path) -> Config:
+    """The published run."""
+    return load(repository / PUBLISHED)
+
+
+def on_meta(cfg: Config) -> IJEPA:
+    """The networks without memory; attention by plain products, which FlopCounterMode counts on every device."""
+    with torch.device("meta"):
+        model = build(cfg).to("meta")
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    return model.float()
+
+
+OPTIONS: list[dict] = [
+    {"qk_norm": True, "layer_scale": 0.1, "registers": 4},
+    {"qkv_bias": False, "swiglu": True},
+    {"rope": True, "drop_path": 0.1, "registers": 2},
+    {"parallel": True, "qk_norm": True, "layer_scale": 0.1},
+    {"parallel": True, "qkv_bias": False},
+]
+
+
+@pytest.mark.parametrize(("name", "options"), [*[(name, {}) for name in SIZES], *[("small", options) for options in OPTIONS]])
+def test_parameters_are_those_of_the_networks(name: str, options: dict, h14: Config) -> None:
+    cfg = replace(h14, model=replace(h14.model, name=name, predictor=replace(h14.model.predictor, heads=12), **options))
+    work, model = work_of(cfg, Tokens(69, 43, 69, 43)), on_meta(cfg)
+    for part in ("encoder", "predictor"):
+        assert work.count(part) == sum(p.numel() for p in getattr(model, part).parameters())
+    ours = sorted(p.numel for p in work.parameters if p.decay)
+    assert ours == sorted(p.numel() for n, p in model.named_parameters() if p.requires_grad and p.ndim > 1)
+
+
+def counted(cfg: Config, kc: int, kt: int) -> float:
+    """FLOPs of one image's step, by torch."""
+    model = on_meta(cfg)
+    c, m = cfg.masks.num_contexts, cfg.masks.num_targets
+    masks = Masks(
+        torch.zeros(1, c, kc, dtype=torch.int64, device="meta"), torch.zeros(1, m, kt, dtype=torch.int64, device="meta")
+    )
+    with FlopCounterMode(display=False) as counter:
+        size = cfg.data.crop_size
+        model(torch.zeros(1, 3, size, size, device="meta"), masks).loss.backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("name", "patch", "options"),
+    [
+        ("small", 16, {"depth": 3}),
+        ("giant", 16, {"depth": 2}),
+        *[("base", 16, {"depth": 2} | options) for options in OPTIONS],
+        *[pytest.param(name, patch, {}, marks=pytest.mark.slow) for name, patch in (("base", 16), ("large", 16), ("huge", 14))],
+    ],
+)
+@pytest.mark.parametrize("recompute", ["", "full", "selective"])
+def test_flops_are_torchs(name: str, patch: int, options: dict, recompute: str, h14: Config) -> None:
+    predictor = replace(h14.model.predictor, heads=12, depth=options.get("depth", 12))
+    model = replace(h14.model, name=name, patch_size=patch, precision="float32", predictor=predictor, **options)
+    cfg = replace(h14, model=replace(model, activation_checkpointing=bool(recompute), recompute=recompute or "full"))
+    work = work_of(cfg, Tokens(69, 43, 69, 43))
+    assert flops_of(work, fused_attention=False).executed == pytest.approx(counted(cfg, 69, 43), rel=0.02)
+
+
+def test_published_run_takes_657_gflop_an_image(h14: Config) -> None:
+    flops = flops_of(work_of(h14, Tokens(69, 43.8, 69, 44)))
+    assert flops.model / 1e9 == pytest.approx(657, rel=0.003)
+    assert flops.target / 1e9 == pytest.approx(333, rel=0.003)
+    assert flops.context / 1e9 == pytest.approx(264, rel=0.003)
+
+
+def test_tokens_are_those_of_the_runs_own_masks(h14: Config) -> None:
+    tokens = work_of(h14).tokens
+    assert tokens.context == pytest.approx(69, abs=2)
+    sampler = build_sampler(h14.masks, h14.grid, h14.run.seed, h14.optimization.batch_size)
+    lengths = [sampler.sample(step, 0, 128, "cpu").context.shape[-1] for step in range(32)]
+    assert tokens.context == pytest.approx(sum(lengths) / 32) and tokens.most_context == max(lengths)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *[("small", {"depth": 4, "activation_checkpointing": True, "recompute": kind}) for kind in ("full", "selective")],
+        ("small", {"depth": 4}),
+        *[pytest.param("small", {"depth": 4} | options, marks=pytest.mark.slow) for options in OPTIONS],
+        *[pytest.param(name, {}, marks=pytest.mark.slow) for name in ("small", "base", "large")],
+        pytest.param("large", {"activation_checkpointing": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_activations_are_what_the_allocator_held(name: str, options: dict) -> None:
+    cfg = measured.config_of(name, micro_batch=2, ranks=1, **options)
+    model = build(cfg)
+    held, kc, kt = measured.activation_bytes(model, cfg, 2)
+    assert activations_of(work_of(cfg, Tokens(kc, kt, kc, kt)), 2) == pytest.approx(held, rel=0.15)
+
+
+def test_stage_3_keeps_what_is_near_its_next_use(h14: Config) -> None:
+    """Huge: the trained weights are kept from forward to backward, the target's are not; with less reuse, nothing is."""
+    work = work_of(h14, Tokens(69, 43, 69, 43))
+    assert kept(work, GPUS) == (0, work.count())
+    target, trained = kept(work, replace(GPUS, reuse=1))
+    assert target == 0 and trained < 0.01 * work.count()
+    messages = {m.purpose for m in traffic_of(work, replace(GPUS, reuse=1))}
+    assert "weights, backward" in messages
+    assert "weights, backward" not in {m.purpose for m in traffic_of(work, GPUS)}
+
+
+def test_links_and_ring() -> None:
+    message = Message("x", "all_reduce", 16_000, 16, "step")
+    assert message.sent == 2 * 16_000 * 15 / 16
+    links = links_of([message], GPUS)
+    assert links.network == links.within_machine == message.sent
+    near = Message("x", "all_gather", 16_000, 8, "step")
+    assert links_of([near], GPUS).network == 0.0
+    assert seconds_of(near, GPUS, DEVICES["a100-80g"]) == 16_000 * 7 / 8 / 300e9
+    slow = replace(DEVICES["a100-80g"], network_gbps=1.0)
+    assert seconds_of(message, GPUS, slow) == message.sent / 8e9
+
+
+def test_time_obeys_the_roofline(h14: Config) -> None:
+    work = work_of(h14, Tokens(69, 43, 69, 43))
+    a, b = (timing_of(work, GPUS, DEVICES[name]) for name in ("a100-80g", "h100"))
+    for timing in (a, b):
+        assert timing.roofline <= timing.fast <= timing.slow
+        assert timing.mfu[1] < timing.mfu[0] < timing.mfu[2] < 1
+    assert b.roofline < a.roofline
+    assert a.products == pytest.approx(128 * 657e9 / 312e12, rel=0.01)
+
+
+def test_search_prefers_what_fits(h14: Config) -> None:
+    work = work_of(h14, Tokens(69, 43, 91, 54))
+    ways = search.search(h14, work, GPUS, DEVICES["a100-80g"], None)
+    assert ways[0].plan.fits and ways[0].reason == ""
+    assert all(way.reason for way in ways[1:])
+    assert all(way.plan.spread.images == 2048 for way in ways)
+    fastest = min(search.expected(way.plan) for way in ways if way.plan.fits)
+    assert search.expected(ways[0].plan) <= 1.01 * fastest
+    small = replace(DEVICES["a100-80g"], memory_gib=6.0)
+    tight = search.search(h14, work, GPUS, small, None)
+    assert tight[0].plan.fits
+    assert any("does not fit" in way.reason for way in tight)
+    nothing = search.search(h14, work, GPUS, replace(small, memory_gib=0.5), None)
+    assert not nothing[0].plan.fits and all("does not fit" in way.reason for way in nothing)
+
+
+def test_memory_falls_with_the_stage(h14: Config) -> None:
+    work = work_of(h14, Tokens(69, 43, 91, 54))
+    states = [memory_of(work, replace(GPUS, stage=stage)).states for stage in range(4)]
+    assert states == sorted(states, reverse=True)
+    # bfloat16 weights and target, float32 masters, moments and average (ZeRO, Rajbhandari et al. 2020, with an EMA)
+    assert states[0] == 14 * work.count() + 6 * work.count("encoder")
+    assert states[3] == pytest.approx(states[0] / 16)
+
+
+def run(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """The verb's exit code, and what it wrote."""
+    code = cli.main(["plan", *arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_command_writes_table_json_and_picture(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["--config", str(repository / PUBLISHED), "--deepspeed_config", str(repository / "ds_configs/zero2.json")]
+    where = ["--nodes", "2", "--gpus-per-node", "8", "--gpu", "a100-80g", "--images", "1281167"]
+    out = ["--json", str(tmp_path / "plan.json"), "--plot", str(tmp_path / "plan.png"), "--search"]
+    code, text, _ = run([*files, *where, *out], capsys)
+    assert code == 0
+    assert "187,500 steps" in text and "<- proposed" in text and "fits" in text
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["steps"] == 187500 and plan["fits"] is True
+    assert plan["parameters"]["encoder"] == 630434560
+    assert (tmp_path / "plan.png").stat().st_size > 10_000
+    code, text, _ = run([*files, *where, "--json", "-"], capsys)
+    assert json.loads(text)["device_hours"][0] > 100
+    code, _, error = run([*files, "--gpu", "a100-80", "--gpus-per-node", "16"], capsys)
+    assert code == 2 and "a100-40g" in error
+    code, text, _ = run([*files, "--gpu", "a100-40g", "optimization.max_micro_batch=2048"], capsys)
+    assert code == 1 and "DOES NOT FIT" in text and "--images" in text
+
+
+def test_own_device_is_checked_strictly(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("memory_gib: -1\nbfloat16_tflops: 100\nspeed: 3\n")
+    with pytest.raises(ValueError) as caught:
+        device_of(str(path), 1)
+    text = str(caught.value)
+    assert all(part in text for part in ("speed: unknown", "memory_gib: expected", "float32_tflops: missing", "network_gbps"))
+    path.write_text(
+        "name: mine\nmemory_gib: 32\nbfloat16_tflops: 100\nfloat32_tflops: 50\nmemory_gbps: 900\nlink_gbps: 32\n"
+        "network_gbps: 12.5\n"
+    )
+    assert device_of(str(path), 1).memory_gib == 32
+    with pytest.raises(ValueError, match="no such file"):
+        device_of(str(tmp_path / "none.yaml"), 1)
+
+
+def test_cpu_is_measured() -> None:
+    cpu = device_of("cpu", 2)
+    assert 0.0005 < cpu.float32_tflops < 50 and cpu.memory_gib > 0.1
+
+
+def test_planning_needs_neither_networks_nor_deepspeed(repository: Path) -> None:
+    code = (
+        "import sys\nfrom ijepa_ds import cli\n"
+        f"code = cli.main(['plan', '--config', '{repository / PUBLISHED}', '--deepspeed_config', "
+        f"'{repository / 'ds_configs/zero3.json'}', '--gpu', 'h100'])\nassert code == 0\n"
+        "assert not {'deepspeed', 'timm', 'torchvision'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_plan_of_an_offloaded_optimizer_moves_it_to_the_host(h14: Config) -> None:
+    work = work_of(h14, Tokens(69, 43, 69, 43))
+    memory = memory_of(work, replace(GPUS, offload=True))
+    states = (12 * work.count() + 4 * work.count("encoder")) / 16
+    assert memory.masters == memory.moments == memory.ema == 0 and memory.host == pytest.approx(states)
+    memory = memory_of(work, replace(GPUS, offload=True, offload_weights=True))
+    assert memory.states == 0 and memory.host == pytest.approx(states + 2 * (work.count() + work.count("encoder")) / 16)
+    plan = plan_of(h14, work, GPUS, DEVICES["h100"], 1000)
+    assert plan.checkpoint_bytes == 12 * work.count() + 4 * work.count("encoder")
+    assert plan.hours() is not None
+
+
+def test_small_crops_first_make_a_run_shorter(h14: Config) -> None:
+    work, spread = work_of(h14), replace(GPUS, stage=0)
+    whole = plan_of(h14, work, spread, DEVICES["h100"], 1000)
+    data = replace(h14.data, early_crop_size=168, early_steps=400)
+    mixed = plan_of(replace(h14, data=data), work, spread, DEVICES["h100"], 1000)
+    small = replace(h14, data=replace(h14.data, crop_size=168))
+    alone = plan_of(small, work_of(small), spread, DEVICES["h100"], 1000)
+    for fast_or_slow in (0, 1):
+        hours = [(plan.hours() or (0, 0))[fast_or_slow] for plan in (mixed, alone, whole)]
+        assert hours[0] == pytest.approx(0.4 * hours[1] + 0.6 * hours[2]) and hours[1] < 0.7 * hours[2]
+    assert mixed.memory == whole.memory and "1,000 steps (400 with small crops)" in table(mixed)
