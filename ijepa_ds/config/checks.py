@@ -42,11 +42,11 @@ _AT_LEAST: dict[str, float] = {
     "model.predictor.depth": 1,
     "model.predictor.width": 1,
     "model.predictor.heads": 1,
-    "sampler.num_contexts": 1,
-    "sampler.num_targets": 1,
-    "sampler.min_keep": 0,
-    "sampler.truncation_group": 1,
-    "sampler.context_tokens": 1,
+    "masks.num_contexts": 1,
+    "masks.num_targets": 1,
+    "masks.min_keep": 0,
+    "masks.truncation_group": 1,
+    "masks.context_tokens": 1,
     "optimization.batch_size": 1,
     "optimization.max_micro_batch": 1,
     "optimization.steps": 1,
@@ -83,7 +83,7 @@ _CHOICES = {
     "model.precision": ("bfloat16", "float32"),
     "model.recompute": ("full", "selective"),
     "model.target_precision": ("same", "bfloat16"),
-    "sampler.sampler": ("published", "unbiased"),
+    "masks.sampler": ("published", "unbiased"),
     "optimization.schedule": ("cosine", "wsd"),
 }
 # Ordered pairs: (lower bound, whether it is allowed itself, upper bound).
@@ -91,9 +91,9 @@ _PAIRS: dict[str, tuple[float, bool, float]] = {
     "data.crop_scale": (0, False, 1),
     "data.crop_ratio": (0, False, float("inf")),
     "data.blur_sigma": (0, False, 20),
-    "sampler.context_scale": (0, False, 1),
-    "sampler.target_scale": (0, False, 1),
-    "sampler.target_aspect": (0, False, float("inf")),
+    "masks.context_scale": (0, False, 1),
+    "masks.target_scale": (0, False, 1),
+    "masks.target_aspect": (0, False, float("inf")),
     "optimization.ema": (0, True, 1),
 }
 
@@ -121,7 +121,7 @@ def problems(cfg: Config, world_size: int | None = None) -> list[Problem]:
         found += _grid(cfg)
     if not any(key.startswith("model.") for key in wrong):
         found += _heads(cfg)
-    if not wrong & {"optimization.batch_size", "optimization.max_micro_batch", "sampler.truncation_group"}:
+    if not wrong & {"optimization.batch_size", "optimization.max_micro_batch", "masks.truncation_group"}:
         found += _batch(cfg, world_size)
     if cfg.model.compile and cfg.model.activation_checkpointing and cfg.model.recompute == "selective":
         text = "selective does not go with model.compile, which leaves no single products to keep: take full"
