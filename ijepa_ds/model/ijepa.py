@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from ijepa_ds.config import Config
 from ijepa_ds.config.sizes import size_of
 from ijepa_ds.masks.sampler import Masks, take
-from ijepa_ds.model.pieces import predicted
 from ijepa_ds.model.vit import Encoder, Predictor
 
 
@@ -32,7 +31,6 @@ class IJEPA(nn.Module):
         """`target_bfloat16`: the target encoder's matrix products in bfloat16, whatever its weights are."""
         super().__init__()
         self.target_bfloat16 = target_bfloat16
-        self.predict_in_pieces = False  # see `pieces`
         self.encoder, self.predictor, self.target_encoder = encoder, predictor, target_encoder
         self.target_encoder.requires_grad_(False)
 
@@ -50,11 +48,8 @@ class IJEPA(nn.Module):
         encoded = self.encoder(images, masks.context)
         if mark:
             mark("context")
-        if self.predict_in_pieces and encoded.requires_grad:
-            loss, prediction = predicted(self.predictor, encoded, masks.context, masks.targets, target)
-        else:
-            prediction = self.predictor(encoded, masks.context, masks.targets)
-            loss = F.smooth_l1_loss(prediction.float(), target[:, None].expand(prediction.shape))
+        prediction = self.predictor(encoded, masks.context, masks.targets)
+        loss = F.smooth_l1_loss(prediction.float(), target[:, None].expand(prediction.shape))
         if mark:
             mark("predictor")
         return Output(loss, prediction.detach(), target)

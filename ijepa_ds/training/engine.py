@@ -18,7 +18,7 @@ from torch import Tensor
 from ijepa_ds.config import Config
 from ijepa_ds.config.schedules import StepSettings
 from ijepa_ds.masks.sampler import Masks
-from ijepa_ds.model import cpu, ijepa, vit_lean
+from ijepa_ds.model import cpu, ijepa
 from ijepa_ds.model.blocks import BLOCKS, compile_blocks
 from ijepa_ds.model.vit import initial_value
 from ijepa_ds.weights.start import Start
@@ -64,9 +64,6 @@ class Engine:
             set_z3_leaf_modules(model, list(BLOCKS), raise_if_not_found=False)
         if device.type == "cpu":
             cpu.tune(model, self.compute_dtype)
-            if self.compute_dtype == torch.float32:
-                vit_lean.keep_less(model)
-                model.predict_in_pieces = self.stage < 3  # ZeRO-3 fills and empties weights by the step's own passes
         if cfg.model.compile:
             compile_blocks(model)
         groups = parameter_groups(model)

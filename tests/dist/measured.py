@@ -7,13 +7,11 @@ import warnings
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import Block
 
 from ijepa_ds.bench.memory import held_bytes
 from ijepa_ds.config import Config, DataConfig, MasksConfig, ModelConfig, OptimizationConfig, PredictorConfig, RunConfig
 from ijepa_ds.masks.sampler import build_sampler
 from ijepa_ds.model.ijepa import IJEPA
-from ijepa_ds.model.vit_lean import LeanBlock
 from tests.dist import jobs
 
 
@@ -78,14 +76,6 @@ def activation_bytes(model: IJEPA, cfg: Config, micro_batch: int) -> tuple[int, 
     return peak_bytes(profile), masks.context.shape[-1], masks.targets.shape[-1]
 
 
-def as_on_a_gpu(model: IJEPA) -> None:
-    """Undo what an engine on a CPU does to hold less: the plan is of GPUs."""
-    model.predict_in_pieces = False
-    for module in model.modules():
-        if type(module) is LeanBlock:
-            module.__class__ = Block  # type: ignore[assignment]
-
-
 def measure(stage: int, extra: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
     """Two steps to settle, then one under measurement."""
     from deepspeed import comm as dist
@@ -98,7 +88,6 @@ def measure(stage: int, extra: dict[str, Any] | None = None, **settings: Any) ->
     before = live_bytes()
     cfg = config_of(ranks=dist.get_world_size(), **settings)
     engine, plan = jobs.make_engine(cfg, stage, dist.get_world_size(), extra)
-    as_on_a_gpu(engine.deepspeed.module)
     rank = dist.get_rank()
     jobs.train_steps(engine, cfg, plan, rank, 0, 2)
     layout = engine.layout
