@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ijepa_ds.scenes import scene_layout, scene_shapes, scenes
+from ijepa_ds.scenes import layout, scenes, shapes
 from ijepa_ds.scenes.paint import Canvas
 
 _SIZE = 64
@@ -21,7 +21,7 @@ _SIZE = 64
 @pytest.fixture(scope="module")
 def many() -> list[tuple[np.ndarray, list[dict]]]:
     """Three hundred scenes."""
-    return [scene_layout.draw(1, index, _SIZE) for index in range(300)]
+    return [layout.draw(1, index, _SIZE) for index in range(300)]
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +86,8 @@ def test_all_counts_and_distance_bins_are_populated(many: list) -> None:
 
 def test_every_attribute_occurs(many: list) -> None:
     objects = [item for _, items in many for item in items]
-    colours, sizes, materials = scene_layout.COLOURS, scene_layout.SIZES, scene_layout.MATERIALS
-    expected = {"shape": scene_shapes.SHAPES, "color": colours, "size": sizes, "material": materials}
+    colours, sizes, materials = layout.COLOURS, layout.SIZES, layout.MATERIALS
+    expected = {"shape": shapes.SHAPES, "color": colours, "size": sizes, "material": materials}
     for key, values in expected.items():
         share = {value: sum(item[key] == value for item in objects) / len(objects) for value in values}
         assert all(0.5 < part * len(share) < 1.5 for part in share.values()), share
@@ -98,7 +98,7 @@ def test_objects_do_not_intersect(many: list) -> None:
         for number, one in enumerate(objects):
             for other in objects[:number]:
                 distance = math.dist(one["3d_coords"][:2], other["3d_coords"][:2])
-                assert distance > scene_layout.SIZES[one["size"]] + scene_layout.SIZES[other["size"]]
+                assert distance > layout.SIZES[one["size"]] + layout.SIZES[other["size"]]
 
 
 def _in_front(one: dict, objects: list[dict]) -> bool:
@@ -121,7 +121,7 @@ def test_pixel_coords_point_at_the_object(many: list) -> None:
                 continue
             x, y, _ = item["pixel_coords"]
             seen = colorsys.rgb_to_hsv(*picture[int(y), int(x)] / 255)
-            named = colorsys.rgb_to_hsv(*np.array(scene_layout.COLOURS[item["color"]]) / 255)
+            named = colorsys.rgb_to_hsv(*np.array(layout.COLOURS[item["color"]]) / 255)
             difference = abs((seen[0] - named[0] + 0.5) % 1 - 0.5)
             hits.append(difference < 0.08 and seen[1] > 0.15)
     assert len(hits) > 300 and np.mean(hits) > 0.97
@@ -129,10 +129,10 @@ def test_pixel_coords_point_at_the_object(many: list) -> None:
 
 def test_nearer_object_hides_the_farther_one() -> None:
     """Two balls on one line of sight, added in either order: the nearer one owns the pixel."""
-    camera = scene_shapes.Camera(np.array([0.0, -10.0, 5.0]), np.array([0.0, 0.0, 0.5]), _SIZE)
+    camera = shapes.Camera(np.array([0.0, -10.0, 5.0]), np.array([0.0, 0.0, 0.5]), _SIZE)
     red, blue = (np.array(colour, np.float32) for colour in ([1, 0, 0], [0, 0, 1]))
-    near = scene_shapes.Solid("sphere", 0.35, np.array([0, -1, 0.35], np.float32), 0.0, red, False)
-    far = scene_shapes.Solid("sphere", 0.7, np.array([0, 0.3, 0.7], np.float32), 0.0, blue, False)
+    near = shapes.Solid("sphere", 0.35, np.array([0, -1, 0.35], np.float32), 0.0, red, False)
+    far = shapes.Solid("sphere", 0.7, np.array([0, 0.3, 0.7], np.float32), 0.0, blue, False)
     for order in ((near, far), (far, near)):
         canvas = Canvas(camera)
         assert all(canvas.place(solid) for solid in order)
@@ -144,11 +144,11 @@ def test_nearer_object_hides_the_farther_one() -> None:
 
 
 def test_hidden_object_is_refused() -> None:
-    canvas = Canvas(scene_shapes.Camera(np.array([0.0, -10.0, 2.0]), np.array([0.0, 0.0, 0.5]), _SIZE))
+    canvas = Canvas(shapes.Camera(np.array([0.0, -10.0, 2.0]), np.array([0.0, 0.0, 0.5]), _SIZE))
     grey = np.full(3, 0.5, np.float32)
-    big = scene_shapes.Solid("cube", 0.7, np.array([0, 0, 0.5], np.float32), 0.0, grey, False)
-    hidden = scene_shapes.Solid("torus", 0.35, np.array([0, 1.5, 0.13], np.float32), 0.0, grey, False)
-    outside = scene_shapes.Solid("cone", 0.35, np.array([5, 0, 0.35], np.float32), 0.0, grey, False)
+    big = shapes.Solid("cube", 0.7, np.array([0, 0, 0.5], np.float32), 0.0, grey, False)
+    hidden = shapes.Solid("torus", 0.35, np.array([0, 1.5, 0.13], np.float32), 0.0, grey, False)
+    outside = shapes.Solid("cone", 0.35, np.array([5, 0, 0.35], np.float32), 0.0, grey, False)
     assert canvas.place(big)
     before = canvas.owner.copy()
     assert not canvas.place(hidden) and not canvas.place(outside)
@@ -167,12 +167,12 @@ def _inside(shape: str, p: np.ndarray) -> np.ndarray:
     }[shape]
 
 
-@pytest.mark.parametrize("shape", scene_shapes.SHAPES)
+@pytest.mark.parametrize("shape", shapes.SHAPES)
 def test_rays_hit_the_surface(shape: str) -> None:
     """A hit is the first entry found by marching in small steps, for a turned and moved solid."""
     rng = np.random.default_rng(0)
     centre, angle, radius = np.array([1, 2, 0.7], np.float32), 0.6, 0.7
-    solid = scene_shapes.Solid(shape, radius, centre, angle, np.ones(3, np.float32), False)
+    solid = shapes.Solid(shape, radius, centre, angle, np.ones(3, np.float32), False)
     origin = rng.normal(size=(3, 400))
     origin *= 4 / np.linalg.norm(origin, axis=0)
     direction = rng.uniform(-0.6, 0.6, (3, 400)) - origin
