@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ijepa_ds.scenes import layout, scenes, shapes
+from ijepa_ds.scenes import command, layout, shapes
 from ijepa_ds.scenes.paint import Canvas
 
 _SIZE = 64
@@ -28,7 +28,7 @@ def many() -> list[tuple[np.ndarray, list[dict]]]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A rendered data set of 70 images: three chunks, the last one short."""
     out = tmp_path_factory.mktemp("scenes") / "train"
-    scenes.render(out, 70, 32, seed=3, workers=1, progress=False)
+    command.render(out, 70, 32, seed=3, workers=1, progress=False)
     return out
 
 
@@ -38,14 +38,14 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.dist
 def test_workers_do_not_change_a_byte(folder: Path, tmp_path: Path) -> None:
-    scenes.render(tmp_path / "two", 70, 32, seed=3, workers=2, progress=False)
+    command.render(tmp_path / "two", 70, 32, seed=3, workers=2, progress=False)
     assert _bytes(tmp_path / "two") == _bytes(folder)
 
 
 def test_image_does_not_depend_on_num_but_on_seed(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "few").mkdir()  # an empty folder is welcome
-    scenes.render(tmp_path / "few", 9, 32, seed=3, progress=False)
-    scenes.render(tmp_path / "other", 9, 32, seed=4, progress=False)
+    command.render(tmp_path / "few", 9, 32, seed=3, progress=False)
+    command.render(tmp_path / "other", 9, 32, seed=4, progress=False)
     few, other, all_ = (_bytes(path) for path in (tmp_path / "few", tmp_path / "other", folder))
     del few["scenes.json"], other["scenes.json"]
     assert len(few) == len(other) == 9
@@ -206,16 +206,16 @@ def test_rays_hit_the_surface(shape: str) -> None:
 def test_arguments_out_of_range_are_refused(tmp_path: Path, change: dict, message: str) -> None:
     arguments = {"num": 1, "size": 16, "seed": 0, "workers": 1} | change
     with pytest.raises(ValueError, match=message):
-        scenes.render(tmp_path / "out", **arguments, progress=False)
+        command.render(tmp_path / "out", **arguments, progress=False)
     assert not any(tmp_path.iterdir())
 
 
 def test_folder_in_use_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(ValueError, match="not an empty folder"):
-        scenes.render(tmp_path, 1, 16, 0, progress=False)
+        command.render(tmp_path, 1, 16, 0, progress=False)
     with pytest.raises(ValueError, match="not an empty folder"):
-        scenes.render(tmp_path / "mine.txt", 1, 16, 0, progress=False)
+        command.render(tmp_path / "mine.txt", 1, 16, 0, progress=False)
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
@@ -223,15 +223,15 @@ def test_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scenes, "draw", fail)
+    monkeypatch.setattr(command, "draw", fail)
     with pytest.raises(KeyboardInterrupt):
-        scenes.render(tmp_path / "out", 3, 16, 0, workers=1, progress=False)
+        command.render(tmp_path / "out", 3, 16, 0, workers=1, progress=False)
     assert not any(tmp_path.iterdir())
 
 
 def test_command(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
-    scenes.add_arguments(parser)
+    command.add_arguments(parser)
     arguments = [
         "--out",
         str(tmp_path / "test"),
@@ -244,6 +244,6 @@ def test_command(tmp_path: Path) -> None:
         "--split",
         "val",
     ]
-    assert scenes.run(parser.parse_args(arguments)) == 0
+    assert command.run(parser.parse_args(arguments)) == 0
     record = json.loads((tmp_path / "test" / "scenes.json").read_text())
     assert record["info"]["seed"] == 9 and [scene["split"] for scene in record["scenes"]] == ["val", "val"]
