@@ -1,14 +1,15 @@
-"""Rectangles of patches and what a mask sampler decides with them. Numpy, on the host.
+"""Rectangular blocks of patches: sizes, positions and coverage, in numpy on the host.
 
-The host must know the lengths of the index lists, else tensors on the device have no static shapes; and what
-decides the lengths is small. So the host decides, and `masks` builds the index tensors on the device.
-Letters: n images, M targets, C contexts, G patches along the grid's side, N = G * G patches in raster order.
+The host plans the masks, because tensors on the device need static shapes and the plan fixes the lengths of the
+index lists. `masks.sampler` then builds the index tensors on the device.
+Shapes: n images, M targets, C contexts, a grid of G x G patches, N = G * G patches in raster order.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -18,18 +19,18 @@ import numpy as np
 from ijepa_ds.masks.settings import MasksConfig
 
 Size = tuple[int, int]  # height, width in patches
-_TABLED = 32  # largest grid whose blocks are looked up instead of computed (docs/LOG.md)
+_MAX_TABLE_GRID = 32  # larger grids compute block masks instead of looking them up (docs/LOG.md)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The decisions for n images.
+    """Block sizes, block positions and context length for n images.
 
     Attributes:
         target_size: Height and width of every target block, in patches.
-        target_first: int64 [n, M], number of each target block's top left patch.
-        available: bool [n, C, N], the patches a context may see, before it is cut.
-        context_length: Patches kept in every context, Kc; every context has at least as many available.
+        target_first: int64 [n, M], index of each target block's top left patch.
+        available: bool [n, C, N], the patches a context may keep.
+        context_length: Patches kept in every context, Kc; at least as many are available in every context.
     """
 
     target_size: Size
@@ -39,34 +40,39 @@ class Plan:
 
 
 class Planner(Protocol):
-    """A mask strategy: one row of `masks.SAMPLERS`."""
+    """A masking strategy: one row of `masks.sampler.SAMPLERS`."""
 
-    keeps_at_random: bool  # which available patches stay: a random choice, or the first in raster order
+    random_context: bool  # a context keeps a random subset of its available patches, or the first in raster order
 
     def __init__(self, cfg: MasksConfig, grid: int, seed: int, batch_size: int) -> None:
-        """Prepare for a run; `problems` has found nothing."""
+        """Prepare for a run with settings in which `problems` found nothing."""
 
     def plan(self, step: int, first: int, count: int) -> Plan:
-        """Decide for positions first .. first + count - 1 of a step's global batch."""
+        """Plan positions first .. first + count - 1 of a step's global batch."""
 
     @staticmethod
     def problems(cfg: MasksConfig, grid: int) -> list[str]:
-        """Say what can never be satisfied on this grid, and which key to change."""
+        """List the settings that can never be satisfied on this grid, each with the key to change."""
 
     @staticmethod
     def micro_batch_problems(cfg: MasksConfig, batch_size: int, micro_batch: int) -> list[str]:
-        """Say why the global batch cannot be planned in such micro-batches."""
+        """List the reasons why the global batch cannot be split into micro-batches of this size."""
 
 
-def between(limits: tuple[float, float], share: float) -> float:
-    """Go `share` of the way, 0 .. 1, from the lower limit to the upper one."""
-    return limits[0] + share * (limits[1] - limits[0])
+def interpolate(limits: tuple[float, float], fraction: float) -> float:
+    """Return the point at `fraction`, 0 .. 1, between the lower and the upper limit."""
+    return limits[0] + fraction * (limits[1] - limits[0])
 
 
 def block_size(patches: float, aspect: float, largest: int) -> Size:
-    """Shape a block of about `patches` patches and this height / width, no side longer than `largest`.
+    """Return the height and width of a block, in patches.
 
-    As in the published runs: whole patches first, then each side rounded by itself.
+    The area is truncated to whole patches, then each side is rounded on its own (published runs).
+
+    Args:
+        patches: Area in patches.
+        aspect: Height / width.
+        largest: Longest side allowed.
     """
     area = int(patches)
     return (
@@ -76,63 +82,79 @@ def block_size(patches: float, aspect: float, largest: int) -> Size:
 
 
 def possible_sizes(
-    grid: int, scale: tuple[float, float], aspect: tuple[float, float], largest: int, *, together: bool
+    grid: int, scale: tuple[float, float], aspect: tuple[float, float], largest: int, *, coupled: bool
 ) -> set[Size]:
-    """List every size the scales can produce.
+    """Return every block size that the scales produce with positive probability.
 
     Args:
         grid: Patches along the grid's side.
         scale: Lower and upper share of the grid's patches.
         aspect: Lower and upper height / width.
         largest: Longest side allowed.
-        together: One random number drives scale and aspect (published); else they are independent.
-
-    Returns:
-        The sizes of positive probability. Between two aspects at which a side jumps by a patch the size is
-        constant, so one point of every such interval is tried.
+        coupled: One random number drives scale and aspect (published runs); else they are independent.
     """
-    n = grid * grid
-    width = scale[1] - scale[0]
     sizes = set()
-    for area in range(int(n * scale[0]), int(n * scale[1]) + 1):
-        low = max(0.0, (area / n - scale[0]) / width) if width else 0.0
-        high = min(1.0, ((area + 1) / n - scale[0]) / width) if width else 1.0
-        if low >= high:
-            continue
-        ends = (between(aspect, low), between(aspect, high)) if together else aspect
-        halves = [(k + 0.5) ** 2 for k in range(largest)]
-        jumps = [half / area for half in halves if area] + [area / half for half in halves]
-        points = sorted({*ends, *(jump for jump in jumps if ends[0] < jump < ends[1])})
-        if len(points) == 1:
-            points *= 2
-        sizes |= {block_size(area + 0.5, (a + b) / 2, largest) for a, b in itertools.pairwise(points)}
+    for area, aspects in _possible_areas(grid * grid, scale, aspect, coupled):
+        sizes |= _sizes_of_area(area, aspects, largest)
     return sizes
 
 
-def smallest_room(contexts: set[Size], targets: set[Size], side: int) -> tuple[int, Size]:
-    """Count what the least lucky pair of sizes leaves of a context when its targets are placed best.
+def _possible_areas(
+    n: int, scale: tuple[float, float], aspect: tuple[float, float], coupled: bool
+) -> Iterator[tuple[int, tuple[float, float]]]:
+    """Yield every area in whole patches, with the lower and upper aspect that blocks of this area can have."""
+    width = scale[1] - scale[0]
+    for area in range(int(n * scale[0]), int(n * scale[1]) + 1):
+        # the fractions of the scale range for which int(n * scale) is this area
+        low = max(0.0, (area / n - scale[0]) / width) if width else 0.0
+        high = min(1.0, ((area + 1) / n - scale[0]) / width) if width else 1.0
+        if low < high:
+            yield area, (interpolate(aspect, low), interpolate(aspect, high)) if coupled else aspect
+
+
+def _sizes_of_area(area: int, aspects: tuple[float, float], largest: int) -> set[Size]:
+    """Return the sizes of blocks of one area, for all aspects in a range.
+
+    A side rounds from k to k + 1 where its exact length is k + 1/2. The height sqrt(area * aspect) reaches that at
+    aspect = (k + 1/2)^2 / area, the width sqrt(area / aspect) at aspect = area / (k + 1/2)^2. Between two
+    neighbouring jumps the size is constant, so one aspect from each interval, its midpoint, finds every size.
+    Example: area 20, aspects 0.8 .. 1.2. The height jumps from 4 to 5 at 4.5^2 / 20 = 1.01, the width from 5 to 4
+    at 20 / 4.5^2 = 0.99, so the sizes are 4 x 5, 4 x 4 and 5 x 4.
+    """
+    halves = [(k + 0.5) ** 2 for k in range(largest)]
+    jumps = [half / area for half in halves if area] + [area / half for half in halves]
+    points = sorted({*aspects, *(jump for jump in jumps if aspects[0] < jump < aspects[1])})
+    if len(points) == 1:  # the range is a single aspect
+        points *= 2
+    return {block_size(area + 0.5, (a + b) / 2, largest) for a, b in itertools.pairwise(points)}
+
+
+def min_context_patches(contexts: set[Size], targets: set[Size], side: int) -> tuple[int, Size]:
+    """Return the fewest patches that any pair of sizes leaves to a context under the best placement.
+
+    The best placement stacks all targets in one corner and puts the context in the opposite corner.
 
     Args:
         contexts: Sizes of context blocks.
         targets: Sizes of target blocks.
-        side: Side of the square in which blocks may lie.
+        side: Side of the square that contains the blocks, in patches.
 
     Returns:
-        Patches left with all targets stacked at the corner opposite to the context, and that target size.
+        The number of patches, and the target size of that pair.
     """
 
-    def room(context: Size, target: Size) -> int:
+    def patches_left(context: Size, target: Size) -> int:
         shared = [max(0, c + t - side) for c, t in zip(context, target, strict=True)]
         return math.prod(context) - math.prod(shared)
 
-    return min((room(context, target), target) for context in contexts for target in targets)
+    return min((patches_left(context, target), target) for context in contexts for target in targets)
 
 
 def corners(draw: np.ndarray, size: Size, side: int) -> np.ndarray:
     """Place blocks uniformly in a square.
 
     Args:
-        draw: float64 [..., 2] in [0, 1).
+        draw: float64 [..., 2], uniform in [0, 1).
         size: Height and width of the blocks.
         side: Side of the square.
 
@@ -142,8 +164,8 @@ def corners(draw: np.ndarray, size: Size, side: int) -> np.ndarray:
     return (draw * (side + 1 - np.array(size))).astype(np.int64)
 
 
-def covered(corner: np.ndarray, size: Size, grid: int) -> np.ndarray:
-    """Mark the patches of blocks.
+def block_mask(corner: np.ndarray, size: Size, grid: int) -> np.ndarray:
+    """Mark the patches that blocks cover.
 
     Args:
         corner: int64 [..., 2], top and left.
@@ -153,12 +175,12 @@ def covered(corner: np.ndarray, size: Size, grid: int) -> np.ndarray:
     Returns:
         bool [..., N].
     """
-    if grid <= _TABLED:
-        return _every_block(size, grid)[corner[..., 0], corner[..., 1]]
-    return _covered(corner, size, grid)
+    if grid <= _MAX_TABLE_GRID:
+        return _mask_table(size, grid)[corner[..., 0], corner[..., 1]]
+    return _block_mask(corner, size, grid)
 
 
-def _covered(corner: np.ndarray, size: Size, grid: int) -> np.ndarray:
+def _block_mask(corner: np.ndarray, size: Size, grid: int) -> np.ndarray:
     line = np.arange(grid)
     offset = line - corner[..., None]  # [..., 2, G]
     inside = (offset >= 0) & (offset < np.array(size)[:, None])
@@ -166,13 +188,13 @@ def _covered(corner: np.ndarray, size: Size, grid: int) -> np.ndarray:
     return block.reshape(*corner.shape[:-1], grid * grid)
 
 
-@lru_cache(maxsize=64)  # a run meets few sizes, again and again; at most 1 MB each
-def _every_block(size: Size, grid: int) -> np.ndarray:
-    """The patches of a block at every place: bool [G - h + 1, G - w + 1, N]."""
-    places = np.indices((grid - size[0] + 1, grid - size[1] + 1)).transpose(1, 2, 0)
-    return _covered(places, size, grid)
+@lru_cache(maxsize=64)  # a run uses few sizes; at most 1 MB each
+def _mask_table(size: Size, grid: int) -> np.ndarray:
+    """Return the masks of a block of h x w patches at every position: bool [G - h + 1, G - w + 1, N]."""
+    positions = np.indices((grid - size[0] + 1, grid - size[1] + 1)).transpose(1, 2, 0)
+    return _block_mask(positions, size, grid)
 
 
 def first_patch(corner: np.ndarray, grid: int) -> np.ndarray:
-    """Number the top left patches of blocks: int64 [..., 2] to int64 [...]."""
+    """Return the raster indices of the blocks' top left patches: int64 [..., 2] to int64 [...]."""
     return corner[..., 0] * grid + corner[..., 1]

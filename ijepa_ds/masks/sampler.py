@@ -1,8 +1,8 @@
-"""Multi-block masks: which patches the encoder sees and which ones the predictor must tell.
+"""Multi-block masks: which patches the encoder sees and which patches the predictor predicts.
 
-`build_sampler(...).sample(...)` is a function of (seed, step, position) and of nothing else, so a run sees
-the same masks whatever its world size, micro-batch and restarts. It never waits for the device.
-Letters: B images, C contexts, M targets, Kc and Kt patches in each, N = grid * grid patches in raster order.
+`build_sampler(...).sample(...)` is a pure function of (seed, step, position), so a run gets the same masks for any
+world size, micro-batch and restart. It never waits for the device. Source: Assran et al., CVPR 2023, section 3.
+Shapes: B images, C contexts, M targets, Kc and Kt patches in each, N = grid * grid patches in raster order.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ SAMPLERS: dict[str, type[Planner]] = {"published": Published, "unbiased": Unbias
 
 @dataclass(frozen=True)
 class Masks:
-    """Patch numbers, ascending in every list, int64, on the device of the model.
+    """Patch indices of one micro-batch, ascending in every list, on the device of the model.
 
     Attributes:
-        context: [B, C, Kc], what the encoder sees.
-        targets: [B, M, Kt], what the predictor must tell; every list is a full rectangle.
+        context: int64 [B, C, Kc], the patches that the context encoder sees.
+        targets: int64 [B, M, Kt], the patches that the predictor predicts; every list is a full rectangle.
     """
 
     context: Tensor
@@ -40,7 +40,7 @@ class Sampler:
     """Draws the masks of a run.
 
     Attributes:
-        planner: Decides on the host; its `plan` tells what was available to a context before the cut.
+        planner: Plans block sizes and positions on the host.
         grid: Patches along the grid's side.
         seed: The run's seed.
         batch_size: Images in a global batch.
@@ -55,17 +55,17 @@ class Sampler:
         """Draw the masks of consecutive positions of a step's global batch.
 
         Args:
-            step: Optimiser step, from 0.
+            step: Optimizer step, from 0.
             first_position: First position in the global batch.
             count: Number of positions, B.
             device: Where the index tensors are built.
 
         Returns:
-            Masks of B images of equal lengths. The unbiased sampler has one context length for the run, the
-            published one a length for each truncation group.
+            Masks of B images of equal lengths. The unbiased sampler uses one context length for the whole run,
+            the published one a length for each truncation group.
 
         Raises:
-            ValueError: Positions outside the batch, or across the border of a truncation group.
+            ValueError: Positions are outside the batch, or in two truncation groups.
         """
         if first_position < 0 or count < 1 or first_position + count > self.batch_size:
             raise ValueError(
@@ -75,23 +75,20 @@ class Sampler:
         plan = self.planner.plan(step, first_position, count)
         targets = _rectangles(_to_device(plan.target_first, device), plan.target_size, self.grid)
         keep = _to_device(plan.available, device)
-        if self.planner.keeps_at_random:
+        if self.planner.random_context:
             first = step * self.batch_size + first_position
             keep = _choose(keep, plan.context_length, self.seed, first)
         return Masks(context=_first_of(keep, plan.context_length), targets=targets)
 
 
 def build_sampler(cfg: MasksConfig, grid: int, seed: int, batch_size: int) -> Sampler:
-    """Prepare the sampler that `cfg.sampler` names.
+    """Build the sampler named by `cfg.sampler`.
 
     Args:
         cfg: The mask settings.
         grid: Patches along the grid's side (crop size / patch size).
         seed: The run's seed.
         batch_size: Images in a global batch, over all ranks and micro-batches.
-
-    Returns:
-        The sampler.
 
     Raises:
         ValueError: `check` finds the settings impossible on this grid.
@@ -103,16 +100,16 @@ def build_sampler(cfg: MasksConfig, grid: int, seed: int, batch_size: int) -> Sa
 
 
 def check(cfg: MasksConfig, grid: int, batch_size: int | None = None, micro_batch: int | None = None) -> list[str]:
-    """Say what in the mask settings cannot work on a grid.
+    """List the mask settings that cannot work on a grid.
 
     Args:
         cfg: The mask settings.
         grid: Patches along the grid's side.
-        batch_size: Images in a global batch; with `micro_batch`, their division is checked, too.
-        micro_batch: Images per device and pass.
+        batch_size: Images in a global batch; checked together with `micro_batch`.
+        micro_batch: Images per device and forward pass.
 
     Returns:
-        One message a problem, each naming the key to change; empty if every step can be drawn.
+        One message per problem, each naming the key to change; empty if every step can be sampled.
     """
     found = []
     if cfg.sampler not in SAMPLERS:
@@ -140,7 +137,7 @@ def check(cfg: MasksConfig, grid: int, batch_size: int | None = None, micro_batc
 
 
 def take(x: Tensor, indices: Tensor) -> Tensor:
-    """Take patches from every image.
+    """Gather patches from every image.
 
     Args:
         x: [B, N, D].
@@ -153,7 +150,7 @@ def take(x: Tensor, indices: Tensor) -> Tensor:
 
 
 def _to_device(array: np.ndarray, device: torch.device | str) -> Tensor:
-    """Copy from numpy without waiting; a copy can only queue on a CUDA device from pinned memory."""
+    """Copy from numpy without blocking; an asynchronous copy to a CUDA device needs pinned memory."""
     host = torch.from_numpy(array)
     if torch.device(device).type != "cuda":
         return host.to(device)
@@ -161,24 +158,24 @@ def _to_device(array: np.ndarray, device: torch.device | str) -> Tensor:
 
 
 def _rectangles(first: Tensor, size: Size, grid: int) -> Tensor:
-    """List the patches of blocks by their top left ones: int64 [B, M] to [B, M, Kt]."""
+    """Return the patch indices of blocks from their top left patches: int64 [B, M] to [B, M, Kt]."""
     rows = torch.arange(size[0], device=first.device) * grid
     offsets = rows[:, None] + torch.arange(size[1], device=first.device)
     return first[..., None] + offsets.flatten()
 
 
 def _choose(available: Tensor, length: int, seed: int, first_number: int) -> Tensor:
-    """Choose `length` available patches of every context uniformly: bool [B, C, N] to bool [B, C, N]."""
+    """Choose a uniform random subset of `length` available patches of every context: bool [B, C, N]."""
     number = torch.arange(available.shape[0], device=available.device) + first_number
     draws = available.shape[1] * available.shape[2]
-    ticket = counter.uniform(seed, counter.STREAM_MASK_KEEP, number, draws).view(available.shape)
-    ticket = ticket.masked_fill(~available, 2.0)
-    highest = ticket.topk(length, largest=False, sorted=False).values.amax(-1, keepdim=True)
-    return ticket <= highest
+    score = counter.uniform(seed, counter.STREAM_MASK_KEEP, number, draws).view(available.shape)
+    score = score.masked_fill(~available, 2.0)
+    highest = score.topk(length, largest=False, sorted=False).values.amax(-1, keepdim=True)
+    return score <= highest
 
 
 def _first_of(keep: Tensor, length: int) -> Tensor:
-    """List the first `length` marked patches of every context: bool [B, C, N] to int64 [B, C, length]."""
-    seen = keep.cumsum(-1)  # the k-th marked patch is the first place at which k have been seen
-    wanted = torch.arange(1, length + 1, device=keep.device).expand(*keep.shape[:-1], -1)
-    return torch.searchsorted(seen, wanted.contiguous())
+    """Return the indices of the first `length` marked patches of every context: bool [B, C, N] to int64 [B, C, length]."""
+    count = keep.cumsum(-1)  # the k-th marked patch is the first position with count k
+    ranks = torch.arange(1, length + 1, device=keep.device).expand(*keep.shape[:-1], -1)
+    return torch.searchsorted(count, ranks.contiguous())

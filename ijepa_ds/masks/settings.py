@@ -1,4 +1,4 @@
-"""Settings of the mask samplers. Apart from the samplers, so that reading a configuration needs no PyTorch."""
+"""Settings of the mask samplers, in their own file so that reading a configuration does not import PyTorch."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def test_statistics_can_tell_a_wrong_sampler(change: dict[str, object]) -> None:
 
 @pytest.mark.parametrize(("group", "expected"), [(1, 110), (16, 80), (64, 71.6), (128, 69)])
 def test_context_after_the_cut_shrinks_with_the_group(group: int, expected: float) -> None:
-    # ViT-H/14 at 224: the published figures, for images cut together.
+    # ViT-H/14 at 224: the published figures, for images cut coupled.
     planner = build_sampler(MasksConfig(truncation_group=group), 16, seed=0, batch_size=group).planner
     steps = {1: 2000}.get(group, 300)
     lengths = [planner.plan(step, 0, group).context_length for step in range(steps)]
@@ -215,20 +215,20 @@ def test_refusal_of_small_targets_is_exact() -> None:
     assert check(MasksConfig(min_keep=8), 8) == []
 
 
-@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("coupled", [True, False])
 @pytest.mark.parametrize("grid", [8, 13, 16])
-def test_possible_sizes_are_those_a_dense_scan_finds(grid: int, together: bool) -> None:
+def test_possible_sizes_are_those_a_dense_scan_finds(grid: int, coupled: bool) -> None:
     scale, aspect = (0.15, 0.2), (0.75, 1.5)
-    scan, points = set(), 4000 if together else 150
+    scan, points = set(), 4000 if coupled else 150
     for i in range(points):
         area = int(grid * grid * (scale[0] + (i + 0.5) / points * (scale[1] - scale[0])))
-        for j in [i] if together else range(points):
+        for j in [i] if coupled else range(points):
             ratio = aspect[0] + (j + 0.5) / points * (aspect[1] - aspect[0])
             scan.add((round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))))
-    assert possible_sizes(grid, scale, aspect, grid - 1, together=together) == scan
+    assert possible_sizes(grid, scale, aspect, grid - 1, coupled=coupled) == scan
 
 
 def test_sizes_of_a_fixed_scale_and_aspect() -> None:
-    assert possible_sizes(8, (0.25, 0.25), (1.0, 1.0), 7, together=True) == {(4, 4)}
+    assert possible_sizes(8, (0.25, 0.25), (1.0, 1.0), 7, coupled=True) == {(4, 4)}
     sizes = Published(MasksConfig(target_scale=(0.25, 0.25), target_aspect=(1.0, 1.0)), 8, 0, 4)
     assert sizes.plan(0, 0, 4).target_size == (4, 4)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ijepa_ds.config import MasksConfig
-from ijepa_ds.masks.blocks import possible_sizes, smallest_room
+from ijepa_ds.masks.blocks import min_context_patches, possible_sizes
 from ijepa_ds.masks.sampler import Sampler, build_sampler, check
 from ijepa_ds.masks.unbiased import Unbiased
 
@@ -91,9 +91,9 @@ def test_scale_and_log_aspect_are_uniform_and_independent() -> None:
 def test_last_resort_always_leaves_enough(overlap: bool) -> None:
     # The longest length the areas allow: nearly no first draw reaches it.
     cfg, grid = replace(_CFG, allow_overlap=overlap, num_contexts=2, target_scale=(0.3, 0.4)), 10
-    contexts = possible_sizes(grid, cfg.context_scale, (1.0, 1.0), grid, together=True)
-    targets = possible_sizes(grid, cfg.target_scale, cfg.target_aspect, grid, together=False)
-    room = smallest_room(contexts, targets, grid)[0]
+    contexts = possible_sizes(grid, cfg.context_scale, (1.0, 1.0), grid, coupled=True)
+    targets = possible_sizes(grid, cfg.target_scale, cfg.target_aspect, grid, coupled=False)
+    room = min_context_patches(contexts, targets, grid)[0]
     planner = Unbiased(cfg, grid, seed=0, batch_size=32, context_length=room)
     sampler = Sampler(planner, grid, seed=0, batch_size=32)
     stacked = torch.zeros(2)
@@ -111,8 +111,8 @@ def test_last_resort_always_leaves_enough(overlap: bool) -> None:
 @pytest.mark.parametrize(
     ("grid", "change", "words"),
     [
-        (16, {"context_tokens": 150}, r"masks\.context_tokens must be at most \d+"),
-        (8, {"target_scale": (0.9, 1.0)}, r"leave the contexts no patch"),
+        (16, {"context_tokens": 150}, r"masks\.context_tokens is 150, expected at most \d+"),
+        (8, {"target_scale": (0.9, 1.0)}, r"cover the whole context"),
         (4, {"target_scale": (0.01, 0.2)}, r"masks\.target_scale.*target blocks of 0 x 0"),
     ],
 )
