@@ -1,13 +1,19 @@
-"""Imported once by the server of `launched.py`, so that its forks have everything at hand."""
+"""Imported once by the server of `launched.py` and `pool.py`, so that its forks import nothing: ten seconds of CPU a process."""
 
 import os
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
-import deepspeed  # noqa: E402, F401
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402, F401  (it brings torch's compiler)
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
+import setuptools  # noqa: E402, F401  (DeepSpeed looks for libraries with it)
+import tensorboard.summary.writer.event_file_writer  # noqa: E402, F401
+import torch.utils.tensorboard  # noqa: E402, F401
+
+import ijepa_ds.cluster.watch  # noqa: E402
 import ijepa_ds.data.vision  # noqa: E402
-import ijepa_ds.train  # noqa: E402, F401
+import ijepa_ds.train  # noqa: E402
+import ijepa_ds.training.loop  # noqa: E402, F401
