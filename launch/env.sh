@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# The environment every launch script runs in; to be sourced by bash. Sets no shell option and starts no Python.
+# The environment of every launch script, to be sourced by bash. It sets no shell option and starts no Python.
 #   VENV             the virtual environment (default: .venv in the checkout)
-#   OMP_NUM_THREADS  threads of a rank (default without a GPU: 1; more threads than cores is 5 to 10 times slower)
+#   OMP_NUM_THREADS  threads of a rank (default without a GPU: 1; more threads than cores makes steps 5 to 10 times slower)
 
 IJEPA_DS_REPO=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -16,11 +16,11 @@ case $VENV in /*) ;; *) VENV=$PWD/$VENV ;; esac
 VENV=${VENV%/}
 export VENV
 
-# Ours alone: operators compiled for another PyTorch do not load, and a build elsewhere can hold its lock.
+# One folder for each environment: operators compiled for another PyTorch do not load, and another build may hold the lock.
 export TORCH_EXTENSIONS_DIR=$VENV/torch_extensions
 case $PATH in "$VENV/bin:"*) ;; *) export PATH=$VENV/bin:$PATH ;; esac  # the build needs ninja, the launcher python
 
-# Is there an NVIDIA GPU this process may use? (Empty CUDA_VISIBLE_DEVICES: none. WSL has no device files.)
+# Whether this process may use an NVIDIA GPU. An empty CUDA_VISIBLE_DEVICES means none; WSL has no device files.
 ijepa_ds_has_gpu() {
     [ "${CUDA_VISIBLE_DEVICES-all}" != "" ] || return 1
     compgen -G '/dev/nvidia[0-9]*' >/dev/null && return 0

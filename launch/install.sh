@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # Make the virtual environment: `bash launch/install.sh`, or `... install.sh test` with the tools of launch/test.sh.
-# A second call finds nothing to do. What was interrupted is thrown away and made again.
+# A second call does nothing. An interrupted installation is deleted and made again.
 #   VENV    where (default: .venv in the checkout)
 #   PYTHON  the Python to make it from (default: the first of python3, python3.14 ... python3.10 that is new enough)
 #   DALI    cuda13 (default), or cuda12 for drivers older than 580, which also need a PyTorch for CUDA 12
-# pip's own settings (environment, pip.conf) hold: indexes, caches, proxies, certificates.
+# pip's own settings (environment, pip.conf) apply: indexes, caches, proxies, certificates.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 
-needed_gb=10  # 7 stay; 3 are wheels on their way
-notes=$VENV/.ijepa_ds  # beside the packages: `recipe` (what the venv was made as), `busy` (pip is at work), `ready-*`
+needed_gb=10  # 7 for the environment, 3 for wheels during the installation
+notes=$VENV/.ijepa_ds  # state files: `recipe` (how the venv was made), `busy` (pip is running), `ready-*`
 problems=()
 
-find_python() {  # sets `python`; not the one inside VENV, which may be about to go
+find_python() {  # sets `python`; not the one inside VENV, which may be deleted
     local PATH=${PATH#"$VENV/bin:"} candidate
     local -a candidates=(python3 python3.14 python3.13 python3.12 python3.11 python3.10)
     [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
@@ -74,7 +74,7 @@ check_machine() {
     exit 1
 }
 
-# What an environment must have been made as to be kept and mended, rather than made again.
+# An environment with the same recipe is updated; any other is made again.
 recipe() { printf '%s\n' "$VENV" "DALI ${DALI:-cuda13}"; }
 
 is_usable() {
@@ -82,7 +82,7 @@ is_usable() {
         { [ -z "${PYTHON:-}" ] || [ "$(cat "$notes/python")" = "$(command -v -- "$PYTHON")" ]; }
 }
 
-stamp() {  # of everything that decides what is installed
+stamp() {  # hash of everything that determines what is installed
     local base=$IJEPA_DS_REPO
     { recipe; grep '^version' "$VENV/pyvenv.cfg"; echo "$base"
       cat "$base/setup.py" "$base/pyproject.toml" "$base/launch/install.sh"; } | sha256sum
@@ -105,16 +105,16 @@ install_packages() {  # $1: extras
     (
         export TMPDIR=$VENV/tmp PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1
         cd -- "$IJEPA_DS_REPO" &&
-            "$VENV/bin/python" -m pip install 'pip>=23' &&  # older ones cannot install an editable pyproject
+            "$VENV/bin/python" -m pip install 'pip>=23' &&  # older versions cannot install an editable pyproject
             "$VENV/bin/python" -m pip install -e ".[$1]"
     ) || { echo "install.sh: pip failed; its reason stands above. Run this again when it is mended." >&2; exit 1; }
     rm -rf -- "$VENV/tmp" "$notes/busy"
 }
 
-build_operator() {  # ahead, because ranks that compile together, or are interrupted, wait without a word
+build_operator() {  # in advance, because ranks that compile at the same time, or after an interrupted build, wait silently
     if ijepa_ds_has_gpu; then return; fi
     echo "compiling DeepSpeed's CPU communication operator (1 to 3 minutes)"
-    rm -f -- "$TORCH_EXTENSIONS_DIR"/*/lock  # of a build that died; nobody else builds here while we hold ours
+    rm -f -- "$TORCH_EXTENSIONS_DIR"/*/lock  # left by a build that died; our lock excludes other builds
     DS_ACCELERATOR=cpu "$VENV/bin/python" -c '
 from deepspeed.accelerator import get_accelerator
 get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)'

@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# From a fresh checkout to a trained, scored and pictured model: `bash launch/quickstart.sh`. Safe to run again: what is
-# finished is kept, an interrupted training continues. Ctrl-C or SIGTERM ends everything that was started.
+# Install, render scenes, train, score and draw a summary: `bash launch/quickstart.sh`. A second call keeps finished phases
+# and resumes an interrupted training. Ctrl-C or SIGTERM ends every process that was started.
 #   QUICKSTART_DIR  where (default: runs/quickstart in the checkout)
 #   VENV, PYTHON, DALI  see launch/install.sh
 set -euo pipefail
 launch=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-threads=${OMP_NUM_THREADS:-2}  # of a process that is alone, as the ranks are not
+threads=${OMP_NUM_THREADS:-2}  # for phases with a single process
 source "$launch/env.sh"
 work=${QUICKSTART_DIR:-$IJEPA_DS_REPO/runs/quickstart}
 case $work in /*) ;; *) work=$PWD/$work ;; esac
 run=$work/run
-group=""  # process group of the phase at work
+group=""  # process group of the current phase
 
-group_lives() {  # a zombie does not count: not every container's first process reaps them
+group_lives() {  # zombies do not count: the first process of some containers does not reap them
     { cat /proc/[0-9]*/stat 2>/dev/null || true; } | sed 's/.*) //' |
         awk -v group="$group" '$3 == group && $1 != "Z" { found = 1 } END { exit !found }'
 }
 
-end_group() {  # the deepspeed runner dies of SIGTERM and leaves the ranks: so the whole group gets it
+end_group() {  # the deepspeed runner dies of SIGTERM and leaves the ranks, so signal the whole group
     local tenths
     if ! group_lives; then return; fi
     kill -TERM -- "-$group" 2>/dev/null || true
@@ -38,7 +38,7 @@ trap 'stop 130' INT
 trap 'stop 143' TERM
 trap 'stop 129' HUP
 
-phase() {  # title, command...: run it in a process group of its own and say how long it took
+phase() {  # title, command...: run it in its own process group and print its duration
     local title=$1 started=$SECONDS status=0
     shift
     printf '\n== %s\n' "$title"
@@ -59,7 +59,7 @@ phase() {  # title, command...: run it in a process group of its own and say how
 scenes() {  # split, number of images, seed
     local out=$work/scenes/$1
     if [ -f "$out/scenes.json" ]; then printf '\n== %s is there\n' "$out"; return; fi
-    rm -rf -- "$work/scenes/.$1.partial"*  # of an interrupted call
+    rm -rf -- "$work/scenes/.$1.partial"*  # left by an interrupted call
     phase "rendering $2 scenes" ijepa-ds data scenes --out "$out" --num "$2" --size 64 --seed "$3" --split "$1"
 }
 
@@ -68,7 +68,7 @@ train() {
     local -a number=() precision=()
     if ijepa_ds_has_gpu; then gpus=$(python -c 'import torch; print(torch.cuda.device_count())'); fi
     if [ "$gpus" -gt 0 ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
-        ranks=$gpus  # the launcher takes what is named there, unless it is given a number
+        ranks=$gpus  # the launcher uses the devices named there, unless --num_gpus is given
     else
         if [ "$gpus" -gt 0 ]; then  # a power of two, so that it divides the batch
             for ranks in 8 4 2 1; do [ "$ranks" -gt "$gpus" ] || break; done
@@ -80,13 +80,13 @@ train() {
         [ "$bfloat16" = True ] || precision=(model.precision=float32)
     fi
     port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-    # --hostfile '': never the one of a cluster in /job; this is for one machine.
+    # --hostfile '': ignore a cluster's hostfile in /job; this script uses one machine.
     phase "training with $ranks ranks on $([ "$gpus" -gt 0 ] && echo GPUs || echo "the CPU")" \
         deepspeed --log_level warning --hostfile '' --master_port "$port" ${number[@]+"${number[@]}"} \
         --module ijepa_ds.train --config "$IJEPA_DS_REPO/configs/quickstart.yaml" \
         --deepspeed_config "$IJEPA_DS_REPO/ds_configs/zero3.json" "data.source=$work/scenes/train" "run.dir=$run" \
         ${precision[@]+"${precision[@]}"}
-    # The launcher returns 0 when its child died of a signal: only the trainer's own marker tells.
+    # The launcher returns 0 when its child died of a signal, so check the trainer's own marker.
     [ -f "$run/completed.json" ] || { echo "quickstart.sh: training ended without $run/completed.json" >&2; exit 1; }
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A run that starts itself again after a failure, from its newest good checkpoint (docs/checkpoints.md):
+# Run a training command and restart it after a failure, from its newest valid checkpoint (docs/checkpoints.md):
 #   bash launch/run.sh [--restarts N] [--fruitless N] [--backoff SECONDS] -- deepspeed --num_gpus 8 --module ijepa_ds.train ...
 # SIGTERM, SIGUSR1 or Ctrl-C save and stop it. VENV: see launch/env.sh
 set -euo pipefail

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The tables of docs/evaluate.md, from finished runs of one recipe; results that are there already are kept.
+# Compute the tables of docs/evaluate.md from finished runs of one recipe. Existing results are kept.
 #   bash launch/tables.sh photos ../shared/data/cifar10/train ../shared/data/cifar10/test runs/seed0 runs/seed1 runs/seed2
 #   bash launch/tables.sh scenes data/scenes/train data/scenes/test runs/scenes
-# Each result is in RUN/eval/TASK.
+# Results are in RUN/eval/TASK.
 set -euo pipefail
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/env.sh
