@@ -8,7 +8,6 @@ clean up: what ends the other ranks after a fault is our own code.
 from __future__ import annotations
 
 import json
-import multiprocessing as mp
 import os
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.dist.pool import free_port
+from tests.dist.pool import forks, free_port
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = [
@@ -82,8 +81,7 @@ class Run:
             faults: see `faults.inject`.
             samples: a folder for the log of images, see `faults.log_samples`.
         """
-        context = mp.get_context("forkserver")
-        context.set_forkserver_preload(["tests.dist.preload"])
+        context = forks()
         self._log = place / f"output-{time.monotonic_ns()}.txt"
         port, arguments = free_port(), ["--config", "run.yaml", "--deepspeed_config", f"zero{stage}.json", *TINY, *overrides]
         self.ranks = [
@@ -132,8 +130,7 @@ class Run:
 
 def finished(place: Path, arguments: list[str], ranks: int, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """A run to its end, as `subprocess.run` would give it; `ranks` = 0: one process that no launcher started."""
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["tests.dist.preload"])
+    context = forks()
     out, err = (place / f"{name}-{time.monotonic_ns()}.txt" for name in ("stdout", "stderr"))
     port = free_port()
     processes = [

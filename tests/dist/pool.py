@@ -12,6 +12,13 @@ import traceback
 from typing import Any
 
 
+def forks() -> Any:
+    """Processes forked from a server that has imported everything (`preload.py`); one server a test session."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["tests.dist.preload"])
+    return context
+
+
 def free_port() -> int:
     """A port that nobody listens on."""
     with socket.socket() as probe:
@@ -62,7 +69,8 @@ class Pool:
         self._start()
 
     def _start(self) -> None:
-        context, port = mp.get_context("spawn"), free_port()
+        # the fork server has chosen the CPU as DeepSpeed's accelerator
+        context, port = forks() if self.accelerator == "cpu" else mp.get_context("spawn"), free_port()
         self._pipes, self._processes = [], []
         for rank in range(self.world_size):
             ours, theirs = context.Pipe()
