@@ -47,10 +47,11 @@ def test_all_wrong_lines_are_named_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["x;touch y", "$(touch y)", "`touch y`", "x\ntouch y", "x && touch y", "x | y", "x > y"])
 def test_an_override_that_a_remote_shell_would_run_is_refused_by_training(value: str, tmp_path: Path) -> None:
     from ijepa_ds import train
+    from ijepa_ds.training import job
 
     arguments = train.parse_arguments(["--config", "a.yaml", "--deepspeed_config", "b.json", f"run.dir={value}"])
     with pytest.raises(ValueError, match="would run"):
-        train.prepare(arguments, 1)
+        job.read(arguments, 1)
     assert hosts.changed_by_shell([f"run.dir={value}"])
 
 
