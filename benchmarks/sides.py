@@ -21,7 +21,7 @@ class Setting:
     """What is measured."""
 
     side: str  # ours | baseline
-    model: str  # a name of `config_sizes.SIZES`
+    model: str  # a name of `config.sizes.SIZES`
     images: str = ""  # folder of JPEGs; empty: random pixels, no loader
     batch: int = 8
     crop: int = 224

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All checks: `bash launch/test.sh`; arguments go to pytest (`bash launch/test.sh -m 'not slow' tests/test_masks.py`).
+# Run all checks: `bash launch/test.sh`. Arguments go to pytest (`bash launch/test.sh -m 'not slow' tests/masks`).
 set -euo pipefail
 launch=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 source "$launch/env.sh"
@@ -15,4 +15,4 @@ check() {
 check ruff check .
 check mypy
 printf '\n== pytest\n'
-exec python -m pytest "$@"  # in our place, so that it gets our signals
+exec python -m pytest "$@"  # replaces this shell, so pytest receives its signals

@@ -1,6 +1,6 @@
 """Every conversion, from x to: the target's own library computes what the source's own library computes.
 
-`pytest tests/test_weights_matrix.py -s` prints the largest differences of docs/weights.md.
+`pytest -s tests/weights/test_matrix.py` prints the largest differences of docs/weights.md.
 """
 
 from collections.abc import Callable
