@@ -1,4 +1,6 @@
-"""What `tests/cluster/test_supervise.py` supervises: `stand_in.py RUN DEED...` does the n-th deed, joined by +, in its n-th call.
+"""The command that `tests/cluster/test_supervise.py` supervises: `stand_in.py RUN DEED...` does the n-th deed in its n-th call.
+
+Deeds joined by + are done in order.
 
 save:N  a whole checkpoint of step N        complete  the marker of a finished run      exit:CODE, kill:SIGNAL
 train   as a rank that trains: a request to stop saves one more step and ends with 75   refuse  the same, but cannot save
