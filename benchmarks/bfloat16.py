@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from ijepa_ds import train
-from ijepa_ds.bench.rank import Steps
+from ijepa_ds.bench.steps import Steps
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
 from ijepa_ds.distributed.world import initialise_distributed

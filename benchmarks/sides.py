@@ -92,7 +92,7 @@ class Ours:
         self._sampler = build_sampler(cfg.masks, cfg.grid, cfg.run.seed, s.batch)
         self._step, self._batches = 0, None
         if s.images:
-            from ijepa_ds.bench.rank import Steps
+            from ijepa_ds.bench.steps import Steps
             from ijepa_ds.data.sources import open_source
 
             self._real = Steps(self._engine, cfg, plan, 0, open_source(cfg.data.source))

@@ -1,199 +1,290 @@
-"""`ijepa-ds VERB ...`: argument parsing only. Training itself is `deepspeed ... --module ijepa_ds.train`."""
+"""`ijepa-ds VERB ...`: lists the verbs, and runs one. Training itself is `deepspeed ... --module ijepa_ds.train`."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import logging
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from ijepa_ds import __version__
+from ijepa_ds.arguments import TRAINING, with_example
+from ijepa_ds.exits import USER_ERROR
 
-# verb -> (module with add_arguments(parser) and run(args) -> exit code, one line, example)
-VERBS = {
-    "bench data": (
-        "ijepa_ds.bench.data",
-        "images a second and processor time: our loader, torchvision's, decoding alone",
-        "ijepa-ds bench data data/train --repeats 5",
-    ),
-    "bench index": (
-        "ijepa_ds.bench.index",
-        "what a large index costs: opening, lookups, memory",
-        "ijepa-ds bench index --entries 14000000 --readers 8",
-    ),
-    "data check": (
-        "ijepa_ds.data.check_command",
-        "decode every image of a source and name those that cannot be read",
-        "ijepa-ds data check data/train --fix-index data/train.index",
-    ),
-    "data index": (
-        "ijepa_ds.data.index_command",
-        "scan a source of images once, for every later run",
-        "ijepa-ds data index data/train --out data/train.index",
-    ),
-    "data shard": (
-        "ijepa_ds.data.shard_command",
-        "write a source of images as tar shards with their index",
-        "ijepa-ds data shard data/train --out data/train-shards --size 512M",
-    ),
-    "bench step": (
-        "ijepa_ds.bench.step",
-        "seconds of a step's parts on random pixels, and its MFU",
-        "ijepa-ds bench step --config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json --ranks 2",
-    ),
-    "bench masks": (
-        "ijepa_ds.bench.masks",
-        "seconds to draw the masks of a micro-batch",
-        "ijepa-ds bench masks --config configs/in1k_vith14.yaml data.source=unused",
-    ),
-    "bench ema": (
-        "ijepa_ds.bench.ema",
-        "seconds of an update of the average, beside a loop over parameters",
-        "ijepa-ds bench ema --config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json --ranks 2",
-    ),
-    "bench comm": (
-        "ijepa_ds.bench.comm",
-        "seconds of collectives by size, and what a step sends",
-        "ijepa-ds bench comm --config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json --ranks 2",
-    ),
-    "bench train": (
-        "ijepa_ds.bench.train",
-        "a real run's first steps: where their time goes, MFU, optionally a trace",
-        "ijepa-ds bench train --config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json --ranks 2 "
-        "--steps 20 data.source=data/train",
-    ),
-    "bench fit": (
-        "ijepa_ds.bench.fit",
-        "does a model fit on this machine, and what does a step cost",
-        "ijepa-ds bench fit --config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json --ranks 2",
-    ),
-    "bench state": (
-        "ijepa_ds.bench.state",
-        "bytes of model state on a rank at every ZeRO stage",
-        "ijepa-ds bench state --config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json --ranks 2",
-    ),
-    "bench checkpoint": (
-        "ijepa_ds.bench.checkpoint",
-        "what saving costs the steps, behind them and waited for",
-        "ijepa-ds bench checkpoint --config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json --ranks 2",
-    ),
-    "bench eval": (
-        "ijepa_ds.bench.eval",
-        "what reading images costs an evaluation, and what a linear sweep takes",
-        "ijepa-ds bench eval --checkpoint runs/x --images data/train",
-    ),
-    "data scenes": (
-        "ijepa_ds.scenes.command",
-        "render CLEVR-like demo scenes",
-        "ijepa-ds data scenes --out data/scenes --num 6000 --size 64 --seed 0",
-    ),
-    "eval": (
-        "ijepa_ds.evals.run",
-        "score a run's frozen encoder",
-        "ijepa-ds eval all --checkpoint runs/x --train data/train --test data/test --baseline untrained --out runs/x/eval",
-    ),
-    "export": (
-        "ijepa_ds.weights.export",
-        "write an encoder for timm, transformers, the published code, or as safetensors",
-        "ijepa-ds export --run runs/x --which target --format hf --out exports/x",
-    ),
-    "import": (
-        "ijepa_ds.weights.importing",
-        "check published, timm or Hugging Face weights; with --out, convert them",
-        "ijepa-ds import IN1K-vit.h.14-300e.pth.tar --out weights/vith14",
-    ),
-    "checkpoint": (
-        "ijepa_ds.checkpoint.command",
-        "list, verify or prune a run's checkpoints",
-        "ijepa-ds checkpoint verify runs/x",
-    ),
-    "decoder train": (
-        "ijepa_ds.decoder.train",
-        "train a diffusion model that draws what a representation tells",
-        "ijepa-ds decoder train --checkpoint runs/x --data data/train --out runs/x/decoder",
-    ),
-    "decoder evaluate": (
-        "ijepa_ds.decoder.measure",
-        "compare what it draws from true and from shuffled representations",
-        "ijepa-ds decoder evaluate --decoder runs/x/decoder --images data/test --out runs/x/decoder/eval",
-    ),
-    "visualize": (
-        "ijepa_ds.visualize.command",
-        "look at a model: masks, pca, similarity, attention, predict, decode",
-        "ijepa-ds visualize pca --checkpoint runs/x --images data/test --out pictures",
-    ),
-    "report": (
-        "ijepa_ds.visualize.report",
-        "runs beside each other in one HTML file",
-        "ijepa-ds report runs/a runs/b --out report",
-    ),
-    "plan": (
-        "ijepa_ds.plan.command",
-        "what a run needs: memory, communication, time; needs no GPU",
-        "ijepa-ds plan --config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json --nodes 2 "
-        "--gpus-per-node 8 --gpu a100-80g --images 1281167 --search",
-    ),
-    "scale": (
-        "ijepa_ds.scale.command",
-        "run or plan a ladder of models and budgets, fit power laws, predict the next rung",
-        "ijepa-ds scale configs/ladder_cifar10.yaml",
-    ),
-    "doctor": (
-        "ijepa_ds.doctor.command",
-        "look for what would stop a run on its hosts, before it starts",
-        "ijepa-ds doctor --hostfile hostfile --config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json",
-    ),
-    "supervise": (
-        "ijepa_ds.cluster.supervise",
-        "run a training command and start it again after a failure",
-        "ijepa-ds supervise -- deepspeed --num_gpus 8 --module ijepa_ds.train --config configs/in1k_vith14.yaml ...",
-    ),
-    "summary": (
-        "ijepa_ds.visualize.summary",
-        "one picture of a run: loss, masks, scores",
-        "ijepa-ds summary --run runs/x --eval runs/x/eval --out runs/x/summary.png",
-    ),
+_RUN = "--config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json"
+
+
+class Verb(NamedTuple):
+    """A verb of the command line.
+
+    Attributes:
+        module: has `add_arguments(parser)` and `run(args) -> exit code`. It is imported only when the verb is used.
+        help: one line.
+        example: a command.
+        page: the documentation to read.
+    """
+
+    module: str
+    help: str
+    example: str
+    page: str
+
+
+# What a person wants -> the verbs for it.
+GROUPS = {
+    "prepare data": {
+        "data index": Verb(
+            "ijepa_ds.data.index_command",
+            "scan an image source once, for all later runs",
+            "ijepa-ds data index data/train --out data/train.index",
+            "docs/data.md",
+        ),
+        "data check": Verb(
+            "ijepa_ds.data.check_command",
+            "decode every image and list those that cannot be read",
+            "ijepa-ds data check data/train --fix-index data/train.index",
+            "docs/data.md",
+        ),
+        "data shard": Verb(
+            "ijepa_ds.data.shard_command",
+            "write an image source as tar shards with an index",
+            "ijepa-ds data shard data/train --out data/train-shards --size 512M",
+            "docs/data.md",
+        ),
+        "data scenes": Verb(
+            "ijepa_ds.scenes.command",
+            "render CLEVR-like demo images",
+            "ijepa-ds data scenes --out data/scenes --num 6000 --size 64 --seed 0",
+            "docs/scenes.md",
+        ),
+    },
+    "plan and check": {
+        "plan": Verb(
+            "ijepa_ds.plan.command",
+            "estimate memory, communication and time of a run; needs no GPU",
+            f"ijepa-ds plan {_RUN} --nodes 2 --gpus-per-node 8 --gpu a100-80g --images 1281167 --search",
+            "docs/plan.md",
+        ),
+        "doctor": Verb(
+            "ijepa_ds.doctor.command",
+            "check the hosts of a run before it starts",
+            f"ijepa-ds doctor --hostfile hostfile {_RUN}",
+            "docs/launch.md",
+        ),
+    },
+    "run": {
+        "supervise": Verb(
+            "ijepa_ds.cluster.supervise",
+            "run a training command and restart it after a failure",
+            f"ijepa-ds supervise -- deepspeed --num_gpus 8 --module ijepa_ds.train {_RUN}",
+            "docs/checkpoints.md",
+        ),
+        "checkpoint": Verb(
+            "ijepa_ds.checkpoint.command",
+            "list, verify or prune the checkpoints of a run",
+            "ijepa-ds checkpoint verify runs/x",
+            "docs/checkpoints.md",
+        ),
+        "scale": Verb(
+            "ijepa_ds.scale.command",
+            "run a series of model sizes and budgets, fit power laws, predict the next run",
+            "ijepa-ds scale configs/ladder_cifar10.yaml",
+            "docs/scaling.md",
+        ),
+        "decoder train": Verb(
+            "ijepa_ds.decoder.train",
+            "train a diffusion decoder that draws images from representations",
+            "ijepa-ds decoder train --checkpoint runs/x --data data/train --out runs/x/decoder",
+            "docs/decoder.md",
+        ),
+    },
+    "evaluate": {
+        "eval": Verb(
+            "ijepa_ds.evals.run",
+            "score a frozen encoder on labelled images",
+            "ijepa-ds eval all --checkpoint runs/x --train data/train --test data/test --baseline untrained --out runs/x/eval",
+            "docs/evaluate.md",
+        ),
+        "decoder evaluate": Verb(
+            "ijepa_ds.decoder.measure",
+            "compare decoder samples from true and from shuffled representations",
+            "ijepa-ds decoder evaluate --decoder runs/x/decoder --images data/test --out runs/x/decoder/eval",
+            "docs/decoder.md",
+        ),
+    },
+    "look": {
+        "visualize": Verb(
+            "ijepa_ds.visualize.command",
+            "draw masks, PCA, similarity, attention, predictions or decoder samples",
+            "ijepa-ds visualize pca --checkpoint runs/x --images data/test --out pictures",
+            "docs/visualize.md",
+        ),
+        "report": Verb(
+            "ijepa_ds.visualize.report",
+            "compare runs in one HTML file",
+            "ijepa-ds report runs/a runs/b --out report",
+            "docs/visualize.md",
+        ),
+        "summary": Verb(
+            "ijepa_ds.visualize.summary",
+            "draw loss, masks and scores of a run in one picture",
+            "ijepa-ds summary --run runs/x --eval runs/x/eval --out runs/x/summary.png",
+            "docs/evaluate.md",
+        ),
+    },
+    "weights": {
+        "export": Verb(
+            "ijepa_ds.weights.export",
+            "write an encoder for timm, transformers or the published code, or as safetensors",
+            "ijepa-ds export --run runs/x --which target --format hf --out exports/x",
+            "docs/weights.md",
+        ),
+        "import": Verb(
+            "ijepa_ds.weights.importing",
+            "check published, timm or Hugging Face weights; with --out, convert them",
+            "ijepa-ds import IN1K-vit.h.14-300e.pth.tar --out weights/vith14",
+            "docs/weights.md",
+        ),
+    },
+    "measure": {
+        "bench step": Verb(
+            "ijepa_ds.bench.recorded",
+            "time the parts of a step on random pixels; MFU",
+            f"ijepa-ds bench step {_RUN} --ranks 2",
+            "docs/performance.md",
+        ),
+        "bench train": Verb(
+            "ijepa_ds.bench.recorded",
+            "time the first steps of a real run; MFU, and optionally a trace",
+            f"ijepa-ds bench train {_RUN} --ranks 2 --steps 20 data.source=data/train",
+            "docs/performance.md",
+        ),
+        "bench fit": Verb(
+            "ijepa_ds.bench.fit",
+            "check that a model fits on this machine; memory and time of a step",
+            f"ijepa-ds bench fit {_RUN} --ranks 2",
+            "docs/performance.md",
+        ),
+        "bench state": Verb(
+            "ijepa_ds.bench.state",
+            "measure the model state of a rank at every ZeRO stage",
+            f"ijepa-ds bench state {_RUN} --ranks 2",
+            "docs/performance.md",
+        ),
+        "bench checkpoint": Verb(
+            "ijepa_ds.bench.checkpoint",
+            "time asynchronous and synchronous saves",
+            f"ijepa-ds bench checkpoint {_RUN} --ranks 2",
+            "docs/checkpoints.md",
+        ),
+        "bench ema": Verb(
+            "ijepa_ds.bench.recorded",
+            "time an EMA update, and a loop over the parameters",
+            f"ijepa-ds bench ema {_RUN} --ranks 2",
+            "docs/performance.md",
+        ),
+        "bench comm": Verb(
+            "ijepa_ds.bench.recorded",
+            "time collectives by size, and count those of a step",
+            f"ijepa-ds bench comm {_RUN} --ranks 2",
+            "docs/performance.md",
+        ),
+        "bench masks": Verb(
+            "ijepa_ds.bench.masks",
+            "time the sampling of masks for a micro-batch",
+            "ijepa-ds bench masks --config configs/in1k_vith14.yaml data.source=unused",
+            "docs/performance.md",
+        ),
+        "bench data": Verb(
+            "ijepa_ds.bench.data",
+            "throughput of this loader, torchvision's, and decoding alone",
+            "ijepa-ds bench data data/train --repeats 5",
+            "docs/data.md",
+        ),
+        "bench index": Verb(
+            "ijepa_ds.bench.index",
+            "open time, lookup time and memory of a large index",
+            "ijepa-ds bench index --entries 14000000 --readers 8",
+            "docs/data.md",
+        ),
+        "bench eval": Verb(
+            "ijepa_ds.bench.eval",
+            "throughput of feature extraction, and time of a linear sweep",
+            "ijepa-ds bench eval --checkpoint runs/x --images data/train",
+            "docs/evaluate.md",
+        ),
+    },
 }
+VERBS = {words: verb for group in GROUPS.values() for words, verb in group.items()}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All verbs. Modules of a verb are imported only when it is the one asked for."""
-    parser = argparse.ArgumentParser(prog="ijepa-ds", description=__doc__.split("\n")[0])
-    parser.add_argument("--version", action="version", version=f"ijepa_ds {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    nested: dict[str, argparse._SubParsersAction] = {}
-    for words, (module, line, example) in VERBS.items():
-        first, _, second = words.partition(" ")
-        if second:
-            if first not in nested:
-                group = verbs.add_parser(first, help=f"{first} tools", description=f"{first} tools")
-                nested[first] = group.add_subparsers(dest="subverb", required=True, metavar="VERB")
-            target, name = nested[first], second
-        else:
-            target, name = verbs, first
-        sub = target.add_parser(name, help=line, description=line, epilog=f"example: {example}", add_help=True)
-        sub.set_defaults(module=module)
+def overview(first: str = "") -> str:
+    """The help text: how training is started, and all verbs by purpose; with `first`, the verbs that start with that word."""
+    if first:
+        head = [f"usage: ijepa-ds {first} VERB ..."]
+    else:
+        head = ["usage: ijepa-ds VERB ...", "", "Start training (docs/running.md):", f"  {TRAINING}", "", "Verbs:"]
+    lines = []
+    for purpose, group in GROUPS.items():
+        rows = [f"  {words:<18}{verb.help}" for words, verb in group.items() if not first or words.startswith(f"{first} ")]
+        lines += ["", purpose, *rows] if rows else []
+    shown = f"ijepa-ds {first} VERB" if first else "ijepa-ds VERB"
+    return "\n".join([*head, *lines, "", f"`{shown} --help` shows the options, an example and the page to read."])
+
+
+def build_parser(words: str) -> argparse.ArgumentParser:
+    """The command line of a verb, whose module is imported."""
+    verb = VERBS[words]
+    parser = argparse.ArgumentParser(prog=f"ijepa-ds {words}", description=verb.help)
+    with_example(parser, verb.example, verb.page)
+    parser.set_defaults(verb=words)
+    importlib.import_module(verb.module).add_arguments(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; 0 on success, 2 when the user has to mend something."""
+    """Run one verb; its exit code: 0 on success, 2 when the command line or a file has to be corrected."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     arguments = list(sys.argv[1:] if argv is None else argv)
-    for words, (module_name, line, example) in VERBS.items():
-        parts = words.split()
-        if arguments[: len(parts)] == parts:
-            module = importlib.import_module(module_name)
-            parser = argparse.ArgumentParser(prog=f"ijepa-ds {words}", description=line, epilog=f"example: {example}")
-            module.add_arguments(parser)
-            try:
-                return module.run(parser.parse_args(arguments[len(parts) :]))
-            except (ValueError, OSError, RuntimeError) as error:
-                print(f"ijepa-ds {words}: {error}", file=sys.stderr)
-                return 2
-    build_parser().parse_args(arguments)  # --help, --version, or an error that lists the verbs
-    return 2
+    words = next((words for words in VERBS if arguments[: len(words.split())] == words.split()), None)
+    if words is None:
+        return _no_verb(arguments)
+    parser = build_parser(words)
+    args = parser.parse_args(arguments[len(words.split()) :])
+    try:
+        return importlib.import_module(VERBS[words].module).run(args)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"ijepa-ds {words}: {error}", file=sys.stderr)
+        return USER_ERROR
+
+
+def _no_verb(arguments: Sequence[str]) -> int:
+    """Print help, the version, or that there is no such verb; the exit code."""
+    first = next((words.split()[0] for words in VERBS if " " in words and arguments[:1] == words.split()[:1]), "")
+    rest = arguments[1:] if first else arguments
+    if not rest or rest[0] in ("-h", "--help"):
+        print(overview(first), file=sys.stdout if rest else sys.stderr)
+        return 0 if rest else USER_ERROR
+    if not first and rest[0] == "--version":
+        print(f"ijepa_ds {__version__}")
+        return 0
+    print(f"ijepa-ds: {_unknown(first, rest[0])}", file=sys.stderr)
+    return USER_ERROR
+
+
+def _unknown(first: str, word: str) -> str:
+    """One line about a word that is no verb, with the nearest verb."""
+    if not first and word == "train":
+        return f"'train' is not a verb; start training with deepspeed --num_gpus 8 --module ijepa_ds.train {_RUN}"
+    asked = f"{first} {word}".lstrip()
+    names = {words.split()[-1]: words for words in reversed(VERBS) if words.startswith(first)}
+    names |= {words: words for words in VERBS} | {words.split()[0]: words.split()[0] for words in VERBS}
+    near = difflib.get_close_matches(asked, names, n=1) or difflib.get_close_matches(word, names, n=1)
+    hint = f"did you mean '{names[near[0]]}'? " if near else ""
+    return f"no verb '{asked}'; {hint}`ijepa-ds --help` lists all verbs"
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from ijepa_ds.arguments import TRAINING, add_local_rank, add_run, with_example
 from ijepa_ds.cluster import rank_log
 from ijepa_ds.cluster.environment import settle
 from ijepa_ds.cluster.stop import Stopped, StopRequests
@@ -33,16 +33,10 @@ logger = logging.getLogger("ijepa_ds")
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ijepa_ds.train",
-        description="Pretrain an I-JEPA model.",
-        epilog="example: deepspeed --num_gpus 8 --module ijepa_ds.train --config configs/in1k_vith14.yaml "
-        "--deepspeed_config ds_configs/zero3.json data.source=/data/imagenet/train run.dir=runs/vith14",
-    )
-    parser.add_argument("--config", required=True, type=Path, help="YAML of the run (ours, or a published experiment)")
-    parser.add_argument("--deepspeed_config", required=True, type=Path, help="JSON: how it is spread over devices")
-    parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # the launcher passes it
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override keys of the YAML")
+    parser = argparse.ArgumentParser(prog="python -m ijepa_ds.train", description="Pretrain an I-JEPA model.")
+    with_example(parser, TRAINING, "docs/running.md")
+    add_run(parser)
+    add_local_rank(parser)
     return parser.parse_intermixed_args(argv)
 
 

@@ -13,9 +13,9 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ijepa_ds.arguments import add_deepspeed_config, add_local_rank, check_at_least, with_example
 from ijepa_ds.cluster.environment import settle
 
 if TYPE_CHECKING:
@@ -50,12 +50,15 @@ def train(argv: Sequence[str] | None) -> None:
     """
     from ijepa_ds.decoder.options import add_arguments, shape_of
 
-    parser = argparse.ArgumentParser(prog="python -m ijepa_ds.train_decoder", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m ijepa_ds.train_decoder", description="Train a decoder on many GPUs.")
+    example = """deepspeed --num_gpus 8 --module ijepa_ds.train_decoder --deepspeed_config ds_configs/zero3.json \\
+    --checkpoint runs/vith14 --data data/train --out runs/vith14/decoder --preset gpu"""
+    with_example(parser, example, "docs/decoder.md")
     add_arguments(parser)
-    parser.add_argument("--deepspeed_config", required=True, type=Path, help="JSON: how it is spread over devices")
-    text = "images a rank takes through the network at a time, at most: less memory, more passes (32)"
+    add_deepspeed_config(parser)
+    text = "largest number of images in a forward pass of a rank; smaller: less memory, more passes (32)"
     parser.add_argument("--max-micro-batch", type=int, default=32, help=text)
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
+    add_local_rank(parser)
     arguments = parser.parse_args(argv)
     _run(arguments, shape_of(arguments))
 
@@ -69,8 +72,7 @@ def _run(arguments: argparse.Namespace, shape: Shape) -> None:
     from ijepa_ds.distributed.world import initialise_distributed, world_from_environment
 
     rank, _, world_size = world_from_environment()
-    if arguments.max_micro_batch < 1:
-        raise ValueError(f"--max-micro-batch {arguments.max_micro_batch}: expected at least 1")
+    check_at_least(arguments, max_micro_batch=1)
     try:
         plan = plan_batch(shape.batch_size, arguments.max_micro_batch, world_size)
     except ValueError as error:

@@ -6,25 +6,21 @@ import argparse
 from statistics import median
 from typing import Any
 
-from ijepa_ds.bench.launch import add_job_arguments, run_ranks
+from ijepa_ds.arguments import check_at_least
+from ijepa_ds.bench.launch import add_job_arguments, report_ranks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's command line."""
+    """The options of the verb."""
     add_job_arguments(parser)
     parser.add_argument("--saves", type=int, default=3, help="saves of each kind")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Start the ranks, and print what they found."""
-    if args.saves < 1 or args.ranks < 1:
-        raise ValueError("--ranks and --saves must be at least 1")
+    """Start the ranks and print the figures."""
+    check_at_least(args, ranks=1, saves=1)
     args.steps = args.saves
-    ranks = run_ranks("bench checkpoint", "ijepa_ds.bench.checkpoint_rank", args)
-    if isinstance(ranks, int):
-        return ranks
-    print(report(ranks))
-    return 0
+    return report_ranks(args, report)
 
 
 def report(ranks: list[dict[str, Any]]) -> str:

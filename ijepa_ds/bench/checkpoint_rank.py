@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ijepa_ds.bench.rank import Steps, run_rank
+from ijepa_ds.bench.steps import Steps
 from ijepa_ds.checkpoint.saver import Saver
 from ijepa_ds.config import BatchPlan, Config
 from ijepa_ds.data.scan import ScanOptions
@@ -102,12 +101,3 @@ def _raw(path: Path, size: int) -> dict[str, float]:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """`python -m ijepa_ds.bench.checkpoint_rank`, as `bench checkpoint` starts it."""
-    return run_rank(argv, "bench checkpoint", measure)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ijepa_ds.bench.rank import run_rank
 from ijepa_ds.bench.record import machine, record
 from ijepa_ds.bench.step_rank import WARM, RandomSteps
 from ijepa_ds.bench.stopwatch import records_of, settings
@@ -55,12 +53,3 @@ def _collectives(world_size: int, device: torch.device, dtype: torch.dtype) -> d
         works[f"all_gather.{label}"] = partial(torch.distributed.all_gather_into_tensor, whole, share)
         works[f"reduce_scatter.{label}"] = partial(torch.distributed.reduce_scatter_tensor, share, whole)
     return works
-
-
-def main(argv: list[str] | None = None) -> int:
-    """`python -m ijepa_ds.bench.comm_rank`, as `bench comm` starts it."""
-    return run_rank(argv, "bench comm", measure)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

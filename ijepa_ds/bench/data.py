@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ijepa_ds.arguments import add_batch_size, add_device, add_source, add_threads, check_at_least, device_of
 from ijepa_ds.config import DataConfig
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.loader import ImageBatches
@@ -60,28 +61,29 @@ class Setting:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `ijepa-ds bench data`."""
-    parser.add_argument("source", metavar="SRC", help="folder, list, tar shards, index or mix (docs/data.md)")
-    parser.add_argument("--crop-size", type=int, default=224)
-    parser.add_argument("--threads", type=int, default=1, help="decoding threads, or worker processes (default 1)")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--batches", type=int, default=15, help="counted in a repeat (default 15)")
-    parser.add_argument("--repeats", type=int, default=5, help="interleaved; the table has medians (default 5)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--decoder", default="auto", help="as data.decoder")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the network's input")
+    add_source(parser)
+    parser.add_argument("--crop-size", type=int, default=224, help="pixels (224)")
+    add_threads(parser, 1)
+    add_batch_size(parser, 32, "images in a batch")
+    parser.add_argument("--batches", type=int, default=15, help="batches timed in a repeat (15)")
+    parser.add_argument("--repeats", type=int, default=5, help="interleaved repeats; the table shows medians (5)")
+    add_device(parser)
+    parser.add_argument("--decoder", default="auto", help="as data.decoder (auto)")
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="of the network's input (float32)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; 0."""
-    if min(args.threads, args.batch_size, args.batches, args.repeats) < 1:
-        raise ValueError("--threads, --batch-size, --batches and --repeats: at least 1")
+    check_at_least(args, threads=1, batch_size=1, batches=1, repeats=1)
     index = open_source(args.source, ScanOptions(progress=True))
     setting = Setting(
         cfg=DataConfig(source=args.source, crop_size=args.crop_size, threads=args.threads, decoder=args.decoder),
         index=index,
         batch_size=args.batch_size,
         batches=args.batches,
-        device=torch.device(args.device),
+        device=device_of(args.device),
         dtype=getattr(torch, args.precision),
     )
     logger.info("%s", table(setting, measure(setting, args.repeats)))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 
-from ijepa_ds.bench.rank import run_rank
 from ijepa_ds.bench.record import machine, record
 from ijepa_ds.bench.step_rank import WARM
 from ijepa_ds.bench.stopwatch import Stopwatch, records_of, settings
@@ -35,12 +33,3 @@ def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     gain = [loop / update for loop, update in zip(samples["loop"], samples["update"], strict=True)]
     records = [*records_of("ema", samples, config), record("ema.loop_to_update", "x", gain, config)]
     return {"title": engine.describe(), "machine": machine(), "records": records}
-
-
-def main(argv: list[str] | None = None) -> int:
-    """`python -m ijepa_ds.bench.ema_rank`, as `bench ema` starts it."""
-    return run_rank(argv, "bench ema", measure)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

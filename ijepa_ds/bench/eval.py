@@ -11,35 +11,35 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ijepa_ds.arguments import WEIGHTS, add_batch_size, add_device, add_threads, check_at_least, device_of
 from ijepa_ds.data.reading import ImageFiles
 from ijepa_ds.data.sources import open_source
 from ijepa_ds.evals import sweep
 from ijepa_ds.evals.features import extract
 from ijepa_ds.evals.folders import batches
 from ijepa_ds.evals.settings import PRECISIONS, Settings
-from ijepa_ds.evals.subject import Subject, default_device, open_subject
+from ijepa_ds.evals.subject import Subject, open_subject
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's command line."""
-    parser.add_argument("--checkpoint", required=True, help="run, or weights of any kind")
+    """The options of the verb."""
+    parser.add_argument("--checkpoint", required=True, help=WEIGHTS)
     parser.add_argument("--images", required=True, help="folder, list, tars or index")
-    parser.add_argument("--num", type=int, default=2000, help="images of a repeat (2000)")
-    parser.add_argument("--repeats", type=int, default=5, help="of each measurement, one after the other by turns (5)")
-    parser.add_argument("--batch-size", type=int, default=256, help="images (256)")
-    parser.add_argument("--threads", type=int, default=2, help="that decode (2)")
-    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="float32")
-    parser.add_argument("--device", help="default: cuda where there is one")
+    parser.add_argument("--num", type=int, default=2000, help="images in a repeat (2000)")
+    parser.add_argument("--repeats", type=int, default=5, help="repeats of each measurement, interleaved (5)")
+    add_batch_size(parser, 256)
+    add_threads(parser, 2)
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="float32", help="of matrix products (float32)")
+    add_device(parser)
     parser.add_argument("--features", type=int, default=50_000, help="cached features of the sweep; 0: no sweep (50000)")
-    parser.add_argument("--classes", type=int, default=10, help="of the sweep (10)")
+    parser.add_argument("--classes", type=int, default=10, help="classes of the sweep (10)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; 0."""
-    if min(args.num, args.repeats, args.batch_size, args.threads) < 1 or args.features < 0 or args.classes < 2:
-        raise ValueError("expected --num, --repeats, --batch-size and --threads from 1, --features from 0, --classes from 2")
+    check_at_least(args, num=1, repeats=1, batch_size=1, threads=1, features=0, classes=2)
     subject = open_subject(args.checkpoint, None, None, None)
-    device = args.device or default_device(0)
+    device = str(device_of(args.device))
     index = open_source(args.images)
     found = ImageFiles(index, index.readable())
     paths: list[str] = [found[i % len(found)] for i in range(args.num)]

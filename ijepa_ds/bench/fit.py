@@ -6,31 +6,27 @@ import argparse
 import math
 from typing import Any
 
-from ijepa_ds.bench.launch import add_job_arguments, run_ranks
+from ijepa_ds.arguments import check_at_least
+from ijepa_ds.bench.launch import add_job_arguments, report_ranks
 from ijepa_ds.bench.memory import PUBLISHED
 
 GIB, MIB = 2**30, 2**20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's command line."""
+    """The options of the verb."""
     add_job_arguments(parser)
     parser.add_argument("--steps", type=int, default=5, help="optimiser steps, at least 4; the last one counts collectives")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Start the ranks, and print what they found."""
-    if args.steps < 4 or args.ranks < 1:
-        raise ValueError("--ranks must be at least 1, --steps 4 (ZeRO-3 learns the order of the modules in the first two)")
-    ranks = run_ranks("bench fit", "ijepa_ds.bench.rank", args)
-    if isinstance(ranks, int):
-        return ranks
-    print(report(ranks))
-    return 0
+    """Start the ranks and print the figures."""
+    check_at_least(args, ranks=1, steps=4)  # ZeRO-3 learns the order of the modules in the first two steps
+    return report_ranks(args, report)
 
 
 def report(ranks: list[dict[str, Any]]) -> str:
-    """The figures, for people."""
+    """The figures as text."""
     one, world = ranks[0], len(ranks)
     parameters = sum(one["parameters"].values())
     peak = sum(r["resident_peak"] for r in ranks)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ijepa_ds.arguments import add_batch_size, check_at_least
 from ijepa_ds.config import DataConfig
 from ijepa_ds.data.index import ENTRY, Container, ImageIndex, Part, make
 from ijepa_ds.data.samples import SamplePlan, Share
@@ -29,15 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `ijepa-ds bench index`."""
     parser.add_argument("--entries", type=int, default=14_000_000, help="synthetic images (default 14 million)")
     parser.add_argument("--readers", type=int, default=8, help="processes (default 8)")
-    parser.add_argument("--batch-size", type=int, default=128, help="of a rank (default 128)")
+    add_batch_size(parser, 128, "images in a batch of a reader")
     parser.add_argument("--batches", type=int, default=500, help="each reader looks up (default 500)")
     parser.add_argument("--folder", type=Path, help="for the index, about 100 bytes an entry (default: a temporary one)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; 0."""
-    if min(args.entries, args.readers, args.batch_size, args.batches) < 1:
-        raise ValueError("--entries, --readers, --batch-size and --batches: at least 1")
+    check_at_least(args, entries=1, readers=1, batch_size=1, batches=1)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         path = Path(folder) / "synthetic.index"
         synthetic(args.entries).save(path)

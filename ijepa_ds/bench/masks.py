@@ -1,16 +1,15 @@
-"""`ijepa-ds bench masks`: what drawing the masks of a micro-batch costs."""
+"""`ijepa-ds bench masks`: times the sampling of masks for a micro-batch."""
 
 from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
 import torch
 
 from ijepa_ds import config
-from ijepa_ds.bench.launch import show
-from ijepa_ds.bench.record import machine, record
+from ijepa_ds.arguments import add_config, add_device, add_json, check_at_least, device_of
+from ijepa_ds.bench.record import machine, record, show
 from ijepa_ds.config import published
 from ijepa_ds.masks.sampler import build_sampler
 
@@ -18,21 +17,19 @@ _WARM = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's command line."""
-    parser.add_argument("--config", required=True, type=Path, help="YAML of a run")
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override keys of the YAML")
+    """The options of the verb."""
+    add_config(parser)
+    parser.add_argument("--repeats", type=int, default=30, help="micro-batches that are timed (30)")
+    add_device(parser)
+    add_json(parser, "also write the figures to this file")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
-    if args.repeats < 1:
-        raise ValueError("--repeats: at least 1")
+    check_at_least(args, repeats=1)
     cfg, _ = published.load_any(args.config, args.overrides)
     plan = config.check(cfg, 1)
-    sampler, device = build_sampler(cfg.masks, cfg.grid, cfg.run.seed, cfg.optimization.batch_size), torch.device(args.device)
+    sampler, device = build_sampler(cfg.masks, cfg.grid, cfg.run.seed, cfg.optimization.batch_size), device_of(args.device)
     seconds, lengths = [], []
     for step in range(_WARM + args.repeats):
         began = time.perf_counter()

@@ -65,6 +65,20 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def show(verb: str, figures: dict[str, Any], target: Path | None) -> int:
+    """Print the records of a verb and write them to `target`, if given; 0.
+
+    Args:
+        verb: such as "bench step".
+        figures: `records`, `machine`, and optionally a `title`.
+        target: a JSON file with `verb`, `machine` and `records`, the same for every verb.
+    """
+    print(f"\n{figures.get('title', verb)}: median [quartiles] x repeats\n{table(figures['records'])}")
+    if target:
+        target.write_text(json.dumps({"verb": verb, "machine": figures["machine"], "records": figures["records"]}, indent=1))
+    return 0
+
+
 def shown(value: float, unit: str) -> str:
     """A value for people."""
     if unit == "s":

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ijepa_ds.bench.launch import add_job_arguments, run_ranks
+from ijepa_ds.arguments import check_at_least
+from ijepa_ds.bench.launch import add_job_arguments, report_ranks
 from ijepa_ds.bench.memory import PUBLISHED
 
 MIB = 2**20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's command line."""
+    """The options of the verb."""
     add_job_arguments(parser)
     parser.add_argument("--stages", type=_stages, default=[0, 1, 2, 3], metavar="N[,N]", help="of ZeRO, by turns (0,1,2,3)")
 
@@ -25,15 +26,10 @@ def _stages(text: str) -> list[int]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Start the ranks, and print what they found."""
-    if args.ranks < 1:
-        raise ValueError("--ranks must be at least 1")
+    """Start the ranks and print the figures."""
+    check_at_least(args, ranks=1)
     args.steps = sum(1 << stage for stage in set(args.stages))
-    ranks = run_ranks("bench state", "ijepa_ds.bench.state_rank", args)
-    if isinstance(ranks, int):
-        return ranks
-    print(report(ranks))
-    return 0
+    return report_ranks(args, report)
 
 
 def report(ranks: list[dict[str, Any]]) -> str:

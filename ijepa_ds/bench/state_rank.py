@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import sys
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ijepa_ds.bench import memory
-from ijepa_ds.bench.rank import Steps, run_rank
+from ijepa_ds.bench.steps import Steps
 from ijepa_ds.config import BatchPlan, Config
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
@@ -68,12 +67,3 @@ def _give_back() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """`python -m ijepa_ds.bench.state_rank`, as `bench state` starts it."""
-    return run_rank(argv, "bench state", measure)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

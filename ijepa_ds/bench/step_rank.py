@@ -5,12 +5,10 @@ Then as many steps in a row, as a run takes them: the device is not waited for, 
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 
-from ijepa_ds.bench.rank import run_rank
 from ijepa_ds.bench.record import machine, record
 from ijepa_ds.bench.stopwatch import Stopwatch, records_of, settings
 from ijepa_ds.config import BatchPlan, Config
@@ -90,12 +88,3 @@ def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
             record("step.peak_memory", "bytes", [peak_memory_gib(engine.device) * 2**30], config),
         ],
     }
-
-
-def main(argv: list[str] | None = None) -> int:
-    """`python -m ijepa_ds.bench.step_rank`, as `bench step` starts it."""
-    return run_rank(argv, "bench step", measure)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

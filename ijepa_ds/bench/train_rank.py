@@ -7,14 +7,12 @@ Nothing is timed here: the parts are those the run itself writes to TensorBoard,
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ijepa_ds.bench.rank import run_rank
 from ijepa_ds.bench.record import machine, record
 from ijepa_ds.bench.stopwatch import settings
 from ijepa_ds.cluster.stop import StopRequests
@@ -123,12 +121,3 @@ def _collective_seconds(profiler: profile) -> float:
         total += max(0.0, end - max(begin, until))
         until = max(until, end)
     return total / 1e6
-
-
-def main(argv: list[str] | None = None) -> int:
-    """`python -m ijepa_ds.bench.train_rank`, as `bench train` starts it."""
-    return run_rank(argv, "bench train", measure)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

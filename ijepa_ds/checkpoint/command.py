@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ijepa_ds.arguments import check_at_least
 from ijepa_ds.checkpoint import run_dir
 from ijepa_ds.checkpoint.folder import check_files, find_steps, folder_name
 from ijepa_ds.checkpoint.reader import CheckpointReader
@@ -98,8 +99,7 @@ def _print(run: Path, rows: list[dict[str, Any]], verified: bool) -> None:
 
 
 def _prune(arguments: argparse.Namespace) -> int:
-    if arguments.keep_last < 1 or arguments.keep_every < 0:
-        raise ValueError("--keep-last must be at least 1, --keep-every at least 0")
+    check_at_least(arguments, keep_last=1, keep_every=0)
     with run_dir.lock(arguments.run):
         newest = find_steps(arguments.run)[-1:]
         problem = _describe(arguments.run, newest[0], verify=True)["problem"] if newest else None

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from ijepa_ds.arguments import below
 from ijepa_ds.checkpoint.folder import folder_name, list_steps, looks_whole
 from ijepa_ds.cluster import processes
 from ijepa_ds.cluster.supervised import Inbox, Supervised, say
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         ValueError: all that is wrong with the command line.
     """
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
-    wrong = [f"--{name}: {value} is below {least}" for name, least, value in _limits(args) if value < least]
+    wrong = below(args, restarts=0, fruitless=1, backoff=0, max_backoff=0)
     if not command:
         wrong.append("the command is missing: ijepa-ds supervise -- deepspeed ... --module ijepa_ds.train ...")
     if wrong:
@@ -67,15 +68,6 @@ def run(args: argparse.Namespace) -> int:
     if folder is None:
         raise ValueError(f"no '{_TRAINER} --config FILE' in the command: name the run directory with --run")
     return Supervisor(command, folder, args).run()
-
-
-def _limits(args: argparse.Namespace) -> list[tuple[str, int, float]]:
-    return [
-        ("restarts", 0, args.restarts),
-        ("fruitless", 1, args.fruitless),
-        ("backoff", 0, args.backoff),
-        ("max-backoff", 0, args.max_backoff),
-    ]
 
 
 def run_dir(command: Sequence[str]) -> Path | None:

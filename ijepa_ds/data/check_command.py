@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ijepa_ds.arguments import check_at_least
 from ijepa_ds.data.headers import check_pixels, check_pixels_strictly
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.index_command import add_scan_arguments, summary
@@ -28,13 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `ijepa-ds data check`."""
     add_scan_arguments(parser)
     parser.add_argument("--fix-index", type=Path, metavar="INDEX", help="write an index of the good images")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="that decode (default: all cores)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="decoding threads (default: all cores)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Check, print the table; 0 when all is well or left out of an index, else 1."""
-    if args.threads < 1:
-        raise ValueError(f"--threads {args.threads}: at least 1")
+    check_at_least(args, threads=1)
     index = open_source(args.source, ScanOptions(max_pixels=args.max_pixels, progress=True))
     index = index.with_bad(check(index, args.max_pixels, args.threads))
     logger.info("%s", table(index))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from pathlib import Path
 
+from ijepa_ds.arguments import add_out, add_source
 from ijepa_ds.data.index import ImageIndex, describe
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
@@ -15,17 +15,17 @@ logger = logging.getLogger(__name__)
 
 
 def add_scan_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every verb that scans takes."""
-    parser.add_argument("source", metavar="SRC", help="folder, list, tar shards, index or mix (docs/data.md)")
+    """The options of every verb that scans a source."""
+    add_source(parser)
     parser.add_argument("--max-pixels", type=int, default=100_000_000, help="as data.max_pixels (default 100 million)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `ijepa-ds data index`."""
     add_scan_arguments(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="INDEX", help="file to write; data.source takes it")
+    add_out(parser, "file to write; give it to data.source", metavar="INDEX")
     parser.add_argument(
-        "--checksum", action="store_true", help="read every byte and keep a checksum, with which every later read is compared"
+        "--checksum", action="store_true", help="read every file and store a checksum; later reads are compared with it"
     )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-from pathlib import Path
 
+from ijepa_ds.arguments import add_out
 from ijepa_ds.data.index_command import add_scan_arguments, summary
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.shards import write_shards
@@ -27,8 +27,8 @@ def parse_size(text: str) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `ijepa-ds data shard`."""
     add_scan_arguments(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder; the same command resumes")
-    parser.add_argument("--size", type=parse_size, default=parse_size("512M"), help="of a shard at most (default 512M)")
+    add_out(parser, "folder; the same command resumes", metavar="DIR")
+    parser.add_argument("--size", type=parse_size, default=parse_size("512M"), help="largest size of a shard (512M)")
 
 
 def run(args: argparse.Namespace) -> int:

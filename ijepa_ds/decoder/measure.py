@@ -15,10 +15,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ijepa_ds.arguments import (
+    add_batch_size,
+    add_decoder,
+    add_device,
+    add_out,
+    add_seed,
+    check_at_least,
+    device_of,
+)
 from ijepa_ds.data.transforms import load_eval_images
 from ijepa_ds.decoder import network
 from ijepa_ds.decoder.condition import PLACE, Conditioner
-from ijepa_ds.decoder.options import device_of
 from ijepa_ds.decoder.pictures import decoder_pixels, encoder_input, images_of
 from ijepa_ds.weights import open_source
 
@@ -29,15 +37,13 @@ _OF_BLOCKS = ("pixels of the block", "features of the block")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `ijepa-ds decoder evaluate`."""
-    parser.add_argument("--decoder", required=True, type=Path, help="folder of `ijepa-ds decoder train --out`")
-    parser.add_argument("--checkpoint", type=Path, help="default: the one it was trained for")
+    add_decoder(parser)
     parser.add_argument("--images", required=True, help="held-out images: a folder, list, tars or index")
     parser.add_argument("--num", type=int, default=500, help="images (500)")
-    parser.add_argument("--sampler-steps", type=int, default=50, help="of DDIM (50)")
-    parser.add_argument("--batch-size", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument("--out", required=True, type=Path, help="folder for result.json")
+    add_batch_size(parser, 50)
+    add_seed(parser, "for masks and samples")
+    add_device(parser)
+    add_out(parser, "folder for result.json")
 
 
 def open_decoder(folder: Path, checkpoint: Path | None, device: torch.device, predictor: str = "trained") -> Any:
@@ -59,8 +65,7 @@ def open_decoder(folder: Path, checkpoint: Path | None, device: torch.device, pr
 
 def run(args: argparse.Namespace) -> int:
     """Draw every image from its own condition and from another's; 0."""
-    if args.num < 2 or args.batch_size < 1 or args.sampler_steps < 1:
-        raise ValueError("expected --num of at least 2, --batch-size and --sampler-steps of at least 1")
+    check_at_least(args, num=2, batch_size=1, sampler_steps=1)
     device = device_of(args.device)
     decoder, conditioner, facts = open_decoder(args.decoder, args.checkpoint, device)
     found = images_of(args.images, "--images")

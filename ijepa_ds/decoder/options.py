@@ -1,4 +1,4 @@
-"""The options of `ijepa-ds decoder train`, and the network that they mean."""
+"""The options of `ijepa-ds decoder train`, and the network they describe."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
+from ijepa_ds.arguments import add_device, add_heads, add_out, add_seed, below
 from ijepa_ds.decoder.condition import VARIANTS
 from ijepa_ds.decoder.network import PRESETS, Shape
 
@@ -15,21 +14,21 @@ from ijepa_ds.decoder.network import PRESETS, Shape
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `ijepa-ds decoder train`."""
     parser.add_argument("--checkpoint", required=True, type=Path, help="run, or other weights with encoders and predictor")
-    parser.add_argument("--data", required=True, help="folder of images to learn to draw")
-    parser.add_argument("--out", required=True, type=Path, help="folder of the decoder; the same command resumes there")
-    text = "what it is told: the pooled target representation of the whole image, or the predictor's of one block"
+    parser.add_argument("--data", required=True, help="folder of training images")
+    add_out(parser, "folder of the decoder; the same command resumes there")
+    text = "condition: pooled target representation of the whole image, or pooled prediction of one block"
     parser.add_argument("--condition", choices=VARIANTS, default="block", help=text)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu", help="cpu: 32-64 pixels; gpu: 128-256 (cpu)")
-    parser.add_argument("--size", type=int, help="pixels of what is drawn; default: the preset's")
+    parser.add_argument("--size", type=int, help="pixels of a sample; default: the preset's")
     parser.add_argument("--steps", type=int, help="default: the preset's")
     parser.add_argument("--batch-size", type=int, help="default: the preset's")
     parser.add_argument("--lr", type=float, help="default: the preset's")
     parser.add_argument("--channels", type=_channels, help="by resolution, such as 32,64,96; default: the preset's")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of matrix products (float32)")
-    parser.add_argument("--seed", type=int, default=0)
+    add_seed(parser, "for images, masks and noise")
     parser.add_argument("--save-every", type=int, default=500, help="steps (500)")
-    parser.add_argument("--heads", type=int, help="attention heads, where a file of weights does not say")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (auto: cuda where there is one)")
+    add_heads(parser)
+    add_device(parser)
 
 
 def _channels(text: str) -> tuple[int, ...]:
@@ -43,7 +42,7 @@ def _channels(text: str) -> tuple[int, ...]:
 
 
 def shape_of(args: argparse.Namespace) -> Shape:
-    """The preset with what the options change.
+    """The preset, changed by the options that were given.
 
     Raises:
         ValueError: a size that the resolutions do not divide, or numbers below 1; all at once.
@@ -60,14 +59,7 @@ def shape_of(args: argparse.Namespace) -> Shape:
         wrong.append(f"--size {shape.image_size}: expected a multiple of {factor} ({len(shape.channels)} resolutions)")
     if shape.lr <= 0:
         wrong.append(f"--lr {shape.lr}: expected a number above 0")
-    for name, value in (("--steps", shape.steps), ("--batch-size", shape.batch_size), ("--save-every", args.save_every)):
-        if value < 1:
-            wrong.append(f"{name} {value}: expected at least 1")
+    wrong += below(args, steps=1, batch_size=1, save_every=1)
     if wrong:
         raise ValueError("\n".join(wrong))
     return shape
-
-
-def device_of(name: str) -> torch.device:
-    """The device asked for."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)

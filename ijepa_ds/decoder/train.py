@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ijepa_ds.arguments import device_of
 from ijepa_ds.decoder import network
 from ijepa_ds.decoder.condition import Conditioner
 from ijepa_ds.decoder.learner import Learner
 from ijepa_ds.decoder.network import Shape
-from ijepa_ds.decoder.options import add_arguments, device_of, shape_of
+from ijepa_ds.decoder.options import add_arguments, shape_of
 from ijepa_ds.decoder.pictures import Pictures, decoder_pixels, encoder_input, images_of, numbers_of, training_batches
 from ijepa_ds.telemetry.event_log import Log
 from ijepa_ds.weights import open_source

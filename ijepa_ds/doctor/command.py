@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ijepa_ds import config
+from ijepa_ds.arguments import add_run
 from ijepa_ds.cluster import hosts
 from ijepa_ds.cluster.hosts import Host
 from ijepa_ds.config import BatchPlan, Config, deepspeed_json, published
@@ -30,13 +31,11 @@ _SAVED = 16  # bytes of a checkpoint a parameter, at most
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
-    parser.add_argument("--config", required=True, type=Path, help="YAML of the run (ours, or a published experiment)")
-    parser.add_argument("--deepspeed_config", required=True, type=Path, help="JSON: how it is spread over devices")
+    add_run(parser)
     parser.add_argument("--hostfile", type=Path, help="hosts of the run, as for deepspeed (default: this machine alone)")
     parser.add_argument("--num_gpus", type=int, help="without a hostfile: ranks on this machine (default: its GPUs, or 1)")
     parser.add_argument("--master_port", type=int, default=29500, help="as for deepspeed (default 29500)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override keys of the YAML")
 
 
 @dataclass

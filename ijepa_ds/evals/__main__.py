@@ -9,14 +9,21 @@ import sys
 import time
 from collections.abc import Sequence
 
+from ijepa_ds.arguments import add_local_rank, with_example
 from ijepa_ds.evals.run import add_arguments, run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run an evaluation; 2 when the user has to mend something."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    parser = argparse.ArgumentParser(prog="python -m ijepa_ds.evals", description=__doc__.split("\n")[0])
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
+    parser = argparse.ArgumentParser(prog="python -m ijepa_ds.evals", description="Evaluate an encoder on several ranks.")
+    with_example(
+        parser,
+        "deepspeed --num_gpus 8 --module ijepa_ds.evals linear --checkpoint runs/x "
+        "--train data/train --test data/test --out runs/x/eval",
+        "docs/evaluate.md",
+    )
+    add_local_rank(parser)
     add_arguments(parser)
     arguments = parser.parse_args(argv)
     try:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from ijepa_ds.arguments import WEIGHTS, add_batch_size, add_heads, add_out, add_seed, add_threads
 from ijepa_ds.evals import knn, scenes, settings
 from ijepa_ds.evals.presets import PRESETS
 from ijepa_ds.evals.settings import Settings
 from ijepa_ds.evals.subject import BASELINES, default_device
 from ijepa_ds.weights import Facts
 
-_TASKS_TOLD = """\
+_TASKS = """\
 knn        weighted vote of the k nearest training images
 linear     linear classifiers: L-BFGS to the end, and a sweep of SGD and LARS heads in parallel
 attentive  a small cross-attention head on patch tokens, several recipes in parallel
@@ -27,24 +27,23 @@ all        knn and linear by L-BFGS: quick, for following runs and comparing the
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare all options."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = f"{parser.description or ''}\n\n{_TASKS_TOLD}"
+    parser.description = f"{parser.description or ''}\n\n{_TASKS}"
     parser.add_argument("task", choices=(*settings.TASKS, "all"), help="what to measure")
-    parser.add_argument("--checkpoint", required=True, help="run, checkpoint folder, or weights of any kind (docs/weights.md)")
+    parser.add_argument("--checkpoint", required=True, help=WEIGHTS)
     parser.add_argument("--train", required=True, help="labelled images to learn from: one folder a class, or scenes")
     parser.add_argument("--test", required=True, help="labelled images to score: the same classes")
-    parser.add_argument("--out", required=True, type=Path, help="folder for result.json, pictures and TensorBoard scalars")
+    add_out(parser, "folder for result.json, pictures and TensorBoard scalars")
     parser.add_argument(
         "--which",
         choices=("target", "context", *BASELINES),
         help="encoder (default: target, the EMA; of a file with one encoder, that)",
     )
-    parser.add_argument("--heads", type=int, help="attention heads, where a file of weights does not say")
+    add_heads(parser)
     parser.add_argument("--baseline", nargs="+", default=[], choices=BASELINES, help="score these beside it, for comparison")
     parser.add_argument("--preset", choices=tuple(PRESETS), help="the paper's protocol; options that are given win")
     parser.add_argument("--image-size", type=int, help="pixels; default: as trained")
     parser.add_argument("--layers", choices=tuple(settings.LAYERS), help="features (default: last; the sweep tries both)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything drawn")
+    add_seed(parser, "for all random numbers")
     _machine(parser.add_argument_group("machine"))
     _quick(parser.add_argument_group("knn, and linear by L-BFGS"))
     _trained(parser.add_argument_group("heads that are trained: sweep of linear, count, distance; attentive; finetune"))
@@ -55,9 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _machine(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--batch-size", type=int, default=256, help="images a forward pass")
-    group.add_argument("--threads", type=int, default=2, help="that decode images")
-    group.add_argument("--device", help="such as cpu or cuda:0; default: cuda where there is one")
+    add_batch_size(group, 256)
+    add_threads(group, 2)
+    group.add_argument("--device", help="such as cpu or cuda:0; default: cuda if available")
     group.add_argument("--precision", choices=tuple(settings.PRECISIONS), default="float32", help="of matrix products")
 
 

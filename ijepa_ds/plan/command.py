@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from ijepa_ds import config
+from ijepa_ds.arguments import add_json, add_run
 from ijepa_ds.config import Config, deepspeed_json, published
 from ijepa_ds.config.schedules import Schedule, steps_per_epoch
 from ijepa_ds.model.work import work_of
@@ -18,8 +19,7 @@ from ijepa_ds.plan.spread import spread_of
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
-    parser.add_argument("--config", required=True, type=Path, help="YAML of the run (ours, or a published experiment)")
-    parser.add_argument("--deepspeed_config", required=True, type=Path, help="JSON: how it is spread over devices")
+    add_run(parser)
     parser.add_argument("--nodes", type=_positive, default=1, help="machines (default 1)")
     parser.add_argument("--gpus-per-node", type=_positive, default=1, help="devices of a machine (default 1)")
     parser.add_argument("--gpu", default="h100", help=f"{', '.join(DEVICES)}, cpu (measured now), or a YAML file of your own")
@@ -27,9 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decode-rate", type=_rate, default=100.0, help="images a CPU core prepares in a second (default 100)")
     parser.add_argument("--write-gbps", type=_rate, default=1.0, help="10^9 bytes a second a machine writes (default 1)")
     parser.add_argument("--search", action="store_true", help="propose the best stage, micro-batch, checkpointing, hpZ")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also as JSON; - writes nothing but JSON, to the terminal")
+    add_json(parser, "also write JSON; - prints only JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="memory and step time against machines")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override keys of the YAML")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from ijepa_ds.arguments import add_json
 from ijepa_ds.scale import execute, ladder
 from ijepa_ds.scale.ladder import Ladder
 from ijepa_ds.scale.rung import Rung
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", action="store_true", help="run nothing: what every rung needs on its machine")
     parser.add_argument("--results", action="store_true", help="run nothing: tables, laws and picture of what is done")
     parser.add_argument("--only", nargs="+", default=[], metavar="RUNG", help="run only these (MODEL/BUDGET); one job a rung")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="with --plan: also as JSON")
+    add_json(parser, "with --plan: also write JSON")
     parser.add_argument(
         "--set", nargs="+", default=[], dest="overrides", metavar="section.key=value", help="override keys of every rung"
     )

@@ -22,6 +22,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from ijepa_ds.arguments import add_out
 from ijepa_ds.scenes.layout import MAX_OBJECTS, draw, object_count
 
 _MIN_SIZE, _MAX_SIZE = 16, 512  # above, the rays of an image would fill the memory
@@ -123,7 +124,7 @@ def render(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `ijepa-ds data scenes`."""
-    parser.add_argument("--out", type=Path, required=True, help="folder to make; must not exist, or be empty")
+    add_out(parser, "folder to make; must not exist, or be empty")
     parser.add_argument("--num", type=int, required=True, help="number of images")
     parser.add_argument("--size", type=int, default=64, help="side in pixels (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other scenes, say for a test set")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ijepa_ds.arguments import device_of, with_example
 from ijepa_ds.visualize import decode as decoding
 from ijepa_ds.visualize import kinds, looking
 from ijepa_ds.visualize.gallery import write_index
@@ -75,14 +76,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The kinds, each with its options."""
     below = parser.add_subparsers(dest="kind", required=True, metavar="{" + ",".join([*KINDS, "decode"]) + "}")
     for name, kind in KINDS.items():
-        sub = below.add_parser(name, help=kind.help, description=kind.help)
+        sub = _parser(below, name, kind.help, "--checkpoint runs/x")
         looking.add_arguments(sub)
         if name in _ENCODER:
             text = "encoder: target (the EMA; default), context, or untrained (start values)"
             sub.add_argument("--which", choices=("target", "context", "untrained"), help=text)
         kind.options(sub)
-    decode = below.add_parser("decode", help=_DECODE, description=_DECODE)
-    decoding.add_arguments(decode)
+    decoding.add_arguments(_parser(below, "decode", _DECODE, "--decoder runs/x/decoder"))
+
+
+def _parser(below: argparse._SubParsersAction, name: str, text: str, option: str) -> argparse.ArgumentParser:
+    parser = below.add_parser(name, help=text, description=text)
+    with_example(parser, f"ijepa-ds visualize {name} {option} --images data/test --out pictures", "docs/visualize.md")
+    return parser
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         return decoding.run(args)
     source, size = looking.open_checked(args)
     pictures = looking.read_pictures(args.images, args.num, size)
-    device = looking.device_of(args.device)
+    device = device_of(args.device)
     look = Look(source, pictures, size, device, args.batch_size, args.seed, Path(args.out))
     with torch.no_grad():
         drawn = KINDS[args.kind].draw(look, args)

@@ -4,40 +4,33 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from ijepa_ds.arguments import add_decoder, check_at_least, device_of
 from ijepa_ds.decoder import network
 from ijepa_ds.decoder.condition import context_only
 from ijepa_ds.decoder.measure import open_decoder
 from ijepa_ds.decoder.pictures import decoder_pixels, encoder_input
 from ijepa_ds.plotting.heat import Panel, draw_row
 from ijepa_ds.visualize.gallery import Shown, write_index
-from ijepa_ds.visualize.looking import device_of, read_pictures
+from ijepa_ds.visualize.looking import add_pictures, read_pictures
 
 logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `ijepa-ds visualize decode`."""
-    parser.add_argument("--decoder", required=True, type=Path, help="folder of `ijepa-ds decoder train --out`")
-    parser.add_argument("--checkpoint", type=Path, help="default: the one it was trained for")
-    parser.add_argument("--images", required=True, type=Path, nargs="+", help="a folder, list, tars or index; or image files")
-    parser.add_argument("--num", type=int, default=8, help="images taken from a source, evenly spaced (8)")
-    parser.add_argument("--samples", type=int, default=4, help="drawn for each image (4)")
-    parser.add_argument("--sampler-steps", type=int, default=50, help="of DDIM (50)")
-    parser.add_argument("--seed", type=int, default=0, help="of masks and samples (0)")
+    add_decoder(parser)
+    parser.add_argument("--samples", type=int, default=4, help="samples of each image (4)")
     parser.add_argument("--sheet", action="store_true", help="one PNG of all images instead of one each")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument("--out", required=True, type=Path, help="folder for the PNGs and index.html")
+    add_pictures(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw; 0."""
-    if args.num < 1 or args.samples < 2 or args.sampler_steps < 1:
-        raise ValueError("expected --num and --sampler-steps of at least 1, --samples of at least 2 (their spread is shown)")
+    check_at_least(args, num=1, sampler_steps=1, samples=2)  # the spread of the samples is shown
     device = device_of(args.device)
     decoder, conditioner, facts = open_decoder(args.decoder, args.checkpoint, device)
     source = conditioner.source

@@ -1,4 +1,4 @@
-"""What the verbs that look at a model share: its networks and the pictures they look at."""
+"""What the verbs below `visualize` share: the networks of a model, and the images to draw."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ijepa_ds.arguments import WEIGHTS, add_batch_size, add_device, add_heads, add_out, add_seed, add_step, below
 from ijepa_ds.data.reading import ImageFiles
 from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.transforms import load_eval_images, normalize
@@ -43,22 +44,22 @@ class Pictures:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say what is looked at."""
-    parser.add_argument("--checkpoint", required=True, type=Path, help="run, checkpoint folder, or weights of any kind")
-    parser.add_argument("--images", required=True, type=Path, nargs="+", help="a folder, list, tars or index; or image files")
-    parser.add_argument("--num", type=int, default=8, help="images taken from a folder, evenly spaced (8)")
+    """The options of the verbs that draw what a model computes."""
+    parser.add_argument("--checkpoint", required=True, type=Path, help=WEIGHTS)
     parser.add_argument("--image-size", type=int, help="pixels, a multiple of the patch size; default: as in training")
-    parser.add_argument("--step", type=int, help="of a run, the checkpoint to take; default: the newest")
-    parser.add_argument("--heads", type=int, help="attention heads, where a file of weights does not say")
-    parser.add_argument("--seed", type=int, default=0, help="of masks and samples (0)")
-    parser.add_argument("--batch-size", type=int, default=16, help="images through the networks at once (16)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (auto: cuda where there is one)")
-    parser.add_argument("--out", required=True, type=Path, help="folder for the PNGs and index.html")
+    add_step(parser)
+    add_heads(parser)
+    add_batch_size(parser, 16)
+    add_pictures(parser)
 
 
-def device_of(name: str) -> torch.device:
-    """The device asked for."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    """The options of every verb that draws images: which images, on which device, into which folder."""
+    parser.add_argument("--images", required=True, type=Path, nargs="+", help="a folder, list, tars or index; or image files")
+    parser.add_argument("--num", type=int, default=8, help="images taken from a source, evenly spaced (8)")
+    add_seed(parser, "for masks and samples")
+    add_device(parser)
+    add_out(parser, "folder for the PNGs and index.html")
 
 
 def open_checked(args: argparse.Namespace) -> tuple[Source, int]:
@@ -67,8 +68,7 @@ def open_checked(args: argparse.Namespace) -> tuple[Source, int]:
     Raises:
         ValueError: numbers that make no sense, all at once; or weights that are none.
     """
-    wrong = [f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1" for name in ("num", "batch_size")]
-    wrong = [line for line, name in zip(wrong, ("num", "batch_size"), strict=True) if getattr(args, name) < 1]
+    wrong = below(args, num=1, batch_size=1)
     source = open_weights(args.checkpoint, args.heads, args.step)
     size = args.image_size or source.grid * source.patch_size
     if size < 2 * source.patch_size or size % source.patch_size:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ijepa_ds import config
+from ijepa_ds.arguments import add_out
 from ijepa_ds.config.schema import flatten
 from ijepa_ds.plotting.curves import CHARTS, draw_chart
 from ijepa_ds.visualize.gallery import Shown, figure, page, write_page
@@ -24,7 +25,7 @@ _MOST_RUNS = 8  # colours that can be told apart
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `ijepa-ds report`."""
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directory")
-    parser.add_argument("--out", required=True, type=Path, help="folder for report.html and its PNGs")
+    add_out(parser, "folder for report.html and its PNGs")
     parser.add_argument("--images", type=Path, nargs="+", help="folder or files for the PCA; default: the run's own images")
     parser.add_argument("--num", type=int, default=4, help="images of the PCA (4)")
     parser.add_argument("--title", help="default: the names of the runs")

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ijepa_ds.arguments import add_out
 from ijepa_ds.plotting.bars import Scores, draw_bars
 from ijepa_ds.plotting.style import INK, MUTED, TRAINED, plain_axes, save
 from ijepa_ds.telemetry.events import read_picture, read_scalars
@@ -96,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `ijepa-ds summary`."""
     parser.add_argument("--run", required=True, type=Path, help="run directory: its events are read")
     parser.add_argument("--eval", type=Path, help="folder that `ijepa-ds eval --out` wrote; default: no scores")
-    parser.add_argument("--out", required=True, type=Path, help="the PNG")
+    add_out(parser, "PNG file to write")
     parser.add_argument("--title", help="default: the run directory's name")
 
 

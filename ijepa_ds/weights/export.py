@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ijepa_ds.arguments import WEIGHTS as WEIGHTS_HELP
+from ijepa_ds.arguments import add_heads, add_out, add_step
 from ijepa_ds.durable import fsync, save_tensors
 from ijepa_ds.weights import formats
 from ijepa_ds.weights.card import model_card
@@ -100,22 +102,22 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `ijepa-ds export`."""
-    parser.add_argument("--run", required=True, help="run, checkpoint folder, or weights of any kind (docs/weights.md)")
-    parser.add_argument("--step", type=int, help="of a run, the checkpoint of this step; default: the newest good one")
-    parser.add_argument("--format", dest="format_", choices=FORMATS, required=True, help="for whom")
+    parser.add_argument("--run", required=True, help=WEIGHTS_HELP)
+    add_step(parser)
+    parser.add_argument("--format", dest="format_", choices=FORMATS, required=True, help="file format to write")
     parser.add_argument(
         "--which", choices=("target", "context", "predictor", "all"), help="part (default: target, the EMA; published: all)"
     )
-    parser.add_argument("--dtype", choices=tuple(formats.DTYPES), default="float32", help="of the values (default: float32)")
-    parser.add_argument("--out", required=True, type=Path, help="folder to make")
+    parser.add_argument("--dtype", choices=tuple(formats.DTYPES), default="float32", help="data type of the tensors (float32)")
+    add_out(parser, "folder to make")
     add_size_arguments(parser)
 
 
 def add_size_arguments(parser: argparse.ArgumentParser) -> None:
-    """What export and import share."""
-    parser.add_argument("--image-size", type=int, help="pixels; positions are evaluated between the learnt ones")
+    """The options that export and import share."""
+    parser.add_argument("--image-size", type=int, help="pixels; positional embeddings are interpolated")
     parser.add_argument("--patch-size", type=int, help="pixels; the patch embedding is resampled")
-    parser.add_argument("--heads", type=int, help="attention heads, where a file of weights does not say")
+    add_heads(parser)
 
 
 def run(args: argparse.Namespace) -> int:

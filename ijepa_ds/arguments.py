@@ -1,0 +1,129 @@
+"""Command-line options that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+TRAINING = """\
+deepspeed --num_gpus 8 --module ijepa_ds.train --config configs/in1k_vith14.yaml \\
+    --deepspeed_config ds_configs/zero3.json data.source=/data/imagenet/train run.dir=runs/vith14"""
+WEIGHTS = "run, checkpoint folder, or weights of any kind (docs/weights.md)"
+DECODER = "folder of `ijepa-ds decoder train --out`"
+_Options = argparse.ArgumentParser | argparse._ArgumentGroup
+
+
+def with_example(parser: argparse.ArgumentParser, example: str, page: str) -> None:
+    """End the help text with an example and the documentation page; line breaks of description and example are kept."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"example: {example}\npage: {page}"
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """`--config`, and overrides of its keys."""
+    parser.add_argument("--config", required=True, type=Path, help="YAML of the run (ours, or a published experiment)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override keys of the YAML")
+
+
+def add_deepspeed_config(parser: argparse.ArgumentParser) -> None:
+    """`--deepspeed_config`."""
+    parser.add_argument("--deepspeed_config", required=True, type=Path, help="DeepSpeed JSON: ZeRO stage, offload, buckets")
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """What describes a run: `--config`, `--deepspeed_config`, overrides."""
+    add_config(parser)
+    add_deepspeed_config(parser)
+
+
+def add_local_rank(parser: argparse.ArgumentParser) -> None:
+    """`--local_rank`, which the DeepSpeed launcher passes; it is not used."""
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+
+
+def add_out(parser: argparse.ArgumentParser, help_: str, **more: Any) -> None:
+    """`--out`, required."""
+    parser.add_argument("--out", required=True, type=Path, help=help_, **more)
+
+
+def add_json(parser: argparse.ArgumentParser, help_: str) -> None:
+    """`--json FILE`."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help=help_)
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """`SRC`, an image source."""
+    parser.add_argument("source", metavar="SRC", help="folder, list, tar shards, index or mix (docs/data.md)")
+
+
+def add_step(parser: argparse.ArgumentParser) -> None:
+    """`--step` of a checkpoint."""
+    parser.add_argument("--step", type=int, help="of a run: the checkpoint of this step; default: the newest valid one")
+
+
+def add_heads(parser: argparse.ArgumentParser) -> None:
+    """`--heads`, for weights in whose file the number is not stored."""
+    parser.add_argument("--heads", type=int, help="attention heads, for weight files that do not store the number")
+
+
+def add_seed(parser: argparse.ArgumentParser, help_: str) -> None:
+    """`--seed`."""
+    parser.add_argument("--seed", type=int, default=0, help=f"{help_} (0)")
+
+
+def add_decoder(parser: argparse.ArgumentParser) -> None:
+    """`--decoder`, the weights it was trained for, and how it samples."""
+    parser.add_argument("--decoder", required=True, type=Path, help=DECODER)
+    parser.add_argument("--checkpoint", type=Path, help="default: the weights the decoder was trained for")
+    parser.add_argument("--sampler-steps", type=int, default=50, help="DDIM steps (50)")
+
+
+def add_batch_size(parser: _Options, default: int, help_: str = "images in a forward pass") -> None:
+    """`--batch-size`."""
+    parser.add_argument("--batch-size", type=int, default=default, help=f"{help_} ({default})")
+
+
+def add_threads(parser: _Options, default: int) -> None:
+    """`--threads` that decode."""
+    parser.add_argument("--threads", type=int, default=default, help=f"decoding threads ({default})")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """`--device`; `device_of` reads it."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (auto: cuda if available)")
+
+
+def device_of(name: str) -> torch.device:
+    """The device that `--device` names."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+
+
+def check_at_least(args: argparse.Namespace, **least: float) -> None:
+    """Refuse options below their smallest value.
+
+    Args:
+        args: the parsed command line.
+        **least: option -> smallest value allowed; `batch_size=1` checks `--batch-size`. None is allowed.
+
+    Raises:
+        ValueError: names every option that is too small.
+    """
+    wrong = below(args, **least)
+    if wrong:
+        raise ValueError("\n".join(wrong))
+
+
+def below(args: argparse.Namespace, **least: float) -> list[str]:
+    """A line for each option that `check_at_least` refuses."""
+    given = [(name.replace("_", "-"), getattr(args, name), smallest) for name, smallest in least.items()]
+    return [
+        f"--{option} {value}: expected at least {smallest}"
+        for option, value, smallest in given
+        if value is not None and value < smallest
+    ]
