@@ -91,7 +91,7 @@ stamp() {  # hash of everything that determines what is installed
 is_ready() { is_usable && [ "$(cat "$notes/ready-$1" 2>/dev/null)" = "$(stamp)" ]; }
 
 make_venv() {
-    [ ! -e "$VENV" ] || { echo "$VENV is unfinished or made otherwise: making it again"; rm -rf -- "$VENV"; }
+    [ ! -e "$VENV" ] || { echo "$VENV is incomplete or has another recipe: making it again"; rm -rf -- "$VENV"; }
     mkdir -p "$notes"
     touch "$notes/busy"
     "$python" -m venv "$VENV"
@@ -107,7 +107,7 @@ install_packages() {  # $1: extras
         cd -- "$IJEPA_DS_REPO" &&
             "$VENV/bin/python" -m pip install 'pip>=23' &&  # older versions cannot install an editable pyproject
             "$VENV/bin/python" -m pip install -e ".[$1]"
-    ) || { echo "install.sh: pip failed; its reason stands above. Run this again when it is mended." >&2; exit 1; }
+    ) || { echo "install.sh: pip failed; see its message above. Fix the cause and run this again." >&2; exit 1; }
     rm -rf -- "$VENV/tmp" "$notes/busy"
 }
 

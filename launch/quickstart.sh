@@ -50,7 +50,7 @@ phase() {  # title, command...: run it in its own process group and print its du
     end_group
     group=""
     if [ "$status" -ne 0 ]; then
-        echo "quickstart.sh: '$title' failed with exit code $status; the reason stands above" >&2
+        echo "quickstart.sh: '$title' failed with exit code $status; see the message above" >&2
         exit "$status"
     fi
     echo "== $title: done in $((SECONDS - started)) s"
@@ -58,7 +58,7 @@ phase() {  # title, command...: run it in its own process group and print its du
 
 scenes() {  # split, number of images, seed
     local out=$work/scenes/$1
-    if [ -f "$out/scenes.json" ]; then printf '\n== %s is there\n' "$out"; return; fi
+    if [ -f "$out/scenes.json" ]; then printf '\n== %s exists\n' "$out"; return; fi
     rm -rf -- "$work/scenes/.$1.partial"*  # left by an interrupted call
     phase "rendering $2 scenes" ijepa-ds data scenes --out "$out" --num "$2" --size 64 --seed "$3" --split "$1"
 }
