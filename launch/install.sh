@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # Make the virtual environment: `bash launch/install.sh`, or `... install.sh test` with the tools of launch/test.sh.
+# `... install.sh test-all` also installs, with apt-get as root, the programs that optional tests need: a browser, sshd, pdsh,
+# SLURM and libaio. Use it on a test machine: some of these packages start daemons. launch/test.sh does not need it.
 # A second call does nothing. An interrupted installation is deleted and made again.
 #   VENV    where (default: .venv in the checkout)
 #   PYTHON  the Python to make it from (default: the first of python3, python3.14 ... python3.10 that is new enough)
@@ -120,9 +122,40 @@ from deepspeed.accelerator import get_accelerator
 get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)'
 }
 
+# What tests/chromium.py, tests/dist/two_hosts.py, tests/dist/slurm.py and the tests of NVMe offload look for.
+install_programs() {
+    local package
+    local -a root=() missing=() failed=()
+    for package in chromium openssh-server openssh-client iproute2 pdsh munge slurmctld slurmd slurm-client libaio-dev; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+    done
+    [ ${#missing[@]} -gt 0 ] || { echo "the programs of optional tests are installed"; return 0; }
+    if ! command -v apt-get >/dev/null; then
+        echo "install.sh: test-all needs apt-get; on other systems install what corresponds to: ${missing[*]}" >&2
+        exit 1
+    fi
+    [ "$(id -u)" = 0 ] || root=(sudo)
+    "${root[@]}" apt-get update || true  # the package lists may be recent enough
+    for package in "${missing[@]}"; do  # one by one: some are not in every release
+        "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$package" ||
+            failed+=("$package")
+    done
+    [ ${#failed[@]} -eq 0 ] && return
+    echo "install.sh: apt-get could not install ${failed[*]}; the tests that need them are skipped" >&2
+    exit 1
+}
+
 main() {
-    local kind=${1:-base} extras=dali
-    case $kind in base | test) ;; *) echo "install.sh: '$kind'? Nothing, or test" >&2; exit 2 ;; esac
+    local kind=${1:-base}
+    case $kind in
+        base | test) make_ready "$kind" ;;
+        test-all) make_ready test; install_programs ;;
+        *) echo "install.sh: '$kind'? Nothing, test or test-all" >&2; exit 2 ;;
+    esac
+}
+
+make_ready() {  # $1: base or test
+    local kind=$1 extras=dali
     if is_ready "$kind"; then echo "$VENV is ready"; return; fi
     check_machine
     mkdir -p -- "$(dirname -- "$VENV")"

@@ -99,6 +99,27 @@ def test_test_tools_are_an_extra_that_contains_the_base(machine: Machine) -> Non
     assert "'tests'?" in wrong.stderr
 
 
+def test_test_all_installs_the_programs_of_optional_tests(machine: Machine) -> None:
+    machine.install("test")
+    machine.called()
+    write_script(machine.bin / "dpkg-query", '#!/bin/bash\n[[ $* != *iproute2* ]] || echo "install ok installed"\n')
+    without_apt = machine.install("test-all")
+    assert without_apt.returncode == 1 and "needs apt-get" in without_apt.stderr and "chromium" in without_apt.stderr
+    assert "iproute2" not in without_apt.stderr
+    (machine.bin / "env").symlink_to(shutil.which("env") or "/usr/bin/env")
+    write_script(machine.bin / "id", "#!/bin/bash\necho 0\n")
+    write_script(machine.bin / "apt-get", '#!/bin/bash\necho "apt-get $*" >>"$CALLS"\n[[ $* != *slurmd ]]\n')
+    partly = machine.install("test-all")
+    assert partly.returncode == 1 and "could not install slurmd;" in partly.stderr
+    first, *installed = machine.called()
+    assert first == "apt-get update" and all("install -y" in line for line in installed)
+    names = [line.split()[-1] for line in installed]
+    assert {"chromium", "openssh-server", "pdsh", "munge", "slurmctld", "libaio-dev"} < set(names) and "iproute2" not in names
+    write_script(machine.bin / "dpkg-query", '#!/bin/bash\necho "install ok installed"\n')
+    again = machine.install("test-all")
+    assert (again.returncode, machine.called()) == (0, []), again.stderr
+
+
 @pytest.mark.parametrize("file", ["setup.py", "pyproject.toml", "launch/install.sh"])
 def test_a_changed_recipe_is_installed_into_the_same_environment(file: str, machine: Machine) -> None:
     machine.install()
