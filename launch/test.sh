@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Run all checks: `bash launch/test.sh`. Arguments go to pytest (`bash launch/test.sh -m 'not slow' tests/masks`).
+# Two workers run the tests; a later `-n` wins: `-n 8` on a large machine, `-n 0` for one process and a debugger.
 set -euo pipefail
 launch=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 source "$launch/env.sh"
@@ -15,4 +16,4 @@ check() {
 check ruff check .
 check mypy
 printf '\n== pytest\n'
-exec python -m pytest "$@"  # replaces this shell, so pytest receives its signals
+exec python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder "$@"  # replaces this shell, so pytest receives its signals
