@@ -74,6 +74,12 @@ GROUPS = {
             f"ijepa-ds doctor --hostfile hostfile {_RUN}",
             "docs/launch.md",
         ),
+        "config schema": Verb(
+            "ijepa_ds.config.command",
+            "write the JSON schema of a run's YAML, for editors",
+            "ijepa-ds config schema --out ijepa_ds.schema.json",
+            "docs/configuration.md",
+        ),
     },
     "run": {
         "supervise": Verb(

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = "ijepa_ds"
 # From the ground floor up. A package imports from floors below its own, and from itself; a new package gets a floor.
 FLOORS = (
-    ("arguments", "counter", "durable", "errors", "exits", "versions"),
+    ("arguments", "counter", "durable", "errors", "exits", "field_types", "versions"),
     ("masks", "distributed"),
     ("config",),
     ("data", "scenes", "telemetry"),

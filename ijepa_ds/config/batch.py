@@ -10,17 +10,11 @@ from ijepa_ds.config.schema import Config, ConfigError
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """`micro_batch * accumulation * world_size` images make one optimiser step.
+    """`micro_batch * accumulation * world_size` images make one optimizer step."""
 
-    Attributes:
-        micro_batch: images a device sees in one pass.
-        accumulation: passes of each device in one step.
-        world_size: devices.
-    """
-
-    micro_batch: int
-    accumulation: int
-    world_size: int
+    micro_batch: int  # images of one device and pass
+    accumulation: int  # passes of each device in one step
+    world_size: int  # devices
 
     @property
     def batch_size(self) -> int:
@@ -36,11 +30,11 @@ def plan_batch(batch_size: int, max_micro_batch: int, world_size: int, group: in
     """The largest micro-batch, at most `max_micro_batch`, that divides each device's share of the batch.
 
     Args:
-        batch_size: images of one optimiser step over all devices.
-        max_micro_batch: images of one device and pass, at most.
+        batch_size: images of one optimizer step over all devices.
+        max_micro_batch: most images of one device and pass.
         world_size: devices.
-        group: truncation group of the published sampler; a batch of several groups has micro-batches that
-            divide them, so that none reaches over a border. None: no such group.
+        group: truncation group of the published sampler, or None. The micro-batches of a batch of several groups divide
+            them, so that none crosses a group's border.
 
     Raises:
         ConfigError: the batch cannot be shared equally; the text names world and batch sizes that work.
@@ -49,13 +43,9 @@ def plan_batch(batch_size: int, max_micro_batch: int, world_size: int, group: in
         working = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
         near = sorted(sorted(working, key=lambda n: abs(n - world_size))[:4])
         below = batch_size - batch_size % world_size
-        sizes = [str(size) for size in (below, below + world_size) if size]
-        raise ConfigError(
-            [
-                f"optimization.batch_size: {batch_size} images cannot be shared equally by {world_size} "
-                f"devices; use {', '.join(map(str, near))} devices, or a batch_size of {' or '.join(sizes)}"
-            ]
-        )
+        use = f"{', '.join(map(str, near))} devices, or a batch_size of {f'{below} or ' if below else ''}{below + world_size}"
+        text = f"{batch_size} images cannot be shared equally by {world_size} devices; use {use}"
+        raise ConfigError([f"optimization.batch_size: {text}"])
     share = batch_size // world_size
     common = share if group is None or batch_size <= group else math.gcd(share, group)
     micro_batch = max(n for n in range(1, min(common, max_micro_batch) + 1) if common % n == 0)

@@ -1,24 +1,95 @@
-"""From a tree of written values to the dataclasses of the schema: names, presence and types."""
+"""From written values to a `Config`: pydantic checks names, types and ranges; each problem becomes one plain sentence."""
 
 from __future__ import annotations
 
 import difflib
-import math
-import types
-from collections.abc import Iterable
-from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, Union, get_args, get_origin, get_type_hints
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
+from typing import Any, get_type_hints
 
-from ijepa_ds.config.schema import Config
-from ijepa_ds.config.yaml_tree import Item
+from pydantic import TypeAdapter, ValidationError
 
-# For what is missing, so that the rest can still be checked.
-_PLACEHOLDERS = {str: "", int: 1, float: 1.0, bool: False}
-_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+from ijepa_ds.config.schema import Config, Problem
+
+_REQUIRED = {  # used where a required key is missing or wrong, so that the rest can still be checked
+    "run": {"dir": "."},
+    "data": {"source": "."},
+    "model": {"name": "tiny"},
+    "optimization": {"batch_size": 1},
+}
+_RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "value_error"}
+_TYPES = {"string": "text", "integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
 
 
-class _WrongTypeError(Exception):
-    """A value of the wrong type; the text says what was expected and found."""
+@functools.cache
+def _adapter() -> TypeAdapter[Config]:
+    return TypeAdapter(Config)  # not at import: it takes some 50 ms
+
+
+@functools.cache
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a run's YAML."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_adapter().json_schema()}
+
+
+@functools.cache
+def nodes() -> dict[str, dict[str, Any]]:
+    """The JSON schema of every dotted key."""
+
+    def walk(node: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, dict[str, Any]]]:
+        for name, inner in node["properties"].items():
+            if "$ref" in inner:
+                yield from walk(json_schema()["$defs"][inner["$ref"].rpartition("/")[2]], f"{prefix}{name}.")
+            else:
+                yield prefix + name, inner
+
+    return dict(walk(json_schema(), ""))
+
+
+def build(values: Mapping[str, Any]) -> tuple[Config, list[Problem]]:
+    """Fill the schema.
+
+    Args:
+        values: nested dictionaries of plain values.
+
+    Returns:
+        The configuration and the problems; a key with a problem has its default, or a placeholder if it is required.
+    """
+    given = _with_sections(Config, values)
+    try:
+        return _adapter().validate_python(given), []
+    except ValidationError as error:
+        found: dict[str, Problem] = {}
+        for entry in error.errors(include_url=False):
+            names = [part for part in entry["loc"] if isinstance(part, str)]  # numbers are positions in a list
+            key = ".".join(names)
+            found.setdefault(key, Problem((key,), _text(entry["type"], entry["loc"], _value(given, names))))
+    usable = _without(given, found)
+    for section, placeholders in _REQUIRED.items():
+        usable[section] = placeholders | usable.get(section, {})
+    return _adapter().validate_python(usable), list(found.values())
+
+
+def _with_sections(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with an empty dictionary for every section that is missing or empty."""
+    filled = dict(values)
+    for name, hint in get_type_hints(cls).items():
+        if is_dataclass(hint):
+            inner = {} if values.get(name) is None else values[name]
+            filled[name] = _with_sections(hint, inner) if isinstance(inner, Mapping) else inner
+    return filled
+
+
+def _without(values: Mapping[str, Any], wrong: Iterable[str], prefix: str = "") -> dict[str, Any]:
+    kept = {name: value for name, value in values.items() if prefix + name not in wrong}
+    return {n: _without(v, wrong, f"{prefix}{n}.") if isinstance(v, Mapping) else v for n, v in kept.items()}
+
+
+def _value(values: Any, names: Iterable[str]) -> Any:
+    for name in names:
+        values = values.get(name)
+    return values
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -27,121 +98,67 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def build(root: Item) -> tuple[Config, list[str], set[str]]:
-    """Fill the schema from a tree.
-
-    Returns:
-        The configuration, the problems found (one line each) and the dotted keys that could not be filled;
-        these hold the schema's default, or a placeholder, and say nothing about the run.
-    """
-    problems: list[str] = []
-    unusable: set[str] = set()
-    return _build(Config, root, "", problems, unusable), problems, unusable
-
-
-def _build(cls: Any, item: Item, prefix: str, problems: list[str], unusable: set[str]) -> Any:
-    entries = item.section
-    if entries is None:
-        name = prefix[:-1]
-        problems.append(f"{item.where}: {name}: expected a section with keys, found {_found(item.value)}")
-        unusable.add(name)
-        entries, silent = {}, True
-    else:
-        silent = False
-    hints = get_type_hints(cls)
-    for name in entries:
-        if name not in hints:
-            problems.append(f"{entries[name].where}: {prefix}{name}: {_unknown(name, hints, prefix)}")
-    values: dict[str, Any] = {}
-    for spec in fields(cls):
-        hint, key = hints[spec.name], prefix + spec.name
-        required = spec.default is MISSING and spec.default_factory is MISSING
-        if is_dataclass(hint):
-            inner = entries.get(spec.name, Item({}, item.where))
-            values[spec.name] = _build(hint, inner, key + ".", problems, unusable)
-            continue
-        if spec.name in entries:
-            try:
-                values[spec.name] = _convert(hint, entries[spec.name].value)
-                continue
-            except _WrongTypeError as error:
-                problems.append(f"{entries[spec.name].where}: {key}: {error}")
-        elif not required:
-            continue
-        elif not silent:
-            problems.append(f"{item.where}: {key}: missing; it has no default, expected {_expected(hint)}")
-        unusable.add(key)
-        if required:
-            values[spec.name] = _PLACEHOLDERS[hint]
-    return cls(**values)
+def _text(kind: str, place: tuple[int | str, ...], value: Any) -> str:
+    """What is wrong with a value, from pydantic's type of error and its place."""
+    key = ".".join(part for part in place if isinstance(part, str))
+    if kind == "unexpected_keyword_argument":
+        return _unknown(key)
+    if key not in nodes():
+        return f"expected a section with keys, found {_found(value)}"
+    node = nodes()[key]
+    if kind == "missing" and place[-1] == key.rpartition(".")[2]:
+        return f"missing; it has no default, expected {expected(node)}"
+    if kind == "string_pattern_mismatch":
+        return f"is empty; name a folder or file{', or null' if 'anyOf' in node else ''}"
+    if kind == "literal_error" and isinstance(value, str):
+        return f"'{value}' is not known{suggest(value, node['enum'])} (one of: {', '.join(node['enum'])})"
+    if kind in _RANGE:
+        shown = f"[{', '.join(map(str, value))}]" if isinstance(value, (list, tuple)) else value
+        return f"must be {bounds(node)}, got {shown}"
+    quotes = "; put it in quotes" if node.get("type") == "string" and not isinstance(value, (list, dict, type(None))) else ""
+    return f"expected {expected(node)}, found {_found(value)}{quotes}"
 
 
-def _unknown(name: str, hints: dict[str, Any], prefix: str) -> str:
-    kind = "unknown key" if prefix else "unknown section"
-    guess = suggest(name, hints)
-    if guess:
-        return kind + guess
-    homes = [home for home, known in _sections(Config, "").items() if name in known]
-    if homes:
-        return f"{kind}; '{name}' belongs in '{homes[0]}'"
-    return f"{kind}; remove it (known here: {', '.join(hints)})"
+def _unknown(key: str) -> str:
+    section, dot, name = key.rpartition(".")
+    kind, prefix = ("unknown key" if section else "unknown section"), section + dot
+    here = dict.fromkeys(known.removeprefix(prefix).partition(".")[0] for known in nodes() if known.startswith(prefix))
+    guess = suggest(name, here)
+    homes = [known.rpartition(".")[0] for known in nodes() if known.rpartition(".")[2] == name]
+    if guess or not homes:
+        return kind + (guess or f"; remove it (known here: {', '.join(here)})")
+    return f"{kind}; '{name}' belongs in '{homes[0]}'"
 
 
-def _sections(cls: Any, prefix: str) -> dict[str, set[str]]:
-    """The keys of every section under its dotted name."""
-    hints = get_type_hints(cls)
-    found = {prefix: {name for name, hint in hints.items() if not is_dataclass(hint)}} if prefix else {}
-    for name, hint in hints.items():
-        if is_dataclass(hint):
-            found |= _sections(hint, f"{prefix}.{name}" if prefix else name)
-    return found
+def expected(node: Mapping[str, Any]) -> str:
+    """The type that a key's JSON schema asks for."""
+    if "anyOf" in node:
+        return " or ".join(map(expected, node["anyOf"]))
+    if node["type"] == "array":
+        return f"a list of {node['minItems']} numbers, [{', '.join('abcd'[: node['minItems']])}]"
+    return _TYPES[node["type"]]
 
 
-def _convert(hint: Any, value: Any) -> Any:
-    """`value` as the type `hint`, or `_WrongTypeError`."""
-    if get_origin(hint) in (Union, types.UnionType):
-        (inner,) = (arm for arm in get_args(hint) if arm is not type(None))
-        return None if value is None else _convert(inner, value)
-    if get_origin(hint) is tuple:
-        arms = get_args(hint)
-        if not isinstance(value, list) or len(value) != len(arms):
-            raise _WrongTypeError(f"expected {_expected(hint)}, found {_found(value)}")
-        return tuple(_convert(arm, part) for arm, part in zip(arms, value, strict=True))
-    if hint is float:
-        return _number(value)
-    # bool is an int to Python, never to a reader
-    if isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
-        return value
-    quotes = "; put it in quotes" if hint is str and not isinstance(value, (list, dict, type(None))) else ""
-    raise _WrongTypeError(f"expected {_expected(hint)}, found {_found(value)}{quotes}")
-
-
-def _number(value: Any) -> float:
-    """A finite float; YAML 1.1 reads 1e-3, having no dot, as text."""
-    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except (ValueError, OverflowError):
-            pass
-        else:
-            if math.isfinite(number):
-                return number
-    raise _WrongTypeError(f"expected {_NAMES[float]}, found {_found(value)}")
-
-
-def _expected(hint: Any) -> str:
-    if get_origin(hint) is tuple:
-        count = len(get_args(hint))
-        return f"a list of {count} numbers, [{', '.join('abc'[:count])}]"
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or null".join(_expected(arm) for arm in get_args(hint) if arm is not type(None)) + " or null"
-    return _NAMES[hint]
+def bounds(node: Mapping[str, Any]) -> str:
+    """The range that a key's JSON schema asks for, such as "at least 0 and below 1"; empty if there is none."""
+    if "anyOf" in node:
+        return bounds(node["anyOf"][0])
+    if "prefixItems" in node:
+        first, last = node["prefixItems"][0], node["prefixItems"][-1]
+        if not node.get("ordered"):
+            return bounds(first) + (f", the last {bounds(last)}" if bounds(last) != bounds(first) else "")
+        low = f"{first['minimum']:g} <=" if "minimum" in first else f"{first['exclusiveMinimum']:g} <"
+        return f"a pair [a, b] with {low} a <= b" + (f" <= {first['maximum']:g}" if "maximum" in first else "")
+    if "minimum" in node and "maximum" in node:
+        return f"from {node['minimum']:g} to {node['maximum']:g}"
+    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    return " and ".join(f"{text} {node[name]:g}" for name, text in words.items() if name in node)
 
 
 def _found(value: Any) -> str:
     if value is None:
         return "nothing"
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return "a section"
     kind = {bool: "true/false", int: "whole number", float: "number", str: "text", list: "list"}
     text = repr(value)

@@ -1,4 +1,4 @@
-"""From a YAML file and overrides to a checked `Config`; every problem is collected and raised at once."""
+"""From a YAML file and overrides to a checked `Config`; all problems are collected and raised at once."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ijepa_ds.config import checks, yaml_tree
-from ijepa_ds.config.build import build
-from ijepa_ds.config.schema import Config, ConfigError
+from ijepa_ds.config.schema import Config, ConfigError, Problem
 from ijepa_ds.config.yaml_tree import Item
 
 
@@ -17,32 +16,27 @@ def load(path: Path, overrides: Sequence[str] = (), world_size: int | None = Non
     """Read one run.
 
     Args:
-        path: YAML file in the schema of `config_schema`.
+        path: YAML file with the keys of `schema.Config`.
         overrides: `section.key=value` texts, values as YAML scalars or lists; the last one wins.
-        world_size: number of devices, if the batch is to be checked against it already.
+        world_size: number of devices, to check the batch against it.
 
     Returns:
-        The configuration; `run.dir`, `data.source`, `model.init_from`, `run.branch_from` and a path in `run.resume` are made
-        absolute against the current directory (`~` expanded).
+        The configuration, with absolute paths: relative ones are relative to the current directory, `~` is expanded.
 
     Raises:
-        ConfigError: one line a problem: `file.yaml:12: optimization.lrr: unknown key; did you mean 'lr'?`
+        ConfigError: one line for each problem: `file.yaml:12: optimization.lrr: unknown key; did you mean 'lr'?`
     """
     root, found = yaml_tree.read(path)
     if is_published(root):
-        raise ConfigError(
-            [
-                f"{path}: an experiment file of the published code, which only the training command "
-                "translates; use the config.yaml that it writes into run.dir"
-            ]
-        )
+        text = "an experiment file of the published code, which only the training command translates"
+        raise ConfigError([f"{path}: {text}; use the config.yaml that it writes into run.dir"])
     return assemble(root, found, overrides, world_size)
 
 
 def from_text(text: str, label: str) -> Config:
-    """The same for a text that `config_save.to_text` made; `label` names it in messages."""
+    """Read a text that `saving.to_text` made; `label` names it in messages."""
     root, found = yaml_tree.parse(text, label)
-    return assemble(root, found, [])
+    return assemble(root, found)
 
 
 def is_published(root: Item) -> bool:
@@ -51,41 +45,39 @@ def is_published(root: Item) -> bool:
     return meta is not None and "model_name" in (meta.section or {})
 
 
-def assemble(root: Item, found: Sequence[str], overrides: Sequence[str], world_size: int | None = None) -> Config:
+def assemble(root: Item, found: Sequence[str], overrides: Sequence[str] = (), world_size: int | None = None) -> Config:
     """Apply overrides to a tree, fill the schema, check it.
 
     Args:
         root: the written values; changed in place.
-        found: problems met before, raised together with the new ones.
+        found: earlier problems, raised together with the new ones.
         overrides: as in `load`.
         world_size: as in `load`.
 
     Raises:
-        ConfigError: anything at all is wrong.
+        ConfigError: one line for each problem.
     """
     lines = [*found, *yaml_tree.apply_overrides(root, overrides)]
-    cfg, wrong, unusable = build(root)
-    lines += wrong
-    for problem in checks.problems(cfg, world_size):
-        if not any(_overlap(key, bad) for key in problem.keys for bad in unusable):
-            lines.append(f"{yaml_tree.where(root, problem.keys[0])}: {problem}")
+    cfg, wrong = checks.examine(yaml_tree.plain(root), world_size)
+    lines += placed(root, wrong)
     if lines:
         raise ConfigError(lines)
-    branch = absolute(cfg.run.branch_from) if cfg.run.branch_from else None
-    run = replace(cfg.run, dir=absolute(cfg.run.dir), resume=_absolute_checkpoint(cfg.run.resume), branch_from=branch)
-    model = replace(cfg.model, init_from=absolute(cfg.model.init_from)) if cfg.model.init_from else cfg.model
-    return replace(cfg, run=run, model=model, data=replace(cfg.data, source=absolute(cfg.data.source)))
+    run, model = cfg.run, cfg.model
+    resume = run.resume if run.resume in ("auto", "never") else absolute(run.resume)
+    branch = run.branch_from and absolute(run.branch_from)
+    return replace(
+        cfg,
+        run=replace(run, dir=absolute(run.dir), resume=resume, branch_from=branch),
+        model=replace(model, init_from=model.init_from and absolute(model.init_from)),
+        data=replace(cfg.data, source=absolute(cfg.data.source)),
+    )
 
 
-def _overlap(key: str, other: str) -> bool:
-    """Whether one of two dotted keys is the other, or the section around it."""
-    return key == other or key.startswith(other + ".") or other.startswith(key + ".")
+def placed(root: Item, problems: Sequence[Problem]) -> list[str]:
+    """Problems as lines that begin with the place of their key."""
+    return [f"{yaml_tree.where(root, problem.keys[0])}: {problem}" for problem in problems]
 
 
 def absolute(path: str) -> str:
     """A path of the configuration against the current directory, `~` expanded."""
     return os.path.abspath(os.path.expanduser(path))
-
-
-def _absolute_checkpoint(resume: str) -> str:
-    return resume if resume in ("auto", "never") else absolute(resume)

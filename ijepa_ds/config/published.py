@@ -13,7 +13,7 @@ from typing import Any
 
 from ijepa_ds.config import yaml_tree
 from ijepa_ds.config.build import build, suggest
-from ijepa_ds.config.loading import absolute, assemble, is_published
+from ijepa_ds.config.loading import absolute, assemble, is_published, placed
 from ijepa_ds.config.schema import Config, ConfigError, RunConfig
 from ijepa_ds.config.yaml_tree import Item
 
@@ -91,9 +91,9 @@ def peek_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     tree, found, ours, _ = _tree(path, overrides)
     lines = [*found, *yaml_tree.apply_overrides(tree, ours)]
-    cfg, wrong, _ = build(tree)
+    cfg, wrong = build(yaml_tree.plain(tree))
     if lines or wrong:
-        raise ConfigError([*lines, *wrong])
+        raise ConfigError([*lines, *placed(tree, wrong)])
     return replace(cfg.run, dir=absolute(cfg.run.dir))
 
 

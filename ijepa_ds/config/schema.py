@@ -1,149 +1,161 @@
-"""The schema of a run: frozen, keyword-only dataclasses. One YAML file maps onto `Config`, nothing else is.
+"""Every key of a run's YAML, with its type, range, default and meaning; one file maps onto one `Config`.
 
-What lives where: this YAML owns the task (model, data, masks, optimisation, precision); the DeepSpeed JSON
-owns how it is spread over devices (ZeRO stage, offload, buckets). Each refuses what belongs to the other.
+The YAML owns the task (model, data, masks, optimization, precision); the DeepSpeed JSON owns how it is distributed
+over devices (ZeRO stage, offload, buckets). Each refuses the keys of the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import ConfigDict
+
+from ijepa_ds.config.sizes import ModelConfig
+from ijepa_ds.field_types import (
+    Area,
+    Count,
+    Flag,
+    Hue,
+    NotNegative,
+    Ordered,
+    Path,
+    Positive,
+    Probability,
+    Share,
+    Sigma,
+    Text,
+    Whole,
+    key,
+)
 from ijepa_ds.masks.settings import MasksConfig
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be run; the text has one line a problem: place, key, what to change."""
+    """A configuration that cannot be run; `problems` has one line for each problem: place, key, what to change."""
 
     def __init__(self, problems: Sequence[str]) -> None:
-        """`problems`: the lines."""
         self.problems = tuple(problems)
         super().__init__("\n".join(self.problems))
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong, and what to do (`text`); `keys` are the dotted keys involved, the first is the one to report."""
+
+    keys: tuple[str, ...]
+    text: str
+
+    def __str__(self) -> str:
+        """The line to print."""
+        return f"{self.keys[0]}: {self.text}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Where the run lives and how often it tells about itself."""
+    """Where the run is stored, and how often it reports and saves."""
 
-    dir: str
-    seed: int = 0
-    resume: str = "auto"  # auto: newest checkpoint in dir, else a fresh start; never: fresh start; or a checkpoint
-    branch_from: str | None = None  # a checkpoint that the run begins with while its own folder has none
-    log_every: int = 10  # steps between TensorBoard points
-    probe_every: int = 100  # steps between collapse probes (feature std, effective rank)
-    picture_every: int = 1000  # steps between mask pictures; 0 = never
-    checkpoint_every: int = 1000  # steps; the last step is always saved
-    keep_last: int = 2  # newest checkpoints kept
-    keep_every: int = 0  # checkpoints of steps that this divides are kept for good; 0 = none
-    hang_timeout: float = 900.0  # seconds without progress after which the job is ended; 0 = never
-    max_nonfinite: int = 3  # steps in a row with a non-finite loss or gradient (each is skipped) that stop the run
+    dir: Path = key(..., "folder of this run", free=True)
+    seed: Whole = key(0, "everything random follows from it")
+    resume: Text = key(
+        "auto", "`auto`: the newest checkpoint in `run.dir`, else a fresh start; `never`; or a checkpoint", free=True
+    )
+    branch_from: Path | None = key(
+        None, "a checkpoint to begin with while `run.dir` has none (below: a run in stages)", free=True
+    )
+    log_every: Count = key(10, "steps between TensorBoard points", free=True)
+    probe_every: Count = key(100, "steps between collapse probes (feature deviation, effective rank)", free=True)
+    picture_every: Whole = key(1000, "steps between pictures of masks; 0: never", free=True)
+    checkpoint_every: Count = key(1000, "steps between checkpoints; the last step is always saved", free=True)
+    keep_last: Count = key(2, "newest checkpoints kept", free=True)
+    keep_every: Whole = key(0, "checkpoints whose step is a multiple of this are kept for good; 0: none", free=True)
+    hang_timeout: NotNegative = key(
+        900.0, "seconds without progress after which the job ends, naming the rank; 0: never", free=True
+    )
+    max_nonfinite: Count = key(3, "consecutive steps with a non-finite loss or gradient that stop the run", free=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Images and how they become crops; all chance is a function of (run.seed, global sample number)."""
+    """Images and how they become crops; all chance is a function of (`run.seed`, global sample number)."""
 
-    source: str  # folder of images or of tar shards, list, tar(s), index, mix: docs/data.md
-    crop_size: int = 224
-    early_crop_size: int | None = None  # crops are shrunk to this side in the first early_steps: fewer patches
-    early_steps: int = 0
-    crop_scale: tuple[float, float] = (0.3, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    horizontal_flip: bool = False
-    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue
-    color_jitter_probability: float = 0.8
-    grayscale: float = 0.0  # probability
-    blur: float = 0.0  # probability
-    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
-    loader: str = "auto"  # auto | dali | torchvision
-    decoder: str = "auto"  # auto | cpu | mixed (JPEG decoding on the GPU) | mixed_roi (of the window only)
-    threads: int = 1  # decoding threads a rank
-    prefetch: int = 2  # batches decoded ahead
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of pixels in 0..1
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    max_pixels: int = 100_000_000  # larger images (by their header) are refused
-    max_bad: int = 100  # stop at more unreadable images than this
-    max_bad_share: float = 0.25  # stop where they are more than this share of all
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictorConfig:
-    """The narrow predictor."""
-
-    depth: int = 12
-    width: int = 384
-    heads: int | None = None  # None: as many as the encoder
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The encoder: a row of `config_sizes.SIZES` by name, single numbers overridden where given."""
-
-    name: str  # tiny | small | base | large | huge | giant | ...
-    patch_size: int = 16
-    width: int | None = None
-    depth: int | None = None
-    heads: int | None = None
-    mlp_hidden: int | None = None
-    predictor: PredictorConfig = field(default_factory=PredictorConfig)
-    precision: str = "bfloat16"  # bfloat16 | float32; master weights, EMA, LayerNorm, loss: always float32
-    target_precision: str = "same"  # same | bfloat16: of the target encoder's matrix products; its weights stay as they are
-    activation_checkpointing: bool = False
-    recompute: str = "full"  # with it: full | selective
-    compile: bool = False  # blocks through torch.compile: on GPUs, ZeRO stages 0 to 2
-    # Options beyond the published models; the predictor is plain whatever they are. None: as the named size has it.
-    qkv_bias: bool | None = None
-    qk_norm: bool | None = None
-    parallel: bool | None = None
-    swiglu: bool = False
-    rope: bool = False
-    registers: int = 0
-    layer_scale: float = 0.0  # start value; 0 = no LayerScale
-    drop_path: float = 0.0  # at the last block, linear from 0
-    init_from: str | None = None  # weights that a fresh start begins with: a run, an export, published, timm, Hugging Face
-    position_grid: int | None = None  # patches along a side where positions were learnt; None: as many as this run has
+    source: Path = key(..., "folder of images, list, tar shards, index or mix: `docs/data.md`", free=True)
+    crop_size: Count = key(224, "side of a crop in pixels, a multiple of `model.patch_size`")
+    early_crop_size: Count | None = key(
+        None, "smaller side of the crops in the first `data.early_steps`; `null`: none", later=True
+    )
+    early_steps: Whole = key(0, "optimizer steps with smaller crops", later=True)
+    crop_scale: Ordered[Area] = key((0.3, 1.0), "area of a crop, as a share of the image")
+    crop_ratio: Ordered[Positive] = key((3 / 4, 4 / 3), "width / height of a crop before it is resized to a square")
+    horizontal_flip: Flag = key(False, "mirror half of the crops")
+    color_jitter: tuple[NotNegative, NotNegative, NotNegative, Hue] = key(
+        (0.0, 0.0, 0.0, 0.0), "strengths of brightness, contrast, saturation and hue, as torchvision's ColorJitter", later=True
+    )
+    color_jitter_probability: Probability = key(0.8, "share of the crops that are jittered", later=True)
+    grayscale: Probability = key(0.0, "share of the crops converted to gray", later=True)
+    blur: Probability = key(0.0, "share of the crops blurred by a Gaussian", later=True)
+    blur_sigma: Ordered[Sigma] = key((0.1, 2.0), "its standard deviation in pixels, uniform", later=True)
+    loader: Literal["auto", "dali", "torchvision"] = key("auto", "what reads and crops the images", free=True)
+    decoder: Literal["auto", "cpu", "mixed", "mixed_roi"] = key(
+        "auto",
+        "`mixed`: JPEGs on the GPU, by DALI; `mixed_roi`: only their windows; `auto`: `mixed` if there is a GPU",
+        free=True,
+    )
+    threads: Count = key(1, "decoding threads per rank", free=True)
+    prefetch: Count = key(2, "batches decoded ahead", free=True)
+    mean: tuple[Share, Share, Share] = key((0.485, 0.456, 0.406), "mean of red, green, blue; pixels are in 0 to 1")
+    std: tuple[Positive, Positive, Positive] = key((0.229, 0.224, 0.225), "their standard deviations")
+    max_pixels: Count = key(100_000_000, "images with more pixels, by their header, are refused", free=True)
+    max_bad: Whole = key(100, "the run stops when more images than this are unreadable", free=True)
+    max_bad_share: Share = key(0.25, "and when they are more than this share of all images", free=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizationConfig:
     """AdamW and its schedules, in global batches."""
 
-    batch_size: int  # GLOBAL batch: images per optimiser step over all ranks
-    max_micro_batch: int = 128  # images per device and pass at most; accumulation follows
-    epochs: float | None = None  # exactly one of epochs, steps
-    steps: int | None = None
-    warmup_epochs: float | None = None  # exactly one of warmup_epochs, warmup_steps
-    warmup_steps: int | None = None
-    schedule: str = "cosine"  # cosine | wsd: warm-up, constant, linear cool-down; weight decay and EMA are constant
-    cooldown_steps: int = 0  # wsd: the last steps of the run
-    lr: float = 1e-3
-    start_lr: float = 2e-4
-    final_lr: float = 1e-6
-    weight_decay: float = 0.04
-    final_weight_decay: float = 0.4
-    ema: tuple[float, float] = (0.996, 1.0)
-    ipe_scale: float = 1.0  # schedules are stretched by this; the run still ends after epochs (or steps)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    clip_grad: float = 0.0  # global gradient norm; 0 = no clipping
+    batch_size: Count = key(..., "images of one optimizer step over ALL devices")
+    max_micro_batch: Count = key(128, "most images per device and pass; gradients are accumulated", free=True)
+    epochs: Positive | None = key(None, "length of the run; exactly one of `epochs` and `steps`")
+    steps: Count | None = key(None, "length of the run in optimizer steps")
+    warmup_epochs: NotNegative | None = key(None, "linear warm-up; exactly one of `warmup_epochs` and `warmup_steps`")
+    warmup_steps: Whole | None = key(None, "linear warm-up in optimizer steps")
+    schedule: Literal["cosine", "wsd"] = key("cosine", "`wsd`: warm-up, constant, cool-down", later=True)
+    cooldown_steps: Whole = key(0, "`wsd`: the last steps, in which the learning rate falls linearly to `final_lr`", later=True)
+    lr: Positive = key(1e-3, "learning rate after the warm-up")
+    start_lr: NotNegative = key(2e-4, "learning rate at the start of the warm-up")
+    final_lr: NotNegative = key(1e-6, "learning rate at the end of its cosine, or of the cool-down")
+    weight_decay: NotNegative = key(0.04, "at the start; biases and 1-D parameters have none")
+    final_weight_decay: NotNegative = key(0.4, "at the end of its cosine")
+    ema: Ordered[Probability] = key((0.996, 1.0), "momentum of the target encoder at the start and at the end, linear between")
+    ipe_scale: Positive = key(1.0, "stretches the schedules, not the run")
+    betas: tuple[Share, Share] = key((0.9, 0.999), "of AdamW")
+    eps: Positive = key(1e-8, "of AdamW")
+    clip_grad: NotNegative = key(0.0, "limit of the global gradient norm; 0: none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """k-NN and RankMe of the live target while training."""
+    """Scores of the live target encoder while training: k-NN and RankMe (`docs/evaluate.md`)."""
 
-    every: int = 0  # steps, a multiple of run.checkpoint_every; 0 = never
-    train: str | None = None  # labelled images that vote
-    test: str | None = None  # labelled images that are scored
-    k: int = 20  # neighbours
-    max_train: int = 10000  # images used at most
-    max_test: int = 2000
+    every: Whole = key(
+        0, "steps between evaluations (also the last step), a multiple of `run.checkpoint_every`; 0: never", free=True
+    )
+    train: Text | None = key(
+        None, "labelled images that vote (one folder per class, or another source with classes)", free=True
+    )
+    test: Text | None = key(None, "labelled images that are scored", free=True)
+    k: Count = key(20, "neighbours", free=True)
+    max_train: Count = key(10000, "images of `eval.train` used at most, the same each time", free=True)
+    max_test: Count = key(2000, "images of `eval.test` used at most", free=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """One run."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", title="ijepa_ds run")
 
     run: RunConfig
     data: DataConfig
@@ -162,6 +174,6 @@ def flatten(section: Any, prefix: str = "") -> dict[str, Any]:
     """Every value of a configuration (or a section of one) under its dotted key, in the schema's order."""
     flat: dict[str, Any] = {}
     for item in fields(section):
-        key, value = prefix + item.name, getattr(section, item.name)
-        flat |= flatten(value, key + ".") if is_dataclass(value) else {key: value}
+        name, value = prefix + item.name, getattr(section, item.name)
+        flat |= flatten(value, name + ".") if is_dataclass(value) else {name: value}
     return flat

@@ -1,48 +1,33 @@
-"""The encoder shapes by name. Apart from the networks, so that planning and checking a run need no torch."""
+"""The encoder's shapes by name, and the `model` section, which names one. No PyTorch: planning and checking need none."""
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Literal
 
-from ijepa_ds.config.schema import ModelConfig
+from ijepa_ds.field_types import Count, Flag, NotNegative, Path, Share, Whole, key
 
 
 @dataclass(frozen=True)
 class Size:
-    """One encoder shape. From `qkv_bias` on: options that the published models do without.
-
-    Attributes:
-        width: D.
-        depth: blocks.
-        heads: attention heads.
-        mlp_hidden: hidden width of a block's MLP.
-        qkv_bias: biases of queries, keys and values.
-        qk_norm: LayerNorm of every head's queries and keys (Dehghani et al., arXiv 2302.05442).
-        parallel: attention and MLP of a block side by side, from one normalised input (the same).
-        swiglu: gated MLP, SiLU (Shazeer, arXiv 2002.05202); half as many parameters more at the same `mlp_hidden`.
-        rope: rotary positions inside attention instead of the sine-cosine table at the input.
-        registers: learnt tokens beside the patches, left out of the result (Darcet et al., arXiv 2309.16588).
-        layer_scale: start value of a learnt factor on every residual branch (Touvron et al., arXiv 2103.17239); 0: none.
-        drop_path: probability with which the context encoder leaves out a branch of its last block, linear from 0 at the first
-            (Huang et al., arXiv 1603.09382).
-    """
+    """One encoder shape; `ModelConfig` describes the fields. The published models use none of those from `qkv_bias` on."""
 
     width: int
     depth: int
     heads: int
     mlp_hidden: int
     qkv_bias: bool = True
-    qk_norm: bool = False
-    parallel: bool = False
-    swiglu: bool = False
+    qk_norm: bool = False  # Dehghani et al., arXiv 2302.05442
+    parallel: bool = False  # the same
+    swiglu: bool = False  # Shazeer, arXiv 2002.05202
     rope: bool = False
-    registers: int = 0
-    layer_scale: float = 0.0
-    drop_path: float = 0.0
+    registers: int = 0  # Darcet et al., arXiv 2309.16588
+    layer_scale: float = 0.0  # Touvron et al., arXiv 2103.17239
+    drop_path: float = 0.0  # Huang et al., arXiv 1603.09382
 
     @property
     def options(self) -> list[str]:
-        """Names of the options that make this another network than the published ones."""
+        """Names of the options that differ from the published models."""
         return [f.name for f in fields(self) if f.default is not MISSING and getattr(self, f.name) != f.default]
 
 
@@ -58,6 +43,63 @@ SIZES = {
     "7b": Size(4096, 40, 32, 16384),
     "22b": Size(6144, 48, 48, 24576, qkv_bias=False, qk_norm=True, parallel=True),
 }
+if TYPE_CHECKING:
+    SizeName = str
+else:
+    SizeName = Literal[tuple(SIZES)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorConfig:
+    """The narrow predictor."""
+
+    depth: Count = key(12, "blocks of the predictor")
+    width: Count = key(384, "width of the predictor")
+    heads: Count | None = key(None, "attention heads of the predictor; `null`: as many as the encoder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The networks: an encoder size by name, with single numbers overridden, and options beyond the published models."""
+
+    name: SizeName = key(..., "size of the encoder")
+    patch_size: Count = key(16, "side of a patch in pixels")
+    width: Count | None = key(None, "`null`: as the named size")
+    depth: Count | None = key(None, "blocks; `null`: as the named size")
+    heads: Count | None = key(None, "attention heads; `null`: as the named size")
+    mlp_hidden: Count | None = key(None, "hidden width of a block's MLP; `null`: as the named size")
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    precision: Literal["bfloat16", "float32"] = key(
+        "bfloat16", "of matrix products; master weights, EMA, LayerNorm, softmax and loss are always float32"
+    )
+    target_precision: Literal["same", "bfloat16"] = key(
+        "same",
+        "`bfloat16`: the target encoder's matrix products where `precision` is `float32`; its weights stay float32",
+        later=True,
+    )
+    activation_checkpointing: Flag = key(
+        False, "recompute activations block by block: less memory, about a third more time", free=True
+    )
+    recompute: Literal["full", "selective"] = key(
+        "full", "with it: `full` keeps only a block's input, `selective` also the results of its matrix products", free=True
+    )
+    compile: Flag = key(False, "blocks through `torch.compile`; on GPUs, ZeRO stages 0 to 2 (`docs/performance.md`)", free=True)
+    qkv_bias: Flag | None = key(None, "biases of queries, keys and values; `null`: as the named size", later=True)
+    qk_norm: Flag | None = key(None, "LayerNorm of every head's queries and keys; needed from about 8 B parameters", later=True)
+    parallel: Flag | None = key(None, "attention and MLP of a block in parallel; not with `swiglu` or `rope`", later=True)
+    swiglu: Flag = key(False, "gated MLP (SiLU); 1.5 times the MLP's parameters at the same `mlp_hidden`", later=True)
+    rope: Flag = key(
+        False, "rotary positions in the encoder instead of the sine-cosine table; not in the predictor", later=True
+    )
+    registers: Whole = key(0, "learnt tokens beside the patches, left out of the result", later=True)
+    layer_scale: NotNegative = key(0.0, "start value of LayerScale on every residual branch; 0: none", later=True)
+    drop_path: Share = key(0.0, "drop probability of the context encoder's last block, linear from 0 at the first", later=True)
+    init_from: Path | None = key(
+        None, "weights for a fresh start, of any format in `docs/weights.md`; not read when the run resumes", later=True
+    )
+    position_grid: Count | None = key(
+        None, "patches along a side where positions were learnt; `null`: as this run, or as `init_from`", later=True
+    )
 
 
 def size_of(cfg: ModelConfig) -> Size:
@@ -66,18 +108,5 @@ def size_of(cfg: ModelConfig) -> Size:
     Without an explicit `mlp_hidden`, an overridden width keeps the row's ratio of hidden to width.
     """
     row = SIZES[cfg.name]
-    width = cfg.width or row.width
-    return Size(
-        width=width,
-        depth=cfg.depth or row.depth,
-        heads=cfg.heads or row.heads,
-        mlp_hidden=cfg.mlp_hidden or round(row.mlp_hidden * width / row.width),
-        qkv_bias=row.qkv_bias if cfg.qkv_bias is None else cfg.qkv_bias,
-        qk_norm=row.qk_norm if cfg.qk_norm is None else cfg.qk_norm,
-        parallel=row.parallel if cfg.parallel is None else cfg.parallel,
-        swiglu=cfg.swiglu,
-        rope=cfg.rope,
-        registers=cfg.registers,
-        layer_scale=cfg.layer_scale,
-        drop_path=cfg.drop_path,
-    )
+    given = {name: value for name in (f.name for f in fields(Size)) if (value := getattr(cfg, name)) is not None}
+    return replace(row, **{"mlp_hidden": round(row.mlp_hidden * given.get("width", row.width) / row.width), **given})

@@ -1,7 +1,4 @@
-"""YAML and command-line overrides as a tree of values that know where they were written.
-
-Safe types only. A duplicated key, a foreign tag and a syntax error are refused with their line.
-"""
+"""YAML and command-line overrides as a tree of values with their places. Safe types only; errors name their line."""
 
 from __future__ import annotations
 
@@ -14,20 +11,15 @@ import yaml
 
 from ijepa_ds.config.schema import ConfigError
 
-_MAX_DEPTH = 8  # sections in sections; an alias that contains itself would have no end
+_MAX_DEPTH = 8  # nested sections; an alias that contains itself would have no end
 
 
 @dataclass(frozen=True)
 class Item:
-    """One value and its place.
+    """One value and its place."""
 
-    Attributes:
-        value: a scalar, a list of plain values, None, or `dict[str, Item]` for a section.
-        where: "run.yaml:12" or "override data.source=...".
-    """
-
-    value: Any
-    where: str
+    value: Any  # a scalar, a list of plain values, None, or `dict[str, Item]` for a section
+    where: str  # "run.yaml:12" or "override data.source=..."
 
     @property
     def section(self) -> dict[str, Item] | None:
@@ -37,50 +29,54 @@ class Item:
         return self.value if isinstance(self.value, dict) else None
 
 
-def read(path: Path) -> tuple[Item, list[str]]:
-    """The tree of a YAML file and the problems found on the way (duplicate keys, unreadable values).
+def read_text(path: Path) -> str:
+    """The text of a file.
 
     Raises:
-        ConfigError: the file is missing, is not text, is not YAML, or has no `key: value` at its top.
+        ConfigError: the file is missing or is not UTF-8 text.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError([f"{path}: no such file"]) from None
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read ({error.strerror})"]) from error
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})"]) from error
-    return parse(text, str(path))
+
+
+def read(path: Path) -> tuple[Item, list[str]]:
+    """The tree of a YAML file, and its problems (duplicate keys, unreadable values).
+
+    Raises:
+        ConfigError: the file is missing, is not text, is not YAML, or has no `key: value` at its top.
+    """
+    return parse(read_text(path), str(path))
 
 
 def parse(text: str, label: str) -> tuple[Item, list[str]]:
-    """The same for a text; `label` stands in front of the line numbers.
+    """The same for a text; `label` precedes the line numbers.
 
     Raises:
         ConfigError: the text is not YAML, or not a mapping.
     """
-    try:
-        return _parse(text, label)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        place = f"{label}:{mark.line + 1}" if mark else label
-        raise ConfigError([f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}"]) from error
-
-
-def _parse(text: str, label: str) -> tuple[Item, list[str]]:
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
-        if node is None:
-            return Item({}, label), []
-        if not isinstance(node, yaml.MappingNode):
+        if not isinstance(node, yaml.MappingNode | None):
             raise ConfigError([f"{label}: expected sections such as 'data:' at the top, found {node.id}"])  # type: ignore[attr-defined]
-        problems: list[str] = []
-        root = _convert(loader, node, label, label, "", problems)
+        found: list[str] = []
+        return (_convert(loader, node, label, label, "", found) if node else Item({}, label)), found
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        place = f"{label}:{mark.line + 1}" if mark else label
+        raise ConfigError([f"{place}: not valid YAML: {_reason(error)}"]) from error
     finally:
         loader.dispose()
-    return root, problems
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "problem", None) or str(error)
 
 
 def _convert(loader: yaml.SafeLoader, node: yaml.Node, label: str, where: str, key: str, problems: list[str]) -> Item:
@@ -89,7 +85,7 @@ def _convert(loader: yaml.SafeLoader, node: yaml.Node, label: str, where: str, k
         try:
             return Item(loader.construct_object(node, deep=True), where)
         except (yaml.YAMLError, ValueError) as error:
-            problems.append(f"{where}: {key}: cannot be read: {getattr(error, 'problem', None) or error}")
+            problems.append(f"{where}: {key}: cannot be read: {_reason(error)}")
             return Item(None, where)
     if key.count(".") >= _MAX_DEPTH:
         problems.append(f"{where}: {key}: nested too deep")
@@ -108,50 +104,48 @@ def _convert(loader: yaml.SafeLoader, node: yaml.Node, label: str, where: str, k
 
 
 def apply_overrides(root: Item, overrides: Sequence[str]) -> list[str]:
-    """Put `section.key=value` texts into the tree, in place; the last one wins, over the file too.
+    """Put `section.key=value` texts into the tree, in place; they replace values of the file, and the last one wins.
 
     Returns:
         Problems, one line each.
     """
-    problems = []
+    found = []
     for text in overrides:
-        where = f"override {text}"
         dotted, equals, written = text.partition("=")
-        names = dotted.strip().split(".")
-        if not equals or not all(names):
-            problems.append(f"{where}: expected section.key=value, such as optimization.lr=1e-3")
-            continue
-        try:
-            value = yaml.safe_load(written)
-        except (yaml.YAMLError, ValueError):
-            problems.append(f"{where}: the value is not valid YAML; put it in quotes: {dotted}='\"...\"'")
-            continue
-        if isinstance(value, dict):
-            problems.append(f"{where}: a whole section; override single keys, such as {dotted}.key=value")
-            continue
-        problems += _put(root, names, Item(value, where))
-    return problems
+        problem = None
+        if not equals or not all(dotted.strip().split(".")):
+            problem = "expected section.key=value, such as optimization.lr=1e-3"
+        else:
+            try:
+                value = yaml.safe_load(written)
+                problem = put(root, dotted.strip(), value, f"override {text}")
+            except (yaml.YAMLError, ValueError):
+                problem = f"the value is not valid YAML; put it in quotes: {dotted}='\"...\"'"
+        if problem:
+            found.append(f"override {text}: {problem}")
+    return found
 
 
-def _put(root: Item, names: Sequence[str], item: Item) -> list[str]:
-    entries = root.value
-    for depth, name in enumerate(names[:-1], start=1):
-        inner = entries.get(name, Item({}, item.where))
-        section = inner.section
-        if section is None:
-            single = ".".join(names[:depth])
-            return [f"{item.where}: {single} is a single value ({inner.where}), it has no keys"]
-        entries[name] = Item(section, inner.where)
-        entries = section
-    old = entries.get(names[-1])
+def put(root: Item, key: str, value: Any, origin: str) -> str | None:
+    """Set a dotted key of a tree, in place; returns the problem, if it cannot be set."""
+    if isinstance(value, dict):
+        return f"a whole section; override single keys, such as {key}.key=value"
+    *sections, last = key.split(".")
+    item = root
+    for depth, name in enumerate(sections, start=1):
+        inner = item.value.get(name, Item({}, origin))
+        if inner.section is None:
+            return f"{'.'.join(sections[:depth])} is a single value ({inner.where}), it has no keys"
+        item.value[name] = item = Item(inner.section, inner.where)
+    old = item.value.get(last)
     if old is not None and isinstance(old.value, dict):
-        return [f"{item.where}: {'.'.join(names)} is a section; override one of: {', '.join(old.value)}"]
-    entries[names[-1]] = item
-    return []
+        return f"{key} is a section; override one of: {', '.join(old.value)}"
+    item.value[last] = Item(value, origin)
+    return None
 
 
 def where(root: Item, key: str) -> str:
-    """The place where the dotted `key` is written, or that of the innermost section written around it."""
+    """The place of the dotted `key`, or that of the innermost section around it that is written."""
     item = root
     for name in key.split("."):
         entries = item.section or {}
@@ -159,3 +153,8 @@ def where(root: Item, key: str) -> str:
             break
         item = entries[name]
     return item.where
+
+
+def plain(item: Item) -> Any:
+    """The values of a tree without their places."""
+    return {name: plain(entry) for name, entry in item.value.items()} if isinstance(item.value, dict) else item.value

@@ -56,8 +56,12 @@ def test_a_good_run_has_no_problems() -> None:
         ("data", {"crop_ratio": (2.0, 1.0)}, "data.crop_ratio: must be a pair [a, b] with 0 < a <= b, got"),
         ("data", {"std": (0.2, 0.0, 0.2)}, "data.std: must be above 0, got [0.2, 0.0, 0.2]"),
         ("data", {"mean": (127.0, 127.0, 127.0)}, "data.mean: must be at least 0 and below 1"),
-        ("data", {"grayscale": 1.5}, "data.grayscale: is a probability, from 0 to 1, got 1.5"),
-        ("data", {"color_jitter": (0.4, 0.4, 0.4, 0.6)}, "data.color_jitter: strengths are at least 0, that of the hue"),
+        ("data", {"grayscale": 1.5}, "data.grayscale: must be from 0 to 1, got 1.5"),
+        (
+            "data",
+            {"color_jitter": (0.4, 0.4, 0.4, 0.6)},
+            "data.color_jitter: must be at least 0, the last from 0 to 0.5, got [0.4, 0.4, 0.4, 0.6]",
+        ),
         ("data", {"loader": "torch"}, "data.loader: 'torch' is not known; did you mean 'torchvision'?"),
         ("model", {"name": "vit_huge"}, "model.name: 'vit_huge' is not known; did you mean 'huge'?"),
         ("model", {"precision": "bf16"}, "model.precision: 'bf16' is not known"),
@@ -106,7 +110,7 @@ def test_a_good_run_has_no_problems() -> None:
         (
             "model",
             {"compile": True, "activation_checkpointing": True, "recompute": "selective"},
-            "model.recompute: selective does not go with model.compile, which leaves no single products to keep: take full",
+            "model.recompute: selective does not go with model.compile, which leaves no single products to keep: use full",
         ),
         ("masks", {"min_keep": 200}, "masks.target_scale: (0.15, 0.2) and "),
         (

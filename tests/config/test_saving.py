@@ -1,5 +1,6 @@
 """What is written reads back equal, and fingerprints tell tasks apart."""
 
+import json
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -18,6 +19,7 @@ from ijepa_ds.config import (
     difference,
     fingerprint,
     flatten,
+    from_text,
     load,
     save_resolved,
     to_text,
@@ -140,9 +142,17 @@ def test_the_page_lists_every_key_with_its_default_and_no_other() -> None:
     for line in PAGE.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| `") and "." in cells[0] and not cells[0].endswith(".json`"):
-            assert len(cells) == 3 and cells[2], line
+            assert len(cells) == 4 and cells[2] and cells[3], line
             rows[cells[0].strip("`")] = cells[1]
     assert rows == defaults(Config)
+
+
+def test_a_recorded_checkpoint_of_the_first_release_has_the_same_text_and_fingerprint() -> None:
+    recorded = Path(__file__).parents[1] / "recorded" / "run-0.1" / "checkpoints" / "step_00000002" / "manifest.json"
+    manifest = json.loads(recorded.read_text(encoding="utf-8"))
+    cfg = from_text(manifest["config"], "manifest.json")
+    assert to_text(cfg) == manifest["config"]
+    assert fingerprint(cfg) == manifest["fingerprint"] == "1ad13876d3c2cf02"
 
 
 def test_runs_of_the_first_release_go_on() -> None:

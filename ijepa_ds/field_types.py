@@ -1,0 +1,54 @@
+"""Types of settings with their ranges, and how a setting is declared; pydantic checks them (`config.build`)."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, field
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictStr
+
+
+def key(default: Any, description: str, **marks: bool) -> Any:
+    """Declare a field of a section.
+
+    Args:
+        default: its default; `...`: the key is required.
+        description: its meaning, for the JSON schema and the documentation.
+        marks: `free`: may change when a run resumes. `later`: added after 0.1.0 and left out of the fingerprint at its
+            default, so that older runs resume.
+    """
+    metadata = {"description": description, "json_schema_extra": dict(marks)}
+    return field(default=MISSING if default is ... else default, metadata=metadata)
+
+
+def _parse(value: Any) -> Any:
+    """YAML 1.1 reads `1e-3`, which has no dot, as text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _check_order(pair: tuple[Any, Any]) -> tuple[Any, Any]:
+    if pair[0] > pair[1]:
+        raise ValueError("a <= b")
+    return pair
+
+
+_T = TypeVar("_T")
+_PARSED = BeforeValidator(_parse)  # stands last: the JSON schema loses ranges that follow it
+_FINITE = Field(strict=True, allow_inf_nan=False)
+
+Flag = StrictBool
+Text = StrictStr
+Path = Annotated[str, Field(strict=True, pattern=r"\S")]
+Whole = Annotated[int, Field(strict=True, ge=0)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+NotNegative = Annotated[float, _FINITE, Field(ge=0), _PARSED]
+Positive = Annotated[float, _FINITE, Field(gt=0), _PARSED]
+Share = Annotated[float, _FINITE, Field(ge=0, lt=1), _PARSED]
+Probability = Annotated[float, _FINITE, Field(ge=0, le=1), _PARSED]
+Area = Annotated[float, _FINITE, Field(gt=0, le=1), _PARSED]
+Sigma = Annotated[float, _FINITE, Field(gt=0, le=20), _PARSED]
+Hue = Annotated[float, _FINITE, Field(ge=0, le=0.5), _PARSED]
+Ordered = Annotated[tuple[_T, _T], AfterValidator(_check_order), Field(json_schema_extra={"ordered": True})]
