@@ -67,17 +67,7 @@ def uniform(seed: int, stream: int, index: Tensor, draws: int) -> Tensor:
 
 
 def uniform_np(seed: int, stream: int, index: np.ndarray, draws: int) -> np.ndarray:
-    """Draw uniform numbers in numpy.
-
-    Args:
-        seed: The run's seed; any integer.
-        stream: One of the STREAM constants.
-        index: int64 [n], what the numbers belong to (a global sample number, a step).
-        draws: Numbers for each index. The first k of them do not depend on how many are drawn.
-
-    Returns:
-        float64 [n, draws] in [0, 1), equal to `uniform` of the same arguments.
-    """
+    """`uniform` in numpy: the same arguments, the same numbers."""
     key = np.uint64(fold(seed, stream))
     golden = np.uint64(_GOLDEN)
     number = np.arange(1, draws + 1, dtype=np.uint64) * golden

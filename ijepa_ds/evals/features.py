@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ def extract(
         ValueError: there is no image, a batch is not uint8 [B, S, S, 3], too few blocks, or features are not finite.
     """
     pooled = []
-    for outputs in forward(encoder, images, mean, std, device, dtype, layers):
+    for outputs in forward(encoder, images, ForwardOptions(mean, std, device, dtype, layers)):
         pooled.append(torch.cat([tokens.float().mean(dim=1) for tokens in outputs], dim=1).cpu())
     if not pooled:
         raise ValueError("no images to extract features from")
@@ -50,21 +51,24 @@ def extract(
     return features
 
 
-def forward(
-    encoder: nn.Module,
-    images: Iterable[np.ndarray | Tensor],
-    mean: Sequence[float],
-    std: Sequence[float],
-    device: torch.device | str,
-    dtype: torch.dtype = torch.float32,
-    layers: int = 1,
-) -> Iterator[list[Tensor]]:
-    """Patch tokens of images, without gradients; arguments and errors as in `extract`.
+class ForwardOptions(NamedTuple):
+    """How images pass through an encoder; the fields are arguments of `extract`."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    device: torch.device | str
+    dtype: torch.dtype
+    layers: int = 1
+
+
+def forward(encoder: nn.Module, images: Iterable[np.ndarray | Tensor], options: ForwardOptions) -> Iterator[list[Tensor]]:
+    """Patch tokens of images, without gradients; errors as in `extract`.
 
     Yields:
         for each batch the last layers' tokens, [B, N, D] each on `device`; the output's are the last.
     """
-    device = torch.device(device)
+    mean, std, place, dtype, layers = options
+    device = torch.device(place)
     encoder.to(device)
     modes = [(module, module.training) for module in encoder.modules()]
     inner: list[Tensor] = []

@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -171,11 +171,11 @@ def evaluate(
         try:
             model = Classifier(copy.deepcopy(encoder), width, classes).to(device).train().requires_grad_(True)
             drop_paths(model.encoder, recipe.drop_path)
-            loss = _fit(model, train_paths, train_labels, size, mean, std, recipe, workers, dtype, progress)
+            loss = _fit(model, _Images(train_paths, train_labels, size, mean, std), recipe, workers, dtype, progress)
         finally:
             random.setstate(kept[0])
             np.random.set_state(kept[1])
-    right = _score(model.eval(), test_paths, test_labels, size, mean, std, recipe.batch_size, dtype)
+    right = _score(model.eval(), _Images(test_paths, test_labels, size, mean, std), recipe.batch_size, dtype)
     return {"top1": right, "train_loss": loss}
 
 
@@ -189,19 +189,26 @@ def drop_paths(encoder: nn.Module, rate: float) -> None:
                 setattr(block, name, DropPath(share) if share else nn.Identity())
 
 
+class _Images(NamedTuple):
+    """Labelled images, and how they are resized and normalised."""
+
+    paths: Sequence[str]
+    labels: Tensor
+    size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
 def _fit(
     model: Classifier,
-    paths: Sequence[str],
-    labels: Tensor,
-    size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
+    images: _Images,
     recipe: Recipe,
     workers: int,
     dtype: torch.dtype,
     progress: str | None,
 ) -> float:
     """Train; the mean loss of the last epoch."""
+    paths, labels, size, mean, std = images
     device = next(model.parameters()).device
     batch = max(2, min(recipe.batch_size, len(paths) // 4) // 2 * 2)  # timm's Mixup pairs images
     transform = create_transform(
@@ -221,16 +228,18 @@ def _fit(
     per_epoch = steps // recipe.epochs
     losses: list[Tensor] = []
     positions = iter(order)
-    for step, images in enumerate(tqdm(loader, desc=progress, unit="step", disable=None if progress else True, leave=False)):
+    for step, drawn in enumerate(
+        tqdm(loader, desc=progress, unit="step", disable=None if progress else True, leave=False)
+    ):
         chosen = torch.tensor([position for _, position in next(positions)])
-        images, wanted = images.to(device), labels[chosen].to(device)
+        pixels, wanted = drawn.to(device), labels[chosen].to(device)
         if mix:
-            images, wanted = mix(images, wanted)
+            pixels, wanted = mix(pixels, wanted)
         share = (step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
         for group in optimizer.param_groups:
             group["lr"] = group["first"] * share
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            logits = model(images)
+            logits = model(pixels)
         loss = F.cross_entropy(logits.float(), wanted, label_smoothing=0.0 if mix else recipe.smoothing)
         optimizer.zero_grad()
         loss.backward()
@@ -243,21 +252,13 @@ def _fit(
 
 
 @torch.no_grad()
-def _score(
-    model: Classifier,
-    paths: Sequence[str],
-    labels: Tensor,
-    size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    batch: int,
-    dtype: torch.dtype,
-) -> float:
+def _score(model: Classifier, images: _Images, batch: int, dtype: torch.dtype) -> float:
+    paths, labels, size, mean, std = images
     device, right, seen = next(model.parameters()).device, 0, 0
     for pixels in batches(paths, size, batch, threads=2):
-        images = normalize(torch.from_numpy(pixels).to(device), mean, std, torch.float32)
+        normalized = normalize(torch.from_numpy(pixels).to(device), mean, std, torch.float32)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            guess = model(images).argmax(dim=1).cpu()
+            guess = model(normalized).argmax(dim=1).cpu()
         right += int((guess == labels[seen : seen + len(guess)]).sum())
         seen += len(guess)
     return 100 * right / len(labels)

@@ -11,7 +11,8 @@ from typing import Any
 
 # What each option is: the name of an argument of `ijepa-ds eval`, as argparse keeps it.
 _SWEEP = {"lr": [0.01, 0.05, 0.001], "weight_decay": [0.0005, 0.0], "epochs": 50, "schedule": "step", "select": "test"}
-_TRANSFER = _SWEEP | {"solver": ["sgd"], "head_batch_size": 256, "augment": True}
+_SCENES = _SWEEP | {"solver": ["sgd"], "head_batch_size": 256}
+_TRANSFER = _SCENES | {"augment": True}
 _CLASS_FOLDERS = "one folder a class in each of --train and --test"
 
 
@@ -91,14 +92,14 @@ PRESETS: dict[str, Preset] = {
     ),
     "paper-clevr-count": Preset(
         "count",
-        _SWEEP | {"solver": ["sgd"], "head_batch_size": 256},
+        _SCENES,
         "CLEVR_v1.0: --train CLEVR_v1.0/images/train --test CLEVR_v1.0/images/val (scenes in CLEVR_v1.0/scenes)",
         {"base/16": 82.2, "large/16": 85.6, "huge/14": 86.7},
         "count",
     ),
     "paper-clevr-dist": Preset(
         "distance",
-        _SWEEP | {"solver": ["sgd"], "head_batch_size": 256},
+        _SCENES,
         "as paper-clevr-count",
         {"base/16": 70.7, "large/16": 71.2, "huge/14": 72.4},
         "distance",

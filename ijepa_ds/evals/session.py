@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ijepa_ds.evals import features as feature_file
-from ijepa_ds.evals.features import extract, num_layers
+from ijepa_ds.evals.features import ForwardOptions, extract, forward, num_layers
 from ijepa_ds.evals.folders import Labelled, Pair, batches, crop_batches
 from ijepa_ds.evals.ranks import ALONE, World, agree, gather_rows
 from ijepa_ds.evals.settings import Settings
@@ -85,7 +84,7 @@ class Session:
         """
         images, s = self._part(part), self.settings
         read = batches([images.paths[int(i)] for i in order], *self._reading())
-        for outputs in feature_file.forward(self.encoder, read, s.mean, s.std, s.device, s.dtype):
+        for outputs in forward(self.encoder, read, ForwardOptions(s.mean, s.std, s.device, s.dtype)):
             yield outputs[-1].float()
 
     def _part(self, part: str) -> Labelled:

@@ -103,15 +103,11 @@ class Settings:
         Raises:
             ValueError: naming the setting.
         """
-        for name, values, known in (
-            ("tasks", self.tasks, TASKS),
-            ("solvers", self.solvers, SOLVERS),
-            ("select", (self.select,), SELECT),
-            ("layers", (self.layers or "last",), tuple(LAYERS)),
-            ("precision", (self.precision,), tuple(PRECISIONS)),
-        ):
-            if not values or not set(values) <= set(known):
-                raise ValueError(f"{name}: expected some of {', '.join(known)}, got {list(values)}")
+        sweep.check_choices("tasks", self.tasks, TASKS)
+        sweep.check_choices("solvers", self.solvers, SOLVERS)
+        sweep.check_choices("select", (self.select,), SELECT)
+        sweep.check_choices("layers", (self.layers or "last",), LAYERS)
+        sweep.check_choices("precision", (self.precision,), PRECISIONS)
         if min(self.draws, self.views - 1, self.view_images - 1, self.batch_size, self.threads) < 1:
             raise ValueError("draws, batch size and threads: expected numbers from 1; views and their images: from 2")
         if {"sgd", "lars"} & set(self.solvers):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +24,16 @@ HEADS = ("linear", "bn")
 SCHEDULES = ("step", "cosine")
 _MOMENTUM, _TRUST, _REFERENCE_BATCH = 0.9, 0.001, 256
 _INITIAL_STD = 0.01
+
+
+def check_choices(name: str, values: Sequence[str], known: Iterable[str]) -> None:
+    """Refuse a setting that is empty or has unknown values.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    if not values or not set(values) <= set(known):
+        raise ValueError(f"{name}: expected some of {', '.join(known)}, got {list(values)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +72,10 @@ class Recipe:
         Raises:
             ValueError: naming the setting.
         """
-        for name, values, known in (
-            ("optimizers", self.optimizers, OPTIMIZERS),
-            ("layers", self.layers, LAYERS),
-            ("heads", self.heads, HEADS),
-            ("schedule", (self.schedule,), SCHEDULES),
-        ):
-            if not values or not set(values) <= set(known):
-                raise ValueError(f"{name}: expected some of {', '.join(known)}, got {list(values)}")
+        check_choices("optimizers", self.optimizers, OPTIMIZERS)
+        check_choices("layers", self.layers, LAYERS)
+        check_choices("heads", self.heads, HEADS)
+        check_choices("schedule", (self.schedule,), SCHEDULES)
         if not self.lr or min(self.lr) <= 0 or not self.weight_decay or min(self.weight_decay) < 0:
             raise ValueError("lr: expected numbers above 0; weight decay: numbers from 0")
         if min(self.epochs, self.batch_size, self.decay_every) < 1:

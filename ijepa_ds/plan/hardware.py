@@ -10,7 +10,7 @@ from pathlib import Path
 GIB, GB, TERA = 2**30, 1e9, 1e12
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Device:
     """One device and how it is wired.
 
@@ -37,54 +37,16 @@ class Device:
         return TERA * (self.bfloat16_tflops if weight_bytes == 2 else self.float32_tflops)
 
 
-# Vendor's data sheets (SXM boards, dense rates); network: one port a GPU, 200 Gbit/s (A100) or 400 Gbit/s, an assumption.
-DEVICES = {
-    "a100-40g": Device(
-        name="a100-40g",
-        memory_gib=39.5,
-        bfloat16_tflops=312,
-        float32_tflops=19.5,
-        memory_gbps=1555,
-        link_gbps=300,
-        network_gbps=25,
-    ),
-    "a100-80g": Device(
-        name="a100-80g",
-        memory_gib=79.2,
-        bfloat16_tflops=312,
-        float32_tflops=19.5,
-        memory_gbps=2039,
-        link_gbps=300,
-        network_gbps=25,
-    ),
-    "h100": Device(
-        name="h100",
-        memory_gib=79.2,
-        bfloat16_tflops=989,
-        float32_tflops=67,
-        memory_gbps=3350,
-        link_gbps=450,
-        network_gbps=50,
-    ),
-    "h200": Device(
-        name="h200",
-        memory_gib=139.8,
-        bfloat16_tflops=989,
-        float32_tflops=67,
-        memory_gbps=4800,
-        link_gbps=450,
-        network_gbps=50,
-    ),
-    "b200": Device(
-        name="b200",
-        memory_gib=178,
-        bfloat16_tflops=2250,
-        float32_tflops=75,
-        memory_gbps=7700,
-        link_gbps=900,
-        network_gbps=50,
-    ),
+# Vendors' data sheets (SXM boards, dense rates). Network: an assumption, one port per GPU, 200 Gbit/s (A100) or 400 Gbit/s.
+# name: memory_gib, bfloat16_tflops, float32_tflops, memory_gbps, link_gbps, network_gbps
+_ROWS = {
+    "a100-40g": (39.5, 312, 19.5, 1555, 300, 25),
+    "a100-80g": (79.2, 312, 19.5, 2039, 300, 25),
+    "h100": (79.2, 989, 67, 3350, 450, 50),
+    "h200": (139.8, 989, 67, 4800, 450, 50),
+    "b200": (178, 2250, 75, 7700, 900, 50),
 }
+DEVICES = {name: Device(name, *row) for name, row in _ROWS.items()}
 
 
 def device_of(name: str, ranks_on_machine: int) -> Device:

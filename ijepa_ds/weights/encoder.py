@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from ijepa_ds.model.blocks import LayerNorm
 from ijepa_ds.model.vit import Encoder, initial_value
@@ -14,6 +17,7 @@ from ijepa_ds.weights.open import open_source
 from ijepa_ds.weights.source import Source
 
 logger = logging.getLogger(__name__)
+Network = TypeVar("Network", bound=nn.Module)
 WHICH = ("target", "context", "untrained")
 
 
@@ -71,17 +75,29 @@ def read_encoder(path: str | Path, which: str | None = None, heads: int | None =
 def fill(source: Source, part: str) -> Encoder:
     """The encoder `part` of a source; `untrained`: the start values of its run's seed (0 without a run)."""
     encoder = Encoder(source.size, source.patch_size, source.grid, position_grid=source.position_grid)
-    for module in encoder.modules():
+    return fill_network(encoder, source, "encoder", None if part == "untrained" else source.parts[part])
+
+
+def fill_network(network: Network, source: Source, label: str, tensors: Mapping[str, Tensor] | None) -> Network:
+    """Set the parameters of an encoder or a predictor, and freeze it.
+
+    Args:
+        network: is changed.
+        source: its LayerNorm epsilon and seed are used.
+        label: `encoder` or `predictor`, for the start values.
+        tensors: by parameter name; None: the start values of the run's seed (0 without a run).
+    """
+    for module in network.modules():
         if isinstance(module, LayerNorm):
             module.eps = source.eps
     seed = source.config.run.seed if source.config else 0
     with torch.no_grad():
-        for name, parameter in encoder.named_parameters():
-            if part == "untrained":
-                parameter.copy_(initial_value("encoder." + name, parameter.shape, seed, source.size.layer_scale))
+        for name, parameter in network.named_parameters():
+            if tensors is None:
+                parameter.copy_(initial_value(f"{label}.{name}", parameter.shape, seed, source.size.layer_scale))
             else:
-                parameter.copy_(source.parts[part][name])
-    return encoder.eval().requires_grad_(False)
+                parameter.copy_(tensors[name])
+    return network.eval().requires_grad_(False)
 
 
 def _in_cache(name: str) -> Path:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-import torch
-
 from ijepa_ds.config import MasksConfig
 from ijepa_ds.masks.sampler import Masks, build_sampler, check
-from ijepa_ds.model.blocks import LayerNorm
 from ijepa_ds.model.ijepa import IJEPA
-from ijepa_ds.model.vit import Predictor, initial_value
-from ijepa_ds.weights.encoder import fill
+from ijepa_ds.model.vit import Predictor
+from ijepa_ds.weights.encoder import fill, fill_network
 from ijepa_ds.weights.facts import WeightsError
 from ijepa_ds.weights.source import Source
 
@@ -41,15 +38,7 @@ def fill_predictor(source: Source, grid: int | None = None, trained: bool = True
     heads = shape.heads or source.size.heads
     grid = grid or source.grid
     predictor = Predictor(source.size.width, shape.width, shape.depth, heads, grid, position_grid=source.position_grid)
-    for module in predictor.modules():
-        if isinstance(module, LayerNorm):
-            module.eps = source.eps
-    seed = source.config.run.seed if source.config else 0
-    with torch.no_grad():
-        for name, parameter in predictor.named_parameters():
-            start = None if trained else initial_value("predictor." + name, parameter.shape, seed)
-            parameter.copy_(source.parts["predictor"][name] if start is None else start)
-    return predictor.eval().requires_grad_(False)
+    return fill_network(predictor, source, "predictor", source.parts["predictor"] if trained else None)
 
 
 def fill_all(source: Source, grid: int | None = None) -> IJEPA:
