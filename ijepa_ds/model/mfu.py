@@ -9,14 +9,25 @@ import torch
 
 from ijepa_ds.model.cpu.linear import onednn_is_faster, product
 
-_SIDES = {"cpu": 1024, "cuda": 8192}  # of the square matrices multiplied
+_SIDES = {"cpu": (256, 1024), "cuda": (8192,)}  # of the square matrices multiplied
+_SLOW = 0.01  # seconds: where a small product takes longer (an emulated type), the large ones would take seconds
 _TRIES = 4  # the best counts, the first warms up
 
 
 @torch.no_grad()
 def measured_peak(device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter) -> float:
     """FLOPs a second (of `clock`) of a large square matrix product here and now; waits for the device."""
-    side = _SIDES.get(device.type, _SIDES["cpu"])
+    rate = 0.0
+    for side in _SIDES.get(device.type, _SIDES["cpu"]):
+        seconds = _fastest_product(side, device, dtype, clock)
+        rate = 2.0 * side**3 / seconds
+        if seconds > _SLOW:
+            break
+    return rate
+
+
+def _fastest_product(side: int, device: torch.device, dtype: torch.dtype, clock: Callable[[], float]) -> float:
+    """Seconds (of `clock`) of the fastest of a few products of random matrices."""
     # random: a GPU needs less power to multiply constants, and may run faster than on anything real
     generator = torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(side, side, device=device, dtype=dtype, generator=generator) for _ in range(2))
@@ -29,4 +40,4 @@ def measured_peak(device: torch.device, dtype: torch.dtype, clock: Callable[[], 
             torch.cuda.synchronize(device)
         best = min(best, clock() - started)
     del result
-    return 2.0 * side**3 / best
+    return max(best, 1e-9)  # a coarse clock may not have moved

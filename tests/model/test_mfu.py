@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ijepa_ds.masks.sampler import build_sampler
-from ijepa_ds.model import ijepa
+from ijepa_ds.model import ijepa, mfu
 from ijepa_ds.model.flops import training_flops
 from ijepa_ds.model.mfu import measured_peak
 from tests.weights_cases import small_config
@@ -32,3 +32,15 @@ def test_flops_are_those_that_torch_counts(options: dict, tmp_path: Path) -> Non
 
 def test_the_peak_is_a_rate() -> None:
     assert 1e8 < measured_peak(torch.device("cpu"), torch.float32) < 1e14
+
+
+def test_emulated_products_are_not_multiplied_at_full_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bfloat16 product of 1,024 takes three seconds on a CPU without instructions for it."""
+    sides = []
+
+    def slow(side: int, *_: object) -> float:
+        sides.append(side)
+        return 0.05
+
+    monkeypatch.setattr(mfu, "_fastest_product", slow)
+    assert measured_peak(torch.device("cpu"), torch.bfloat16) == 2 * 256**3 / 0.05 and sides == [256]
