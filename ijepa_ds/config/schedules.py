@@ -1,10 +1,10 @@
-"""Learning rate, weight decay and EMA momentum of every step: pure functions of the step's number.
+"""Learning rate, weight decay and EMA momentum as pure functions of the step's number, which counts from 0.
 
-`step` counts iterations from 0. `cosine`: the cosines belong to a horizon T of `ipe_scale` times the run's length and
-are never followed past it (they would turn upward again). Matched to the published runs to the last bit.
+`cosine`: the cosines have a horizon T of `ipe_scale` times the run's length and are not followed beyond it, where they would
+rise again. Equal to the published runs to the last bit.
 
 `wsd` (warm-up, constant, cool-down; Zhai et al. 2022, Haegele et al. 2024): weight decay and momentum are constant, and no
-step before the cool-down knows how long the run is, so that a run can be made longer, or branched, there.
+step before the cool-down depends on the run's length, so that a run can be made longer, or branched, there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ijepa_ds.config import Config, ConfigError
+from ijepa_ds.config.schema import Config, ConfigError
 
 
 def steps_per_epoch(num_samples: int, batch_size: int) -> int:
@@ -23,17 +23,13 @@ def steps_per_epoch(num_samples: int, batch_size: int) -> int:
         ConfigError: the images do not fill one batch.
     """
     if num_samples < batch_size:
-        raise ConfigError(
-            [
-                f"data.source: holds {num_samples} images, fewer than one batch of {batch_size}; "
-                f"lower optimization.batch_size to at most {num_samples}"
-            ]
-        )
+        text = f"holds {num_samples} images, fewer than one batch of {batch_size}"
+        raise ConfigError([f"data.source: {text}; lower optimization.batch_size to at most {num_samples}"])
     return num_samples // batch_size
 
 
 class StepSettings(NamedTuple):
-    """What the schedules say for one step."""
+    """The scheduled values of one step."""
 
     lr: float
     weight_decay: float
@@ -42,39 +38,25 @@ class StepSettings(NamedTuple):
 
 @dataclass(frozen=True)
 class Schedule:
-    """The three schedules of one run.
+    """The three schedules of one run."""
 
-    Attributes:
-        total_steps: optimiser steps the run makes.
-        warmup_steps: steps of linear warm-up of the learning rate.
-        horizon: T, the step at which the schedules reach their final values.
-        start_lr: rate from which the warm-up starts.
-        peak_lr: rate at the warm-up's end.
-        final_lr: rate at the horizon.
-        start_weight_decay: weight decay at the start.
-        final_weight_decay: weight decay at the horizon.
-        ema: momentum at the start and at the horizon.
-        cooldown: the step (from 0) in which the rate begins to fall from `peak_lr` to `final_lr`, in a line that ends with the
-            run; None: the cosines.
-    """
-
-    total_steps: int
-    warmup_steps: int
-    horizon: int
-    start_lr: float
-    peak_lr: float
-    final_lr: float
+    total_steps: int  # optimizer steps of the run
+    warmup_steps: int  # linear warm-up of the learning rate
+    horizon: int  # T, the step at which the schedules reach their final values
+    start_lr: float  # at the start of the warm-up
+    peak_lr: float  # at the end of the warm-up
+    final_lr: float  # at the horizon
     start_weight_decay: float
-    final_weight_decay: float
-    ema: tuple[float, float]
-    cooldown: int | None = None
+    final_weight_decay: float  # at the horizon
+    ema: tuple[float, float]  # momentum at the start and at the horizon
+    cooldown: int | None = None  # wsd: the first step of the linear fall from `peak_lr` to `final_lr` at the end; None: cosines
 
     @classmethod
     def of(cls, cfg: Config, steps_per_epoch: int) -> Schedule:
-        """The schedules of `cfg` when one epoch has `steps_per_epoch` optimiser steps.
+        """The schedules of `cfg` when one epoch has `steps_per_epoch` optimizer steps.
 
         Raises:
-            ConfigError: the run has no step, or its warm-up is longer than its schedules.
+            ConfigError: the run has no step, or its warm-up or cool-down is longer than its schedules.
         """
         o = cfg.optimization
         if o.steps is not None:
@@ -82,50 +64,29 @@ class Schedule:
         else:
             epochs = o.epochs or 0.0
             total, horizon = int(epochs * steps_per_epoch), int(o.ipe_scale * epochs * steps_per_epoch)
-        warmup = o.warmup_steps
-        if warmup is None:
-            warmup = int((o.warmup_epochs or 0.0) * steps_per_epoch)
-        if min(total, horizon) < 1:
-            raise ConfigError(
-                [
-                    f"optimization.epochs: {o.epochs} epochs of {steps_per_epoch} steps (ipe_scale "
-                    f"{o.ipe_scale}) make no step; raise epochs, or lower batch_size"
-                ]
-            )
-        if warmup > horizon:
-            raise ConfigError(
-                [
-                    f"optimization.warmup_{'epochs' if o.warmup_steps is None else 'steps'}: {warmup} steps "
-                    f"of warm-up in schedules of {horizon} steps; lengthen the run or shorten the warm-up"
-                ]
-            )
+        warmup = o.warmup_steps if o.warmup_steps is not None else int((o.warmup_epochs or 0.0) * steps_per_epoch)
         cooldown = total - o.cooldown_steps if o.schedule == "wsd" else None
-        if cooldown is not None and cooldown < warmup:
-            raise ConfigError(
-                [
-                    f"optimization.cooldown_steps: {o.cooldown_steps} and a warm-up of {warmup} are longer than the run "
-                    f"({total} steps)"
-                ]
-            )
-        return cls(
-            total_steps=total,
-            warmup_steps=warmup,
-            horizon=horizon,
-            start_lr=o.start_lr,
-            peak_lr=o.lr,
-            final_lr=o.final_lr,
-            start_weight_decay=o.weight_decay,
-            final_weight_decay=o.final_weight_decay,
-            ema=o.ema,
-            cooldown=cooldown,
-        )
+        problem = None
+        if min(total, horizon) < 1:
+            text = f"{o.epochs} epochs of {steps_per_epoch} steps (ipe_scale {o.ipe_scale}) make no step"
+            problem = f"epochs: {text}; raise epochs, or lower batch_size"
+        elif warmup > horizon:
+            text = f"{warmup} steps of warm-up in schedules of {horizon} steps; lengthen the run or shorten the warm-up"
+            problem = f"warmup_{'epochs' if o.warmup_steps is None else 'steps'}: {text}"
+        elif cooldown is not None and cooldown < warmup:
+            text = f"{o.cooldown_steps} and a warm-up of {warmup} are longer than the run ({total} steps)"
+            problem = f"cooldown_steps: {text}"
+        if problem:
+            raise ConfigError([f"optimization.{problem}"])
+        decay = (o.weight_decay, o.final_weight_decay)
+        return cls(total, warmup, horizon, o.start_lr, o.lr, o.final_lr, *decay, ema=o.ema, cooldown=cooldown)
 
     def at(self, step: int) -> StepSettings:
-        """All three of a step, counted from 0."""
+        """The three values of a step."""
         return StepSettings(self.lr(step), self.weight_decay(step), self.momentum(step))
 
     def lr(self, step: int) -> float:
-        """Learning rate of the optimiser's step in iteration `step`."""
+        """Learning rate of a step."""
         t = self._t(step)
         if t < self.warmup_steps:
             return self.start_lr + t / self.warmup_steps * (self.peak_lr - self.start_lr)
@@ -136,7 +97,7 @@ class Schedule:
         return self.final_lr + (self.peak_lr - self.final_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     def weight_decay(self, step: int) -> float:
-        """Weight decay of the optimiser's step in iteration `step` (groups without decay stay at 0)."""
+        """Weight decay of a step (parameter groups without decay stay at 0)."""
         start, final = self.start_weight_decay, self.final_weight_decay
         if self.cooldown is not None:
             return start
@@ -145,7 +106,7 @@ class Schedule:
         return min(value, final) if start <= final else max(value, final)
 
     def momentum(self, step: int) -> float:
-        """Momentum of the target's update after the optimiser's step of iteration `step`."""
+        """Momentum of the target's update after a step."""
         first, last = self.ema
         if self.cooldown is not None:
             return first
@@ -153,7 +114,7 @@ class Schedule:
         return first + k * (last - first) / self.horizon
 
     def same_until(self, other: Schedule) -> int:
-        """How many steps from the start are the same by two schedules of `wsd` that differ in their lengths alone."""
+        """Number of first steps that are equal in two `wsd` schedules that differ only in length."""
         assert self.cooldown is not None and other.cooldown is not None
         return min(self.cooldown, other.cooldown)
 
