@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from ijepa_ds.config.build import nodes
 from ijepa_ds.config.schema import Config, flatten
 
 # With optimization.schedule wsd these change no step before the cool-down; `run_dir` checks that none has begun.
@@ -33,10 +34,13 @@ def _lines(section: Any, indent: str) -> Iterator[str]:
             yield f"{indent}{spec.name}: {scalar(value)}\n"
 
 
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def scalar(value: Any) -> str:
     """A value as YAML in one line."""
-    plain = list(value) if isinstance(value, tuple) else value
-    text = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=float("inf"))
+    text = yaml.safe_dump(_plain(value), default_flow_style=True, allow_unicode=True, width=float("inf"))
     return text.removesuffix("...\n").strip()
 
 
@@ -47,26 +51,14 @@ def save_resolved(cfg: Config, path: Path) -> None:
     os.replace(draft, path)
 
 
-def _marked(section: Any, mark: str, prefix: str = "") -> dict[str, Any]:
-    """The dotted keys with a mark of `field_types.key`, and their defaults."""
-    found: dict[str, Any] = {}
-    for spec in fields(section):
-        value = getattr(section, spec.name)
-        if is_dataclass(value):
-            found |= _marked(value, mark, f"{prefix}{spec.name}.")
-        elif spec.metadata["json_schema_extra"].get(mark):
-            found[prefix + spec.name] = spec.default
-    return found
-
-
 def _task(cfg: Config) -> dict[str, Any]:
     """The values that may not change when a run resumes.
 
     Free are folders, logging, and how the work is distributed over devices. The data index identifies the images, not the
     name of their folder.
     """
-    free = {*_marked(cfg, "free"), *(LENGTH if cfg.optimization.schedule == "wsd" else ())}
-    return {key: value for key, value in flatten(cfg).items() if key not in free}
+    free = LENGTH if cfg.optimization.schedule == "wsd" else ()
+    return {key: value for key, value in flatten(cfg).items() if key not in free and "free" not in nodes()[key]}
 
 
 def fingerprint(cfg: Config) -> str:
@@ -75,9 +67,9 @@ def fingerprint(cfg: Config) -> str:
     Left out: keys that may change when a run resumes (with `optimization.schedule: wsd` also its length), and keys added
     after 0.1.0 that have their defaults.
     """
-    later = _marked(cfg, "later")
-    task = {key: value for key, value in _task(cfg).items() if key not in later or value != later[key]}
-    return hashlib.sha256(json.dumps(task, sort_keys=True).encode()).hexdigest()[:16]
+    task = {key: _plain(value) for key, value in _task(cfg).items()}
+    used = {key: value for key, value in task.items() if "later" not in nodes()[key] or value != nodes()[key]["default"]}
+    return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def difference(before: Config, after: Config) -> list[str]:

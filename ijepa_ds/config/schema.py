@@ -61,18 +61,14 @@ class RunConfig:
     resume: Text = key(
         "auto", "`auto`: the newest checkpoint in `run.dir`, else a fresh start; `never`; or a checkpoint", free=True
     )
-    branch_from: Path | None = key(
-        None, "a checkpoint to begin with while `run.dir` has none (below: a run in stages)", free=True
-    )
+    branch_from: Path | None = key(None, "a checkpoint to begin with while `run.dir` has none", free=True)
     log_every: Count = key(10, "steps between TensorBoard points", free=True)
     probe_every: Count = key(100, "steps between collapse probes (feature deviation, effective rank)", free=True)
     picture_every: Whole = key(1000, "steps between pictures of masks; 0: never", free=True)
     checkpoint_every: Count = key(1000, "steps between checkpoints; the last step is always saved", free=True)
     keep_last: Count = key(2, "newest checkpoints kept", free=True)
     keep_every: Whole = key(0, "checkpoints whose step is a multiple of this are kept for good; 0: none", free=True)
-    hang_timeout: NotNegative = key(
-        900.0, "seconds without progress after which the job ends, naming the rank; 0: never", free=True
-    )
+    hang_timeout: NotNegative = key(900.0, "seconds without progress that end the job, naming the rank; 0: never", free=True)
     max_nonfinite: Count = key(3, "consecutive steps with a non-finite loss or gradient that stop the run", free=True)
 
 
@@ -82,9 +78,7 @@ class DataConfig:
 
     source: Path = key(..., "folder of images, list, tar shards, index or mix: `docs/data.md`", free=True)
     crop_size: Count = key(224, "side of a crop in pixels, a multiple of `model.patch_size`")
-    early_crop_size: Count | None = key(
-        None, "smaller side of the crops in the first `data.early_steps`; `null`: none", later=True
-    )
+    early_crop_size: Count | None = key(None, "smaller crops in the first `data.early_steps`; `null`: none", later=True)
     early_steps: Whole = key(0, "optimizer steps with smaller crops", later=True)
     crop_scale: Ordered[Area] = key((0.3, 1.0), "area of a crop, as a share of the image")
     crop_ratio: Ordered[Positive] = key((3 / 4, 4 / 3), "width / height of a crop before it is resized to a square")
@@ -139,12 +133,8 @@ class OptimizationConfig:
 class EvalConfig:
     """Scores of the live target encoder while training: k-NN and RankMe (`docs/evaluate.md`)."""
 
-    every: Whole = key(
-        0, "steps between evaluations (also the last step), a multiple of `run.checkpoint_every`; 0: never", free=True
-    )
-    train: Text | None = key(
-        None, "labelled images that vote (one folder per class, or another source with classes)", free=True
-    )
+    every: Whole = key(0, "steps between evaluations, a multiple of `run.checkpoint_every`, and the end; 0: never", free=True)
+    train: Text | None = key(None, "labelled images that vote: one folder per class, or a source with classes", free=True)
     test: Text | None = key(None, "labelled images that are scored", free=True)
     k: Count = key(20, "neighbours", free=True)
     max_train: Count = key(10000, "images of `eval.train` used at most, the same each time", free=True)

@@ -78,7 +78,7 @@ class ModelConfig:
         later=True,
     )
     activation_checkpointing: Flag = key(
-        False, "recompute activations block by block: less memory, about a third more time", free=True
+        False, "recompute activations per block: less memory, about a third more time", free=True
     )
     recompute: Literal["full", "selective"] = key(
         "full", "with it: `full` keeps only a block's input, `selective` also the results of its matrix products", free=True
@@ -88,17 +88,15 @@ class ModelConfig:
     qk_norm: Flag | None = key(None, "LayerNorm of every head's queries and keys; needed from about 8 B parameters", later=True)
     parallel: Flag | None = key(None, "attention and MLP of a block in parallel; not with `swiglu` or `rope`", later=True)
     swiglu: Flag = key(False, "gated MLP (SiLU); 1.5 times the MLP's parameters at the same `mlp_hidden`", later=True)
-    rope: Flag = key(
-        False, "rotary positions in the encoder instead of the sine-cosine table; not in the predictor", later=True
-    )
+    rope: Flag = key(False, "rotary positions in the encoder, no sine-cosine table; not in the predictor", later=True)
     registers: Whole = key(0, "learnt tokens beside the patches, left out of the result", later=True)
     layer_scale: NotNegative = key(0.0, "start value of LayerScale on every residual branch; 0: none", later=True)
     drop_path: Share = key(0.0, "drop probability of the context encoder's last block, linear from 0 at the first", later=True)
     init_from: Path | None = key(
-        None, "weights for a fresh start, of any format in `docs/weights.md`; not read when the run resumes", later=True
+        None, "weights for a fresh start (`docs/weights.md`); not read when the run resumes", later=True
     )
     position_grid: Count | None = key(
-        None, "patches along a side where positions were learnt; `null`: as this run, or as `init_from`", later=True
+        None, "grid on which positions were learnt; `null`: as this run or `init_from`", later=True
     )
 
 

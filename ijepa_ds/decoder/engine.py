@@ -45,7 +45,7 @@ class ShardedLearner(Learner):
             shape: of the network.
             width: numbers of a condition.
             device: this rank's.
-            ds_config: the complete DeepSpeed configuration (`config_deepspeed.read_deepspeed`).
+            ds_config: the complete DeepSpeed configuration (`config.deepspeed_json.read_deepspeed`).
             seed: of the start.
         """
         self.rank, _, self.world_size = world_from_environment()

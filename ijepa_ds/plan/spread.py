@@ -63,7 +63,7 @@ class Spread:
 
 
 def spread_of(ds_config: dict[str, Any], plan: BatchPlan, nodes: int, gpus: int) -> Spread:
-    """Read a complete DeepSpeed configuration (`config_deepspeed.load_deepspeed`)."""
+    """Read a complete DeepSpeed configuration (`config.deepspeed_json.load_deepspeed`)."""
     zero = ds_config.get("zero_optimization", {})
     stage = int(zero.get("stage", 0))
     return Spread(

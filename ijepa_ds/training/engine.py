@@ -39,7 +39,7 @@ class Engine:
 
         Args:
             cfg: the run.
-            ds_config: the complete DeepSpeed configuration (`config_deepspeed.load_deepspeed`).
+            ds_config: the complete DeepSpeed configuration (`config.deepspeed_json.load_deepspeed`).
             device: this rank's, from `initialise_distributed`.
             start: weights to start from; None: the start values of `cfg.run.seed`.
         """

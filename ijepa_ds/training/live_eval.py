@@ -43,7 +43,7 @@ class LiveEval:
         Raises:
             ValueError: sources that cannot be used.
         """
-        assert cfg.eval.train is not None and cfg.eval.test is not None  # config_check
+        assert cfg.eval.train is not None and cfg.eval.test is not None  # config.checks
         self._cfg, self._engine, self._world = cfg, engine, World(rank, rank, world_size)
         try:
             pair = read_pair(cfg.eval.train, cfg.eval.test, cfg.data.max_pixels)

@@ -36,7 +36,7 @@ def size_in(tensors: Mapping[str, Tensor], heads: int | None, where: str) -> tup
         where: what messages call the source.
 
     Raises:
-        WeightsError: no patch embedding or block, or the heads are neither given nor those of a row of `config_sizes.SIZES`.
+        WeightsError: no patch embedding or block, or the heads are neither given nor those of a row of `config.sizes.SIZES`.
     """
     missing = [n for n in ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "pos_embed") if n not in tensors]
     if missing:

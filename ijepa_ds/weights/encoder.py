@@ -32,7 +32,7 @@ def load_encoder(path_or_name: str | Path, which: str | None = None, heads: int 
             facebook/ijepa_vith14_1k (nothing is downloaded).
         which: `target` (the EMA; what the paper evaluates), `context`, or `untrained` (the start values); None: the target,
             or else the one encoder there is.
-        heads: attention heads, where the file does not say and the size is not one of `config_sizes.SIZES`.
+        heads: attention heads, where the file does not say and the size is not one of `config.sizes.SIZES`.
 
     Raises:
         WeightsError: nothing known is there, or it is not what it seems.

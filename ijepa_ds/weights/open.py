@@ -39,7 +39,7 @@ def open_source(
     Args:
         path: a run directory, a checkpoint folder, a folder or file exported here, a published checkpoint, a timm file or
             folder, or a Hugging Face folder.
-        heads: attention heads, where the file does not say and the size is not one of `config_sizes.SIZES`.
+        heads: attention heads, where the file does not say and the size is not one of `config.sizes.SIZES`.
         step: of a run, the checkpoint to take; None: the newest good one.
         weights: False: only a run's shape is wanted, it may have no checkpoint yet.
         verify: compare the checksums of a checkpoint folder.
