@@ -59,7 +59,8 @@ def _run(argv: Sequence[str] | None) -> int:
     if chosen and _is_rank_zero():
         logger.info("environment: %s (chosen here, as unset)", " ".join(chosen))
     from ijepa_ds.cluster.watch import Watch
-    from ijepa_ds.distributed.world import barrier, shut_down_distributed, world_from_environment
+    from ijepa_ds.distributed.environment import world_from_environment
+    from ijepa_ds.distributed.world import barrier, shut_down_distributed
 
     watch = Watch()
     watch.start()

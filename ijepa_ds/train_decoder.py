@@ -69,7 +69,8 @@ def _run(arguments: argparse.Namespace, shape: Shape) -> None:
     from ijepa_ds.decoder.engine import ShardedLearner
     from ijepa_ds.decoder.learner import CLIP
     from ijepa_ds.decoder.train import Trainer, opened
-    from ijepa_ds.distributed.world import initialise_distributed, world_from_environment
+    from ijepa_ds.distributed.environment import world_from_environment
+    from ijepa_ds.distributed.world import initialise_distributed
 
     rank, _, world_size = world_from_environment()
     check_at_least(arguments, max_micro_batch=1)

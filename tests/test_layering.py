@@ -221,3 +221,8 @@ def test_the_model_needs_neither_deepspeed_nor_dali() -> None:
     loaded = modules_after("import ijepa_ds.model.ijepa, ijepa_ds.weights, ijepa_ds.config.schedules")
     assert "torch" in loaded
     assert not loaded & {"deepspeed", "nvidia.dali", "matplotlib", "tensorboard"}
+
+
+def test_evaluations_need_no_deepspeed() -> None:
+    loaded = modules_after("import ijepa_ds.evals.run, ijepa_ds.distributed.agreement")
+    assert "torch" in loaded and "deepspeed" not in loaded

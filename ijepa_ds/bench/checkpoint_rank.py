@@ -17,7 +17,8 @@ from ijepa_ds.checkpoint.saver import Saver
 from ijepa_ds.config import BatchPlan, Config
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
-from ijepa_ds.distributed.world import barrier, gather_objects, initialise_distributed
+from ijepa_ds.distributed.exchange import broadcast_object, max_over_ranks
+from ijepa_ds.distributed.world import barrier, initialise_distributed
 from ijepa_ds.durable import save_tensors
 from ijepa_ds.training.engine import Engine
 
@@ -32,7 +33,7 @@ def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     engine = Engine(cfg, ds_config, device)
     steps = Steps(engine, cfg, plan, rank, images)
     Path(cfg.run.dir).mkdir(parents=True, exist_ok=True)
-    place = Path(gather_objects(tempfile.mkdtemp(prefix="bench-", dir=cfg.run.dir) if rank == 0 else "")[0])
+    place = Path(broadcast_object(tempfile.mkdtemp(prefix="bench-", dir=cfg.run.dir) if rank == 0 else ""))
     try:
         saver = Saver(engine.layout, engine.ema, place, every=1, keep_last=1)
         figures = _turns(steps, saver, device, saves)
@@ -76,7 +77,7 @@ def _turns(steps: Steps, saver: Saver, device: torch.device, saves: int) -> dict
         behind = []
         while saver.unfinished:
             behind.append(step())
-            saver.advance(steps.done, any(gather_objects(saver.busy)))
+            saver.advance(steps.done, bool(max_over_ranks(saver.busy)))
         figures["behind"].append(behind)
         figures["safe"].append(time.perf_counter() - began)
         figures["quiet"] += [step() for _ in range(_QUIET)]

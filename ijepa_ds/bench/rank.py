@@ -12,7 +12,9 @@ import sys
 from collections.abc import Sequence
 
 from ijepa_ds.arguments import add_local_rank, add_out, add_run
-from ijepa_ds.distributed.world import gather_objects, shut_down_distributed, world_from_environment
+from ijepa_ds.distributed.environment import world_from_environment
+from ijepa_ds.distributed.exchange import gather_on_first
+from ijepa_ds.distributed.world import shut_down_distributed
 from ijepa_ds.exits import USER_ERROR
 from ijepa_ds.training import job
 
@@ -35,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"\nijepa-ds bench {arguments.measure}: cannot run this:\n{error}\n", file=sys.stderr, flush=True)
         return USER_ERROR
-    every = gather_objects(figures)
-    if rank == 0:
+    every = gather_on_first(figures)
+    if every is not None:
         arguments.out.write_text(json.dumps(every))
     shut_down_distributed()
     return 0

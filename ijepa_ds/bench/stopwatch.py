@@ -12,7 +12,7 @@ import torch
 
 from ijepa_ds.bench.record import record
 from ijepa_ds.config import BatchPlan, Config
-from ijepa_ds.distributed.world import gather_objects
+from ijepa_ds.distributed.exchange import gather_objects, max_over_ranks
 from ijepa_ds.training.engine import Engine
 
 
@@ -60,7 +60,7 @@ class Stopwatch:
         self._wait()
         seconds = (time.perf_counter() - began) / times
         self._off = False
-        return max(gather_objects(seconds))
+        return max_over_ranks(seconds)
 
     def _wait(self) -> None:
         if self._device.type == "cuda":

@@ -18,7 +18,7 @@ from ijepa_ds.bench.stopwatch import settings
 from ijepa_ds.cluster.stop import StopRequests
 from ijepa_ds.cluster.watch import Watch
 from ijepa_ds.config import BatchPlan, Config
-from ijepa_ds.distributed.world import gather_objects
+from ijepa_ds.distributed.exchange import host_barrier
 from ijepa_ds.model.mfu import measured_peak
 from ijepa_ds.telemetry.events import Scalars, read_scalars
 from ijepa_ds.training import loop, start
@@ -70,7 +70,7 @@ def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
         loop.train(run, stop)
     except _EnoughError:
         pass
-    gather_objects(None)  # all have left
+    host_barrier()  # all ranks have left the loop
     if run.lock:
         run.lock.close()
     if rank != 0:

@@ -30,7 +30,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ijepa_ds.checkpoint import writer
-from ijepa_ds.distributed.world import gather_objects
+from ijepa_ds.distributed.exchange import broadcast_object, gather_objects
 from ijepa_ds.errors import CheckpointError
 from ijepa_ds.zero.ema import ShardedEMA
 from ijepa_ds.zero.layout import Piece, ZeroLayout
@@ -82,7 +82,7 @@ class Saver:
         self._layout, self._ema, self._run_dir = layout, ema, run_dir
         self._every, self._keep_last, self._keep_every = every, keep_last, keep_every
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
-        self._attempt: str = gather_objects(secrets.token_hex(4))[0]
+        self._attempt: str = broadcast_object(secrets.token_hex(4))
         numel = (1 + len(_MOMENTS)) * sum(piece.numel for piece in _mine(layout, layout.pieces))
         numel += sum(piece.numel for piece in _mine(layout, ema.pieces))
         # the last element is Adam's step; pinned, so that a GPU copies into it by itself

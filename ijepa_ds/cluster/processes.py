@@ -8,6 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+_LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "deepspeed.launcher.runner", "torchrun", "torch.distributed.run"}
 SUPERVISOR = "IJEPA_DS_SUPERVISOR"  # environment variable: the process whose end is a request to stop
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
@@ -100,3 +101,21 @@ def supervisor() -> Process | None:
 def _place() -> str:
     """Where a process number means the same: a start of a host, and a space of numbers (containers have their own)."""
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+
+
+def launchers() -> list[Process]:
+    """The launchers that started this process, nearest first (`deepspeed` is two processes), and the supervisor, if any."""
+    found: list[Process] = []
+    pid = os.getppid()
+    while pid > 1:
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:5]
+        except OSError:
+            break
+        process = Process.of(pid)
+        if not _LAUNCHERS & {*words, *map(os.path.basename, words)} or not process:
+            break
+        found.append(process)
+        pid = process.parent()
+    above = supervisor()
+    return [*found, above] if above else found

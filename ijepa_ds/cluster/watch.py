@@ -1,88 +1,77 @@
-"""A thread on every rank that notices what the rank itself cannot: a dead peer, a dead launcher, a hang.
+"""A thread on every rank that detects what the rank itself cannot: a dead peer, a dead launcher, a hang.
 
-A rank that waits for another in a collective waits long: NCCL and gloo give up after half an hour, and name nobody. This
-thread looks once a second at the processes of its host, and tells rank 0 through the ranks' key-value store that it lives
-and how far it has come. What it finds ends the process, with one message that names rank and host.
+A rank waits in a collective for half an hour before NCCL or gloo gives up, and neither names the rank that is missing.
+This thread checks the processes of its host once a second, and publishes a report in the key-value store that rank 0's
+process keeps. When it finds a fault, it prints one message that names rank and host, and ends the process (code 70).
+
+    who                       waits for                                         at most         then
+    ------------------------  ------------------------------------------------  --------------  -----------------------------
+    a rank (launcher ended)   its next tick                                     1 s             `on_launcher_lost`: save, stop
+    a rank (neighbour ended)  its own `close`                                   0.5 s           the lowest rank left names it
+    a rank that fails         the end of a neighbour that caused the failure    2 s             claims that it failed first
+    the other ranks           the first failed rank to print its traceback      8 s             leave
+    a rank on another host    rank 0's store to answer                          40 s            rank 0 cannot be reached
+    a rank (store refused)    its own `close`, or a fault found in another way  5 s             rank 0 cannot be reached
+    rank 0                    the next report of every rank on other hosts      30 s            names the silent ranks
+    rank 0                    its own next beat                                 `hang_timeout`  publishes which ranks hang
+    a rank without a beat     that verdict                                      + 30 s          rank 0 hangs
+
+`judge.Role` has the times after a verdict. Neighbours are the other ranks of the same host.
+The decisions are in `judge.py`, the store in `job_store.py`, the exits in `leave.py`; this file has the thread and its clocks.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import json
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import timedelta
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from ijepa_ds.cluster import rank_log
-from ijepa_ds.cluster.processes import Process, supervisor
-from ijepa_ds.distributed.world import gather_objects
-from ijepa_ds.exits import LOST
+from ijepa_ds.cluster import processes, rank_log
+from ijepa_ds.cluster.job_store import SUSPENDED, JobStore, RequestTimer
+from ijepa_ds.cluster.judge import SILENCE, Hang, Lost, State, is_overdue, judge
+from ijepa_ds.cluster.leave import is_communicating, leave, leave_hang, report_dead
+from ijepa_ds.cluster.peers import Peer, Report, describe_hosts, this_place
+from ijepa_ds.cluster.processes import Process
+from ijepa_ds.distributed.exchange import gather_objects, host_barrier
 
-_TICK = 1.0  # seconds between looks
-_SILENCE = 30.0  # seconds without a word from a rank of another host, after which it counts as lost
-_ANSWER = 40.0  # seconds that rank 0's store, on another host, may take to answer: it has no timeout for a cut cable
-_LAST_WORD = 8.0  # seconds after a rank has failed, in which it is left alone to say so
-_FAILED = "ijepa_ds/failed"
-_LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "deepspeed.launcher.runner", "torchrun", "torch.distributed.run"}
-
-
-def launchers_above() -> list[Process]:
-    """What this process was started by, nearest first: `deepspeed` is two processes, a supervisor may be above."""
-    found: list[Process] = []
-    pid = os.getppid()
-    while pid > 1:
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            break
-        names = {os.path.basename(word) for word in words[:5]} | {word for word in words[:5]}
-        process = Process.of(pid)
-        if not names & _LAUNCHERS or not process:
-            break
-        found.append(process)
-        pid = process.parent()
-    above = supervisor()
-    return [*found, above] if above else found
+_TICK = 1.0
+_JUDGE_EVERY = 3  # ticks
+_ANSWER = 40.0  # for rank 0's store on another host: the store has no timeout when a cable is cut
+_REFUSED = 5.0  # after an error of the store, in which `close` or a named death may come first
+_LAST_WORD = 8.0  # for the first failed rank to print its traceback
+_CLOSING = 0.5  # a neighbour may have closed and ended when this rank is about to close
 
 
-@dataclass
-class _Peer:
-    rank: int
-    host: str
-    place: str  # host and process-number space: where `process` can be looked at
-    process: Process
-    word: str = ""  # what it published last
-    heard: float = 0.0  # when that changed, by our clock
+class _Failure(NamedTuple):
+    rank: int  # that failed first
+    since: float
 
 
 class Watch:
-    """Watches from `start` on for launchers, from `follow` on for peers and hangs, until `close`."""
+    """Watches launchers from `start` on, peers and progress from `follow` on, until `close`."""
 
     def __init__(self) -> None:
-        self._launchers = launchers_above()
+        self._launchers = processes.launchers()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._closed = threading.Event()
-        self._peers: list[_Peer] = []
+        self._peers: list[Peer] = []
         self._rank, self._timeout = 0, 0.0
-        self._store: torch.distributed.TCPStore | None = None
-        self._beats, self._phase, self._moved = 0, "start", time.monotonic()
+        self._store: JobStore | None = None
+        self._beats, self._phase, self._progress = 0, "start", time.monotonic()
         self._main = threading.main_thread().ident
-        self._asked: float | None = None  # since when we wait for the store
-        self._failed: int | None = None  # the first rank that failed of itself
-        self._failed_since = 0.0
-        self.on_launcher_lost: Callable[[], None] | None = None  # instead of ending the process
+        self._requests = RequestTimer()
+        self._failure: _Failure | None = None
+        self.on_launcher_lost: Callable[[], None] | None = None  # None: end the process
 
     def start(self) -> None:
-        """Begin to look; SIGUSR2 shows the stacks of a process from now on, even of one that hangs in C."""
+        """Start the thread. From now on SIGUSR2 prints all Python stacks, even while the main thread hangs in C."""
         faulthandler.register(signal.SIGUSR2, file=rank_log.terminal(), all_threads=True)
         self._thread.start()
 
@@ -92,244 +81,169 @@ class Watch:
         Args:
             timeout: seconds without `beat` after which the job is ended; 0: never.
         """
-        me = Process.of(os.getpid())
-        place = f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
-        table = gather_objects((socket.gethostname(), place, me))
-        rank = torch.distributed.get_rank()
+        table = gather_objects((socket.gethostname(), this_place(), Process.of(os.getpid())))
+        self._rank = torch.distributed.get_rank()
         if len(table) > 1:
-            self._store = torch.distributed.TCPStore(
-                os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=20)
-            )
-            self._store.set(_key(rank), "start")
-        gather_objects(None)  # now every key is there
+            self._store = JobStore(self._rank, len(table))
+        host_barrier()  # every rank has a report in the store now
         now = time.monotonic()
-        self._rank, self._timeout, self._moved = rank, timeout, now
-        self._peers = [_Peer(r, host, place, process, heard=now) for r, (host, place, process) in enumerate(table)]
-        if self._peers[0].place != place:
-            threading.Thread(target=self._watch_the_store, name="watch-store", daemon=True).start()
+        self._timeout, self._progress = timeout, now
+        self._peers = [Peer(rank, host, place, process, now) for rank, (host, place, process) in enumerate(table)]
+        if self._peers[0].place != self._place:
+            self._requests.limit(_ANSWER, self._on_no_answer, self._closed)
 
     def beat(self, phase: str) -> None:
-        """The rank has come to the end of `phase`; cheap."""
+        """Note that this rank has completed `phase`; cheap."""
         self._beats += 1
-        self._phase, self._moved = phase, time.monotonic()
+        self._phase, self._progress = phase, time.monotonic()
 
     def claim_failure(self) -> bool:
-        """Tell the other ranks that this one failed; False when another did before, or is gone: then ours follows from it."""
+        """Publish that this rank failed; False if another one failed or died before, which then is the cause."""
         if self._store is None:
             return True
         end = time.monotonic() + 2.0
-        while time.monotonic() < end:  # a broken connection is met before the death behind it shows
+        while time.monotonic() < end:  # a broken connection is noticed before the death that caused it
             if any(peer.process.state() == "X" for peer in self._neighbours()):
-                return False  # `_look_at_neighbours` names it, and ends this process
+                return False  # `_check_neighbours` names it and ends this process
             time.sleep(0.1)
         try:
-            first = self._store.compare_set(_FAILED, "", str(self._rank))
+            first = self._store.claim_failure()
         except (RuntimeError, ValueError, OSError):
             return False
-        self._failed, self._failed_since = int(first), time.monotonic()
-        if self._failed != self._rank:
-            rank_log.mute()
-        return self._failed == self._rank
+        self._note_failure(first, time.monotonic())
+        return self._state is State.OWN_FAILURE
 
     def where(self) -> str:
-        """Which ranks are on which host, for people."""
-        hosts: dict[str, list[int]] = {}
-        for peer in self._peers:
-            hosts.setdefault(peer.host, []).append(peer.rank)
-        return "; ".join(f"{host}: {_span(ranks)}" for host, ranks in hosts.items())
+        """Which ranks are on which host, for messages."""
+        return describe_hosts(self._peers)
 
     def close(self) -> None:
-        """Stop looking. When all ranks are past it (a barrier), they may end in any order."""
+        """Stop watching. After a barrier that follows it, ranks may end in any order."""
         self._closed.set()
+
+    @property
+    def _place(self) -> str:
+        return self._peers[self._rank].place
+
+    @property
+    def _state(self) -> State:
+        if self._failure is None:
+            return State.WATCHING
+        return State.OWN_FAILURE if self._failure.rank == self._rank else State.PEER_FAILURE
+
+    def _neighbours(self) -> list[Peer]:
+        return [peer for peer in self._peers if peer.place == self._place and peer.rank != self._rank]
+
+    def _stopped(self) -> set[int]:
+        """Neighbours that are stopped (SIGSTOP)."""
+        return {peer.rank for peer in self._neighbours() if peer.process.state() == "T"}
 
     # ---- the thread --------------------------------------------------------------------------------------------------
     def _run(self) -> None:
         last, ticks = time.monotonic(), 0
         while not self._closed.wait(_TICK):
             now, ticks = time.monotonic(), ticks + 1
-            if now - last > 20 * _TICK:  # the whole process was suspended: nobody is late
-                self._moved = now
+            if now - last > SUSPENDED:  # all clocks start again
+                self._progress = now
                 for peer in self._peers:
                     peer.heard = now
             last = now
-            self._look_at_launchers()
+            self._check_launchers()
             if len(self._peers) > 1:
-                self._look_at_neighbours()
-                self._asked = now
-                self._exchange(now, ticks)
-                self._asked = None
-            elif self._peers and 0 < self._timeout < now - self._moved:
+                self._check_neighbours()
+                self._use_store(now, ticks)
+            elif self._peers and is_overdue(now, self._progress, self._timeout):
                 self._end_hang([0])
 
-    def _watch_the_store(self) -> None:
-        """End this process when rank 0's host does not answer: `_run` is then stuck inside its question."""
-        last = time.monotonic()
-        while not self._closed.wait(_TICK):
-            now, asked = time.monotonic(), self._asked
-            suspended, last = now - last > 20 * _TICK, now
-            if asked is None or now - asked < _ANSWER:
-                continue
-            if suspended:  # not the network, but this process stood still
-                self._asked = now
-                continue
-            reason = f"no answer for {_ANSWER:.0f} s: its host or the network is down, or it is stopped"
-            _leave(f"{_name(self._peers[0])} cannot be reached by rank {self._rank} any more ({reason})", LOST)
-
-    def _look_at_launchers(self) -> None:
-        gone = [process.pid for process in self._launchers if process.state() == "X"]
-        if not gone:
+    def _check_launchers(self) -> None:
+        dead = [process.pid for process in self._launchers if process.state() == "X"]
+        if not dead:
             return
         self._launchers = []
         if self.on_launcher_lost:
             self.on_launcher_lost()
         else:
-            _leave(f"the launcher (process {gone[0]}) is gone: nothing to save yet", LOST)
+            leave(f"the launcher (process {dead[0]}) has ended: nothing to save yet")
 
-    def _neighbours(self) -> list[_Peer]:
-        return [peer for peer in self._peers if peer.place == self._peers[self._rank].place and peer.rank != self._rank]
-
-    def _look_at_neighbours(self) -> None:
+    def _check_neighbours(self) -> None:
         dead = [peer for peer in self._neighbours() if peer.process.state() == "X"]
-        if not dead or self._closed.wait(0.5):  # it may have closed and left while ours was about to
+        if not dead or self._closed.wait(_CLOSING) or self._state is State.OWN_FAILURE:
             return
-        if self._failed == self._rank:  # about to tell the user, and to end
-            return
-        if self._failed is not None:  # it has told the user itself
-            _leave("", LOST)
-        speaker = min(p.rank for p in self._peers if p.place == dead[0].place and p.process.state() != "X")
-        if speaker == self._rank:
-            for peer in dead:
-                words = rank_log.last_words(peer.rank) if peer.rank else ""  # rank 0's are on the terminal
-                if words:
-                    rank_log.say(f"\nijepa_ds: the last lines of {_name(peer)}:\n{words}\n")
-        names = "; ".join(f"{_name(peer)} has died" for peer in dead)
-        _leave(names + " (killed, out of memory, or by an error it printed above)" if speaker == self._rank else "", LOST)
+        alive = [p.rank for p in self._peers if p.place == self._place and p.process.state() != "X"]
+        if self._state is State.PEER_FAILURE or self._rank != min(alive):
+            leave()  # the failed rank, or the lowest one here, prints the reason
+        report_dead(dead)
 
-    def _look_at_failed(self, store: torch.distributed.TCPStore, now: float) -> None:
-        """End with the first rank that failed: after it has told the user why, so that this is what stands last."""
-        if self._failed is None:
-            if store.check([_FAILED]):
-                self._failed, self._failed_since = int(store.get(_FAILED)), now
-                if self._failed != self._rank:
-                    rank_log.mute()
-        elif self._failed != self._rank and now - self._failed_since > _LAST_WORD:
-            self._leave_after(self._peers[self._failed])
-
-    def _leave_after(self, failed: _Peer) -> None:
-        """End because another rank failed; on each other host, one rank says so."""
-        here = self._peers[self._rank].place
-        speaks = here != failed.place and self._rank == min(p.rank for p in self._peers if p.place == here)
-        _leave(f"{_name(failed)} failed; its traceback is in its log" if speaks else "", LOST)
-
-    def _exchange(self, now: float, ticks: int) -> None:
-        """Tell the store that we live; rank 0 judges, the others look for its verdict."""
-        store = self._store
+    # ---- the store ---------------------------------------------------------------------------------------------------
+    def _use_store(self, now: float, ticks: int) -> None:
+        """Publish a report, read failure and verdict; on rank 0 also judge."""
+        store, overdue = self._store, is_overdue(now, self._progress, self._timeout)
         assert store is not None
-        stuck = 0 < self._timeout < now - self._moved
-        if self._judge_is_stopped():  # its store would not answer
-            if stuck:
+        if 0 in self._stopped():  # its store would not answer
+            if overdue:
                 self._end_hang([0])
             return
+        communicates = overdue and is_communicating(self._main)
         try:
-            waits = self._waits_in_communication() if stuck else False
-            store.set(_key(self._rank), json.dumps([ticks, self._beats, self._phase, stuck, waits]))
-            self._look_at_failed(store, now)
-            if store.check(["ijepa_ds/verdict"]):
-                self._end_hang(json.loads(store.get("ijepa_ds/verdict")))
-            if self._rank == 0 and ticks % 3 == 0:
-                self._judge(now)
-        except (RuntimeError, ValueError, OSError) as error:  # the store is in rank 0's process
-            if self._closed.wait(5.0) or self._judge_is_stopped() or self._failed == self._rank:
-                return
-            if self._failed is not None:
-                self._leave_after(self._peers[self._failed])
-            _leave(f"{_name(self._peers[0])} cannot be reached by rank {self._rank} any more ({_first_line(error)})", LOST)
-        if stuck and now - self._moved > self._timeout + _SILENCE:
-            self._end_hang([0])  # no verdict: the judge itself hangs
+            with self._requests:
+                store.publish(Report(ticks, self._beats, self._phase, overdue, communicates))
+                failed, hanging = store.news()
+                if self._rank == 0 and ticks % _JUDGE_EVERY == 0:
+                    self._judge(store, now)
+        except (RuntimeError, ValueError, OSError) as error:
+            self._on_refusal(error)
+            return
+        self._heed_failure(failed, now)
+        if overdue and now - self._progress > self._timeout + SILENCE:
+            hanging = hanging or [0]  # it should have published a verdict
+        if hanging:
+            self._end_hang(hanging)
 
-    def _judge_is_stopped(self) -> bool:
-        return any(peer.rank == 0 and peer.process.state() == "T" for peer in self._neighbours())
+    def _on_refusal(self, error: Exception) -> None:
+        """The store, in rank 0's process, refused a request: end, unless the job ends in another way."""
+        if self._closed.wait(_REFUSED) or 0 in self._stopped() or self._state is State.OWN_FAILURE:
+            return
+        if self._state is State.PEER_FAILURE:
+            self._leave_after_failure()
+        self._lose_rank_zero((str(error) or type(error).__name__).splitlines()[0])
 
-    def _judge(self, now: float) -> None:
-        assert self._store is not None
-        words = self._store.multi_get([_key(peer.rank) for peer in self._peers])
-        for peer, word in zip(self._peers, words, strict=True):
-            if peer.word != word.decode():
-                peer.word, peer.heard = word.decode(), now
-        here = self._peers[0].place
-        silent = [p for p in self._peers if now - p.heard > _SILENCE]
-        lost = [p for p in silent if p.place != here]
-        if lost:
-            names = "; ".join(f"{_name(peer)} has not been heard of for {_SILENCE:.0f} s" for peer in lost)
-            _leave(names + " (its host or the network is down, or it is stopped)", LOST)
-        if 0 < self._timeout < now - self._moved:
-            self._store.set("ijepa_ds/verdict", json.dumps(self._suspects(silent)))
+    def _on_no_answer(self) -> None:
+        self._lose_rank_zero(f"no answer for {_ANSWER:.0f} s: its host or the network is down, or it is stopped")
 
-    def _suspects(self, silent: list[_Peer]) -> list[int]:
-        """Who keeps the others waiting: who is not heard of, else who is furthest behind, else who does not wait."""
-        stopped = [peer.rank for peer in self._neighbours() if peer.process.state() == "T"]
-        if stopped or silent:
-            return sorted({*stopped, *(peer.rank for peer in silent)})
-        told = {peer.rank: json.loads(peer.word) for peer in self._peers}  # [ticks, beats, phase, stuck, waits]
-        least = min(word[1] for word in told.values())
-        behind = [rank for rank, word in told.items() if word[1] == least]
-        return [rank for rank in behind if not told[rank][4]] or behind
+    def _lose_rank_zero(self, reason: str) -> None:
+        leave(f"{self._peers[0]} cannot be reached by rank {self._rank} any more ({reason})")
 
-    def _waits_in_communication(self) -> bool:
-        frame = sys._current_frames().get(self._main or 0)
-        while frame:
-            name = frame.f_code.co_filename
-            if any(part in name for part in ("/torch/distributed/", "/deepspeed/comm/", "/ijepa_ds/distributed/agreement.py")):
-                return True
-            frame = frame.f_back
-        return False
+    def _note_failure(self, rank: int, now: float) -> None:
+        self._failure = _Failure(rank, now)
+        if self._state is State.PEER_FAILURE:
+            rank_log.mute()  # its traceback should be the last thing on the terminal
 
-    def _end_hang(self, suspects: list[int]) -> None:
-        """Name who hangs and show where, then end this process."""
-        peers, me = self._peers, self._peers[self._rank]
-        well = [p.rank for p in peers if p.place == me.place and p.rank not in suspects]
-        here = [peers[rank] for rank in suspects if peers[rank].place == me.place]
-        if not well or self._rank == min(well):
-            for peer in here:
-                stopped = " It is stopped (SIGSTOP)." if peer.process.state() == "T" else ""
-                _say(f"{_name(peer)} hangs: no progress for {self._timeout:.0f} s (run.hang_timeout).{stopped} Its stack:")
-                if peer is me:
-                    faulthandler.dump_traceback(file=rank_log.terminal(), all_threads=True)
-                else:
-                    os.kill(peer.process.pid, signal.SIGUSR2)
-                time.sleep(1.0)
-        elif self._rank in suspects:
-            faulthandler.dump_traceback(all_threads=True)  # into its own log
-            time.sleep(4.0)  # until the neighbour has asked for the stack
-        else:
-            time.sleep(2.0)
-        _leave("the job cannot go on: ending it" if self._rank == 0 else "", LOST)
+    def _heed_failure(self, first: int | None, now: float) -> None:
+        """Learn which rank failed first, if any, and later end after it."""
+        if self._failure is None:
+            if first is not None:
+                self._note_failure(first, now)
+        elif self._state is State.PEER_FAILURE and now - self._failure.since > _LAST_WORD:
+            self._leave_after_failure()
 
+    def _leave_after_failure(self) -> None:
+        """End because another rank failed; on each other host, the lowest rank names it."""
+        assert self._failure is not None
+        failed = self._peers[self._failure.rank]
+        names_it = self._place != failed.place and self._rank == min(p.rank for p in self._peers if p.place == self._place)
+        leave(f"{failed} failed; its traceback is in its log" if names_it else "")
 
-def _key(rank: int) -> str:
-    return f"ijepa_ds/alive/{rank}"
+    def _judge(self, store: JobStore, now: float) -> None:
+        for peer, report in zip(self._peers, store.reports(), strict=True):
+            peer.hear(report, now)
+        verdict = judge(
+            self._peers, place=self._place, stopped=self._stopped(), now=now, progress=self._progress, timeout=self._timeout
+        )
+        if isinstance(verdict, Lost):
+            names = "; ".join(f"{self._peers[rank]} has not been heard of for {SILENCE:.0f} s" for rank in verdict.ranks)
+            leave(f"{names} (its host or the network is down, or it is stopped)")
+        elif isinstance(verdict, Hang):
+            store.publish_verdict(verdict.ranks)  # read by every rank at its next tick
 
-
-def _name(peer: _Peer) -> str:
-    return f"rank {peer.rank} on host {peer.host} (process {peer.process.pid})"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _span(ranks: list[int]) -> str:
-    if ranks == list(range(ranks[0], ranks[-1] + 1)) and len(ranks) > 1:
-        return f"ranks {ranks[0]}-{ranks[-1]}"
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
-
-
-def _say(text: str) -> None:
-    rank_log.say(f"\nijepa_ds: {text}\n")
-
-
-def _leave(text: str, code: int) -> None:
-    """End this process now: its main thread may never come back from where it waits."""
-    if text:
-        _say(f"{text}. The same command continues from the newest checkpoint")
-    os._exit(code)
+    def _end_hang(self, hanging: list[int]) -> None:
+        leave_hang(self._peers, self._rank, hanging, self._timeout)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ijepa_ds.decoder import network
 from ijepa_ds.decoder.learner import Learner, Tensors
 from ijepa_ds.decoder.network import Decoder, Shape
-from ijepa_ds.distributed.world import mean_over_ranks, world_from_environment
+from ijepa_ds.distributed.environment import world_from_environment
+from ijepa_ds.distributed.world import mean_over_ranks
 from ijepa_ds.model import cpu
 from ijepa_ds.zero.ema import ShardedEMA
 from ijepa_ds.zero.gather import gathered

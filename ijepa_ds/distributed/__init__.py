@@ -1,1 +1,1 @@
-"""What ranks do together: join, wait, gather small objects, agree on errors."""
+"""Communication between ranks: the process group, small exchanges in host memory, errors raised together."""

@@ -1,7 +1,4 @@
-"""What ranks tell each other beside training: failures before it starts, and a few numbers a step.
-
-All of it goes over a gloo group of its own, in host memory: nothing here waits for a GPU.
-"""
+"""Agreement between ranks: errors that every rank raises together, and a few numbers exchanged once a step."""
 
 from __future__ import annotations
 
@@ -9,55 +6,65 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from torch import distributed as dist
 
-from ijepa_ds.distributed.world import gather_objects, host_group
+from ijepa_ds.distributed.exchange import Group, gather_objects, host_group, max_over_ranks
 from ijepa_ds.errors import CheckpointError
 
 T = TypeVar("T")
+USER_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, CheckpointError)
 
 
-def agree(work: Callable[[], T]) -> T:
-    """Do something on every rank that may fail on any; when it fails on one, every rank raises the same error.
+def agree(work: Callable[[], T], errors: tuple[type[Exception], ...] = USER_ERRORS, group: Group = None) -> T:
+    """Run `work` on every rank; if it fails on one, every rank raises the same error.
+
+    A successful call costs one all-reduce of 8 bytes; messages are gathered only after a failure.
+
+    Args:
+        work: called once on every rank.
+        errors: exceptions that are exchanged. A rank raises any other one alone.
+        group: all ranks, over gloo; `exchange.host_group()` when None.
+
+    Returns:
+        This rank's result.
 
     Raises:
-        CheckpointError, ValueError: the first rank's; ValueError also stands for an OSError.
+        CheckpointError: the error of the lowest failing rank, if it is one.
+        ValueError: the error of the lowest failing rank, whatever else it is.
     """
     result, problem = None, None
     try:
         result = work()
-    except (ValueError, OSError, CheckpointError) as error:
+    except errors as error:
         problem = (isinstance(error, CheckpointError), str(error))
-    problems = gather_objects(problem)
-    first = next((found for found in problems if found), None)
-    if first:
-        of_checkpoint, text = first
-        where = [str(rank) for rank, found in enumerate(problems) if found]
-        if len(where) < len(problems) and where != ["0"]:
-            text = f"{text}\n(on rank {', '.join(where)} only)"
-        raise CheckpointError(text) if of_checkpoint else ValueError(text)
-    return result  # type: ignore[return-value]
+    if not max_over_ranks(problem is not None, group):
+        return result  # type: ignore[return-value]
+    problems = gather_objects(problem, group)
+    of_checkpoint, text = next(found for found in problems if found)
+    failed = [str(rank) for rank, found in enumerate(problems) if found]
+    if len(failed) < len(problems) and failed != ["0"]:
+        text = f"{text}\n(on rank {', '.join(failed)} only)"
+    raise CheckpointError(text) if of_checkpoint else ValueError(text)
 
 
 class Agreement:
-    """Numbers of which every rank learns the largest, once a step, at the same step everywhere.
+    """The maximum over ranks of a few integers, exchanged once a step while the rank does other work.
 
-    `post` starts one all-reduce of a few bytes and returns; `wait` gives the result. Between the two the rank works on.
+    `post` starts one asynchronous all-reduce of a few bytes; `wait` returns its result.
     """
 
     def __init__(self) -> None:
         self._numbers = torch.zeros(0, dtype=torch.int64)
-        self._work: torch.distributed.Work | None = None
+        self._work: dist.Work | None = None
 
     def post(self, *numbers: int) -> None:
-        """Tell the others; every rank posts as many numbers, and as often."""
+        """Start the exchange; every rank posts equally many numbers, equally often."""
         self._numbers = torch.tensor(numbers, dtype=torch.int64)
-        if torch.distributed.get_world_size() > 1:
-            self._work = torch.distributed.all_reduce(
-                self._numbers, op=torch.distributed.ReduceOp.MAX, group=host_group(), async_op=True
-            )
+        if dist.get_world_size() > 1:
+            self._work = dist.all_reduce(self._numbers, op=dist.ReduceOp.MAX, group=host_group(), async_op=True)
 
     def wait(self) -> list[int]:
-        """The largest of what any rank posted, number by number."""
+        """The maximum over ranks of each posted number."""
         if self._work:
             self._work.wait()
             self._work = None

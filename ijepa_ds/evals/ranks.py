@@ -1,8 +1,7 @@
-"""Several ranks that share the images of an evaluation: each does a run of them, rank 0 gets all. Needs no DeepSpeed."""
+"""Several ranks evaluate one encoder: each computes a share of the features, rank 0 gathers them. Needs no DeepSpeed."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,6 +10,9 @@ from typing import TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
+from ijepa_ds.distributed import agreement
+from ijepa_ds.distributed.environment import launcher_world
+
 T = TypeVar("T")
 _PATIENCE = timedelta(days=2)  # the others wait while rank 0 fits classifiers
 _ROWS = 1 << 24  # values sent at a time: 64 MiB
@@ -18,12 +20,12 @@ _ROWS = 1 << 24  # values sent at a time: 64 MiB
 
 @dataclass(frozen=True)
 class World:
-    """Who is at work.
+    """The ranks of an evaluation.
 
     Attributes:
         rank: this process, from 0.
-        local_rank: among those of this machine.
-        size: how many there are.
+        local_rank: among the processes of this host.
+        size: number of ranks.
     """
 
     rank: int = 0
@@ -31,7 +33,7 @@ class World:
     size: int = 1
 
     def share(self, total: int) -> range:
-        """The items of `total` that are this rank's: one run of them, each item on exactly one rank."""
+        """This rank's contiguous part of `total` items; every item belongs to exactly one rank."""
         return range(self.rank * total // self.size, (self.rank + 1) * total // self.size)
 
 
@@ -39,64 +41,51 @@ ALONE = World()
 
 
 def join() -> World:
-    """Join the other ranks, if a launcher (`deepspeed --module ijepa_ds.evals`) started some.
+    """Create the process group if a launcher (`deepspeed --module ijepa_ds.evals`) started several ranks.
 
     Raises:
-        ValueError: the launcher told this process only half of what it must know.
+        ValueError: the launcher set only some of the environment variables.
     """
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-    given = [name for name in names if name in os.environ]
-    if not given:
+    found = launcher_world()
+    if found is None:
         return ALONE
-    if len(given) < len(names):
-        raise ValueError(f"{', '.join(given)} set but not {', '.join(sorted({*names} - {*given}))}: a broken launcher?")
-    world = World(*(int(os.environ[name]) for name in names))
+    world = World(*found)
     if world.size > 1 and not dist.is_initialized():
-        # gloo: what travels are pooled features, which are on the host anyway
+        # gloo: only pooled features are sent, and they are in host memory
         dist.init_process_group("gloo", timeout=_PATIENCE)
     return world
 
 
 def leave() -> None:
-    """Leave the process group, if there is one."""
+    """Destroy the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def agree(work: Callable[[], T], world: World) -> T:
-    """Do something on every rank that may fail on any; when it fails on one, every rank raises the same error.
+    """`distributed.agreement.agree` for evaluations: also for RuntimeError, because no watch ends the other ranks.
 
     Raises:
-        ValueError: with the message of the first rank that failed.
+        ValueError, CheckpointError: the error of the first rank that failed. A single rank raises its own.
     """
     if world.size == 1:
         return work()
-    result, problem = None, None
-    try:
-        result = work()
-    except (ValueError, OSError, RuntimeError) as error:
-        problem = str(error)
-    problems: list[str | None] = [None] * world.size
-    dist.all_gather_object(problems, problem)
-    first = next((text for text in problems if text), None)
-    if first:
-        raise ValueError(first)
-    return result  # type: ignore[return-value]
+    return agreement.agree(work, (ValueError, OSError, RuntimeError), dist.group.WORLD)
 
 
 def gather_rows(rows: Tensor, total: int, world: World) -> Tensor | None:
-    """Put the ranks' shares together on rank 0, in the order of the items.
+    """Concatenate the ranks' shares on rank 0, in the order of the items.
 
     Args:
-        rows: [n, ...] on the CPU, the results of `world.share(total)`; all dimensions but the first agree.
-        total: items over all ranks.
+        rows: [n, ...] on the CPU, one row for each item of `world.share(total)`.
+        total: number of items over all ranks.
         world: the ranks.
 
     Returns:
         [total, ...] on rank 0, None on the others.
 
     Raises:
-        ValueError: a rank has another number of rows than its share.
+        ValueError: the number of rows differs from that of the share.
     """
     mine = world.share(total)
     if len(rows) != len(mine):

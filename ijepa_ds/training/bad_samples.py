@@ -11,7 +11,7 @@ from ijepa_ds.config import DataConfig
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.loader import ImageBatches
 from ijepa_ds.data.samples import check_limits
-from ijepa_ds.distributed.world import gather_objects
+from ijepa_ds.distributed.exchange import gather_objects, max_over_ranks
 from ijepa_ds.durable import append_lines
 
 FILE = "bad_samples.jsonl"
@@ -48,12 +48,13 @@ class BadSamples:
         Raises:
             ValueError: too many, with the list; on every rank alike.
         """
+        mine = {at: why for at, why in batches.found.items() if at not in self.found}
+        if not max_over_ranks(len(mine)):
+            return
         new: dict[int, str] = {}
-        for found in gather_objects({at: why for at, why in batches.found.items() if at not in self.found}):
+        for found in gather_objects(mine):
             for position, reason in found.items():
                 new.setdefault(position, reason)
-        if not new:
-            return
         self.found |= new
         batches.add_bad(new)
         if self._rank == 0:

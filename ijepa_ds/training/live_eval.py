@@ -19,7 +19,7 @@ from torch import Tensor
 from ijepa_ds.checkpoint.writer import BEST
 from ijepa_ds.config import Config
 from ijepa_ds.config.sizes import size_of
-from ijepa_ds.distributed.world import gather_objects
+from ijepa_ds.distributed.exchange import gather_on_first
 from ijepa_ds.evals import knn, rank
 from ijepa_ds.evals.features import extract
 from ijepa_ds.evals.folders import Labelled, batches, read_pair
@@ -80,13 +80,12 @@ class LiveEval:
         except (ValueError, OSError) as error:
             problem = str(error)
         self._encoder.to("cpu")  # its room on the device is the training's
-        shares = gather_objects((problem, mine))
+        shares = gather_on_first((problem, mine))
+        if shares is None:
+            return {}
         problems = [text for text, _ in shares if text]
         if problems:
-            if self._world.rank == 0:
-                logger.warning("evaluation at step %d left out: %s", done, problems[0])
-            return {}
-        if self._world.rank != 0:
+            logger.warning("evaluation at step %d left out: %s", done, problems[0])
             return {}
         train, test = (torch.cat([share[part] for _, share in shares]) for part in ("train", "test"))
         name = f"{self._cfg.eval.k}-NN"

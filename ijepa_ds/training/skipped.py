@@ -14,7 +14,7 @@ from torch import Tensor
 from ijepa_ds.config import BatchPlan, Config
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.samples import Share, planned
-from ijepa_ds.distributed.world import gather_objects
+from ijepa_ds.distributed.exchange import gather_objects
 from ijepa_ds.durable import append_lines
 from ijepa_ds.errors import TrainingError
 

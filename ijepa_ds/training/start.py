@@ -21,7 +21,8 @@ from ijepa_ds.data.index import ImageIndex, changes, describe
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import is_index, open_index, open_source
 from ijepa_ds.distributed.agreement import agree
-from ijepa_ds.distributed.world import barrier, gather_objects, initialise_distributed
+from ijepa_ds.distributed.exchange import broadcast_object, gather_objects
+from ijepa_ds.distributed.world import barrier, initialise_distributed
 from ijepa_ds.model import cpu
 from ijepa_ds.training.bad_samples import BadSamples, found_before
 from ijepa_ds.training.engine import Engine
@@ -71,7 +72,7 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     lock = agree(lambda: run_dir.lock(Path(cfg.run.dir)) if rank == 0 else None)
     agree(lambda: run_dir.check_writable(Path(cfg.run.dir)))
     agree(lambda: rank_log.open_log(Path(cfg.run.dir), rank, plan.world_size))
-    cfg = gather_objects(agree(lambda: settle(cfg) if rank == 0 else None))[0]
+    cfg = broadcast_object(agree(lambda: settle(cfg) if rank == 0 else None))
     folder = _find_images(cfg, rank)
     schedule = agree(lambda: _schedule(cfg, folder))
     watch.beat("images found")
@@ -116,7 +117,7 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
 
 def _find_start(cfg: Config, rank: int) -> CheckpointReader | None:
     """Rank 0 lists the checkpoints; all of them read them, a share each, and agree on the newest good one."""
-    steps = gather_objects(agree(lambda: run_dir.look(cfg) if rank == 0 else None))[0]
+    steps = broadcast_object(agree(lambda: run_dir.look(cfg) if rank == 0 else None))
 
     def say(*text: object) -> None:
         if rank == 0:
@@ -162,7 +163,7 @@ def _schedule(cfg: Config, folder: ImageIndex) -> Schedule:
 def _start(cfg: Config, rank: int) -> Start:
     """The weights that `model.init_from` names: rank 0 chooses and verifies, the others open the same."""
     first = agree(lambda: open_start(cfg) if rank == 0 else None)
-    path = gather_objects(str(first.source.path) if first else None)[0]
+    path = broadcast_object(str(first.source.path) if first else None)
     start = agree(lambda: first or open_start(cfg, path, verify=False))
     seen = gather_objects((start.digest(), socket.gethostname()))
     different = [f"rank {other} on {host}" for other, (digest, host) in enumerate(seen) if digest != seen[0][0]]

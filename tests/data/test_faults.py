@@ -274,6 +274,7 @@ def test_bad_samples_are_agreed_written_once_and_limited(tmp_path, monkeypatch):
         return [value, {3: "theirs"}]
 
     monkeypatch.setattr(bad_samples, "gather_objects", others)
+    monkeypatch.setattr(bad_samples, "max_over_ranks", lambda number: max(number, 1))
     bad = bad_samples.BadSamples(cfg, index, tmp_path, 0, {})
     bad.agree(Batches())
     assert len(bad) == 3 and Batches.learned == {2: "ours", 3: "theirs"}

@@ -1,0 +1,85 @@
+"""The decisions of a watch as pure functions: they read no clock, no process and no store."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from ijepa_ds.cluster.peers import Peer
+
+SILENCE = 30.0  # seconds without a new report after which a rank counts as silent
+
+
+class State(Enum):
+    """Whether a rank has failed by itself (an exception, not a fault that a watch found)."""
+
+    WATCHING = auto()  # none has
+    OWN_FAILURE = auto()  # this one, first: its main thread prints the traceback and exits
+    PEER_FAILURE = auto()  # another one, first: this process exits after it
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Ranks on other hosts that are silent: the job ends."""
+
+    ranks: list[int]
+
+
+@dataclass(frozen=True)
+class Hang:
+    """The job makes no progress; `ranks` keep the others waiting."""
+
+    ranks: list[int]
+
+
+def is_overdue(now: float, progress: float, timeout: float) -> bool:
+    """Whether a rank whose last beat came at `progress` exceeds `timeout` (seconds; 0: never)."""
+    return 0 < timeout < now - progress
+
+
+def judge(
+    peers: Sequence[Peer], *, place: str, stopped: Collection[int], now: float, progress: float, timeout: float
+) -> Lost | Hang | None:
+    """Rank 0's verdict on the job; None: it may go on.
+
+    Args:
+        peers: all ranks in order, with their newest reports.
+        place: rank 0's.
+        stopped: ranks at that place that are stopped by a signal (SIGSTOP).
+        now: seconds, on the clock of `progress` and `Peer.heard`.
+        progress: when rank 0 made its last beat.
+        timeout: seconds without a beat that are allowed; 0: any number.
+    """
+    silent = [peer for peer in peers if now - peer.heard > SILENCE]
+    remote = [peer.rank for peer in silent if peer.place != place]
+    if remote:
+        return Lost(remote)
+    if is_overdue(now, progress, timeout):
+        return Hang(_suspects(peers, {*stopped, *(peer.rank for peer in silent)}))
+    return None
+
+
+def _suspects(peers: Sequence[Peer], inactive: Collection[int]) -> list[int]:
+    """Who keeps the others waiting: inactive ranks; else, of those with the fewest beats, the ones outside a collective."""
+    if inactive:
+        return sorted(inactive)
+    fewest = min(peer.report.beats for peer in peers)
+    behind = [peer for peer in peers if peer.report.beats == fewest]
+    return [peer.rank for peer in behind if not peer.report.communicates] or [peer.rank for peer in behind]
+
+
+class Role(Enum):
+    """What a rank does when a hang ends the job; the value is how many seconds it then waits before it exits."""
+
+    REPORTER = 0.0  # prints the suspects of its host, with one second for the stack of each
+    SUSPECT = 4.0  # waits until its reporter has asked for its stack
+    BYSTANDER = 2.0  # waits until the reporter has printed
+
+
+def role(peers: Sequence[Peer], rank: int, suspects: Collection[int]) -> Role:
+    """The role of `rank`: on each host the lowest rank that is no suspect reports; where all are suspects, each does."""
+    well = [peer.rank for peer in peers if peer.place == peers[rank].place and peer.rank not in suspects]
+    if not well or rank == min(well):
+        return Role.REPORTER
+    return Role.SUSPECT if rank in suspects else Role.BYSTANDER

@@ -1,0 +1,88 @@
+"""The ranks of a job as a watch sees them: where each one runs and what it reported last. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ijepa_ds.cluster.processes import Process
+
+
+class Report(NamedTuple):
+    """What a rank's watch publishes once a second.
+
+    Attributes:
+        ticks: ticks of the watch so far; they make every report a new one.
+        beats: parts of steps that the rank has completed (`Watch.beat`).
+        phase: name of the last of them.
+        overdue: whether no beat came within `run.hang_timeout`.
+        communicates: whether the rank is in a collective; only looked at when it is overdue.
+    """
+
+    ticks: int = 0
+    beats: int = 0
+    phase: str = "start"
+    overdue: bool = False
+    communicates: bool = False
+
+    def to_text(self) -> str:
+        """JSON for the store."""
+        return json.dumps(list(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> Report:
+        """The inverse of `to_text`."""
+        return cls(*json.loads(text))
+
+
+@dataclass
+class Peer:
+    """One rank, this process's own included.
+
+    Attributes:
+        rank: its number.
+        host: host name.
+        place: host and PID namespace; `process` can be examined only from the same place.
+        process: its process there.
+        heard: local time at which `report` last changed.
+        report: its newest report.
+    """
+
+    rank: int
+    host: str
+    place: str
+    process: Process
+    heard: float
+    report: Report = Report()
+
+    def hear(self, report: Report, now: float) -> None:
+        """Take a report from the store; one that is read again does not count."""
+        if report != self.report:
+            self.report, self.heard = report, now
+
+    def __str__(self) -> str:
+        """Rank, host and process, for messages."""
+        return f"rank {self.rank} on host {self.host} (process {self.process.pid})"
+
+
+def this_place() -> str:
+    """Host and PID namespace of this process."""
+    return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+
+
+def describe_hosts(peers: Iterable[Peer]) -> str:
+    """Which ranks run on which host: "node1: ranks 0-3; node2: ranks 4-7"."""
+    hosts: dict[str, list[int]] = {}
+    for peer in peers:
+        hosts.setdefault(peer.host, []).append(peer.rank)
+    return "; ".join(f"{host}: {_span(ranks)}" for host, ranks in hosts.items())
+
+
+def _span(ranks: list[int]) -> str:
+    if ranks == list(range(ranks[0], ranks[-1] + 1)) and len(ranks) > 1:
+        return f"ranks {ranks[0]}-{ranks[-1]}"
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

@@ -1,0 +1,88 @@
+"""The decisions of the watch, without processes: who is lost, who hangs, who reports it."""
+
+import pytest
+
+from ijepa_ds.cluster.judge import SILENCE, Hang, Lost, Role, is_overdue, judge, role
+from ijepa_ds.cluster.peers import Peer, Report, describe_hosts
+from ijepa_ds.cluster.processes import Process
+
+NOW, TIMEOUT = 1000.0, 60.0
+
+
+def job(*beats: int, places: str = "", communicating: tuple[int, ...] = (), silent: tuple[int, ...] = ()) -> list[Peer]:
+    """Ranks that made `beats`, at places with one letter each (default: all at a)."""
+    peers = []
+    for rank, (done, place) in enumerate(zip(beats, places or "a" * len(beats), strict=True)):
+        heard = NOW - SILENCE - 1 if rank in silent else NOW - 1
+        report = Report(7, done, "forward", True, rank in communicating)
+        peers.append(Peer(rank, f"host-{place}", place, Process(100 + rank, 1), heard, report))
+    return peers
+
+
+def verdict(peers: list[Peer], idle: float = TIMEOUT + 1, stopped: tuple[int, ...] = (), timeout: float = TIMEOUT) -> object:
+    return judge(peers, place="a", stopped=stopped, now=NOW, progress=NOW - idle, timeout=timeout)
+
+
+def test_a_job_that_makes_progress_goes_on() -> None:
+    assert verdict(job(3, 4), idle=TIMEOUT) is None
+    assert verdict(job(3, 3), idle=9999, timeout=0) is None  # run.hang_timeout=0
+    assert verdict(job(3, 3, silent=(1,)), idle=1) is None  # its process is visible here: silence alone is no fault
+    assert verdict(job(3, 3), idle=1, stopped=(1,)) is None  # it may be continued in time
+
+
+@pytest.mark.parametrize("idle", [1.0, TIMEOUT + 1])
+def test_a_silent_rank_on_another_host_is_lost_at_once(idle: float) -> None:
+    assert verdict(job(3, 3, 3, 3, places="aabb", silent=(1, 3)), idle=idle) == Lost([3])
+
+
+def test_inactive_ranks_hang_before_ranks_that_are_behind() -> None:
+    assert verdict(job(5, 9, 9, silent=(2,)), stopped=(1,)) == Hang([1, 2])
+
+
+def test_the_rank_with_the_fewest_beats_hangs() -> None:
+    assert verdict(job(9, 8, 9, places="abb", communicating=(0, 1, 2))) == Hang([1])
+
+
+def test_of_equals_the_one_outside_a_collective_hangs() -> None:
+    assert verdict(job(9, 9, 9, communicating=(0, 2))) == Hang([1])
+    assert verdict(job(9, 9, communicating=(0, 1))) == Hang([0, 1])  # nothing tells them apart
+    assert verdict(job(8, 9, 9, communicating=(0,))) == Hang([0])  # the others may wait elsewhere
+
+
+def test_the_limits_are_exact() -> None:
+    assert not is_overdue(NOW, NOW - TIMEOUT, TIMEOUT) and is_overdue(NOW, NOW - TIMEOUT - 0.01, TIMEOUT)
+    peers = job(1, 1, places="ab")
+    peers[1].heard = NOW - SILENCE
+    assert verdict(peers, idle=1) is None
+
+
+@pytest.mark.parametrize(
+    ("places", "hanging", "expected"),
+    [
+        ("aaa", [1], "RSB"),
+        ("aaa", [0], "SRB"),
+        ("aabb", [1], "RSRB"),  # on a host without a suspect, one rank finds nothing to print and leaves
+        ("aabb", [2, 3], "RBRR"),  # where all hang, each prints its own
+        ("a", [0], "R"),
+    ],
+)
+def test_one_rank_a_host_reports_a_hang(places: str, hanging: list[int], expected: str) -> None:
+    peers = job(*[1] * len(places), places=places)
+    roles = [role(peers, rank, hanging) for rank in range(len(places))]
+    assert roles == [{"R": Role.REPORTER, "S": Role.SUSPECT, "B": Role.BYSTANDER}[letter] for letter in expected]
+    assert Role.SUSPECT.value > Role.BYSTANDER.value > 1.0  # a suspect lives until its stack is printed
+
+
+def test_a_report_that_is_read_again_is_not_news() -> None:
+    (peer,) = job(1)
+    report = Report(8, 1, "backward", False, False)
+    peer.hear(Report.from_text(report.to_text()), 5.0)
+    peer.hear(report, 6.0)
+    assert peer.report == report and peer.heard == 5.0
+    peer.hear(report._replace(ticks=9), 7.0)
+    assert peer.heard == 7.0
+
+
+def test_hosts_are_listed_with_their_ranks() -> None:
+    assert describe_hosts(job(1, 1, 1, 1, places="aaba")) == "host-a: ranks 0, 1, 3; host-b: rank 2"
+    assert describe_hosts(job(1, 1, 1)) == "host-a: ranks 0-2"
