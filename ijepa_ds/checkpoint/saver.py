@@ -1,14 +1,18 @@
-"""Saving checkpoints: one folder a step, one safetensors file a rank, a checked manifest, one rename.
+"""Saving checkpoints: one folder a step, one safetensors file a rank, a manifest with checksums, one rename.
 
     RUN/checkpoints/step_00001000/
         shard_00000_of_00002.safetensors   this rank's pieces: master/NAME, exp_avg/NAME, exp_avg_sq/NAME, ema/NAME
         manifest.json                      step, config, versions, and every file's size and checksum
 
-Pieces are parts of flattened parameters with their offsets, so that a run saved by any number of ranks at any ZeRO stage
-is read back by any other. Nothing random is saved: data order, crops and masks are functions of the step.
+Pieces are parts of flattened parameters with their offsets, so that any number of ranks at any ZeRO stage can read what any
+other has saved. No random state is saved: data order, crops and masks are functions of the step.
 
-A save copies the pieces into host memory, which the step waits for, and writes behind, on a thread. That thread never
-talks to other ranks: they learn from the loop's agreement when all have written, and rank 0 then makes the files current.
+A save first copies the pieces into host memory, which training waits for. A thread then writes them while training goes on.
+The threads never talk to other ranks: every step the ranks exchange whether any thread is still at work, and the state
+changes on all ranks at the same step:
+
+    IDLE, FAILED --start--> WRITING --advance: all have written--> COMMITTING --advance: rank 0 has committed--> IDLE
+                            WRITING, COMMITTING --advance: a rank has failed--> FAILED
 """
 
 from __future__ import annotations
@@ -21,22 +25,21 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from ijepa_ds.checkpoint import writer
-from ijepa_ds.distributed.exchange import broadcast_object, gather_objects
+from ijepa_ds.checkpoint.snapshot import Snapshot
+from ijepa_ds.distributed.exchange import broadcast_object, gather_objects, gather_on_first, max_over_ranks
 from ijepa_ds.errors import CheckpointError
 from ijepa_ds.zero.ema import ShardedEMA
-from ijepa_ds.zero.layout import Piece, ZeroLayout
+from ijepa_ds.zero.layout import ZeroLayout
 
 logger = logging.getLogger(__name__)
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 Beat = Callable[[str], None]
 Bad = Iterable[tuple[str | int, ...]]
 
@@ -46,21 +49,44 @@ def _ignore(_: str) -> None:
 
 
 class NotFiniteError(CheckpointError):
-    """What was to be saved is not finite: training has broken down."""
+    """The state to save is not finite: training has diverged."""
 
 
-@dataclass
-class _Job:
-    """One save on its way: first every rank writes, then rank 0 commits."""
+class State(Enum):
+    """Of a `Saver`; the same on every rank."""
+
+    IDLE = auto()  # no save is under way, and the last one succeeded
+    WRITING = auto()  # every rank writes its file
+    COMMITTING = auto()  # rank 0 makes the files the newest checkpoint
+    FAILED = auto()  # no save is under way; the last one failed and is tried again
+
+
+@dataclass(frozen=True)
+class _Save:
+    """What is being saved."""
 
     step: int
     facts: dict[str, Any]
     bad: set[tuple[str | int, ...]]
     began: float
-    thread: threading.Thread
-    result: Any = None  # what the thread gave: a manifest entry
-    problem: tuple[bool, str] | None = None  # whether training has broken down, and what went wrong
-    committing: bool = False
+
+
+class _Task:
+    """A function on a thread; it leaves a result or an error."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.result: Any = None
+        self.error: Exception | None = None
+        self._work = work
+        self.thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)  # of this thread alone: steps have priority
+        try:
+            self.result = self._work()
+        except Exception as error:  # any error must reach the other ranks
+            self.error = error
 
 
 class Saver:
@@ -79,189 +105,146 @@ class Saver:
             keep_last: newest checkpoints kept.
             keep_every: checkpoints of steps that this divides are kept for good; 0: none.
         """
-        self._layout, self._ema, self._run_dir = layout, ema, run_dir
+        self._stage, self._run_dir = layout.stage, run_dir
         self._every, self._keep_last, self._keep_every = every, keep_last, keep_every
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._attempt: str = broadcast_object(secrets.token_hex(4))
-        numel = (1 + len(_MOMENTS)) * sum(piece.numel for piece in _mine(layout, layout.pieces))
-        numel += sum(piece.numel for piece in _mine(layout, ema.pieces))
-        # the last element is Adam's step; pinned, so that a GPU copies into it by itself
-        self._host = layout.scratch(numel + 1, "checkpoint")
-        self._host.zero_()  # have the memory now: the first save would wait for its pages
-        self._job: _Job | None = None
-        self._failed, self._again, self._warned = False, 0, False
+        self._snapshot = Snapshot(layout, ema)
+        self._state, self._retry_at = State.IDLE, 0
+        self._save: _Save | None = None  # in WRITING and COMMITTING
+        self._task: _Task | None = None  # of this rank, in WRITING and on rank 0 in COMMITTING
+        self._warned = False
 
     @property
     def busy(self) -> bool:
-        """Whether this rank's thread is still at work; for the agreement."""
-        return self._job is not None and self._job.thread.is_alive()
+        """Whether this rank's thread is at work; every rank passes the maximum over ranks to `advance`."""
+        return self._task is not None and self._task.thread.is_alive()
 
     @property
     def unfinished(self) -> bool:
         """Whether a save is under way that is not safe yet; the same on every rank."""
-        return self._job is not None
+        return self._state in (State.WRITING, State.COMMITTING)
 
     def due(self, done: int) -> bool:
-        """Whether to save after `done` steps: it is time, or the last save failed some steps ago."""
-        return done % self._every == 0 or (self._failed and not self._job and done >= self._again)
+        """Whether to save after `done` steps: regularly, and some steps after a save has failed."""
+        return done % self._every == 0 or (self._state is State.FAILED and done >= self._retry_at)
 
     def start(self, done: int, facts: dict[str, Any], bad: Bad = (), beat: Beat = _ignore) -> None:
-        """Copy the state after `done` steps and begin to write it; waits for the save before, if that is still going on.
+        """Copy the state after `done` steps and begin to write it; first finish the save before, if it is under way.
 
         Args:
             done: optimizer steps done.
-            facts: JSON-able things a reader wants (config, fingerprint, versions, samples seen); those of rank 0 count.
+            facts: JSON-able values for readers (config, fingerprint, versions, samples seen); rank 0's are saved.
             bad: rows on images that this rank could not read; those of all ranks are saved.
-            beat: called now and then while waiting.
+            beat: called about once a second while waiting.
+
+        Raises:
+            NotFiniteError: the state of the save before was not finite.
         """
-        if self._job:
+        if self._save:
             if self._rank == 0 and not self._warned:
                 logger.warning(
                     "the checkpoint of step %d is still being written, and that of step %d is due: training waits. "
                     "A larger run.checkpoint_every avoids it",
-                    self._job.step,
+                    self._save.step,
                     done,
                 )
                 self._warned = True
             self.finish(beat)
-        self._failed = False
-        began = time.monotonic()
-        tensors, starts, ready = self._copy()
+        self._save, self._state = _Save(done, facts, set(bad), time.monotonic()), State.WRITING
+        copied = self._snapshot.take()
         path = writer.partial_folder(self._run_dir, done, self._attempt)
         path /= f"shard_{self._rank:05d}_of_{self._world_size:05d}.safetensors"
 
         def write() -> dict[str, Any]:
-            if ready:
-                ready.synchronize()
-            if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+            copied.wait()
+            if not copied.is_finite():
                 raise NotFiniteError(f"{path.name}: master weights, moments or EMA are not finite")
-            entry = writer.write_shard(path, tensors, starts)
-            return entry | {"rank": self._rank, "host": socket.gethostname(), "adam_step": int(self._host[-1])}
+            entry = writer.write_shard(path, copied.tensors, copied.starts)
+            return entry | {"rank": self._rank, "host": socket.gethostname(), "adam_step": int(copied.adam)}
 
-        self._job = _Job(done, facts, set(bad), began, threading.Thread())
-        self._run(write)
+        self._task = _Task(write)
 
     def advance(self, done: int, anyone_busy: bool) -> None:
-        """Go on with a save whose threads have all ended.
+        """Continue the save under way, if there is one and the threads of all ranks have ended.
 
         Args:
             done: optimizer steps done.
-            anyone_busy: whether any rank's thread was at work, as all ranks agreed.
+            anyone_busy: the maximum of `busy` over ranks.
 
         Raises:
-            NotFiniteError: the state is not worth saving.
+            NotFiniteError: the state to save is not finite.
         """
-        if not self._job or anyone_busy:
+        if not self._save or anyone_busy:
             return
-        job = self._job
-        job.thread.join()
-        results = gather_objects((job.result, job.bad, job.problem))
-        problems = [problem for *_, problem in results if problem]
-        if problems:
-            self._give_up(done, problems)
-        elif job.committing:
-            self._job = None
-            if self._rank == 0:
-                logger.info("checkpoint of step %d is safe after %.1f s", job.step, time.monotonic() - job.began)
+        task, self._task = self._task, None
+        if task:
+            task.thread.join()
+        error = task.error if task else None
+        if max_over_ranks(error is not None):
+            self._fail(done, error)
+        elif self._state is State.WRITING:
+            self._commit(task.result if task else None)
         else:
-            job.committing = True
-            if self._rank == 0:
-                bad = sorted(set().union(*(bad for _, bad, _ in results)))
-                self._run(lambda: self._commit([entry for entry, *_ in results], bad))
+            self._complete()
 
     def finish(self, beat: Beat = _ignore) -> bool:
         """Wait until the save under way is safe; False when the last one failed.
 
         Raises:
-            NotFiniteError: the state is not worth saving.
+            NotFiniteError: the state to save is not finite.
         """
-        while job := self._job:
-            while job.thread.is_alive():
-                job.thread.join(1.0)
+        while self._save:
+            while self._task and self._task.thread.is_alive():
+                self._task.thread.join(1.0)
                 beat("checkpoint")
-            self.advance(job.step, anyone_busy=False)
-        return not self._failed
+            self.advance(self._save.step, anyone_busy=False)
+        return self._state is not State.FAILED
 
-    def _run(self, work: Callable[[], Any]) -> None:
-        job = self._job
-        assert job is not None
+    def _commit(self, entry: dict[str, Any] | None) -> None:
+        """WRITING -> COMMITTING: rank 0 gets the files' entries and starts to commit."""
+        self._state = State.COMMITTING
+        save = self._save
+        assert save is not None
+        written = gather_on_first((entry, save.bad))
+        if written is not None:
+            self._task = _Task(lambda: self._write_manifest(save, written))
 
-        def body() -> None:
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)  # of this thread alone: steps go first
-            try:
-                job.result = work()
-            except Exception as error:  # whatever it is, all ranks must hear of it
-                job.problem = (isinstance(error, NotFiniteError), f"rank {self._rank} on {socket.gethostname()}: {error}")
-
-        job.thread = threading.Thread(target=body, name="checkpoint", daemon=True)
-        job.thread.start()
-
-    def _commit(self, entries: list[dict[str, Any]], bad: list[tuple[str | int, ...]]) -> None:
-        job = self._job
-        assert job is not None
+    def _write_manifest(self, save: _Save, written: list[Any]) -> None:
+        """Make the files the newest checkpoint; `written` has (entry, bad rows) of every rank."""
+        entries = [entry for entry, _ in written]
         adam_steps = {entry.pop("adam_step") for entry in entries}
         assert len(adam_steps) == 1, f"ranks differ in Adam's step: {adam_steps}"
         manifest = {
             "format": 1,
-            "step": job.step,
+            "step": save.step,
             "world_size": self._world_size,
-            "zero_stage": self._layout.stage,
+            "zero_stage": self._stage,
             "adam_step": adam_steps.pop(),
-            **job.facts,
-            "bad_samples": bad,
+            **save.facts,
+            "bad_samples": sorted(set().union(*(bad for _, bad in written))),
             "files": entries,
         }
-        writer.commit(self._run_dir, job.step, self._attempt, manifest, self._keep_last, self._keep_every)
+        writer.commit(self._run_dir, save.step, self._attempt, manifest, self._keep_last, self._keep_every)
 
-    def _give_up(self, done: int, problems: list[tuple[bool, str]]) -> None:
-        """Say why a save failed, make room, and plan another; the same on every rank."""
-        job, self._job = self._job, None
-        assert job is not None
-        self._failed, self._again = True, done + max(1, self._every // 10)
-        text = f"checkpoint of step {job.step} NOT SAVED; older ones are untouched: {'; '.join(text for _, text in problems)}"
+    def _complete(self) -> None:
+        """COMMITTING -> IDLE."""
+        save, self._save, self._state = self._save, None, State.IDLE
+        if self._rank == 0 and save:
+            logger.info("checkpoint of step %d is safe after %.1f s", save.step, time.monotonic() - save.began)
+
+    def _fail(self, done: int, error: Exception | None) -> None:
+        """WRITING or COMMITTING -> FAILED: log the reasons of all ranks, free the disk, and schedule another save."""
+        save, self._save, self._state = self._save, None, State.FAILED
+        assert save is not None
+        self._retry_at = done + max(1, self._every // 10)
+        where = f"rank {self._rank} on {socket.gethostname()}"
+        problem = (isinstance(error, NotFiniteError), f"{where}: {error}") if error else None
+        problems = [found for found in gather_objects(problem) if found]
+        text = f"checkpoint of step {save.step} NOT SAVED; older ones are untouched: {'; '.join(text for _, text in problems)}"
         if self._rank == 0:
-            shutil.rmtree(writer.partial_folder(self._run_dir, job.step, self._attempt), ignore_errors=True)
-        if any(broken for broken, _ in problems):
+            shutil.rmtree(writer.partial_folder(self._run_dir, save.step, self._attempt), ignore_errors=True)
+        if any(diverged for diverged, _ in problems):
             raise NotFiniteError(text)
         if self._rank == 0:
             logger.error("%s", text)
-
-    def _copy(self) -> tuple[dict[str, Tensor], dict[str, int], torch.cuda.Event | None]:
-        """This rank's pieces in host memory, where each starts in its flattened parameter, and when they have arrived."""
-        tensors: dict[str, Tensor] = {}
-        starts: dict[str, int] = {}
-        filled = 0
-
-        def add(key: str, piece: Piece, values: Tensor) -> None:
-            nonlocal filled
-            tensors[key], starts[key] = self._host.narrow(0, filled, piece.numel), piece.start
-            tensors[key].copy_(values, non_blocking=True)  # in the stream's order: before the next step overwrites it
-            filled += piece.numel
-
-        layout, ema = self._layout, self._ema
-        for piece in _mine(layout, layout.pieces):
-            add(f"master/{piece.name}", piece, layout.view(layout.master(piece.slot), piece))
-            moments = layout.moments(piece.slot)
-            for key in _MOMENTS if moments else ():
-                add(f"{key}/{piece.name}", piece, layout.view(moments[key], piece))
-        for piece in _mine(layout, ema.pieces):
-            add(f"ema/encoder.{piece.name}", piece, ema.layout.view(ema.average[piece.slot], piece))
-        step = layout.moments(0).get("step", torch.zeros(()))
-        self._host[-1:].copy_(step.reshape(1), non_blocking=True)
-        if layout.engine.device.type != "cuda":
-            return tensors, starts, None
-        ready = torch.cuda.Event()
-        ready.record()
-        return tensors, starts, ready
-
-
-def _mine(layout: ZeroLayout, pieces: list[Piece]) -> list[Piece]:
-    """The pieces this rank writes: its own under ZeRO; where all ranks hold everything, an equal part of each."""
-    if not layout.replicated:
-        return [piece for piece in pieces if piece.numel]
-    rank, ranks, parts = dist.get_rank(), dist.get_world_size(), []
-    for piece in pieces:
-        low, high = piece.numel * rank // ranks, piece.numel * (rank + 1) // ranks
-        if high > low:
-            parts.append(replace(piece, start=piece.start + low, numel=high - low, offset=piece.offset + low))
-    return parts

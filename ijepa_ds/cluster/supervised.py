@@ -1,4 +1,4 @@
-"""One supervised command: started, watched, asked to stop, and brought to its end with all that it started."""
+"""One supervised command: start it, pass requests to stop on, and end it with all its descendants."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from enum import Enum, auto
 
 from ijepa_ds.cluster import processes
 from ijepa_ds.cluster.processes import Process
 
 REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)  # as `stop.StopRequests`
 _PATIENCE = 2.0  # seconds after which another Ctrl-C means "now"
-_SAVING = 1800.0  # seconds that ranks may take to save once they were asked to
-_LEAVING = 30.0  # seconds that what does not save may take to end by itself, and again after SIGTERM
+SAVING = 1800.0  # seconds that ranks may take to save after they were asked to stop
+LEAVING = 30.0  # seconds that other processes may take to end by themselves
+TERMINATING = LEAVING + 10  # seconds after SIGTERM; DeepSpeed's launcher itself takes 30
 
 
 class Inbox:
-    """The signals of this process, taken one at a time where it wants them; nothing is interrupted and none is lost."""
+    """The signals of this process, blocked and taken one at a time: they interrupt nothing and none is lost."""
 
     def __init__(self) -> None:
-        """From now on they wait."""
-        # nohup ignores SIGHUP, a script's background SIGINT: so do we, and what we start
+        """Block the signals."""
+        # nohup ignores SIGHUP, a script's background jobs ignore SIGINT: so does this process, and what it starts
         self.requests = {number for number in REQUESTS if signal.getsignal(number) != signal.SIG_IGN}
         self._before = signal.pthread_sigmask(signal.SIG_BLOCK, {*self.requests, signal.SIGCHLD})
 
@@ -33,8 +35,43 @@ class Inbox:
         return got.si_signo if got and got.si_signo != signal.SIGCHLD else 0
 
     def release(self) -> None:
-        """In a child: take signals as before."""
+        """In a child: restore the mask from before."""
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
+
+
+class Phase(Enum):
+    """Of an `Ending`."""
+
+    ASKED = auto()  # ranks that train were asked to stop and may save; at most SAVING seconds from the beginning
+    QUIET = auto()  # no rank saves; the rest may end by itself
+    TERMINATED = auto()  # the rest got SIGTERM; TERMINATING seconds later it gets SIGKILL
+
+
+class Ending:
+    """When to send which signal to the processes of a command that is to end. Pure: it is given the time."""
+
+    def __init__(self, now: float) -> None:
+        """Begin to end; times are in seconds."""
+        self._began = self._since = now  # `_since`: of the phase
+        self.phase = Phase.ASKED
+
+    def signal(self, now: float, saving: bool, patience: float) -> int:
+        """The signal that all processes get now: SIGTERM, SIGKILL, or 0 for none.
+
+        Args:
+            now: the time.
+            saving: whether there are ranks that train; once they are gone, or have had their time, QUIET begins.
+            patience: seconds that QUIET lasts.
+        """
+        if saving and now - self._began < SAVING:
+            self.phase = Phase.ASKED
+        elif self.phase is Phase.ASKED:
+            self.phase, self._since = Phase.QUIET, now
+        if self.phase is Phase.QUIET and now - self._since >= patience:
+            self.phase, self._since = Phase.TERMINATED, now
+            return signal.SIGTERM
+        late = self.phase is Phase.TERMINATED and now - self._since > TERMINATING
+        return signal.SIGKILL if late else 0
 
 
 class Supervised:
@@ -69,15 +106,15 @@ class Supervised:
         )
         self.code: int | None = None  # the command's exit code; -N after signal N
         self.request, self._asked = 0, 0.0  # the signal that asked for a stop, and when
-        self._told: set[Process] = set()  # ranks that were asked to save and stop
-        self._quiet = self._terminated = self._since = 0.0
+        self._informed: set[Process] = set()  # ranks that were asked to save and stop
+        self._ending: Ending | None = None
 
     def run(self) -> int:
         """Wait until the command and everything below it has ended; its exit code."""
         while True:
-            self._ask(self._inbox.wait(0.5 if self._ending() else 5.0))
+            self._ask(self._inbox.wait(0.5 if self._is_ending else 5.0))
             self._reap()
-            if self._ending():
+            if self._is_ending:
                 left = processes.descendants()
                 if self.code is not None and not left:
                     return self.code
@@ -85,14 +122,15 @@ class Supervised:
 
     @property
     def trained(self) -> bool:
-        """Whether there was a rank that had something to save when a stop was asked for."""
-        return bool(self._told)
+        """Whether a rank was training when the command was to end."""
+        return bool(self._informed)
 
-    def _ending(self) -> bool:
+    @property
+    def _is_ending(self) -> bool:
         return bool(self.request) or self.code is not None
 
     def _reap(self) -> None:
-        """Children, and orphans that became ours: all, so that none stays as a zombie."""
+        """Collect all children that have ended, adopted orphans included, so that none stays a zombie."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -104,7 +142,7 @@ class Supervised:
                 self.code = self._child.returncode = os.waitstatus_to_exitcode(status)
 
     def _ask(self, number: int) -> None:
-        """A stop was asked for; a second Ctrl-C does not wait for a save."""
+        """Handle a request to stop; a second Ctrl-C does not wait for a save."""
         if not number:
             return
         now = time.monotonic()
@@ -116,27 +154,21 @@ class Supervised:
             self._kill(processes.descendants())
 
     def _end(self, left: list[Process]) -> None:
-        """Ranks that train (they take SIGUSR1) are asked once and may save; the rest gets time, SIGTERM, then SIGKILL."""
+        """Ask ranks that train (they handle SIGUSR1) to save and stop, once each; end the other processes in time."""
         now = time.monotonic()
-        self._since = self._since or now
+        self._ending = self._ending or Ending(now)
         ranks = [process for process in left if process.takes(signal.SIGUSR1)]
         for process in ranks:
-            if process not in self._told:
-                self._told.add(process)
+            if process not in self._informed:
+                self._informed.add(process)
                 _send(process, self.request if self.request and process.takes(self.request) else signal.SIGTERM)
-        if ranks and now - self._since < _SAVING:
-            self._quiet = self._terminated = 0.0
-            return
-        self._quiet = self._quiet or now
-        # After a request, what saved is on its way out. Without one, ranks that start see for themselves who is gone.
-        patience = 0.0 if self.request and not self._told else _LEAVING
-        if not self._terminated and now - self._quiet >= patience:
-            self._terminated = now
-            for process in left:
-                _send(process, signal.SIGTERM)
-        elif self._terminated and now - self._terminated > _LEAVING + 10:  # DeepSpeed's launcher takes 30 s itself
+        # After a request, ranks that have saved are about to end. Without one, ranks that start notice the dead launcher.
+        patience = 0.0 if self.request and not self._informed else LEAVING
+        number = self._ending.signal(now, bool(ranks), patience)
+        if number == signal.SIGKILL:
             say(f"killing what did not end: {', '.join(str(process.pid) for process in left)}")
-            self._kill(left)
+        for process in left if number else ():
+            _send(process, number)
 
     def _kill(self, victims: list[Process]) -> None:
         for process in victims:
@@ -144,7 +176,7 @@ class Supervised:
 
 
 def say(text: str) -> None:
-    """A line of the supervisor's, on stderr."""
+    """Print a message of the supervisor on stderr."""
     print(f"ijepa_ds supervise: {text}", file=sys.stderr, flush=True)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ijepa_ds.cluster.supervised import LEAVING, SAVING, TERMINATING, Ending, Phase
 from tests.launch.test_quickstart import is_alive, take_all_signals
 from tests.test_layering import modules_after
 
@@ -177,6 +178,32 @@ def test_a_killed_supervisor_asks_its_command_to_stop(case: Case) -> None:
     (rank,) = case.ranks()
     wait_for(lambda: not is_alive(rank))
     assert (case.run / "asked").read_text() == "SIGTERM"
+
+
+def test_ranks_may_save_before_anything_is_terminated() -> None:
+    ending = Ending(100.0)
+    assert ending.signal(100, saving=True, patience=0) == 0 and ending.phase is Phase.ASKED
+    assert ending.signal(99 + SAVING, saving=True, patience=0) == 0  # still saving
+    assert ending.signal(99.5 + SAVING, saving=False, patience=LEAVING) == 0 and ending.phase is Phase.QUIET
+    assert ending.signal(99 + SAVING + LEAVING, saving=False, patience=LEAVING) == 0
+    at = 99.5 + SAVING + LEAVING
+    assert ending.signal(at, saving=False, patience=LEAVING) == signal.SIGTERM and ending.phase is Phase.TERMINATED
+    assert ending.signal(at + TERMINATING, saving=False, patience=LEAVING) == 0  # SIGTERM is sent once
+    assert ending.signal(at + TERMINATING + 1, saving=False, patience=LEAVING) == signal.SIGKILL
+
+
+def test_ranks_that_never_finish_saving_are_ended() -> None:
+    ending = Ending(0.0)
+    assert ending.signal(SAVING, saving=True, patience=LEAVING) == 0 and ending.phase is Phase.QUIET
+    assert ending.signal(SAVING + LEAVING, saving=True, patience=LEAVING) == signal.SIGTERM
+    assert ending.signal(SAVING + LEAVING + TERMINATING + 1, saving=True, patience=LEAVING) == signal.SIGKILL
+
+
+def test_a_request_before_any_rank_trains_terminates_at_once_and_a_rank_that_starts_late_may_save() -> None:
+    ending = Ending(0.0)
+    assert ending.signal(0, saving=False, patience=0) == signal.SIGTERM
+    assert ending.signal(1, saving=True, patience=LEAVING) == 0 and ending.phase is Phase.ASKED
+    assert ending.signal(2 + TERMINATING, saving=False, patience=LEAVING) == 0 and ending.phase is Phase.QUIET
 
 
 def supervised(*words: str, where: Path) -> tuple[int, str]:
