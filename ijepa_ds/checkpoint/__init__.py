@@ -1,1 +1,1 @@
-"""Checkpoints and run directories: write, verify, read and restore at any world size."""
+"""Checkpoints and run directories: write, verify and read them, and restore them at any world size."""

@@ -1,4 +1,4 @@
-"""`ijepa-ds checkpoint list|verify|prune RUN`: what checkpoints a run has, whether they are whole, and fewer of them."""
+"""`ijepa-ds checkpoint list|verify|prune RUN`: list the checkpoints of a run, verify them, delete old ones."""
 
 from __future__ import annotations
 
@@ -20,18 +20,24 @@ from ijepa_ds.errors import CheckpointError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    parser.add_argument("action", choices=("list", "verify", "prune"), help="verify reads everything; list only sizes")
+    parser.add_argument(
+        "action",
+        choices=("list", "verify", "prune"),
+        help="list: names and sizes; verify: also checksums; prune: delete old ones",
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
     parser.add_argument("--json", action="store_true", help="list, verify: one JSON object a line")
-    parser.add_argument("--keep-last", type=int, default=2, metavar="N", help="prune: newest whole ones kept (default 2)")
-    parser.add_argument("--keep-every", type=int, default=0, metavar="N", help="prune: keep steps that N divides as well")
+    parser.add_argument(
+        "--keep-last", type=int, default=2, metavar="N", help="prune: keep the newest N complete ones (default 2)"
+    )
+    parser.add_argument("--keep-every", type=int, default=0, metavar="N", help="prune: also keep steps that are multiples of N")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0 when all is well, 1 when a checkpoint is broken.
+    """0 if all checkpoints are good, 1 if one is broken.
 
     Raises:
-        ValueError: there is no such run, or another process trains there (prune).
+        ValueError: there is no such run, or another process trains in it (prune).
     """
     if not (arguments.run / "checkpoints").is_dir():
         raise ValueError(f"{arguments.run} has no folder checkpoints: is it a run directory (run.dir)?")
@@ -73,7 +79,7 @@ def _describe(run: Path, step: int, verify: bool) -> dict[str, Any]:
 
 
 def _model(text: Any) -> dict[str, Any]:
-    """The section `model` of a configuration; empty where it cannot be read."""
+    """The section `model` of a configuration; empty if it cannot be read."""
     try:
         model = yaml.safe_load(text)["model"]
     except (yaml.YAMLError, AttributeError, KeyError, TypeError):
@@ -104,7 +110,7 @@ def _prune(arguments: argparse.Namespace) -> int:
         newest = find_steps(arguments.run)[-1:]
         problem = _describe(arguments.run, newest[0], verify=True)["problem"] if newest else None
         if problem:
-            raise ValueError(f"the newest checkpoint is not whole, so older ones are not deleted: {problem}")
+            raise ValueError(f"the newest checkpoint is broken, so older ones are not deleted: {problem}")
         sweep(arguments.run)
         gone = prune(arguments.run, arguments.keep_last, arguments.keep_every)
     print(f"deleted {len(gone)} checkpoints{': steps ' + ', '.join(map(str, sorted(gone))) if gone else ''}")

@@ -1,7 +1,4 @@
-"""A run's checkpoint folders from outside: which there are, and whether their files are those that were written.
-
-Imports nothing heavy: who only wants to know how far a run has come need not load PyTorch.
-"""
+"""The checkpoint folders of a run: list them, and compare their files with the manifest. Needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -18,19 +15,19 @@ _LAST = "last_checkpoint.json"
 
 
 def folder_name(step: int) -> str:
-    """The checkpoint folder's name after `step` steps."""
+    """Name of the checkpoint folder of `step`."""
     return f"step_{step:08d}"
 
 
 def list_steps(run_dir: Path) -> list[int]:
-    """Steps that have a finished checkpoint in a run, ascending (not yet validated)."""
+    """Steps that have a committed checkpoint folder in a run, ascending; not validated."""
     parent = run_dir / "checkpoints"
     found = (re.fullmatch(r"step_(\d{8,})", p.name) for p in parent.iterdir()) if parent.is_dir() else ()
     return sorted(int(match[1]) for match in found if match)
 
 
 def write_last_step(run_dir: Path, step: int) -> None:
-    """Note which checkpoint is the newest, so that its disappearance is noticed."""
+    """Record the newest checkpoint, so that a later start notices if it is missing."""
     aside = run_dir / f".{_LAST}.partial"
     with aside.open("w", encoding="utf-8") as file:
         file.write(json.dumps({"step": step}) + "\n")
@@ -40,14 +37,18 @@ def write_last_step(run_dir: Path, step: int) -> None:
 
 
 def read_last_step(run_dir: Path) -> int | None:
-    """The step of the checkpoint saved last in a run; None when there never was one."""
+    """The step of the newest checkpoint that a run saved; None if it saved none.
+
+    Raises:
+        CheckpointError: the record is damaged.
+    """
     path = run_dir / _LAST
     if not path.is_file():
         return None
     try:
         return int(json.loads(path.read_text(encoding="utf-8"))["step"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); remove it if the checkpoints beside it are whole") from error
+        raise CheckpointError(f"{path}: damaged ({error}); remove it if the checkpoints beside it are complete") from error
 
 
 def checksum(path: Path) -> str:
@@ -60,7 +61,7 @@ def checksum(path: Path) -> str:
 
 
 def looks_whole(folder: Path) -> bool:
-    """Whether a checkpoint's manifest and the sizes of its files are right; what is in the files is not read."""
+    """Whether a checkpoint's manifest and file sizes are right; the files themselves are not read."""
     try:
         check_files(folder, share=(0, 0))
     except CheckpointError:
@@ -73,13 +74,13 @@ def check_files(folder: Path, share: tuple[int, int] = (0, 1)) -> dict[str, Any]
 
     Args:
         folder: `RUN/checkpoints/step_...`.
-        share: (rank, ranks): every so manyth file is read, beginning with this one; `(0, 1)` reads all, `(0, 0)` none.
+        share: (rank, ranks): the files whose checksums this rank compares; `(0, 1)`: all, `(0, 0)`: none.
 
     Returns:
         The manifest.
 
     Raises:
-        CheckpointError: something is missing, of another size or checksum, or not a checkpoint.
+        CheckpointError: a file is missing, or its size or checksum differs, or the folder is not a checkpoint.
     """
     manifest, (first, every) = _read_manifest(folder), share
     for index, entry in enumerate(manifest["files"]):
@@ -88,7 +89,7 @@ def check_files(folder: Path, share: tuple[int, int] = (0, 1)) -> dict[str, Any]
 
 
 def find_steps(run_dir: Path) -> list[int]:
-    """Steps of which a run should have a checkpoint, ascending: those in place, and the one saved last if it vanished."""
+    """Steps that should have a checkpoint, ascending: those with a folder, and the newest one saved even if it is missing."""
     steps, last = list_steps(run_dir), read_last_step(run_dir)
     return steps if last is None else sorted({*steps, last})
 
@@ -112,8 +113,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(files, list) or not files or not all(isinstance(e, dict) and _ENTRY.items() <= _types(e) for e in files):
         raise CheckpointError(f"{path}: `files` is not a list of file, bytes and sha256: the manifest is damaged")
     for entry in files:
-        if not re.fullmatch(r"[\w-][\w.-]*", entry["file"]):  # it must not lead out of its folder
-            raise CheckpointError(f"{path}: '{entry['file']}' is not the name of a file beside it: refusing to follow it")
+        if not re.fullmatch(r"[\w-][\w.-]*", entry["file"]):  # no path that leads out of the folder
+            raise CheckpointError(f"{path}: '{entry['file']}' is not the name of a file in this folder: refusing to open it")
     return manifest
 
 

@@ -1,4 +1,4 @@
-"""Reading checkpoints: finding, validating, and any slice of any parameter. Needs neither DeepSpeed nor other ranks."""
+"""Read checkpoints: find and validate them, read any slice of any parameter. Needs neither DeepSpeed nor other ranks."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Slice(Protocol):
 
     @property
     def start(self) -> int:
-        """Its first element."""
+        """Index of its first element."""
 
     @property
     def numel(self) -> int:
-        """How many elements it has."""
+        """Number of its elements."""
 
 
 class CheckpointReader:
@@ -38,10 +38,10 @@ class CheckpointReader:
 
         Args:
             folder: `RUN/checkpoints/step_...`.
-            verify: read everything once to compare checksums; without it only names and sizes are compared.
+            verify: compare checksums, which reads every file once; otherwise only names and sizes.
 
         Raises:
-            CheckpointError: something is missing, of another size or checksum, or not a checkpoint.
+            CheckpointError: a file is missing, or its size or checksum differs, or the folder is not a checkpoint.
         """
         self.folder = folder
         self.manifest = check_files(folder, (0, 1) if verify else (0, 0))
@@ -51,7 +51,7 @@ class CheckpointReader:
 
     def _index(self, path: Path) -> None:
         try:
-            file = safe_open(path, framework="pt")  # memory-mapped: only what is read is loaded
+            file = safe_open(path, framework="pt")  # memory-mapped: slices are loaded when they are read
             starts = json.loads(file.metadata()["starts"])
             for key in file.keys():
                 (numel,) = file.get_slice(key).get_shape()
@@ -60,7 +60,11 @@ class CheckpointReader:
             raise CheckpointError(f"{path}: not a shard of a checkpoint ({type(error).__name__}: {error})") from error
 
     def numel(self, key: str) -> int:
-        """Elements of a whole parameter, e.g. `ema/encoder.norm.weight`."""
+        """Number of elements of a whole parameter, e.g. `ema/encoder.norm.weight`.
+
+        Raises:
+            CheckpointError: the parameter is missing or incomplete.
+        """
         if key not in self._where:
             raise CheckpointError(f"{self.folder} has no {key}: it was saved from another model")
         reached = 0
@@ -75,7 +79,11 @@ class CheckpointReader:
         return sorted(key.split("/", 1)[1] for key in self._where if key.startswith(kind + "/"))
 
     def read(self, kind: str, name: str, part: Slice | None = None) -> Tensor:
-        """A range of a flattened parameter, or all of it: float32 `[numel]` on the CPU."""
+        """A range of a flattened parameter, or all of it: float32 [numel] on the CPU.
+
+        Raises:
+            CheckpointError: the parameter is missing or incomplete.
+        """
         key = f"{kind}/{name}"
         if key not in self._where:
             raise CheckpointError(f"{self.folder} has no {key}: it was saved from another model")
@@ -89,7 +97,7 @@ class CheckpointReader:
                 result[begin - low : stop - low] = file.get_slice(key)[begin - start : stop - start]
                 filled += stop - begin
         if filled != high - low:
-            raise CheckpointError(f"{self.folder}: {key} has {filled} of the {high - low} elements asked for")
+            raise CheckpointError(f"{self.folder}: {key} has {filled} of the {high - low} requested elements")
         return result
 
 
@@ -99,15 +107,15 @@ def newest(
     open_checkpoint: Callable[[Path], CheckpointReader] | None = None,
     say: Callable[..., None] = logger.error,
 ) -> CheckpointReader | None:
-    """The newest good checkpoint of a run; None when the run has none at all.
+    """The newest good checkpoint of a run; None if the run has no checkpoints.
 
-    A broken one is named, with the reason, and the next older is taken.
+    Broken ones are reported with the reason and passed over.
 
     Args:
         run_dir: the run.
-        steps: what `find_steps` gave; None: asked here.
-        open_checkpoint: opens and validates one, or raises CheckpointError; `CheckpointReader` when None.
-        say: takes messages about broken ones.
+        steps: result of `find_steps`, which is called if None.
+        open_checkpoint: opens and validates one, or raises CheckpointError; `CheckpointReader` if None.
+        say: receives messages about broken ones.
 
     Raises:
         CheckpointError: there are checkpoints and none is good.

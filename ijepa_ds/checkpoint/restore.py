@@ -1,4 +1,4 @@
-"""Loading checkpoints into an engine, whatever world size and ZeRO stage saved them. `saver.py` writes them."""
+"""Load checkpoints of any world size and ZeRO stage into an engine. `saver.py` writes them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def open_together(folder: Path) -> CheckpointReader:
-    """Validate and open a checkpoint on every rank; each reads its share of the files to compare checksums.
+    """Validate and open a checkpoint on every rank; each compares the checksums of its share of the files.
 
     Raises:
-        CheckpointError: it is broken; the same on every rank.
+        CheckpointError: it is broken; raised on every rank.
     """
     share = (dist.get_rank(), dist.get_world_size())
     agree(lambda: check_files(folder, share))
@@ -30,10 +30,10 @@ def open_together(folder: Path) -> CheckpointReader:
 
 
 def load(layout: ZeroLayout, ema: ShardedEMA, reader: CheckpointReader) -> None:
-    """Bring an engine to a checkpoint's state: master weights, Adam, EMA, and the weights that follow from them.
+    """Load a checkpoint into an engine: master weights, Adam's moments, EMA, and the model weights cast from them.
 
     Raises:
-        CheckpointError: it is of another model, or incomplete; the engine is as it was.
+        CheckpointError: it is of another model or incomplete; the engine is unchanged.
     """
     _check_complete(layout, ema, reader)
     adam_step = reader.manifest["adam_step"]
@@ -55,16 +55,16 @@ def load(layout: ZeroLayout, ema: ShardedEMA, reader: CheckpointReader) -> None:
 
 
 def _check_complete(layout: ZeroLayout, ema: ShardedEMA, reader: CheckpointReader) -> None:
-    """Every element of every parameter is there, before anything is overwritten."""
+    """Check that every element of every parameter is there, before anything is overwritten."""
     kinds = ("master", *(_MOMENTS if reader.manifest["adam_step"] else ()))
-    wanted = {
+    expected = {
         f"{kind}/{name}": getattr(parameter, "ds_numel", parameter.numel())
         for name, parameter in layout.named.items()
         for kind in kinds
     }
     for name, parameter in ema.layout.named.items():
-        wanted[f"ema/encoder.{name}"] = getattr(parameter, "ds_numel", parameter.numel())
-    for key, numel in wanted.items():
+        expected[f"ema/encoder.{name}"] = getattr(parameter, "ds_numel", parameter.numel())
+    for key, numel in expected.items():
         found = reader.numel(key)
         if found != numel:
             raise CheckpointError(f"{reader.folder}: {key} has {found} elements, this model's has {numel}")

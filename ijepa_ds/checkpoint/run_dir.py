@@ -1,4 +1,4 @@
-"""The run directory: who it belongs to, what is written beside the events, where a run continues."""
+"""The run directory: its lock, its owner, the files that describe the run, the checkpoint that a start continues from."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from ijepa_ds.exits import COMPLETED
 from ijepa_ds.versions import versions
 
 logger = logging.getLogger(__name__)
-_ROOM = 1 << 16  # bytes that must be free at the start: a first event file
+_ROOM = 1 << 16  # bytes that must be free at the start, for a first event file
 
 
 def look(cfg: Config) -> list[int]:
-    """The steps of the checkpoints that a run should have in its directory (`checkpoint_folder.find_steps`).
+    """The steps of the checkpoints that a run should have in its directory (`folder.find_steps`).
 
     Raises:
-        ValueError: the directory belongs to a run of another configuration, holds checkpoints although `run.resume` is
-            `never`, or newer ones than `run.resume` names.
+        ValueError: the directory belongs to a run of another configuration; or it has checkpoints although `run.resume` is
+            `never`; or it has newer ones than `run.resume` names.
     """
     run_dir = Path(cfg.run.dir)
     owner = run_dir / "config.yaml"
@@ -40,9 +40,9 @@ def look(cfg: Config) -> list[int]:
     if steps and cfg.run.resume == "never":
         raise ValueError(f"run.resume is never, but {run_dir} has checkpoints: choose another run.dir or run.resume=auto")
     if cfg.run.resume not in ("auto", "never"):
-        wanted = Path(cfg.run.resume)
-        newer = [step for step in steps if (run_dir / "checkpoints" / folder_name(step)).resolve() != wanted.resolve()]
-        if newer and max(newer) > CheckpointReader(wanted, verify=False).manifest["step"]:
+        named = Path(cfg.run.resume)
+        newer = [step for step in steps if (run_dir / "checkpoints" / folder_name(step)).resolve() != named.resolve()]
+        if newer and max(newer) > CheckpointReader(named, verify=False).manifest["step"]:
             raise ValueError(
                 f"run.resume names {cfg.run.resume}, but {run_dir} has a newer checkpoint (step {max(newer)}): set "
                 "run.resume=auto to continue that, or another run.dir to branch off"
@@ -56,16 +56,16 @@ def find_start(
     open_checkpoint: Callable[[Path], CheckpointReader] = CheckpointReader,
     say: Callable[..., None] = logger.error,
 ) -> CheckpointReader | None:
-    """The checkpoint this run continues from, or None for a fresh start; nothing is written.
+    """The checkpoint that this run continues from, or None for a fresh start; nothing is written.
 
     Args:
         cfg: the run.
-        steps: what `look` found.
+        steps: result of `look`.
         open_checkpoint: opens and validates one, or raises CheckpointError.
-        say: takes messages about checkpoints that are passed over.
+        say: receives messages about checkpoints that are passed over.
 
     Raises:
-        CheckpointError: the checkpoint asked for, or every one there is, is broken or of another configuration.
+        CheckpointError: the named checkpoint, or every existing one, is broken or of another configuration.
         ValueError: the run's length was changed, and the checkpoint was saved in a cool-down.
     """
 
@@ -86,7 +86,7 @@ def find_start(
 
 
 def _what_differs(reader: CheckpointReader, cfg: Config) -> str:
-    """The keys in which a checkpoint's configuration is another one; its fingerprint where it cannot be read."""
+    """The keys in which a checkpoint's configuration differs; its fingerprint if the configuration cannot be read."""
     try:
         lines = config.difference(config.from_text(reader.manifest["config"], str(reader.folder)), cfg)
     except (KeyError, TypeError, AttributeError, ValueError):  # of another version, or damaged
@@ -95,10 +95,10 @@ def _what_differs(reader: CheckpointReader, cfg: Config) -> str:
 
 
 def _check_past(reader: CheckpointReader, cfg: Config) -> None:
-    """With `wsd` a run may be given another length, as long as no step already made would have been another one.
+    """Check that a new length of the run, allowed with `wsd`, leaves the schedule of all steps done unchanged.
 
     Raises:
-        ValueError: the checkpoint was saved after the cool-down began, by its own length or by the new one.
+        ValueError: the checkpoint was saved after the start of the cool-down, of the old length or of the new one.
     """
     step, o = reader.manifest["step"], cfg.optimization
     if o.schedule != "wsd":
@@ -113,16 +113,16 @@ def _check_past(reader: CheckpointReader, cfg: Config) -> None:
     if step > common:
         raise ValueError(
             f"{reader.folder} was saved at step {step}, but with the new length ({'; '.join(changed)}) only the first {common} "
-            "steps are those that were made: the cool-down lies before it. Begin from an earlier checkpoint, with "
+            "steps are the same: the cool-down begins before the checkpoint. Start from an earlier checkpoint, with "
             "run.branch_from and a new run.dir (run.keep_every keeps earlier ones)"
         )
 
 
 def lock(run_dir: Path) -> IO[str]:
-    """Keep other runs out of the directory for as long as the returned file is open; a dead owner does not hold it.
+    """Lock the directory against other runs while the returned file is open; a dead owner holds no lock.
 
     Raises:
-        ValueError: another live process trains there, or nothing can be written there.
+        ValueError: another live process trains there, or the directory is not writable.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def lock(run_dir: Path) -> IO[str]:
         handle.seek(0)
         owner = handle.read().strip() or "unknown"
         handle.close()
-        raise ValueError(f"{run_dir} is in use by another run (process {owner}): wait for it, or end it") from error
+        raise ValueError(f"{run_dir} is in use by another run (process {owner}): wait for its end, or stop it") from error
     try:
         handle.truncate(0)
         handle.write(f"{os.getpid()} on {platform.node()}")
@@ -151,7 +151,7 @@ def _check_owner(cfg: Config, owner: Path) -> None:
         changes = "\n".join("  " + line for line in config.difference(before, cfg))
         raise ValueError(
             f"{owner.parent} belongs to a run of another configuration:\n{changes}\n"
-            "choose another run.dir, or go back to that configuration"
+            "choose another run.dir, or restore that configuration"
         )
 
 
@@ -159,7 +159,7 @@ def check_writable(run_dir: Path) -> None:
     """Refuse a directory in which checkpoints, events or logs could not be written later.
 
     Raises:
-        ValueError: names every folder and file, and why.
+        ValueError: names every such folder and file with the reason.
     """
     problems = []
     for folder in (run_dir, run_dir / "checkpoints"):
@@ -171,7 +171,7 @@ def check_writable(run_dir: Path) -> None:
                 os.fsync(probe.fileno())
         except OSError as error:
             problems.append((folder, error))
-    for path in sorted(run_dir.glob("*.jsonl")):  # logs of an earlier attempt, which this one adds to
+    for path in sorted(run_dir.glob("*.jsonl")):  # logs of an earlier start, to which this one appends
         try:
             path.open("ab").close()
         except OSError as error:
@@ -181,11 +181,11 @@ def check_writable(run_dir: Path) -> None:
 
 
 def _refusal(path: Path, error: OSError) -> str:
-    return f"run.dir: {path} cannot be written ({error.strerror}): choose another, or mend it"
+    return f"run.dir: {path} cannot be written ({error.strerror}): choose another run.dir, or make it writable"
 
 
 def write_facts(cfg: Config, ds_config: dict[str, Any], facts: dict[str, Any]) -> None:
-    """The resolved configuration, versions and revision into the run directory (rank 0)."""
+    """Write the resolved configuration, versions and revision into the run directory (rank 0)."""
     run_dir = Path(cfg.run.dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     config.save_resolved(cfg, run_dir / "config.yaml")
@@ -194,7 +194,7 @@ def write_facts(cfg: Config, ds_config: dict[str, Any], facts: dict[str, Any]) -
 
 
 def mark_completed(run_dir: Path, facts: dict[str, Any]) -> None:
-    """Leave the marker that tells scripts that the run reached its end."""
+    """Write the file that marks a run as completed."""
     if (run_dir / COMPLETED).is_file():
         return
     aside = run_dir / f".{COMPLETED}.partial"

@@ -1,10 +1,10 @@
-"""Writing checkpoints: one rank's file, and the commit that makes a set of files the newest checkpoint.
+"""Write checkpoints: one rank's file, and the commit that makes a set of files the newest checkpoint.
 
-Knows nothing of other ranks and of DeepSpeed, so it may run on a thread. At every moment the folders are one of
+It uses neither other ranks nor DeepSpeed, so it can run on a thread. Every folder is always one of
 
     .step_N.partial-ID/      being written by an attempt; never read
-    step_N/                  whole: every file and the manifest were flushed to the disk before the rename
-    .step_N.removed          renamed away before its files are deleted; never read
+    step_N/                  complete: all files and the manifest were flushed to the disk before the rename
+    .step_N.removed          renamed before its files are deleted; never read
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ijepa_ds.checkpoint.folder import checksum, folder_name, list_steps, looks_
 from ijepa_ds.durable import fsync, save_tensors
 from ijepa_ds.errors import CheckpointError
 
-BEST = "best.json"  # which step the run's own evaluation found best
+BEST = "best.json"  # the step with the best live evaluation
 
 
 def partial_folder(run_dir: Path, step: int, attempt: str) -> Path:
-    """Where an attempt writes; the name is its own, so that ranks of a dead job cannot write into it."""
+    """Where an attempt writes. The name is unique, so that ranks of a dead job cannot write into it."""
     return run_dir / "checkpoints" / f".{folder_name(step)}.partial-{attempt}"
 
 
@@ -35,12 +35,12 @@ def write_shard(path: Path, tensors: dict[str, Tensor], starts: dict[str, int]) 
     """Write one rank's file, flush it to the disk and read it back.
 
     Args:
-        path: the file; its folder is made.
+        path: the file; its folder is created.
         tensors: key (`master/NAME`) -> float32 `[n]` in host memory.
-        starts: key -> where the piece begins in its flattened parameter.
+        starts: key -> index of its first element in the flattened parameter.
 
     Returns:
-        The file's entry in the manifest.
+        The file's entry for the manifest.
 
     Raises:
         CheckpointError: names the path, the bytes needed and the bytes free.
@@ -57,27 +57,27 @@ def write_shard(path: Path, tensors: dict[str, Tensor], starts: dict[str, int]) 
 
 
 def _prove(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Compare what the file holds with what should be in it."""
+    """Read the file back and compare it with the tensors."""
     with safe_open(path, framework="pt") as file:
         for key, tensor in tensors.items():
-            # as bits: a NaN must equal itself
+            # compared as bits: a NaN equals itself
             if not torch.equal(file.get_tensor(key).view(torch.int32), tensor.view(torch.int32)):
-                raise OSError(f"{key} reads back other than it was written: is the disk or the memory failing?")
+                raise OSError(f"{key} differs when read back: is the disk or the memory failing?")
 
 
 def commit(run_dir: Path, step: int, attempt: str, manifest: dict[str, Any], keep_last: int, keep_every: int) -> Path:
-    """Make a written attempt the newest checkpoint; then, and only then, let older ones go.
+    """Make a written attempt the newest checkpoint, then delete older ones.
 
     Args:
         run_dir: the run.
         step: steps done.
         attempt: as given to `partial_folder`.
         manifest: with the entries of all files.
-        keep_last: whole checkpoints kept, this one included.
+        keep_last: number of complete checkpoints kept, this one included.
         keep_every: checkpoints of steps that this divides are kept for good; 0: none.
 
     Raises:
-        CheckpointError: a file is not there, or the disk refuses; nothing older was touched.
+        CheckpointError: a file is missing, or the disk fails; older checkpoints are unchanged.
     """
     aside, final = partial_folder(run_dir, step, attempt), run_dir / "checkpoints" / folder_name(step)
     try:
@@ -85,12 +85,12 @@ def commit(run_dir: Path, step: int, attempt: str, manifest: dict[str, Any], kee
             path = aside / entry["file"]
             if not path.is_file() or path.stat().st_size != entry["bytes"]:
                 raise CheckpointError(
-                    f"{path}: written by rank {entry['rank']} on {entry['host']}, but not to be seen here: run.dir must be on "
+                    f"{path}: written by rank {entry['rank']} on {entry['host']}, but not visible here: run.dir must be on "
                     "a file system that all hosts share"
                 )
         _write_synced(aside / "manifest.json", json.dumps(manifest, indent=1))
         fsync(aside)
-        if final.exists():  # a broken one, that this run fell back from
+        if final.exists():  # a broken one, which this run passed over
             _remove(final)
         aside.rename(final)
         fsync(final.parent)
@@ -103,11 +103,11 @@ def commit(run_dir: Path, step: int, attempt: str, manifest: dict[str, Any], kee
 
 
 def prune(run_dir: Path, keep_last: int, keep_every: int, newest: int | None = None) -> list[int]:
-    """Delete whole checkpoints beyond the newest `keep_last`, and broken ones older than those; the steps deleted.
+    """Delete complete checkpoints beyond the newest `keep_last`, and broken ones older than those; returns their steps.
 
-    Checkpoints of steps that `keep_every` divides stay, whole or not; so does the one that `best.json`
-    marks. What attempts left unfinished, they keep: see `sweep`. Those of later steps than `newest` stay and do not count: the
-    run fell back from them, as they are broken, or of another configuration, in a way that sizes do not tell.
+    Kept are multiples of `keep_every`, complete or not, and the step in `best.json`. Checkpoints of later steps than `newest`
+    are kept and not counted: the run passed over them, because they are broken or of another configuration, which sizes do
+    not show. Unfinished saves are not deleted here: see `sweep`.
     """
     parent, kept, gone = run_dir / "checkpoints", 0, []
     best = best_step(run_dir)
@@ -123,15 +123,15 @@ def prune(run_dir: Path, keep_last: int, keep_every: int, newest: int | None = N
 
 
 def best_step(run_dir: Path) -> int | None:
-    """The step that the run's own evaluation (`eval.every`) marked as the best; None where there is none."""
+    """The step that the live evaluation (`eval.every`) marked as the best; None if there is none."""
     try:
         return int(json.loads((run_dir / BEST).read_text(encoding="utf-8"))["step"])
-    except (OSError, ValueError, KeyError, TypeError):  # none, or damaged: it only keeps a checkpoint longer
+    except (OSError, ValueError, KeyError, TypeError):  # a damaged file counts as none: it only keeps one checkpoint longer
         return None
 
 
 def sweep(run_dir: Path, attempt: str = "") -> None:
-    """Delete what interrupted saves and deletions left, but for the attempt at work."""
+    """Delete what interrupted saves and deletions left, except the folders of `attempt`."""
     parent = run_dir / "checkpoints"
     for path in parent.glob(".step_*") if parent.is_dir() else ():
         if not (attempt and path.name.endswith(f".partial-{attempt}")):
@@ -139,7 +139,7 @@ def sweep(run_dir: Path, attempt: str = "") -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Rename first: an interrupted deletion must not look like a damaged checkpoint."""
+    """Rename the folder, then delete it: an interrupted deletion must not look like a damaged checkpoint."""
     away = folder.with_name(f".{folder.name}.removed")
     shutil.rmtree(away, ignore_errors=True)
     folder.rename(away)

@@ -1,1 +1,1 @@
-"""Hosts and processes: hostfiles, environment, supervision, hang detection, logs of ranks."""
+"""Hosts and processes of a job: hostfiles, environment, supervision, hang detection, logs of ranks."""

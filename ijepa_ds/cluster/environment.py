@@ -1,4 +1,4 @@
-"""Environment variables that every rank should have: recommended values, set only where nothing is set (`docs/launch.md`)."""
+"""Recommended environment variables for every rank; variables that are set already are kept (`docs/launch.md`)."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from collections.abc import Mapping, MutableMapping
 
 from ijepa_ds.cluster.hosts import interface_towards
 
-_GPU_THREADS = 8  # a rank with a GPU computes little on the CPU: more threads only get into each other's way
+_GPU_THREADS = 8  # a rank with a GPU computes little on the CPU; more threads only compete
 
 
 def recommended(environment: Mapping[str, str], cores: int, has_gpu: bool) -> dict[str, str]:
-    """Values for what `environment` leaves open.
+    """Values for variables that `environment` does not set.
 
     Args:
-        environment: that of a rank.
-        cores: this process may run on.
-        has_gpu: of this machine.
+        environment: of a rank.
+        cores: number of cores that this process may run on.
+        has_gpu: whether this host has a GPU.
     """
     ranks = int(environment.get("LOCAL_SIZE") or environment.get("LOCAL_WORLD_SIZE") or 1)
-    # SLURM has given each task cores of its own
+    # SLURM gives each task its own cores
     share = int(environment.get("SLURM_CPUS_PER_TASK") or 0) or max(1, cores // ranks)
     values = {"OMP_NUM_THREADS": str(min(share, _GPU_THREADS) if has_gpu else share)}
     if int(environment.get("WORLD_SIZE") or 1) > ranks:
-        # gloo takes the interface that the host's own name points to: on Debian and Ubuntu the loopback, where no other host is
+        # by default gloo uses the interface of the host's own name: on Debian and Ubuntu that is the loopback
         interface = interface_towards(environment.get("MASTER_ADDR", ""))
         if interface:
             values |= {"GLOO_SOCKET_IFNAME": interface.name, "NCCL_SOCKET_IFNAME": interface.name}
@@ -32,7 +32,7 @@ def recommended(environment: Mapping[str, str], cores: int, has_gpu: bool) -> di
 
 
 def name_ranks(environment: MutableMapping[str, str]) -> None:
-    """Give a rank that `mpirun` of Open MPI or MVAPICH2 started the names that torch reads; without them it would be alone."""
+    """Set the variables that torch reads in a rank that `mpirun` (Open MPI, MVAPICH2) started; otherwise it would be alone."""
     for prefix in ("OMPI_COMM_WORLD", "MV2_COMM_WORLD"):
         if "RANK" not in environment and f"{prefix}_SIZE" in environment:
             names = {"RANK": "RANK", "LOCAL_RANK": "LOCAL_RANK", "WORLD_SIZE": "SIZE", "LOCAL_SIZE": "LOCAL_SIZE"}
@@ -40,7 +40,7 @@ def name_ranks(environment: MutableMapping[str, str]) -> None:
 
 
 def settle(environment: MutableMapping[str, str]) -> list[str]:
-    """Set what is unset; "NAME=value" of each. To be called before torch is imported, which reads them."""
+    """Set the unset variables; returns "NAME=value" for each. Call it before torch is imported, which reads them."""
     name_ranks(environment)
     values = recommended(environment, len(os.sched_getaffinity(0)), bool(glob.glob("/dev/nvidia[0-9]*")))
     environment.update(values)

@@ -1,8 +1,8 @@
-"""Hosts of a run: the hostfile, words that a remote shell would act on, the interface towards a host.
+"""Hosts of a run: the hostfile, words that a remote shell would interpret, the network interface towards a host.
 
-DeepSpeed's launcher takes any word without blanks for a host name and gives it to `ssh` as it is (`-oProxyCommand=...` runs a
-program), and what stands behind the script goes through the remote shell unquoted (`deepspeed/launcher/multinode_runner.py`,
-0.19). So both are looked at here, before.
+DeepSpeed's launcher accepts any word without blanks as a host name and passes it to `ssh` (`-oProxyCommand=...` runs a
+program). It also passes the arguments of the script to the remote shell unquoted (`deepspeed/launcher/multinode_runner.py`,
+0.19). Both are checked here first.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import NamedTuple
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]+")  # a name, IPv4, or IPv6
 _LINE = re.compile(r"(\S+)\s+slots=(\d+)\s*(#.*)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_ACTIVE = set(";&|<>$`\\\"'!*?(){}~#") | set(map(chr, range(32))) | {"\x7f"}  # what a shell does not take literally
-_COMMANDS = ("$(", "`", ";", "|", "&", "<", ">", "\n", "\r", "\0")  # of them, what runs a command or writes a file
+_ACTIVE = set(";&|<>$`\\\"'!*?(){}~#") | set(map(chr, range(32))) | {"\x7f"}  # characters that a shell interprets
+_COMMANDS = ("$(", "`", ";", "|", "&", "<", ">", "\n", "\r", "\0")  # those that run a command or write a file
 _SIOCGIFADDR = 0x8915
 
 
@@ -33,10 +33,10 @@ class Host:
 
 
 def parse_hostfile(path: Path) -> list[Host]:
-    """The hosts of a hostfile, in order: `NAME slots=N`, blank lines and comments (#).
+    """The hosts of a hostfile, in order. It has lines `NAME slots=N`, blank lines and comments (#).
 
     Raises:
-        ValueError: with the number of every line that is wrong.
+        ValueError: names the number of every wrong line.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -56,51 +56,51 @@ def parse_hostfile(path: Path) -> list[Host]:
         name, slots = match[1], int(match[2])
         if not is_host_name(name):
             problems.append(
-                f"{path}:{number}: {name!r} is no host name: letters, digits, '.', '-' and '_', or an IP address (user and "
-                "port belong into ~/.ssh/config)"
+                f"{path}:{number}: {name!r} is not a host name: letters, digits, '.', '-' and '_', or an IP address (put user "
+                "and port into ~/.ssh/config)"
             )
         elif not 1 <= slots <= 1024:
             problems.append(f"{path}:{number}: slots={slots}: expected the number of its GPUs (ranks), 1 to 1024")
         elif name in hosts:
-            problems.append(f"{path}:{number}: {name} again; it stands in line {seen[name]} already")
+            problems.append(f"{path}:{number}: {name} is listed twice; first in line {seen[name]}")
         else:
             hosts[name], seen[name] = Host(name, slots), number
     if not problems and not hosts:
-        problems.append(f"{path}: no host in it; expected lines of 'NAME slots=N'")
+        problems.append(f"{path}: no hosts; expected lines of 'NAME slots=N'")
     if problems:
         raise ValueError("\n".join(problems))
     return list(hosts.values())
 
 
 def is_host_name(text: str) -> bool:
-    """Whether a text can only be a host: no option of ssh, nothing that a shell acts on."""
+    """Whether a text is a valid host name or address, and so neither an option of ssh nor shell syntax."""
     return len(text) <= 253 and bool(_NAME.fullmatch(text))
 
 
 def check_words(words: Iterable[str]) -> None:
-    """Refuse words of a command line that would run a command when a launcher hands them to a remote shell.
+    """Refuse words of a command line from which a remote shell would run a command.
 
     Raises:
-        ValueError: names each.
+        ValueError: names every such word.
     """
     bad = [word for word in words if any(sign in word for sign in _COMMANDS)]
     if bad:
         raise ValueError(
             "\n".join(f"{word!r}: the shell of a remote host would run a part of this as a command" for word in bad)
-            + "\nThe launcher passes the command line on unquoted (pdsh): put such a value into the YAML"
+            + "\nThe launcher does not quote the command line (pdsh): put such a value into the YAML"
         )
 
 
 def changed_by_shell(words: Iterable[str]) -> list[str]:
-    """The words that another host would not get as they are: its shell would expand, unquote or cut them."""
+    """The words that the shell of another host would change: expand, unquote or split."""
     return [word for word in words if set(word) & _ACTIVE]
 
 
 def parse_environment(path: Path) -> dict[str, str]:
-    """A `.deepspeed_env`: what the launcher exports on every host, a line of NAME=value each.
+    """The variables in a `.deepspeed_env`, which the launcher exports on every host: lines of NAME=value.
 
     Raises:
-        ValueError: lines that would break the launcher, or run a command on the hosts.
+        ValueError: names every line that would break the launcher or run a command on the hosts.
     """
     values, problems = {}, []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -124,7 +124,7 @@ class Interface(NamedTuple):
 
 
 def interface_towards(host: str) -> Interface | None:
-    """The interface by which this machine reaches `host` (its own address: the one that has it); None: unknown or loopback."""
+    """The interface through which this machine reaches `host`, which may be itself; None if unknown or the loopback."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((host, 9))  # sends nothing
@@ -137,13 +137,13 @@ def interface_towards(host: str) -> Interface | None:
 
 
 def interfaces() -> list[Interface]:
-    """All that have an IPv4 address."""
+    """All interfaces that have an IPv4 address."""
     found = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             try:
                 answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:  # it has none
+            except OSError:  # no IPv4 address
                 continue
             found.append(Interface(name, socket.inet_ntoa(answer[20:24])))
     return found

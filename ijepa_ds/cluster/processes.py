@@ -1,4 +1,4 @@
-"""Processes of this host, as Linux's /proc tells them: which live, who started them, which signals they take."""
+"""Processes of this host, read from Linux's /proc: which are alive, their parents, the signals they handle."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "deepspeed.launcher.runner", "torchrun", "torch.distributed.run"}
-SUPERVISOR = "IJEPA_DS_SUPERVISOR"  # environment variable: the process whose end is a request to stop
+SUPERVISOR = "IJEPA_DS_SUPERVISOR"  # environment variable: the process whose end asks this one to stop
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process of this host; `started` tells it from a later one of the same number."""
+    """A process of this host; its start time distinguishes it from a later process with the same PID."""
 
     pid: int
     started: int
 
     @classmethod
     def of(cls, pid: int) -> Process | None:
-        """The process that now has this number."""
+        """The process that has this PID now; None if there is none."""
         fields = _stat(pid)
         return cls(pid, int(fields[19])) if fields else None
 
     def state(self) -> str:
-        """Linux's letter: R running, S sleeping, T stopped, ...; X when it has ended."""
+        """Linux's state letter: R running, S sleeping, T stopped, ...; X if it has ended."""
         fields = _stat(self.pid)
         gone = not fields or int(fields[19]) != self.started or fields[0] in "ZX"
         return "X" if gone else fields[0]
 
     def parent(self) -> int:
-        """Number of the process above it; 0 when it has ended."""
+        """PID of its parent; 0 if it has ended."""
         fields = _stat(self.pid)
         return int(fields[1]) if fields else 0
 
     def takes(self, number: int) -> bool:
-        """Whether it has a handler for a signal."""
+        """Whether it has a handler for signal `number`."""
         try:
             status = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8", errors="replace")
         except OSError:
@@ -55,7 +55,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def descendants() -> list[Process]:
-    """Living processes that this one started, or that those started."""
+    """Living children of this process, their children, and so on."""
     children = defaultdict(list)
     for entry in Path("/proc").glob("[0-9]*"):
         fields = _stat(int(entry.name))
@@ -70,12 +70,12 @@ def descendants() -> list[Process]:
 
 
 def adopt_orphans() -> None:
-    """From now on, what a descendant leaves behind becomes a child of this process and not of the host's first one."""
+    """From now on, orphans among the descendants become children of this process instead of the host's init."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def end_with_parent(number: int) -> None:
-    """Ask the kernel to send this process a signal when the one that started it has ended, by whatever."""
+    """Have the kernel send this process signal `number` when its parent ends, for whatever reason."""
     _prctl(_PR_SET_PDEATHSIG, number)
 
 
@@ -86,20 +86,20 @@ def _prctl(option: int, value: int) -> None:
 
 
 def supervisor_mark() -> str:
-    """This process, as the value of `SUPERVISOR` for what it starts."""
+    """The value of `SUPERVISOR` for processes that this one starts."""
     me = Process.of(os.getpid())
     assert me is not None
     return f"{me.pid} {me.started} {_place()}"
 
 
 def supervisor() -> Process | None:
-    """The process that `SUPERVISOR` names, even when it has ended; None when there is none, or not in this place."""
+    """The process that `SUPERVISOR` names, even if it has ended; None if unset, or from another host or PID namespace."""
     pid, started, place = [*os.environ.get(SUPERVISOR, "").split(" ", 2), "", "", ""][:3]
     return Process(int(pid), int(started)) if place == _place() else None
 
 
 def _place() -> str:
-    """Where a process number means the same: a start of a host, and a space of numbers (containers have their own)."""
+    """Where a PID is valid: boot of a host and PID namespace (containers have their own)."""
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
 
 

@@ -1,7 +1,7 @@
-"""One log file a rank, and who may speak on the terminal.
+"""One log file a rank; only rank 0 also prints to the terminal.
 
-Rank 0 writes to both. The others write to `RUN/logs/rank_NNNNN.log` alone, down to what C libraries print; what a user must
-see, whichever rank has to say it, goes through `say` or `show`.
+The other ranks write to `RUN/logs/rank_NNNNN.log` only, output of C libraries included. Messages that the user must see go to
+the terminal through `say` or `show`, from any rank.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-_terminal = -1  # the stderr that this process was started with
+_terminal = -1  # stderr at the start of this process
 _log = -1  # this rank's file
 _path: Path | None = None
 _muted = False
 
 
 def terminal() -> int:
-    """The descriptor of the stderr this process was started with; kept from the first call on."""
+    """A descriptor of the stderr that this process had at the first call."""
     global _terminal
     if _terminal < 0:
         _terminal = os.dup(2)
@@ -30,12 +30,12 @@ def terminal() -> int:
 
 
 def path_of(run_dir: Path, rank: int) -> Path:
-    """Where a rank's log is."""
+    """Path of a rank's log."""
     return run_dir / "logs" / f"rank_{rank:05d}.log"
 
 
 def open_log(run_dir: Path, rank: int, world_size: int) -> None:
-    """From now on all that this process prints goes to its file, after what earlier starts left there.
+    """From now on append everything that this process prints to its log.
 
     Raises:
         ValueError: the file cannot be written.
@@ -47,7 +47,9 @@ def open_log(run_dir: Path, rank: int, world_size: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise ValueError(f"run.dir: {path} cannot be written ({error.strerror}): choose another, or mend it") from error
+        raise ValueError(
+            f"run.dir: {path} cannot be written ({error.strerror}): choose another run.dir, or make it writable"
+        ) from error
     _path = path
     now = time.strftime("%Y-%m-%d %H:%M:%S %z")
     note(f"== {now} rank {rank} of {world_size} on host {socket.gethostname()}, process {os.getpid()}\n")
@@ -60,9 +62,9 @@ def open_log(run_dir: Path, rank: int, world_size: int) -> None:
 
 
 def _route(stream: TextIO, keep: bool) -> None:
-    """Let what is written to a stream go to the file, and with `keep` where it went before.
+    """Copy what is written to a stream to the log, or, without `keep`, redirect it there.
 
-    The stream itself is changed, not replaced: loggers of other packages hold on to it since they were imported.
+    The stream object is changed, not replaced, because loggers of other packages keep a reference to it.
     """
     before = stream.write
 
@@ -74,41 +76,41 @@ def _route(stream: TextIO, keep: bool) -> None:
 
 
 def mute() -> None:
-    """Keep rank 0's further output off the terminal: another rank's last word stands there. `say` and `show` still work."""
+    """Stop rank 0's output to the terminal, so that another rank's error stays last. `say` and `show` still print."""
     global _muted
     _muted = True
 
 
 def note(text: str) -> None:
-    """To this rank's file only; a full disk loses it, and nothing else."""
+    """Write to this rank's log only; errors such as a full disk are ignored."""
     if _log >= 0:
         with contextlib.suppress(OSError):
             os.write(_log, text.encode(errors="replace"))
 
 
 def show(text: str) -> None:
-    """To the terminal only."""
-    if threading.current_thread() is threading.main_thread():  # another must not wait for the lock of a stream that hangs
+    """Write to the terminal only."""
+    if threading.current_thread() is threading.main_thread():  # other threads must not wait for the lock of a hanging stream
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):
                 stream.flush()
-    with contextlib.suppress(OSError):  # it may be gone
+    with contextlib.suppress(OSError):  # the terminal may be closed
         os.write(terminal(), text.encode(errors="replace"))
 
 
 def say(text: str) -> None:
-    """What the user must see: to the terminal and to this rank's file."""
+    """Write to the terminal and to this rank's log."""
     note(text)
     show(text)
 
 
 def pointer() -> str:
-    """Where there is more: " (log: PATH)", or nothing before a log is open."""
+    """A note for messages, " (log: PATH)"; empty before a log is open."""
     return f" (log: {_path})" if _path else ""
 
 
 def last_words(rank: int, lines: int = 15) -> str:
-    """The end of another rank's log, as far as it is on a disk that this host sees; empty when there is nothing."""
+    """The last lines of another rank's log, of its newest start; empty if this host cannot read it."""
     if not _path:
         return ""
     path = _path.with_name(path_of(Path(), rank).name)
@@ -118,5 +120,5 @@ def last_words(rank: int, lines: int = 15) -> str:
             text = file.read().decode(errors="replace")
     except OSError:
         return ""
-    text = text.rpartition("\n== ")[2]  # of this start
+    text = text.rpartition("\n== ")[2]  # of the newest start
     return "\n".join(text.splitlines()[1:][-lines:])

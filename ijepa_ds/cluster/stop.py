@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM and SIGUSR1 (a queue that preempts), SIGINT (Ctrl-C), SIGHUP (terminal or launcher gone)."""
+"""Requests to stop: SIGTERM and SIGUSR1 (preemption), SIGINT (Ctrl-C), SIGHUP (terminal or launcher has ended)."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ import signal
 import time
 from types import FrameType
 
-_PATIENCE = 2.0  # seconds after which another Ctrl-C means "now"; a launcher sends a second signal within them
+_PATIENCE = 2.0  # seconds after which another Ctrl-C ends the process at once; launchers send a second signal within them
 
 
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)
-    """The run was asked to stop and has saved its state; the text says by what and where."""
+    """The run was asked to stop and has saved its state; the text names the signal and the step."""
 
 
 class StopRequests:
-    """While it is entered, a signal is noted instead of ending the process; a later second Ctrl-C ends it at once."""
+    """Context in which a signal is recorded instead of ending the process; a second Ctrl-C later ends it at once."""
 
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self) -> None:
-        self.received = 0  # number of the first signal; 0: none
+        self.received = 0  # the first signal; 0: none
         self._since = 0.0
 
     def __enter__(self) -> StopRequests:
-        """Take the signals over."""
+        """Install the handlers."""
         heeded = [number for number in self.signals if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
         self._before = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give them back; a process that was asked to stop goes on ignoring them, because it is on its way out."""
+        """Restore the old handlers; after a request to stop, ignore further signals, because the process is about to end."""
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_IGN if self.received else handler)
 
     def request(self, number: int) -> None:
-        """As if the signal had come; from any thread."""
+        """Act as if the signal had been received; from any thread."""
         self.received = self.received or int(number)
 
     def _note(self, number: int, _: FrameType | None) -> None:

@@ -1,6 +1,6 @@
-"""`ijepa-ds supervise [options] -- deepspeed ... --module ijepa_ds.train ...`: start it again after a failure.
+"""`ijepa-ds supervise [options] -- deepspeed ... --module ijepa_ds.train ...`: restart training after a failure.
 
-Imports nothing heavy, talks to nobody, and holds nothing that training needs.
+It imports neither torch nor NumPy, and holds no lock or file that training needs.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from ijepa_ds.exits import COMPLETED, FAILED, LOST, STOPPED, USER_ERROR
 
 LOG = "restarts.jsonl"  # in the run directory
 _TRAINER = "ijepa_ds.train"
-_BY_HAND = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # a process that died of one was asked to stop
+_BY_HAND = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # a process that one of these ended was asked to stop
 _MEANINGS = {
     0: "although the last step is not reached (DeepSpeed's launcher was killed?)",
-    FAILED: "an error that nobody foresaw",
+    FAILED: "an unexpected error",
     LOST: "a rank died or hangs",
 }
 
@@ -34,18 +34,20 @@ _MEANINGS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     parser.add_argument("--run", type=Path, help="the run directory (default: run.dir of the command's configuration)")
-    parser.add_argument("--restarts", type=int, default=100, help="give up after so many (default: %(default)s)")
+    parser.add_argument(
+        "--restarts", type=int, default=100, help="give up after this number of restarts (default: %(default)s)"
+    )
     parser.add_argument(
         "--fruitless",
         type=int,
         default=3,
-        help="give up after so many attempts in a row that saved no newer checkpoint (default: %(default)s)",
+        help="give up after this number of attempts in a row without a newer checkpoint (default: %(default)s)",
     )
     parser.add_argument(
         "--backoff",
         type=float,
         default=10.0,
-        help="seconds before a restart, doubled with every further fruitless attempt (default: %(default)s)",
+        help="seconds before a restart, doubled after every further attempt without a checkpoint (default: %(default)s)",
     )
     parser.add_argument("--max-backoff", type=float, default=600.0, help="at most (default: %(default)s s)")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- and the command that starts the run")
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the verb; the exit codes are in `docs/checkpoints.md`.
 
     Raises:
-        ValueError: all that is wrong with the command line.
+        ValueError: lists all problems of the command line.
     """
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     wrong = below(args, restarts=0, fruitless=1, backoff=0, max_backoff=0)
@@ -71,10 +73,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_dir(command: Sequence[str]) -> Path | None:
-    """Where the trainer in a command will work; None when there is no trainer to be seen in it.
+    """The run directory of the trainer in a command; None if the command does not show a trainer.
 
     Raises:
-        ValueError: its configuration is wrong, or would refuse to be started twice.
+        ValueError: its configuration is wrong, or does not allow a second start.
     """
     if _TRAINER not in command:
         return None
@@ -95,7 +97,7 @@ def run_dir(command: Sequence[str]) -> Path | None:
 
 
 class Supervisor:
-    """Starts a command until its run is complete, somebody asks to stop, or trying again is in vain."""
+    """Starts a command again until its run is complete, a stop is requested, or the limits of restarts are reached."""
 
     def __init__(self, command: Sequence[str], run_dir: Path, limits: argparse.Namespace) -> None:
         self._command, self._run_dir, self._limits = command, run_dir, limits
@@ -126,9 +128,9 @@ class Supervisor:
                 return verdict
 
     def _verdict(self, code: int, attempt: Supervised) -> int | None:
-        """The supervisor's exit code; None: it was a failure."""
+        """The supervisor's exit code; None: the command failed and may be restarted."""
         if code == USER_ERROR:
-            say("not started again: the message above says what has to be mended (exit code 2)")
+            say("not started again: correct what the message above names (exit code 2)")
             return USER_ERROR
         marker = self._marker()
         if marker and (code == 0 or marker != self._old_marker):
@@ -154,7 +156,7 @@ class Supervisor:
         return LOST
 
     def _before_restart(self, reason: str) -> int | None:
-        """Count, note and wait; an exit code when there is to be no restart."""
+        """Count the failure, log it and wait; an exit code if there is no restart."""
         step, limits = self._step(), self._limits
         self._fruitless = 0 if step > self._reached else self._fruitless + 1
         self._reached = max(step, self._reached)
@@ -184,7 +186,7 @@ class Supervisor:
                 return None
 
     def _note(self, event: str, reason: str, step: int, wait: float) -> None:
-        """A line in the run's `restarts.jsonl`; a disk that is full does not keep a run from starting again."""
+        """Add a line to the run's `restarts.jsonl`; a full disk does not prevent a restart."""
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "event": event,
@@ -193,12 +195,12 @@ class Supervisor:
             "reason": reason,
             "wait_seconds": wait,
         }
-        with suppress(OSError):  # the next line says what is wrong with it
+        with suppress(OSError):  # `append_lines` logs the reason
             self._run_dir.mkdir(parents=True, exist_ok=True)
         append_lines(self._run_dir / LOG, [json.dumps(line)])
 
     def _step(self) -> int:
-        """Step of the newest checkpoint whose files are all there; 0 when there is none."""
+        """Step of the newest complete checkpoint; 0 if there is none."""
         folder = self._run_dir / "checkpoints"
         return next((step for step in reversed(list_steps(self._run_dir)) if looks_whole(folder / folder_name(step))), 0)
 
@@ -207,7 +209,7 @@ class Supervisor:
         return f"that of step {step}" if step else "none yet"
 
     def _marker(self) -> tuple[int, int] | None:
-        """Tells one `completed.json` from another; None when there is none."""
+        """Identity of `completed.json`, to notice a new one; None if there is none."""
         try:
             facts = (self._run_dir / COMPLETED).stat()
         except OSError:
@@ -223,7 +225,7 @@ def _reason(code: int) -> str:
 
 
 def _killer(code: int) -> signal.Signals | None:
-    """The signal that an exit code tells of: -N here, 128 + N of a shell, 256 - N of DeepSpeed's launcher."""
+    """The signal behind an exit code: -N here, 128 + N from a shell, 256 - N from DeepSpeed's launcher."""
     number = -code if code < 0 else 256 - code if code >= 256 - 31 else code - 128
-    # 255 is what ssh and many others give for any failure
+    # 255 is the code of ssh and many others for any failure
     return signal.Signals(number) if number in set(signal.Signals) and code != 255 else None

@@ -38,7 +38,7 @@ def test_all_wrong_lines_are_named_at_once(tmp_path: Path) -> None:
         hosts.parse_hostfile(file)
     for number, word in ((2, "line 1"), (3, "expected"), (4, "slots=0"), (5, "expected"), (6, "no host name")):
         assert any(f":{number}: " in line and word in line for line in str(caught.value).splitlines()), caught.value
-    with pytest.raises(ValueError, match="no host in it"):
+    with pytest.raises(ValueError, match="no hosts"):
         hosts.parse_hostfile(write(tmp_path / "hostfile", "# nothing\n"))
     with pytest.raises(ValueError, match="cannot be read"):
         hosts.parse_hostfile(tmp_path / "absent")
