@@ -80,7 +80,7 @@ def test_it_starts_again_until_the_run_is_complete(case: Case) -> None:
     assert code == 0 and case.calls() == 5
     lines = case.notes()
     assert [(line["event"], line["restart"], line["step"]) for line in lines] == [("restart", n, 2 * n) for n in (1, 2, 3, 4)]
-    reasons = ("an unexpected error", "it was killed by SIGKILL", "a process of it was killed by SIGKILL", "step is not reached")
+    reasons = ("an unexpected error", "it was killed by SIGKILL", "a process of it was killed by SIGKILL", "is not reached")
     assert all(text in line["reason"] for text, line in zip(reasons, lines, strict=True))
     assert "restart 2 of 100 in 0.1 s, from that of step 4" in errors and "complete after 4 restarts" in errors
 
