@@ -36,7 +36,7 @@ def test_all_wrong_lines_are_named_at_once(tmp_path: Path) -> None:
     file = write(tmp_path / "hostfile", "a slots=1\na slots=2\nb\nc slots=0\nd slots=x\n$(id) slots=1\n")
     with pytest.raises(ValueError) as caught:
         hosts.parse_hostfile(file)
-    for number, word in ((2, "line 1"), (3, "expected"), (4, "slots=0"), (5, "expected"), (6, "no host name")):
+    for number, word in ((2, "line 1"), (3, "expected"), (4, "slots=0"), (5, "expected"), (6, "not a host name")):
         assert any(f":{number}: " in line and word in line for line in str(caught.value).splitlines()), caught.value
     with pytest.raises(ValueError, match="no hosts"):
         hosts.parse_hostfile(write(tmp_path / "hostfile", "# nothing\n"))
