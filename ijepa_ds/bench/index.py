@@ -17,7 +17,8 @@ import numpy as np
 
 from ijepa_ds.arguments import add_batch_size, check_at_least
 from ijepa_ds.config import DataConfig
-from ijepa_ds.data.index import ENTRY, Container, ImageIndex, Part, make
+from ijepa_ds.data.index import ImageIndex, build_index
+from ijepa_ds.data.index_file import ENTRY, Container, Part
 from ijepa_ds.data.samples import SamplePlan, Share
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def synthetic(count: int) -> ImageIndex:
     entries["width"], entries["height"] = 300 + number % 400, 250 + number % 300
     entries["label"] = number // _PER_CLASS
     classes = tuple(f"n{label:08d}" for label in range((count - 1) // _PER_CLASS + 1))
-    return make(
+    return build_index(
         source="synthetic",
         entries=entries,
         names=names.reshape(-1),

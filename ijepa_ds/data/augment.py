@@ -1,7 +1,7 @@
-"""Colour jitter, grayscale and blur with torchvision's meaning: in batch, on the training device.
+"""Colour jitter, grayscale and blur as in torchvision, for whole batches on the training device.
 
-All chance is a function of (seed, global sample number), and no operation mixes images of a batch: which others an image
-is batched with, and where, changes nothing. The host never waits for the device.
+Randomness is a function of (seed, global sample number), and no operation mixes the images of a batch, so the result for
+an image does not depend on the rest of its batch or on the rank. The host never waits for the device.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from ijepa_ds.counter import STREAM_AUGMENT, uniform
 from ijepa_ds.data.transforms import normalize
 
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
-_GRAY = (0.2989, 0.587, 0.114)  # torchvision's
+_GRAY = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
 _ORDERS = tuple(itertools.permutations(range(4)))
-# Draws of a sample: jitter at all, four strengths, their order, grayscale, blur at all, its sigma.
+# Draws of a sample: apply jitter, four factors, their order, apply grayscale, apply blur, sigma.
 _JITTER, _FACTORS, _ORDER, _GRAYSCALE, _BLUR, _SIGMA, _DRAWS = 0, slice(1, 5), 5, 6, 7, 8, 9
 
 
 def network_input(pixels: Tensor, first: int, cfg: DataConfig, seed: int, dtype: torch.dtype) -> Tensor:
-    """Turn a training batch into what the encoder takes, augmented where the configuration says so.
+    """Convert a training batch to the encoder's input, with the configured augmentations.
 
     Args:
         pixels: uint8 [B, S, S, 3].
-        first: Global sample number of the first image; the others follow.
+        first: Global sample number of the first image; the others are consecutive.
         cfg: Augmentations, mean and std.
-        seed: The run's.
-        dtype: Of the result.
+        seed: The run's seed.
+        dtype: Type of the result.
 
     Returns:
-        [B, 3, S, S], contiguous, on the device of `pixels`.
+        [B, 3, S, S], normalised, contiguous, on the device of `pixels`.
     """
-    if not augments(cfg):
+    if not has_augmentations(cfg):
         return normalize(pixels, cfg.mean, cfg.std, dtype)
     numbers = torch.arange(first, first + len(pixels), device=pixels.device)
     images = augment(normalize(pixels, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), torch.float32), numbers, cfg, seed)
@@ -46,19 +46,19 @@ def network_input(pixels: Tensor, first: int, cfg: DataConfig, seed: int, dtype:
     return images.sub_(mean[:, None, None]).div_(std[:, None, None]).to(dtype)
 
 
-def augments(cfg: DataConfig) -> bool:
-    """Whether any augmentation beyond crop and flip is on."""
+def has_augmentations(cfg: DataConfig) -> bool:
+    """Return whether any augmentation beyond crop and flip is on."""
     return any(cfg.color_jitter) or cfg.grayscale > 0 or cfg.blur > 0
 
 
 def augment(images: Tensor, numbers: Tensor, cfg: DataConfig, seed: int) -> Tensor:
-    """Jitter, then grayscale, then blur, each with its probability.
+    """Apply colour jitter, then grayscale, then blur, each with its probability.
 
     Args:
         images: float32 [B, 3, S, S] in 0 .. 1.
         numbers: int64 [B], global sample numbers, on the same device.
         cfg: Strengths and probabilities.
-        seed: The run's.
+        seed: The run's seed.
 
     Returns:
         float32 [B, 3, S, S] in 0 .. 1, contiguous.
@@ -77,13 +77,13 @@ def augment(images: Tensor, numbers: Tensor, cfg: DataConfig, seed: int) -> Tens
 
 
 def color_jitter(images: Tensor, factors: Tensor, order: Tensor, strengths: tuple[float, float, float, float]) -> Tensor:
-    """Change brightness, contrast, saturation and hue, each image in an order of its own.
+    """Change brightness, contrast, saturation and hue, in a random order for each image.
 
     Args:
         images: float32 [B, 3, S, S] in 0 .. 1.
-        factors: [B, 4] in 0 .. 1: where in the range of its strength each change lies.
-        order: [B] in 0 .. 1, which of the 24 orders.
-        strengths: As torchvision's ColorJitter: factors from max(0, 1 - s) to 1 + s; hue from -s to s of a turn.
+        factors: [B, 4] in 0 .. 1, position of each change within its range.
+        order: [B] in 0 .. 1, selects one of the 24 orders.
+        strengths: As torchvision's ColorJitter: factors from max(0, 1 - s) to 1 + s; hue from -s to s of a full turn.
 
     Returns:
         float32 [B, 3, S, S].
@@ -91,31 +91,31 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor, strengths: tupl
     bounds = [(max(0.0, 1 - s), 1 + s) for s in strengths[:3]] + [(-strengths[_HUE], strengths[_HUE])]
     low, high = _rows(*zip(*bounds, strict=True), device=images.device)
     factors = low + (high - low) * factors
-    turns = (_rows(*_ORDERS, device=images.device).long()[(order * len(_ORDERS)).long()]).unbind(dim=1)  # 4 of [B]
-    for turn in turns:
-        changed = _blended(images, turn, factors)
+    operations = (_rows(*_ORDERS, device=images.device).long()[(order * len(_ORDERS)).long()]).unbind(dim=1)  # 4 of [B]
+    for operation in operations:
+        changed = _blend(images, operation, factors)
         if strengths[_HUE]:
-            changed = _where(turn == _HUE, adjust_hue(images, factors[:, _HUE]), changed)
+            changed = _where(operation == _HUE, adjust_hue(images, factors[:, _HUE]), changed)
         images = changed
     return images
 
 
-def _blended(images: Tensor, turn: Tensor, factors: Tensor) -> Tensor:
-    """Mix each image with black, its mean gray or its own gray, whichever its turn is; hue: unchanged."""
+def _blend(images: Tensor, operation: Tensor, factors: Tensor) -> Tensor:
+    """Blend each image with black (brightness), its mean gray (contrast) or its grayscale (saturation); hue: unchanged."""
     gray = grayscale(images)
-    other = _where(turn == _CONTRAST, gray.mean(dim=(1, 2, 3), keepdim=True).expand_as(gray), gray)
-    other = _where(turn == _BRIGHTNESS, torch.zeros_like(gray), other)
-    factor = factors.gather(1, turn[:, None]).squeeze(1)
-    factor = torch.where(turn == _HUE, torch.ones_like(factor), factor)[:, None, None, None]
+    other = _where(operation == _CONTRAST, gray.mean(dim=(1, 2, 3), keepdim=True).expand_as(gray), gray)
+    other = _where(operation == _BRIGHTNESS, torch.zeros_like(gray), other)
+    factor = factors.gather(1, operation[:, None]).squeeze(1)
+    factor = torch.where(operation == _HUE, torch.ones_like(factor), factor)[:, None, None, None]
     return (factor * images + (1 - factor) * other).clamp_(0, 1)
 
 
 def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue.
+    """Rotate the hue.
 
     Args:
         images: float32 [B, 3, S, S] in 0 .. 1.
-        turns: [B], share of a whole turn.
+        turns: [B], angle in full turns.
 
     Returns:
         float32 [B, 3, S, S].
@@ -128,27 +128,27 @@ def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
     hue = torch.where(which == 0, (green - blue) / safe, of_green_or_blue)
     hue = (hue / 6 + turns[:, None, None]) * 6
     channels = []
-    for offset in (5.0, 3.0, 1.0):  # the standard formula of HSV to RGB, without cases
+    for offset in (5.0, 3.0, 1.0):  # the branch-free formula of HSV to RGB
         place = (offset + hue) % 6
         channels.append(value - spread * torch.minimum(place, 4 - place).clamp(0, 1))
     return torch.stack(channels, dim=1)
 
 
 def grayscale(images: Tensor) -> Tensor:
-    """Brightness of each pixel, [B, 3, S, S] -> [B, 1, S, S]."""
+    """Return the luminance of each pixel, [B, 3, S, S] -> [B, 1, S, S]."""
     red, green, blue = images.split(1, dim=1)
     return _GRAY[0] * red + _GRAY[1] * green + _GRAY[2] * blue
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
-    """Blur each image by its own sigma, edges reflected.
+    """Blur each image with its own sigma, with reflected edges.
 
-    Sums of shifted images, not a convolution: its result for an image could depend on how many there are.
+    The blur sums shifted images: the result of a convolution for one image could depend on the batch size.
 
     Args:
         images: float32 [B, 3, S, S].
         sigma: [B], pixels.
-        largest: No sigma is larger; the kernel reaches three of it, or as far as the image does.
+        largest: Upper limit of sigma in pixels; the kernel radius is three times it, at most the image's side.
 
     Returns:
         float32 [B, 3, S, S].
@@ -166,10 +166,10 @@ def gaussian_blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
 
 
 def _where(chosen: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """Choose by image: chosen bool [B]."""
+    """Select `yes` or `no` for each image; chosen: bool [B]."""
     return torch.where(chosen[:, None, None, None], yes, no)
 
 
-@lru_cache(maxsize=16)  # a copy to the GPU waits for it: once, not every step
+@lru_cache(maxsize=16)  # a copy to the GPU blocks; the cache avoids one per step
 def _rows(*rows: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32).to(device)

@@ -1,4 +1,4 @@
-"""`ijepa-ds data check`: read and decode everything once, and say what is wrong."""
+"""`ijepa-ds data check`: read and decode every image once and list the unreadable ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
 
 logger = logging.getLogger(__name__)
-_WINDOW = 256  # images under way
+_WINDOW = 256  # images in flight
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check, print the table; 0 when all is well or left out of an index, else 1."""
+    """Check the images and print the table; return 0 if all are readable or an index was written, else 1."""
     check_at_least(args, threads=1)
     index = open_source(args.source, ScanOptions(max_pixels=args.max_pixels, progress=True))
     index = index.with_bad(check(index, args.max_pixels, args.threads))
     logger.info("%s", table(index))
     if args.fix_index:
         if len(index.bad) == len(index):
-            raise ValueError(f"{args.source}: nothing good is left, no index written")
+            raise ValueError(f"{args.source}: no readable image is left, no index written")
         fixed = index.without_bad()
         fixed.save(args.fix_index)
         logger.info("%s in %s", summary(fixed), args.fix_index)
@@ -48,7 +48,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check(index: ImageIndex, max_pixels: int, threads: int) -> dict[int, str]:
-    """Decode every image that the index does not know as unreadable already; position -> what is wrong."""
+    """Decode every image not yet marked as unreadable.
+
+    Args:
+        index: The images.
+        max_pixels: Larger images are reported.
+        threads: Decoding threads.
+
+    Returns:
+        Position -> error of every unreadable image.
+    """
     reader = Reader(index)
 
     def look(position: int) -> str:
@@ -79,7 +88,7 @@ def _windows(positions: Iterator[int]) -> Iterator[list[int]]:
 
 
 def table(index: ImageIndex) -> str:
-    """Every bad file with its reason, then the counts; names as Python writes them, so that each keeps to its line."""
+    """Return the unreadable files with their reasons, then counts by reason; `repr` keeps each name on one line."""
     bad = index.list_bad()
     width = max((len(repr(path)) for path, _ in bad), default=0)
     lines = [f"{path!r:<{min(width, 100)}}  {reason}" for path, reason in bad]

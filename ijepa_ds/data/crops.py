@@ -1,7 +1,7 @@
 """Random resized crops and flips as functions of the global sample number.
 
-The distribution is torchvision's RandomResizedCrop: an area and a log-uniform aspect ratio are drawn up to
-ten times, until the window fits; failing that, the largest centred window within the ratios.
+The distribution is that of torchvision's RandomResizedCrop: area and log-uniform aspect ratio are drawn up to ten
+times, until the window fits; otherwise the window is the largest centred one within the ratios.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def crop_windows(
         int32 [n, 4]: (top, left, height, width) in pixels, inside the image and never empty.
     """
     width, height = np.asarray(widths, dtype=np.float64), np.asarray(heights, dtype=np.float64)
-    drawn = uniform_np(seed, STREAM_CROP, numbers, 2 * _TRIES + 2)  # [n, areas, aspects, place]
+    drawn = uniform_np(seed, STREAM_CROP, numbers, 2 * _TRIES + 2)  # [n, areas, aspects, position]
     area = (width * height)[:, None] * (scale[0] + (scale[1] - scale[0]) * drawn[:, :_TRIES])
     low, high = np.log(ratio[0]), np.log(ratio[1])
     aspect = np.exp(low + (high - low) * drawn[:, _TRIES : 2 * _TRIES])
@@ -53,13 +53,13 @@ def crop_windows(
 
 
 def flips(numbers: np.ndarray, seed: int) -> np.ndarray:
-    """Draw for each sample whether it is mirrored left to right.
+    """Draw horizontal flips.
 
     Args:
         numbers: int64 [n], global sample numbers.
         seed: The run's seed.
 
     Returns:
-        bool [n], true with probability one half.
+        bool [n], True with probability 1/2: mirror the sample left to right.
     """
     return uniform_np(seed, STREAM_FLIP, numbers, 1)[:, 0] < 0.5

@@ -1,10 +1,11 @@
-"""The loader on NVIDIA DALI: windows decoded in C++ threads and resized by torch, or everything on the GPU.
+"""The image loader on NVIDIA DALI.
 
-On the CPU, torch's antialiased resize of bytes takes a third of the time of DALI's, and is closer to Pillow's.
+On a CPU, DALI's threads decode windows and torch resizes them: torch's antialiased resize of bytes takes a third of
+the time of DALI's and is closer to Pillow's. On a GPU, DALI decodes and resizes.
 
-Order and crops come from the plan through a stateless callback, not from DALI's readers: theirs tie the
-samples to the number of shards. DALI cannot skip a bad file: a failure costs the whole pipeline, which is
-built anew at the same place.
+A stateless callback passes order and crops from the plan to DALI, because DALI's own readers tie samples to the
+number of shards. DALI cannot skip a bad file: an error ends the whole pipeline, and a new one continues at the same
+micro-batch.
 """
 
 from __future__ import annotations
@@ -15,87 +16,35 @@ from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import Pipeline, types
 from torch import Tensor
 from torch.nn import functional
 
 from ijepa_ds.config import DataConfig
+from ijepa_ds.data.dali_pipeline import AHEAD, Inputs, build_pipeline
 from ijepa_ds.data.decoder import choose_decoder
 from ijepa_ds.data.headers import READ_ERRORS
 from ijepa_ds.data.samples import SamplePlan, Samples
-from ijepa_ds.data.vision import complaint, reason_of
+from ijepa_ds.data.vision import decode_error, error_text
 
-_AHEAD = 2  # micro-batches in DALI's own queue: the callback is that far ahead of the output
-_READERS = 4  # threads that read files: they wait for the file system most of the time
-_ATTEMPTS = 3  # at a micro-batch in which every image can be decoded by itself
-
-# Encoded images uint8 [bytes], window starts and shapes int32 [B, 2]; with data.horizontal_flip also flips int32 [B].
-Inputs = tuple[list[np.ndarray], np.ndarray, np.ndarray] | tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]
-
-
-def build_pipeline(
-    source: Callable[[types.BatchInfo], Inputs],
-    cfg: DataConfig,
-    batch_size: int,
-    device_id: int | None,
-    *,
-    decoder: str | None = None,
-    single: bool = False,
-    decode_only: bool = False,
-) -> Pipeline:
-    """Define the pipeline: encoded image -> window, uint8 [h, w, 3]; on a GPU -> mirrored and resized, [B, S, S, 3].
-
-    The pixels are torchvision's on Pillow: no EXIF rotation, smooth chroma upsampling, antialiased bilinear.
-
-    Args:
-        source: Called with the iteration.
-        cfg: Crop size, flips, threads.
-        batch_size: Images a micro-batch.
-        device_id: The GPU to resize on, and to decode on unless `decoder` is "cpu"; None: the CPU.
-        decoder: "cpu", "mixed" (whole images, cut out afterwards) or "mixed_roi" (windows only); by default mixed or cpu.
-        single: One iteration at a time, nothing ahead, so that a failure is that of the iteration asked for.
-        decode_only: Stop after the window on a GPU, too.
-    """
-    decoder = decoder or ("cpu" if device_id is None else "mixed")
-    queue = {"exec_pipelined": False, "exec_async": False, "exec_dynamic": False, "prefetch_queue_depth": 1}
-    pipeline = Pipeline(batch_size, cfg.threads, device_id, **(queue if single else {"prefetch_queue_depth": _AHEAD}))
-    with pipeline:
-        whole = device_id is not None and not decode_only
-        mirrored = cfg.horizontal_flip and whole
-        num = 4 if mirrored else 3  # DALI warns of an output that nothing uses
-        dtypes = [types.UINT8, types.INT32, types.INT32, types.INT32][:num]
-        encoded, start, shape, *flip = fn.external_source(
-            source, num_outputs=num, batch=True, batch_info=True, dtype=dtypes, ndim=[1, 1, 1, 0][:num]
-        )
-        images = _window(encoded, start, shape, decoder)
-        if decoder == "cpu" and device_id is not None:
-            images = images.gpu()
-        if not whole:
-            pipeline.set_outputs(images)
-            return pipeline
-        side = cfg.crop_size
-        images = fn.resize(images, resize_x=side, resize_y=side, interp_type=types.INTERP_LINEAR, antialias=True)
-        pipeline.set_outputs(fn.flip(images, horizontal=flip[0]) if flip else images)
-    return pipeline
-
-
-def _window(encoded: Any, start: Any, shape: Any, decoder: str) -> Any:
-    """Decode what is in the window."""
-    decoding = {"output_type": types.RGB, "adjust_orientation": False, "jpeg_fancy_upsampling": True}
-    window = {"start": start, "shape": shape, "axes": [0, 1]}
-    if decoder == "mixed":  # whole, then cut: decoding a region on the GPU crashes in nvImageCodec 0.9 (its issue 55)
-        return fn.slice(fn.decoders.image(encoded, device="mixed", **decoding), **window)
-    device = "mixed" if decoder == "mixed_roi" else "cpu"
-    return fn.decoders.image_slice(encoded, device=device, **window, **decoding)
+_READERS = 4  # threads that read files; they mostly wait for the file system
+_ATTEMPTS = 3  # at a micro-batch whose images all decode one by one
 
 
 class DaliBackend:
-    """Micro-batches by DALI."""
+    """Micro-batches decoded by DALI."""
 
     name = "dali"
 
     def __init__(self, plan: SamplePlan, cfg: DataConfig, device: torch.device, *, decode_only: bool = False) -> None:
-        """Decode what `plan` says on `device`; with `decode_only` `batch` returns nothing of use, for a benchmark."""
+        """Prepare to decode the samples of `plan` on `device`.
+
+        Args:
+            plan: The samples of every micro-batch.
+            cfg: Crop size, flips, threads, decoder.
+            device: Where `batch` returns images.
+            decode_only: For benchmarks: decode, but return empty batches.
+        """
         self._decoder = choose_decoder(cfg.decoder, device)
         self._decode_only = decode_only
         self._plan, self._cfg, self._device = plan, cfg, device
@@ -103,15 +52,15 @@ class DaliBackend:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._pipeline: Pipeline | None = None
         self._next = 0
-        self._mirrored: dict[int, np.ndarray] = {}  # flips of the micro-batches that DALI began
+        self._mirrored: dict[int, np.ndarray] = {}  # flips of the micro-batches that DALI has started
         self._pool = ThreadPoolExecutor(max(_READERS, cfg.threads), thread_name_prefix="read")
 
     def batch(self, micro: int) -> Tensor:
-        """Return a micro-batch, uint8 [B, S, S, 3] on the device, complete and not reused by DALI.
+        """Return a micro-batch, uint8 [B, S, S, 3] on the device, in memory that DALI does not reuse.
 
         Raises:
-            ValueError: when too many images are unreadable.
-            RuntimeError: when DALI fails for another reason.
+            ValueError: Too many images are unreadable.
+            RuntimeError: DALI fails for another reason.
         """
         failures = 0
         while True:
@@ -120,14 +69,14 @@ class DaliBackend:
             try:
                 return self._run()
             except RuntimeError:
-                self._pipeline = None  # DALI says that a pipeline is dead after an error
+                self._pipeline = None  # a DALI pipeline cannot be used after an error
                 if not self._reject_unreadable(micro):
                     failures += 1
                     if failures == _ATTEMPTS:
                         raise
 
     def close(self) -> None:
-        """Drop the pipeline and its threads."""
+        """Delete the pipeline and end the threads."""
         self._pipeline = None
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -153,7 +102,7 @@ class DaliBackend:
         self._next = micro
 
     def _run(self) -> Tensor:
-        """Take the pipeline's next output, out of memory to which DALI writes a later batch."""
+        """Return the pipeline's next output, copied from memory that DALI reuses."""
         assert self._pipeline is not None
         if self._decode_only:
             self._pipeline.run()
@@ -165,12 +114,12 @@ class DaliBackend:
             with torch.cuda.stream(self._stream):
                 (output,) = self._pipeline.run(self._stream)
                 images = torch.from_dlpack(output.as_tensor()).clone()
-            self._stream.synchronize()  # only the loader's thread waits
+            self._stream.synchronize()  # blocks only the loader's thread
         self._next += 1
         return images
 
     def _resized(self, windows: Any, mirrored: np.ndarray) -> Tensor:
-        """Windows as DALI holds them, resized into a batch: uint8 [B, S, S, 3]."""
+        """Resize DALI's windows into a batch on the CPU: uint8 [B, S, S, 3]."""
         side, count = self._cfg.crop_size, len(mirrored)
         images = torch.empty(count, side, side, 3, dtype=torch.uint8)
 
@@ -183,13 +132,13 @@ class DaliBackend:
         return images
 
     def _fetch(self, micro: int) -> tuple[Samples, list[np.ndarray]]:
-        """Read a micro-batch's images; what cannot be read is replaced before DALI sees it."""
+        """Read the files of a micro-batch; unreadable ones are replaced before DALI gets them."""
         while True:
             samples = self._plan.samples(micro)
             indices = samples.indices.tolist()
-            some = [indices[first::_READERS] for first in range(min(_READERS, len(indices)))]
+            parts = [indices[first::_READERS] for first in range(min(_READERS, len(indices)))]
             outcomes: list[np.ndarray | str] = [""] * len(indices)
-            for first, read in enumerate(self._pool.map(self._read, some)):
+            for first, read in enumerate(self._pool.map(self._read, parts)):
                 outcomes[first::_READERS] = read
             contents = [outcome for outcome in outcomes if not isinstance(outcome, str)]
             if len(contents) == len(indices):
@@ -199,13 +148,13 @@ class DaliBackend:
                     self._plan.reject(index, outcome)
 
     def _read(self, indices: list[int]) -> list[np.ndarray | str]:
-        """The bytes of images, or why there are none."""
+        """Return the bytes of each image, or the error text."""
         outcomes: list[np.ndarray | str] = []
         for index in indices:
             try:
                 outcomes.append(np.frombuffer(self._plan.reader.read(index), dtype=np.uint8))
             except READ_ERRORS as error:
-                outcomes.append(reason_of(error))
+                outcomes.append(error_text(error))
         return outcomes
 
     def _inputs(self, samples: Samples, contents: list[np.ndarray]) -> Inputs:
@@ -215,21 +164,21 @@ class DaliBackend:
         return contents, start, shape
 
     def _reject_unreadable(self, micro: int) -> bool:
-        """Find and reject what cannot be decoded, here or in what DALI began next; False: nothing found."""
-        for ahead in range(_AHEAD + 1):
+        """Find and reject undecodable images in this micro-batch or those that DALI has started; False: none found."""
+        for ahead in range(AHEAD + 1):
             samples, contents = self._fetch(micro + ahead)
             found = self._undecodable(self._inputs(samples, contents))
-            said = [complaint(contents[position].tobytes()) for position, _ in found]
-            if len(found) == len(contents) > 1 and said[0] is None:
-                return False  # not the images: out of memory, a broken driver
-            for (position, message), words in zip(found, said, strict=True):
-                self._plan.reject(int(samples.indices[position]), words or message)
+            errors = [decode_error(contents[position].tobytes()) for position, _ in found]
+            if len(found) == len(contents) > 1 and errors[0] is None:
+                return False  # every image fails in DALI but not in Pillow: out of memory, or a broken driver
+            for (position, message), error in zip(found, errors, strict=True):
+                self._plan.reject(int(samples.indices[position]), error or message)
             if found:
                 return True
         return False
 
     def _undecodable(self, inputs: Inputs) -> list[tuple[int, str]]:
-        """Decode images one by one; (position, DALI's message) of those that fail."""
+        """Decode images one by one; return (position, DALI's message) of those that fail."""
         count = len(inputs[0])
         found: list[tuple[int, str]] = []
         position = 0
@@ -248,7 +197,7 @@ class DaliBackend:
 
 
 def _one_by_one(inputs: Inputs, first: int) -> Callable[[types.BatchInfo], Inputs]:
-    """Make a source of batches of one out of a batch's inputs, from position `first` on."""
+    """Return a source that yields the inputs of a batch one image at a time, from position `first`."""
 
     def source(info: types.BatchInfo) -> Inputs:
         at = min(first + info.iteration, len(inputs[0]) - 1)

@@ -1,45 +1,55 @@
-"""Where images are decoded, and whether the GPU can be trusted with windows of them."""
+"""The choice of the image decoder, and a test of region decoding on the GPU."""
 
 from __future__ import annotations
 
+import io
 import logging
 import subprocess
 import sys
 from functools import lru_cache
 
+import numpy as np
 import torch
+from PIL import Image
+
+from ijepa_ds.config import DataConfig
+from ijepa_ds.data.crops import crop_windows
 
 logger = logging.getLogger(__name__)
-_TIMEOUT = 300.0  # seconds: a crashed driver may hang
-_TOLERANCE = 2.0  # of 255, mean: two decodings of one image
+_TIMEOUT = 300.0  # seconds; a crashed driver may hang
+_TOLERANCE = 2.0  # mean difference of two decodings of one image, of 255
 
 
-def choose_decoder(wanted: str, device: torch.device) -> str:
-    """`cpu`, `mixed` or `mixed_roi` for a device.
+def choose_decoder(setting: str, device: torch.device) -> str:
+    """Return the decoder for a device: `cpu`, `mixed` or `mixed_roi`.
+
+    Args:
+        setting: `data.decoder`.
+        device: The training device.
 
     Raises:
-        ValueError: a GPU is wanted for decoding and training has none.
+        ValueError: The setting decodes on a GPU, but the device is none.
     """
     if device.type != "cuda":
-        if wanted not in ("auto", "cpu"):
-            raise ValueError(f"data.decoder: {wanted} decodes on a GPU, but training runs on {device.type}; use auto or cpu")
+        if setting not in ("auto", "cpu"):
+            raise ValueError(f"data.decoder: {setting} decodes on a GPU, but training runs on {device.type}; use auto or cpu")
         return "cpu"
-    if wanted != "mixed_roi":
-        return "mixed" if wanted == "auto" else wanted
-    problem = problem_with_windows(device.index or 0)
-    if problem:
+    if setting != "mixed_roi":
+        return "mixed" if setting == "auto" else setting
+    error = region_decoding_error(device.index or 0)
+    if error:
         logger.warning(
             "!!! data.decoder: mixed_roi fails its test on this GPU (%s): whole images are decoded instead (mixed). "
             "nvImageCodec 0.9 has this bug (its issue 55) !!!",
-            problem,
+            error,
         )
         return "mixed"
     return "mixed_roi"
 
 
 @lru_cache(maxsize=8)
-def problem_with_windows(device_id: int) -> str:
-    """Decode windows on a GPU in a process of its own, which may crash; what went wrong, or nothing."""
+def region_decoding_error(device_id: int) -> str:
+    """Test region decoding on a GPU in a separate process, which may crash; return the error, or an empty text."""
     command = [sys.executable, "-m", "ijepa_ds.data.decoder", str(device_id)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
@@ -47,24 +57,17 @@ def problem_with_windows(device_id: int) -> str:
         return f"no answer within {_TIMEOUT:.0f} s"
     if done.returncode == 0:
         return ""
-    said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-    return f"exit code {done.returncode}: {said[-1] if said else 'no message'}"
+    output = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    return f"exit code {done.returncode}: {output[-1] if output else 'no message'}"
 
 
 def compare_windows(device_id: int) -> None:
-    """Compare windows decoded on the GPU with the same windows of whole images.
+    """Compare region decoding on the GPU with crops of wholly decoded images.
 
     Raises:
         RuntimeError: DALI fails, or the pixels differ.
     """
-    import io
-
-    import numpy as np
-    from PIL import Image
-
-    from ijepa_ds.config import DataConfig
-    from ijepa_ds.data.crops import crop_windows
-    from ijepa_ds.data.dali import build_pipeline
+    from ijepa_ds.data.dali_pipeline import build_pipeline  # late: DALI is optional
 
     count = 32
     rng = np.random.default_rng(0)

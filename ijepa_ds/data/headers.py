@@ -1,4 +1,4 @@
-"""What an image file says about itself: its size, from its first bytes, and whether its end is there."""
+"""Image headers: size and format from the first bytes of a file, and a check that the file is complete."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # what both loaders decode; a GIF named .jpg is none of them
-READ_ERRORS = (
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # decoded by both loaders
+READ_ERRORS = (  # raised by Pillow
     OSError,
     ValueError,
     SyntaxError,
     EOFError,
     struct.error,
     Image.DecompressionBombError,
-)  # Pillow's
+)
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
@@ -27,10 +27,10 @@ _WITHOUT_LENGTH = frozenset(range(0xD0, 0xD8)) | {0x01}
 
 
 class Slice(io.RawIOBase):
-    """Bytes `offset` ... `offset + num_bytes` of an open file as a file of their own: a member of a tar, say."""
+    """A file object over a byte range of an open file, for example a member of a tar."""
 
     def __init__(self, descriptor: int, offset: int, num_bytes: int) -> None:
-        """`descriptor` stays the caller's to close."""
+        """Expose `num_bytes` bytes from `offset`; the caller closes `descriptor`."""
         self._descriptor, self._offset, self._num_bytes, self._at = descriptor, offset, num_bytes, 0
 
     def readable(self) -> bool:
@@ -42,15 +42,15 @@ class Slice(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move, never before the beginning; the new place."""
+        """Set the position, at least 0, and return it."""
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._num_bytes}[whence]
         self._at = max(0, start + offset)
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer as far as there are bytes; how many there were."""
-        wanted = max(0, min(len(buffer), self._num_bytes - self._at))
-        content = os.pread(self._descriptor, wanted, self._offset + self._at)
+        """Read into a buffer and return the number of bytes read."""
+        size = max(0, min(len(buffer), self._num_bytes - self._at))
+        content = os.pread(self._descriptor, size, self._offset + self._at)
         buffer[: len(content)] = content
         self._at += len(content)
         return len(content)
@@ -59,21 +59,21 @@ class Slice(io.RawIOBase):
 def inspect(descriptor: int, offset: int, num_bytes: int, max_pixels: int) -> tuple[int, int, str]:
     """Read an image's size and format from its header.
 
-    A file whose last bytes are not its format's end is decoded once, so that truncated files are found here.
-    Pixels damaged in the middle are not noticed (that takes `ijepa-ds data check`).
+    A file without its format's end marker is decoded once, which finds truncated files. Damage in the middle is not
+    detected; `ijepa-ds data check` finds it.
 
     Args:
         descriptor: An open file.
-        offset: Where the image begins in it.
-        num_bytes: How long the image is.
+        offset: First byte of the image in the file.
+        num_bytes: Length of the image.
         max_pixels: Refuse larger images.
 
     Returns:
-        width, height as stored, before any EXIF orientation, and one of `FORMATS`.
+        Width and height in pixels as stored, before any EXIF orientation, and one of `FORMATS`.
 
     Raises:
-        ValueError: saying why the file cannot be used.
-        OSError: when it cannot be read.
+        ValueError: The image cannot be used; the text has the reason.
+        OSError: The read fails.
     """
     if num_bytes == 0:
         raise ValueError("empty file")
@@ -87,10 +87,10 @@ def inspect(descriptor: int, offset: int, num_bytes: int, max_pixels: int) -> tu
 
 
 def size_and_format(file: BinaryIO) -> tuple[int, int, str]:
-    """Width, height and format of the image in `file`.
+    """Return width, height and format of the image in `file`.
 
     Raises:
-        ValueError: saying why it is none.
+        ValueError: The file is not a readable image; the text has the reason.
     """
     file.seek(0)
     head = file.read(24)
@@ -105,17 +105,17 @@ def size_and_format(file: BinaryIO) -> tuple[int, int, str]:
 
 
 def check_pixels(width: int, height: int, max_pixels: int) -> None:
-    """Refuse an image that would fill the memory.
+    """Check the number of pixels against the limit.
 
     Raises:
-        ValueError: naming the limit.
+        ValueError: The image is larger.
     """
     if width * height > max_pixels:
         raise ValueError(f"{width}x{height} pixels, more than data.max_pixels = {max_pixels}")
 
 
 def _jpeg_size(file: BinaryIO) -> tuple[int, int] | None:
-    """Walk the markers after the start of a JPEG to its frame header; None: not found, ask Pillow."""
+    """Return the size from a JPEG's frame header, or None if the markers do not lead to one."""
     while True:
         pair = file.read(2)
         while len(pair) == 2 and pair[0] == 0xFF and pair[1] == 0xFF:  # markers may be padded with 0xFF
@@ -140,11 +140,11 @@ def _pillow_size(file: BinaryIO) -> tuple[int, int, str]:
     file.seek(0)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # data.max_pixels is the limit
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we check data.max_pixels instead
             with Image.open(file, formats=FORMATS) as image:
                 return *image.size, image.format or ""
     except Image.UnidentifiedImageError:
-        raise ValueError("not a JPEG, PNG, WebP or BMP image, whatever its name says") from None
+        raise ValueError("not a JPEG, PNG, WebP or BMP image") from None
     except READ_ERRORS as error:
         raise ValueError(f"damaged header: {error}") from error
 
@@ -167,14 +167,14 @@ def _decode(file: BinaryIO) -> None:
 
 
 def check_pixels_strictly(content: bytes) -> None:
-    """Decode an image and take every warning of the decoder for an error, where both loaders would go on.
+    """Decode an image and treat decoder warnings, which both loaders ignore, as errors.
 
-    That is how a JPEG with zeroed bytes, or one whose header lies about its size, is found.
+    This finds JPEGs with zeroed bytes and JPEGs whose header has a wrong size.
 
     Raises:
-        ValueError: saying what is wrong.
+        ValueError: The image is damaged; the text has the reason.
     """
-    import simplejpeg  # only for checking
+    import simplejpeg  # late: only this check needs it
 
     if content[:2] != b"\xff\xd8":
         return _decode(io.BytesIO(content))

@@ -1,4 +1,4 @@
-"""`ijepa-ds data index`: scan a source once, for every later run."""
+"""`ijepa-ds data index`: scan a source once, so that later runs start without a scan."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Scan and write; 0, also where some images are unreadable: they are named, and keep their place."""
+    """Scan the source and write its index; return 0, also if some images are unreadable."""
     start = time.perf_counter()
     options = ScanOptions(max_pixels=args.max_pixels, checksum=args.checksum, progress=True)
     index = open_source(args.source, options)
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def summary(index: ImageIndex) -> str:
-    """One line on what an index holds."""
+    """Return the numbers of images, classes, tars and unreadable images on one line."""
     bad = index.list_bad()
     return (
         f"{len(index):,} images, {len(index.classes)} classes, {sum(bool(c.fingerprint) for c in index.containers)} tars, "

@@ -1,4 +1,4 @@
-"""The infinite stream of a rank's micro-batches, decoded ahead on a thread."""
+"""The infinite stream of a rank's micro-batches, prefetched on a thread."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ _INSTALL = (
     "pip install nvidia-dali-cuda130 (driver 580 or newer) or nvidia-dali-cuda120 (older drivers), not both: "
     "DALI exists for Linux only"
 )
-_POLL = 0.2  # seconds between looks at whether the other side still lives
-_PATIENCE = 10.0  # seconds to wait at closing for a decoder that is busy
+_POLL = 0.2  # seconds between checks whether the other thread is alive
+_CLOSE_TIMEOUT = 10.0  # seconds to wait for a busy decoder
 
 
 class Backend(Protocol):
-    """What turns the plan into pixels."""
+    """A decoder of the planned samples."""
 
     name: str
 
     def batch(self, micro: int) -> Tensor:
-        """Return a micro-batch, uint8 [B, S, S, 3], of memory that is not written again."""
+        """Return a micro-batch, uint8 [B, S, S, 3], in memory that the backend does not reuse."""
 
     def close(self) -> None:
         """Release threads and memory."""
 
 
 class ImageBatches(Iterator[Tensor]):
-    """One rank's micro-batches in order, without end: uint8 [B, S, S, 3] on the device.
+    """An endless iterator over one rank's micro-batches: uint8 [B, S, S, 3] on the device.
 
-    There is no state to save: started at step s it gives what a run from step 0 gives at step s, and the
-    images of a global batch do not depend on how many ranks and micro-batches share it.
+    It has no state to save: an iterator started at step s yields the batches that a run from step 0 gets at step s.
+    The images of a global batch do not depend on the number of ranks and micro-batches.
 
     Attributes:
         backend: "dali" or "torchvision".
@@ -69,19 +69,19 @@ class ImageBatches(Iterator[Tensor]):
 
         Args:
             cfg: Crops, loader, threads, prefetch.
-            index: The images, the same on every rank.
+            index: The images; the same index on every rank.
             seed: The run's seed.
             batch_size: Images in a global batch: world_size * accumulation * micro_batch.
-            micro_batch: Images a device and pass.
-            rank: This process.
-            world_size: Processes.
-            accumulation: Micro-batches a step.
-            start_step: The first step to give images for.
-            device: Where the images are wanted.
-            bad: Positions and reasons of images found unreadable before this start.
+            micro_batch: Images per device and forward pass.
+            rank: Rank of this process.
+            world_size: Number of processes.
+            accumulation: Micro-batches per step.
+            start_step: First step.
+            device: Device of the batches.
+            bad: Position -> reason of images already known to be unreadable.
 
         Raises:
-            ValueError: when the sizes do not multiply, or the loader asked for is not installed.
+            ValueError: The sizes are inconsistent, or the configured loader is not installed.
         """
         share = Share(rank=rank, world_size=world_size, micro_batch=micro_batch, accumulation=accumulation)
         if share.batch_size != batch_size:
@@ -107,29 +107,29 @@ class ImageBatches(Iterator[Tensor]):
         )
         self._thread.start()
         self._finalizer = weakref.finalize(self, _shut_down, backend, self._thread, stop)
-        # Exit hooks run last in, first out: newer than DALI's, this ends the thread while DALI still works.
+        # Exit hooks run last in, first out: registered after DALI's, this one ends the thread before DALI shuts down.
         atexit.register(self._finalizer)
 
     @property
     def found(self) -> dict[int, str]:
-        """Position -> reason of the images that this rank could not read so far, those decoded ahead included."""
+        """Images that this rank found unreadable, including prefetched ones: position -> reason."""
         return dict(self._plan.found)
 
     @staticmethod
     def decodes_with_dali(cfg: DataConfig) -> bool:
-        """Whether a loader of this configuration would take DALI."""
+        """Return whether a loader of this configuration uses DALI."""
         return _choose_backend(cfg).name == "dali"
 
     def add_bad(self, bad: Mapping[int, str]) -> None:
-        """Learn what other ranks could not read."""
+        """Mark images that other ranks found unreadable: position -> reason."""
         self._plan.add(bad)
 
     def __next__(self) -> Tensor:
         """Return the next micro-batch.
 
         Raises:
-            ValueError: when more than data.max_bad images are unreadable, or after `close`.
-            RuntimeError: whatever else failed in the decoding thread.
+            ValueError: More than data.max_bad images are unreadable, or the loader is closed.
+            RuntimeError: The decoding thread failed for another reason.
         """
         if not self._finalizer.alive:
             raise ValueError("the image loader is closed")
@@ -141,7 +141,7 @@ class ImageBatches(Iterator[Tensor]):
         raise self._failure
 
     def close(self) -> None:
-        """End the threads; what was decoded ahead is dropped. A second call does nothing."""
+        """End the threads and discard prefetched batches; further calls do nothing."""
         self._finalizer()
         atexit.unregister(self._finalizer)
 
@@ -151,22 +151,22 @@ class ImageBatches(Iterator[Tensor]):
                 return self._ready.get(timeout=_POLL)
             except queue.Empty:
                 if not self._thread.is_alive() and self._ready.empty():
-                    return RuntimeError("the image loader's thread ended without a word")
+                    return RuntimeError("the image loader's thread ended without an error")
 
     def _deliver(self, images: Tensor) -> Tensor:
         if self._device.type != "cuda":
             return images
         if images.device.type == "cuda":
-            images.record_stream(torch.cuda.current_stream(self._device))  # it was allocated for the loader's stream
+            images.record_stream(torch.cuda.current_stream(self._device))  # allocated on the loader's stream
             return images
         return images.to(self._device, non_blocking=True)
 
 
 def _choose_backend(cfg: DataConfig) -> type[Backend]:
-    """Take DALI where it is installed, unless told otherwise.
+    """Return the configured backend; `auto` selects DALI if it is installed.
 
     Raises:
-        ValueError: when DALI is asked for and cannot be imported.
+        ValueError: The configuration requires DALI, which cannot be imported.
     """
     loader = cfg.loader
     if loader == "torchvision":
@@ -193,12 +193,12 @@ def _choose_backend(cfg: DataConfig) -> type[Backend]:
 
 
 def _decode(backend: Backend, micro: int, ready: queue.Queue[Tensor | Exception], stop: threading.Event) -> None:
-    """The thread: one micro-batch after another until told to stop, or until something fails."""
+    """Run in the thread: decode one micro-batch after another until `stop` is set or an error occurs."""
     while not stop.is_set():
         result: Tensor | Exception
         try:
             result = backend.batch(micro)
-        except Exception as error:  # whatever it is, it belongs to who waits for the batch
+        except Exception as error:  # `__next__` raises it in the training thread
             result = error
         while not stop.is_set():
             try:
@@ -213,8 +213,8 @@ def _decode(backend: Backend, micro: int, ready: queue.Queue[Tensor | Exception]
 
 def _shut_down(backend: Backend, thread: threading.Thread, stop: threading.Event) -> None:
     stop.set()
-    thread.join(_PATIENCE)
+    thread.join(_CLOSE_TIMEOUT)
     if thread.is_alive():
-        logger.warning("the image loader is still decoding after %.0f s; it is left behind", _PATIENCE)
+        logger.warning("the image loader is still decoding after %.0f s; its thread keeps running", _CLOSE_TIMEOUT)
         return
     backend.close()

@@ -1,7 +1,7 @@
-"""The order of the images: an exact permutation an epoch, computed for single positions without any table.
+"""The order of the images: an exact permutation per epoch, computed for any position without a table.
 
-A mix with weights is cut into blocks of `MIX_BLOCK` samples. In each, every source has its exact share of places,
-which are permuted; and every source runs through its own epochs, each an exact permutation of its images.
+In a mix with weights, every block of `MIX_BLOCK` samples gives each source its exact share of positions, in permuted
+order. Every source has its own epochs, each an exact permutation of its images.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from ijepa_ds.counter import STREAM_ORDER, fold, uniform_np
 
 MIX_BLOCK = 1000  # samples: shares are exact to a thousandth
 _ROUNDS = 8
-_MIX, _SOURCE = 1, 2  # keys of a mix's own orders, apart from those of epochs
+_MIX, _SOURCE = 1, 2  # random keys of the orders of a mix
 
 
 def sample_indices(numbers: np.ndarray, num_samples: int, seed: int) -> np.ndarray:
-    """Tell which image each global sample number is.
+    """Map global sample numbers to images.
 
-    Sample number n belongs to epoch n // num_samples; within an epoch every image comes exactly once.
+    Sample number n belongs to epoch n // num_samples; every image occurs exactly once in an epoch.
 
     Args:
-        numbers: int64 [n], global sample numbers; they may lie in several epochs.
+        numbers: int64 [n], global sample numbers; may belong to several epochs.
         num_samples: Images in the data set.
         seed: The run's seed.
 
@@ -40,12 +40,12 @@ def sample_indices(numbers: np.ndarray, num_samples: int, seed: int) -> np.ndarr
 
 
 def mixed_indices(numbers: np.ndarray, counts: Sequence[int], weights: Sequence[float], seed: int) -> np.ndarray:
-    """Tell which image each global sample number is, in a mix with weights.
+    """Map global sample numbers to images of a mix with weights.
 
     Args:
         numbers: int64 [n], global sample numbers.
-        counts: Images of each source; those of source 0 come first.
-        weights: Shares of the samples, in any unit.
+        counts: Images of each source; the index has those of source 0 first.
+        weights: Relative shares of the samples.
         seed: The run's seed.
 
     Returns:
@@ -66,10 +66,13 @@ def mixed_indices(numbers: np.ndarray, counts: Sequence[int], weights: Sequence[
 
 
 def mix_places(weights: Sequence[float]) -> np.ndarray:
-    """Share `MIX_BLOCK` places by weight: the largest remainders get what rounding leaves, nobody gets none.
+    """Divide `MIX_BLOCK` positions among sources by weight, with the largest-remainder method.
+
+    Returns:
+        int64 [sources], positions of each source, at least 1.
 
     Raises:
-        ValueError: a weight too small to have a place.
+        ValueError: A weight is too small for one position.
     """
     exact = np.asarray(weights, dtype=np.float64) / sum(weights) * MIX_BLOCK
     places = np.floor(exact).astype(np.int64)
@@ -81,13 +84,13 @@ def mix_places(weights: Sequence[float]) -> np.ndarray:
 
 
 def _permute(positions: np.ndarray, num_samples: int, key: int) -> np.ndarray:
-    """Permute 0 .. num_samples - 1 by a permutation of a slightly larger rectangle.
+    """Permute 0 .. num_samples - 1 with a permutation of a slightly larger rectangle.
 
-    A value that falls outside is permuted again until it is inside ("cycle walking": still a permutation, see
-    Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+    A value outside the range is permuted again until it is inside. This "cycle walking" is still a permutation
+    (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
     """
     columns = math.isqrt(num_samples - 1) + 1
-    rows = -(-num_samples // columns)  # rows * columns < num_samples + columns: walks are rare
+    rows = -(-num_samples // columns)  # rows * columns < num_samples + columns, so few values are permuted again
     values = _mix(positions, rows, columns, key)
     while (outside := values >= num_samples).any():
         values[outside] = _mix(values[outside], rows, columns, key)
@@ -95,7 +98,7 @@ def _permute(positions: np.ndarray, num_samples: int, key: int) -> np.ndarray:
 
 
 def _mix(values: np.ndarray, rows: int, columns: int, key: int) -> np.ndarray:
-    """A Feistel network on (row, column): a round turns one by a random function of the other: invertible."""
+    """Apply a Feistel network to (row, column): each round shifts one by a random function of the other."""
     row, column = np.divmod(values, columns)
     for number in range(0, _ROUNDS, 2):
         row = (row + _random(column, number, rows, key)) % rows

@@ -1,4 +1,4 @@
-"""Bytes of images: read whole, retried where a network file system stumbles, compared with what the index says."""
+"""Reading of image files: retries on network file systems, and checks against the index."""
 
 from __future__ import annotations
 
@@ -23,15 +23,19 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ECONNRESET})
-WAITS = (0.1, 0.5, 2.0)  # seconds before each new attempt
-_OPEN_TARS = 128  # kept open by a reader
+WAITS = (0.1, 0.5, 2.0)  # seconds before each retry
+_OPEN_TARS = 128  # per reader
 
 
 def retry(work: Callable[[], T], what: str) -> T:
-    """Do something that reads; errors that pass by themselves are waited for.
+    """Call `work`, and retry after transient I/O errors.
+
+    Args:
+        work: The read.
+        what: Its name in messages.
 
     Raises:
-        OSError: a lasting error at once, a transient one after the last attempt.
+        OSError: A permanent error at once, a transient one after the last attempt.
     """
     for wait in (*WAITS, None):
         try:
@@ -45,11 +49,11 @@ def retry(work: Callable[[], T], what: str) -> T:
 
 
 def read_range(descriptor: int, offset: int, num_bytes: int) -> bytes:
-    """Read exactly so many bytes.
+    """Read exactly `num_bytes` bytes from `offset`.
 
     Raises:
-        ValueError: the file ends before.
-        OSError: as the system says.
+        ValueError: The file ends before.
+        OSError: The read fails.
     """
     content = os.pread(descriptor, num_bytes, offset)
     while len(content) < num_bytes:  # above 2 GiB, or interrupted
@@ -61,12 +65,12 @@ def read_range(descriptor: int, offset: int, num_bytes: int) -> bytes:
 
 
 def digest(content: bytes) -> int:
-    """A checksum of an image's bytes, never 0."""
+    """Return a 64-bit checksum of an image's bytes, never 0."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") or 1
 
 
 class _Tar:
-    """An open tar, closed when its last reader lets go of it."""
+    """An open tar that closes with its last reference."""
 
     def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -77,29 +81,29 @@ class _Tar:
 
 
 class Reader:
-    """Reads images of an index, from any thread."""
+    """A thread-safe reader of the images of an index."""
 
     def __init__(self, index: ImageIndex) -> None:
-        """Nothing is opened yet."""
+        """Prepare to read; files are opened on demand."""
         self._index = index
         self._tars: OrderedDict[int, _Tar] = OrderedDict()
         self._lock = threading.Lock()
 
-    def shown(self, position: int) -> str:
-        """What messages call an image."""
-        return self._index.shown(position)
+    def display_path(self, position: int) -> str:
+        """Return the path of an image for messages."""
+        return self._index.display_path(position)
 
     def read(self, position: int) -> bytes:
-        """Read an image's bytes, once more where the file system stumbles.
+        """Read the bytes of an image, with retries after transient errors.
 
         Raises:
-            ValueError: it is not what the index says any more, or was unreadable when it was indexed.
-            OSError: it cannot be read.
+            ValueError: The image changed since it was indexed, or was unreadable then.
+            OSError: The read fails.
         """
         if position in self._index.bad:
             raise ValueError(self._index.bad[position])
         entry = self._index.rows([position])[0]
-        content = retry(lambda: self._bytes(position, entry), repr(self._index.shown(position)))
+        content = retry(lambda: self._bytes(position, entry), repr(self._index.display_path(position)))
         checksum = int(entry["checksum"])
         if checksum and digest(content) != checksum:
             raise ValueError("other bytes than when it was indexed (checksum)")
@@ -132,23 +136,23 @@ class Reader:
 
 
 class ImageFile(str):
-    """What messages call an image of an index (a path, or `shard.tar:member`), with its bytes at hand."""
+    """The display path of an image, with a `read` method that returns its bytes."""
 
-    read: Callable[[], bytes]  # raises as `Reader.read` does
+    read: Callable[[], bytes]  # raises the errors of `Reader.read`
 
     @classmethod
     def of(cls, reader: Reader, index: ImageIndex, position: int) -> ImageFile:
-        """The image at a position."""
-        file = cls(index.shown(position))
+        """Return the image at a position."""
+        file = cls(index.display_path(position))
         file.read = partial(reader.read, position)
         return file
 
 
 class ImageFiles(Sequence[ImageFile]):
-    """Images of an index at some positions, made when asked for."""
+    """A lazy sequence of the images at some positions of an index."""
 
     def __init__(self, index: ImageIndex, positions: np.ndarray) -> None:
-        """`positions`: int64 [n]."""
+        """List the images at `positions`, int64 [n]."""
         self._reader, self._index, self._positions = Reader(index), index, positions
 
     def __len__(self) -> int:
@@ -160,7 +164,7 @@ class ImageFiles(Sequence[ImageFile]):
     @overload
     def __getitem__(self, index: slice) -> list[ImageFile]: ...
     def __getitem__(self, index: int | slice) -> ImageFile | list[ImageFile]:
-        """Return one image, or some."""
+        """Return one image, or a slice of them."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         return ImageFile.of(self._reader, self._index, int(self._positions[index]))

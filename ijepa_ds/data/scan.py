@@ -1,4 +1,4 @@
-"""Reading the headers of many images at once, into an index."""
+"""Parallel scan of image headers into an index."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ import numpy as np
 from tqdm import tqdm
 
 from ijepa_ds.data.headers import FORMATS, inspect
-from ijepa_ds.data.index import ENTRY, Container, ImageIndex, Part, make
+from ijepa_ds.data.index import ImageIndex, build_index
+from ijepa_ds.data.index_file import ENTRY, Container, Part
 from ijepa_ds.data.reading import digest, read_range, retry
 
-_THREADS = 16  # they wait for the file system most of the time
-_CHUNK = 64  # files a task
+_THREADS = 16  # they mostly wait for the file system
+_CHUNK = 64  # files per task
 
 
 class Candidate(NamedTuple):
-    """Something with the name of an image: where it lies, and its class, if any."""
+    """A file with the name of an image: its location, and its class or None."""
 
     container: int
     name: bytes
     label: bytes | None
     offset: int = 0
-    num_bytes: int = -1  # the whole file
+    num_bytes: int = -1  # -1: the whole file
 
 
-class Found(NamedTuple):
-    """What a candidate is."""
+class Inspection(NamedTuple):
+    """The result of inspecting a candidate; sizes in pixels, `format` an index into `headers.FORMATS`."""
 
     width: int = 0
     height: int = 0
@@ -42,17 +43,17 @@ class Found(NamedTuple):
     num_bytes: int = 0
     mtime_ns: int = 0
     checksum: int = 0
-    reason: str = ""  # why it cannot be used
+    reason: str = ""  # why it is unreadable
 
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """How a source is scanned.
+    """Options of a scan.
 
     Attributes:
-        max_pixels: Larger images are unreadable.
-        checksum: Read every byte and keep a checksum, which each later read is compared with.
-        progress: Show a bar, if this is a terminal.
+        max_pixels: Larger images count as unreadable.
+        checksum: Read every byte and store a checksum, which every later read verifies.
+        progress: Show a progress bar on a terminal.
     """
 
     max_pixels: int = 100_000_000
@@ -61,13 +62,13 @@ class ScanOptions:
 
 
 def scan(source: str, containers: list[Container], candidates: Iterable[Candidate], options: ScanOptions) -> ImageIndex:
-    """Look at all candidates, in parallel, and make the index of them in their order.
+    """Inspect all candidates in parallel and index them in their order.
 
     Args:
-        source: What the user calls it.
-        containers: What the candidates' numbers mean; may grow while the candidates are taken.
+        source: Name of the source in messages.
+        containers: Indexed by the candidates' container numbers; may grow while the candidates are consumed.
         candidates: In the order of the index.
-        options: How.
+        options: Limits and checksums.
     """
     table, names, bad, classes = bytearray(), bytearray(), {}, dict[bytes, int]()
     position = 0
@@ -88,11 +89,11 @@ def scan(source: str, containers: list[Container], candidates: Iterable[Candidat
             bar.update(len(chunk))
     entries = np.frombuffer(table, ENTRY) if table else np.empty(0, ENTRY)
     ordered = _in_order(classes)
-    renumber = np.full(len(classes) + 1, -1, dtype=np.int32)  # the last entry answers for -1
+    renumber = np.full(len(classes) + 1, -1, dtype=np.int32)  # index -1 is the last entry
     for label, name in enumerate(ordered):
         renumber[classes[name]] = label
     entries["label"] = renumber[entries["label"]]
-    return make(
+    return build_index(
         source=source,
         entries=entries,
         names=np.frombuffer(names, np.uint8),
@@ -105,24 +106,24 @@ def scan(source: str, containers: list[Container], candidates: Iterable[Candidat
 
 
 def _in_order(classes: Iterable[bytes]) -> list[bytes]:
-    """Sorted names, as the field's class folders are numbered; numbers by their value."""
+    """Sort class names; if all are numbers, by value."""
     names = list(classes)
     return sorted(names, key=int) if all(name.isdigit() for name in names) else sorted(names)
 
 
 def _results(
     containers: list[Container], candidates: Iterable[Candidate], options: ScanOptions
-) -> Iterator[tuple[list[Candidate], list[Found]]]:
+) -> Iterator[tuple[list[Candidate], list[Inspection]]]:
     iterator = iter(candidates)
     chunks = iter(lambda: list(itertools.islice(iterator, _CHUNK)), [])
-    look = partial(_look_at_all, containers, options)
+    inspect_all = partial(_inspect_chunk, containers, options)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="index") as pool:
-        while window := list(itertools.islice(chunks, 4 * _THREADS)):  # Executor.map takes all it is given at once
-            yield from zip(window, pool.map(look, window), strict=True)
+        while window := list(itertools.islice(chunks, 4 * _THREADS)):  # Executor.map consumes its whole input at once
+            yield from zip(window, pool.map(inspect_all, window), strict=True)
 
 
-def _look_at_all(containers: list[Container], options: ScanOptions, chunk: list[Candidate]) -> list[Found]:
-    """The tars of a chunk stay open until its end: its members lie next to each other."""
+def _inspect_chunk(containers: list[Container], options: ScanOptions, chunk: list[Candidate]) -> list[Inspection]:
+    """Inspect a chunk of candidates; its tars stay open until the end, because members are adjacent."""
     opened: dict[int, int] = {}
     with ExitStack() as stack:
 
@@ -136,31 +137,31 @@ def _look_at_all(containers: list[Container], options: ScanOptions, chunk: list[
                 stack.callback(os.close, opened[candidate.container])
             return opened[candidate.container], False
 
-        def look(candidate: Candidate) -> Found:
-            descriptor, ours = open_in_chunk(candidate)
+        def open_and_inspect(candidate: Candidate) -> Inspection:
+            descriptor, owned = open_in_chunk(candidate)
             try:
-                return _look(descriptor, candidate, options)
+                return _inspect(descriptor, candidate, options)
             finally:
-                if ours:
+                if owned:
                     os.close(descriptor)
 
-        return [_reasoned(partial(look, candidate), os.fsdecode(candidate.name)) for candidate in chunk]
+        return [_retry(partial(open_and_inspect, candidate), os.fsdecode(candidate.name)) for candidate in chunk]
 
 
-def _reasoned(look: partial[Found], name: str) -> Found:
+def _retry(work: partial[Inspection], name: str) -> Inspection:
     try:
-        return retry(look, repr(name))
+        return retry(work, repr(name))
     except OSError as error:
-        return Found(reason=error.strerror or str(error))
+        return Inspection(reason=error.strerror or str(error))
     except ValueError as error:
-        return Found(reason=str(error))
+        return Inspection(reason=str(error))
 
 
-def _look(descriptor: int, candidate: Candidate, options: ScanOptions) -> Found:
+def _inspect(descriptor: int, candidate: Candidate, options: ScanOptions) -> Inspection:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError("not a file, whatever its name says")
+        raise ValueError("not a regular file")
     num_bytes = status.st_size if candidate.num_bytes < 0 else candidate.num_bytes
     width, height, kind = inspect(descriptor, candidate.offset, num_bytes, options.max_pixels)
-    taken = digest(read_range(descriptor, candidate.offset, num_bytes)) if options.checksum else 0
-    return Found(width, height, FORMATS.index(kind), num_bytes, status.st_mtime_ns, taken)
+    checksum = digest(read_range(descriptor, candidate.offset, num_bytes)) if options.checksum else 0
+    return Inspection(width, height, FORMATS.index(kind), num_bytes, status.st_mtime_ns, checksum)

@@ -1,4 +1,4 @@
-"""`ijepa-ds data shard`: a source as tar shards, for file systems that do not like millions of files."""
+"""`ijepa-ds data shard`: write a source as tar shards, for file systems that are slow with millions of files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def parse_size(text: str) -> int:
-    """`512M` as bytes; K, M, G are powers of 1024."""
+    """Return the bytes of a size such as `512M`; K, M and G are powers of 1024."""
     match = re.fullmatch(r"(\d+)([KMG]?)", text.upper())
     if not match or int(match[1]) == 0:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a size such as 512M or 2G")
@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the shards; 0."""
+    """Write the shards; return 0."""
     index = open_source(args.source, ScanOptions(max_pixels=args.max_pixels, progress=True))
     made = write_shards(index, args.out, args.size)
-    left = f"; {len(index.bad)} unreadable left out" if index.bad else ""
+    left = f"; {len(index.bad)} unreadable images excluded" if index.bad else ""
     logger.info("%s in %s%s", summary(made), args.out, left)
     return 0

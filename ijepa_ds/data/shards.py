@@ -1,4 +1,4 @@
-"""Writing a source as tar shards with their index: the same bytes each time, resumable, read back before they count."""
+"""Tar shards of a source with their index: deterministic bytes, resumable, verified after writing."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ import numpy as np
 from tqdm import tqdm
 
 from ijepa_ds.data.headers import READ_ERRORS
-from ijepa_ds.data.index import Container, ImageIndex, make
+from ijepa_ds.data.index import ImageIndex, build_index
+from ijepa_ds.data.index_file import Container
 from ijepa_ds.data.reading import Reader, digest
-from ijepa_ds.data.sources import SHARD_INDEX, fingerprint
+from ijepa_ds.data.sources import SHARD_INDEX
+from ijepa_ds.data.tars import fingerprint
 
 logger = logging.getLogger(__name__)
-_PROGRESS = "shards.partial.json"  # which shards are whole; gone at the end
-_WINDOW = 64  # images read ahead
+_PROGRESS = "shards.partial.json"  # digests of the finished shards; deleted at the end
+_WINDOW = 64  # prefetched images
 _THREADS = 8
 _RECORD = tarfile.RECORDSIZE
 
 
 @dataclass(frozen=True)
 class Member:
-    """One image in a shard: its position in the source, its header, and where its bytes begin."""
+    """One image in a shard: its position in the source index, its tar header, and the offset of its bytes."""
 
     position: int
     header: bytes
@@ -41,20 +43,20 @@ class Member:
 def write_shards(index: ImageIndex, out: Path, size: int, progress: bool = True) -> ImageIndex:
     """Write the readable images of an index into `out`/images-00000.tar ... and `out`/images.index.
 
-    Names, order and classes are those of the source: where nothing was unreadable, a run may go on with the shards.
+    Names, order and classes are those of the source. If it has no unreadable image, a run can resume with the shards.
 
     Args:
         index: The source.
-        out: A folder: new, empty, or with what an interrupted call left.
-        size: Bytes of a shard at most, unless one image is larger.
-        progress: Show a bar, if this is a terminal.
+        out: A folder: new, empty, or left by an interrupted call.
+        size: Largest size of a shard in bytes, unless one image is larger.
+        progress: Show a progress bar on a terminal.
 
     Returns:
         The index of the shards, with checksums.
 
     Raises:
-        ValueError: an image cannot be read any more, `out` holds other shards, or what was written reads back differently.
-        OSError: the disk is full, say; what is whole stays, and the next call goes on behind it.
+        ValueError: An image is no longer readable, `out` contains other files, or a shard reads back differently.
+        OSError: A write fails, for example on a full disk; the next call resumes after the finished shards.
     """
     out.mkdir(parents=True, exist_ok=True)
     if (out / SHARD_INDEX).exists():
@@ -94,23 +96,23 @@ def _write(index: ImageIndex, out: Path, size: int, progress: bool) -> ImageInde
 
 
 def plan(index: ImageIndex, size: int) -> list[list[Member]]:
-    """Share the readable images out over shards, in order: a function of the index and the size."""
+    """Assign the readable images to shards of at most `size` bytes, in order."""
     shards: list[list[Member]] = []
     end = size + 1
     for position in index.readable().tolist():
         num_bytes = int(index.entries["num_bytes"][position])
         header = _header(index.name(position), num_bytes)
-        room = len(header) + num_bytes + -num_bytes % tarfile.BLOCKSIZE
-        if end + room + 2 * tarfile.BLOCKSIZE > size:
+        length = len(header) + num_bytes + -num_bytes % tarfile.BLOCKSIZE
+        if end + length + 2 * tarfile.BLOCKSIZE > size:
             shards.append([])
             end = 0
         shards[-1].append(Member(position, header, end + len(header)))
-        end += room
+        end += length
     return shards
 
 
 def _header(name: bytes, num_bytes: int) -> bytes:
-    """A tar header that says nothing of when and by whom; names that lead out of the tar are made to stay inside."""
+    """Return a tar header without time and owner; absolute paths and `..` are removed from the name."""
     parts = [part for part in os.fsdecode(name).split("/") if part not in ("", ".", "..")]
     info = tarfile.TarInfo("/".join(parts))
     info.size, info.mode = num_bytes, 0o644
@@ -118,10 +120,10 @@ def _header(name: bytes, num_bytes: int) -> bytes:
 
 
 def _write_shard(reader: Reader, path: Path, members: list[Member]) -> tuple[dict[int, int], str]:
-    """Write one shard aside, then rename it; position -> checksum, and the checksum of the file."""
-    aside = path.with_name(f".{path.name}.partial")
+    """Write one shard to a temporary file and rename it; return position -> checksum, and the digest of the file."""
+    partial = path.with_name(f".{path.name}.partial")
     checksums, whole = {}, hashlib.blake2b(digest_size=16)
-    with open(aside, "wb") as file:
+    with open(partial, "wb") as file:
 
         def put(content: bytes) -> None:
             file.write(content)
@@ -134,7 +136,7 @@ def _write_shard(reader: Reader, path: Path, members: list[Member]) -> tuple[dic
         put(bytes(-file.tell() % _RECORD))
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
+    partial.replace(path)
     return checksums, whole.hexdigest()
 
 
@@ -144,8 +146,8 @@ def _contents(reader: Reader, members: list[Member]) -> Iterator[tuple[Member, b
             return reader.read(member.position)
         except READ_ERRORS as error:
             raise ValueError(
-                f"{reader.shown(member.position)!r} cannot be read any more: {error}; index the source again, or leave it out "
-                "with `ijepa-ds data check --fix-index`"
+                f"{reader.display_path(member.position)!r} is no longer readable: {error}; index the source again, or exclude "
+                "it with `ijepa-ds data check --fix-index`"
             ) from error
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="read") as pool:
@@ -155,7 +157,7 @@ def _contents(reader: Reader, members: list[Member]) -> Iterator[tuple[Member, b
 
 
 def _sums(path: Path, index: ImageIndex, members: list[Member]) -> tuple[str, dict[int, int]]:
-    """Read a shard back: the checksum of the file, and those of its images by position."""
+    """Read a shard and return the digest of the file, and position -> checksum of its images."""
     whole, checksums = hashlib.blake2b(digest_size=16), {}
     with open(path, "rb") as file:
         for member in members:
@@ -170,10 +172,10 @@ def _sums(path: Path, index: ImageIndex, members: list[Member]) -> tuple[str, di
 
 
 def _progress_of(out: Path, task: dict[str, Any]) -> dict[str, Any]:
-    """What an interrupted call left, or a fresh start.
+    """Return the progress of an interrupted call, or start a new one.
 
     Raises:
-        ValueError: the folder holds something else.
+        ValueError: The folder contains something else.
     """
     path = out / _PROGRESS
     task = json.loads(json.dumps(task))
@@ -193,12 +195,12 @@ def _progress_of(out: Path, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _save(path: Path, content: dict[str, Any]) -> None:
-    aside = path.with_name(f".{path.name}")
-    with open(aside, "w", encoding="utf-8") as file:
+    partial = path.with_name(f".{path.name}")
+    with open(partial, "w", encoding="utf-8") as file:
         json.dump(content, file)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
+    partial.replace(path)
 
 
 def _index_of(index: ImageIndex, out: Path, shards: list[list[Member]], checksums: dict[int, int]) -> ImageIndex:
@@ -209,7 +211,7 @@ def _index_of(index: ImageIndex, out: Path, shards: list[list[Member]], checksum
     entries["checksum"] = [checksums[position] for position in kept.tolist()]
     entries["mtime_ns"] = 0
     paths = [out.absolute() / f"images-{number:05d}.tar" for number in range(len(shards))]
-    return make(
+    return build_index(
         source=index.source,
         entries=entries,
         names=np.array(index.names),

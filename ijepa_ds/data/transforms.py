@@ -1,4 +1,4 @@
-"""From pixels to what the encoder takes, on its device; and the deterministic reading for evaluation."""
+"""Normalisation of pixels on the device, and the deterministic preprocessing of evaluations."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ijepa_ds.data.headers import FORMATS, READ_ERRORS
 from ijepa_ds.data.pixels import to_rgb
 from ijepa_ds.data.reading import ImageFile
 
-_RESIZE_SHARE = 256 / 224  # the field's evaluation: shorter side to 256, the central 224 of it
+_RESIZE_SHARE = 256 / 224  # the usual ImageNet evaluation: resize the shorter side to 256, crop the central 224
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """Turn pixels into network input where they are, without the host waiting for the device.
+    """Normalise pixels on their device, without blocking the host.
 
-    The arithmetic is in float32: in bfloat16 the difference to the mean would lose bits before it is scaled.
+    The arithmetic is in float32: in bfloat16 the difference from the mean would lose bits before scaling.
 
     Args:
         images: uint8 [B, H, W, 3].
-        mean: Of each channel, of pixels in 0 .. 1.
-        std: Of each channel.
-        dtype: Of the result.
+        mean: Mean of each channel, for pixels in 0 .. 1.
+        std: Standard deviation of each channel.
+        dtype: Type of the result.
 
     Returns:
         [B, 3, H, W], contiguous, (pixel / 255 - mean) / std.
@@ -41,16 +41,20 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype
     return pixels.mul_(scale).add_(shift).to(dtype)
 
 
-@lru_cache(maxsize=16)  # a copy to the GPU waits for it: once, not every step
+@lru_cache(maxsize=16)  # a copy to the GPU blocks; the cache avoids one per step
 def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     centre, spread = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (mean, std))
     return (1 / (255 * spread)).float().to(device), (-centre / spread).float().to(device)
 
 
 def resize_centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """Resize the shorter side to 256/224 of `size` (bicubic) and cut the centre, as torchvision does.
+    """Resize the shorter side to 256/224 of `size` (bicubic) and crop the centre, as torchvision does.
 
-    An image that already has that size is only turned to RGB: small images are not enlarged and cut.
+    An image that already has the final size is only converted to RGB.
+
+    Args:
+        image: Any mode and size.
+        size: Side of the result in pixels.
     """
     image = to_rgb(image)
     if image.size == (size, size):
@@ -64,10 +68,10 @@ def resize_centre_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def load_eval_images(images: Sequence[str], size: int, threads: int) -> np.ndarray:
-    """Read images for evaluation, in order, as many as fit in memory (3 * size**2 bytes each).
+    """Read images for evaluation, in order; they take 3 * size**2 bytes of memory each.
 
     Args:
-        images: n paths, or `ImageFile` of an index.
+        images: n paths, or `ImageFile`s of an index.
         size: Side of the result in pixels.
         threads: Decoding threads.
 
@@ -75,7 +79,7 @@ def load_eval_images(images: Sequence[str], size: int, threads: int) -> np.ndarr
         uint8 [n, size, size, 3].
 
     Raises:
-        ValueError: naming a file that cannot be read: an evaluation with other images is another evaluation.
+        ValueError: Names a file that cannot be read; evaluations do not replace images.
     """
     pixels = np.empty((len(images), size, size, 3), dtype=np.uint8)
 

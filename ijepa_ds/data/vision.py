@@ -1,4 +1,4 @@
-"""The loader without DALI: Pillow on threads, with the same samples and, rounding apart, the same pixels."""
+"""The image loader without DALI: Pillow on threads, with the same samples and the same pixels up to rounding."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ijepa_ds.data.samples import SamplePlan, Samples
 
 
 def read_crop(content: bytes, window: np.ndarray, flip: bool, crop_size: int) -> np.ndarray:
-    """Decode an image, cut a window out, resize it with torchvision's bilinear filter and mirror it if asked.
+    """Decode an image, crop a window, resize it with torchvision's bilinear filter and optionally mirror it.
 
     Args:
-        content: The file's bytes; EXIF orientation is not applied.
+        content: The file's bytes; EXIF orientation is ignored.
         window: (top, left, height, width) in pixels.
         flip: Mirror left to right.
         crop_size: Side of the result in pixels.
@@ -30,7 +30,7 @@ def read_crop(content: bytes, window: np.ndarray, flip: bool, crop_size: int) ->
         uint8 [crop_size, crop_size, 3].
 
     Raises:
-        OSError, ValueError, SyntaxError, EOFError: as Pillow does.
+        OSError, ValueError, SyntaxError, EOFError: Pillow cannot decode it.
     """
     top, left, height, width = window.tolist()
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -39,40 +39,40 @@ def read_crop(content: bytes, window: np.ndarray, flip: bool, crop_size: int) ->
     return np.asarray(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else crop)
 
 
-def complaint(content: bytes) -> str | None:
-    """Return what is wrong with an image in Pillow's words, or None where Pillow can decode it."""
+def decode_error(content: bytes) -> str | None:
+    """Return Pillow's error for an image, or None if Pillow can decode it."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             image.load()
     except READ_ERRORS as error:
-        return reason_of(error)
+        return error_text(error)
     return None
 
 
-def reason_of(error: Exception) -> str:
-    """Say why reading failed without the path, which is told beside it."""
+def error_text(error: Exception) -> str:
+    """Return the text of a read error without the path, which messages print beside it."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "not a JPEG, PNG, WebP or BMP image"
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
 class VisionBackend:
-    """Micro-batches by Pillow."""
+    """Micro-batches decoded by Pillow."""
 
     name = "torchvision"
 
     def __init__(self, plan: SamplePlan, cfg: DataConfig, device: torch.device) -> None:
-        """Decode what `plan` says on cfg.threads threads, into page-locked memory if `device` is a GPU."""
+        """Decode the samples of `plan` on `cfg.threads` threads, into pinned memory if `device` is a GPU."""
         self._plan, self._cfg = plan, cfg
         self._pin = device.type == "cuda"
         self._pool = ThreadPoolExecutor(cfg.threads, thread_name_prefix="decode")
-        self._map = self._pool.map if cfg.threads > 1 else map  # one thread: the loader's own will do, and is faster
+        self._map = self._pool.map if cfg.threads > 1 else map  # a single thread: the loader's own is faster
 
     def batch(self, micro: int) -> Tensor:
         """Return a micro-batch, uint8 [B, S, S, 3] in main memory.
 
         Raises:
-            ValueError: when too many images are unreadable.
+            ValueError: Too many images are unreadable.
         """
         samples = self._plan.samples(micro)
         side, count = self._cfg.crop_size, len(samples.indices)
@@ -92,11 +92,11 @@ class VisionBackend:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _read(self, samples: Samples, images: np.ndarray, position: int) -> str | None:
-        """Fill one place of the batch; the reason where that is impossible."""
+        """Fill one position of the batch; return the error text if the image is unreadable."""
         window, flip = samples.windows[position], bool(samples.flips[position])
         try:
             content = self._plan.reader.read(int(samples.indices[position]))
             images[position] = read_crop(content, window, flip, self._cfg.crop_size)
         except READ_ERRORS as error:
-            return reason_of(error)
+            return error_text(error)
         return None

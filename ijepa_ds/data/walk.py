@@ -1,4 +1,4 @@
-"""The walk that finds the images of a folder."""
+"""Recursive search for the images of a folder."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
 
 
 def is_image(name: bytes) -> bool:
-    """Tell whether a file has the name of an image."""
+    """Return whether a file name has an image's extension."""
     return name.lower().endswith(_ENDINGS)
 
 
 class Walker:
-    """A walk through a folder in the order of the bytes of the relative paths.
+    """A recursive walk through a folder, sorted by the bytes of the relative paths.
 
-    Links are followed, except back to a folder above. Names that begin with a dot are passed over.
+    Symlinks are followed, except to a parent folder. Names that begin with a dot are skipped.
 
     Attributes:
-        num_files: Files seen so far, of any kind.
-        tars: Relative paths of the tars seen.
+        num_files: Files found so far, of any kind.
+        tars: Relative paths of the tars found so far.
         problems: (path, reason) of the folders that could not be listed.
     """
 
     def __init__(self, root: bytes) -> None:
-        """Prepare the walk below `root`, an absolute path."""
+        """Prepare a walk below `root`, an absolute path."""
         self.root = root
         self.num_files = 0
         self.tars: list[bytes] = []
         self.problems: list[tuple[str, str]] = []
 
     def images(self) -> Iterator[bytes]:
-        """Yield the relative path of every file with the name of an image."""
+        """Yield the relative path of every file with an image's extension."""
         return self._below(b"", frozenset())
 
     def _below(self, prefix: bytes, above: frozenset[tuple[int, int]]) -> Iterator[bytes]:
@@ -41,7 +41,7 @@ class Walker:
         try:
             status = os.stat(folder)
             identity = (status.st_dev, status.st_ino)
-            if identity in above:  # a link back up
+            if identity in above:  # a symlink to a parent folder
                 return
             with os.scandir(folder) as entries:
                 # A folder sorts as "name/", so that whole paths come in order ("a-b/1" before "a/1").
@@ -63,5 +63,5 @@ class Walker:
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError:  # a symlink to itself
         return False

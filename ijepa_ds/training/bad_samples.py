@@ -66,7 +66,7 @@ class BadSamples:
         self._write(self._rows({at: why for at, why in batches.found.items() if at not in self.found}))
 
     def _rows(self, bad: Mapping[int, str]) -> list[dict[str, Any]]:
-        return [{"path": self._index.shown(at), "reason": why, "index": at} for at, why in sorted(bad.items())]
+        return [{"path": self._index.display_path(at), "reason": why, "index": at} for at, why in sorted(bad.items())]
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         """Add the rows that are not in the file yet."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ijepa_ds.config import BatchPlan, Config
 from ijepa_ds.data.index import ImageIndex
-from ijepa_ds.data.samples import Share, planned
+from ijepa_ds.data.samples import Share, image_indices
 from ijepa_ds.distributed.exchange import gather_objects
 from ijepa_ds.durable import append_lines
 from ijepa_ds.errors import TrainingError
@@ -79,5 +79,5 @@ class SkippedSteps:
         append_lines(Path(self._cfg.run.dir) / "skipped_steps.jsonl", [json.dumps(line)])
 
     def _names(self, numbers: list[int]) -> list[str]:
-        indices = planned(self._folder, np.array(numbers, dtype=np.int64), self._cfg.run.seed)
+        indices = image_indices(self._folder, np.array(numbers, dtype=np.int64), self._cfg.run.seed)
         return [str(self._folder.paths[index]) for index in indices.tolist()]

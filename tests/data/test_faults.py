@@ -19,7 +19,7 @@ from ijepa_ds.config import DataConfig
 from ijepa_ds.data import reading
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.loader import ImageBatches
-from ijepa_ds.data.samples import SamplePlan, Share, planned
+from ijepa_ds.data.samples import SamplePlan, Share, image_indices
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
 
@@ -184,7 +184,7 @@ def test_only_the_bad_samples_differ_from_a_clean_run(tmp_path, loader):
     ours, found = run(index, loader)
     theirs, _ = run(scan(clean), loader)
     assert found == {}
-    which = planned(index, np.arange(STEPS * BATCH), 0)
+    which = image_indices(index, np.arange(STEPS * BATCH), 0)
     differ = (ours != theirs).flatten(2).any(dim=2).flatten().numpy()
     assert np.array_equal(differ, np.isin(which, list(index.bad)))
     # every rank comes to the same, and so does a restart
@@ -240,7 +240,7 @@ def test_a_transient_error_is_tried_again_before_it_counts(tmp_path, loader, mon
     monkeypatch.setattr(os, "open", stumble)
     images, found = run(index, loader)
     assert found == {5: os.strerror(code)} and "trying again" in caplog.text
-    which = planned(index, np.arange(STEPS * BATCH), 0).reshape(STEPS, BATCH)
+    which = image_indices(index, np.arange(STEPS * BATCH), 0).reshape(STEPS, BATCH)
     assert np.array_equal((images != clean).flatten(2).any(dim=2).numpy(), which == 5)
 
 

@@ -140,7 +140,7 @@ def test_nothing_readable_says_what_was_seen(tmp_path):
         scan(tmp_path)
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / "b.jpg").write_text("x")
-    with pytest.raises(ValueError, match=r"1 with an image's name but unreadable: .*b\.jpg.*not a JPEG") as error:
+    with pytest.raises(ValueError, match=r"1 image files are unreadable: .*b\.jpg.*not a JPEG") as error:
         scan(tmp_path)
     assert str(tmp_path) in str(error.value)
 

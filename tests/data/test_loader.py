@@ -253,7 +253,7 @@ PLACES = {
 def test_every_operator_is_where_it_belongs(folder, flip, device_id, decoder):
     """Defined, not built: no GPU is needed to see which device each operator was given."""
     pytest.importorskip("nvidia.dali")
-    from ijepa_ds.data.dali import build_pipeline
+    from ijepa_ds.data.dali_pipeline import build_pipeline
 
     cfg = replace(config(folder, "dali"), horizontal_flip=flip)
     pipeline = build_pipeline(lambda info: (), cfg, 4, device_id=device_id, decoder=decoder)

@@ -187,7 +187,7 @@ def test_sources_that_are_none_say_what_is_expected(tmp_path, files, caplog):
     tar_of(tmp_path / "images" / "beside.tar", files)
     with caplog.at_level(logging.WARNING):
         assert len(open_source(str(tmp_path / "images"))) == len(files)
-    assert "1 .tar files beside the images are not read" in caplog.text
+    assert "1 .tar files beside the images are ignored" in caplog.text
 
 
 def test_a_mix_without_weights_is_one_pile(tmp_path, files):
