@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`load_encoder` is looked up when it is first asked for: importing the package imports nothing."""
+    """Import `load_encoder` on first access, so that importing the package stays cheap."""
     if name == "load_encoder":
         from ijepa_ds.weights import load_encoder
 

@@ -1,11 +1,10 @@
-"""Counter-based random numbers: a pure function of (seed, stream, index, draw), same bits in numpy and torch.
+"""Counter-based random numbers: a pure function of (seed, stream, index, draw), bit-identical in numpy and torch.
 
-A generator with a state ties what an image gets to how many images came before it on the same rank; a hash of
-the image's own number does not, so a run may change its world size, micro-batch or starting step and see the
-same numbers. The mixing is the finaliser of splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom
-number generators", 2014), applied to the key, then to the index, then to the draw. Only wrapping 64-bit
-integer operations are used, and the last step, 53 bits times 2**-53, is exact in float64: the CPU and the GPU
-agree to the bit.
+With a stateful generator, the numbers of an image depend on how many images its rank has processed before. A hash of the
+image's own number does not, so the numbers stay the same for any world size, micro-batch and starting step. The hash is
+the finaliser of splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014), applied to the
+key, then to the index, then to the draw. It uses only wrapping 64-bit integer operations, and the last step, 53 bits
+times 2**-53, is exact in float64, so CPU and GPU agree to the bit.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ STREAM_MASK_SIZE = 3  # index: step
 STREAM_MASK = 4  # index: global sample number
 STREAM_ORDER = 5  # index: position in the epoch; the caller folds the epoch into the seed
 STREAM_AUGMENT = 8  # index: global sample number; colour and blur
-STREAM_DROP = 7  # index: a hash of a context's patches, itself a function of the global sample number
-STREAM_MASK_KEEP = 6  # index: global sample number; which available patches stay in the context
+STREAM_DROP = 7  # index: a hash of a context's patches, which are a function of the global sample number
+STREAM_MASK_KEEP = 6  # index: global sample number; random subset of a context's available patches
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -31,24 +30,24 @@ _UNIT = 2.0**-53
 
 
 def fold(seed: int, *numbers: int) -> int:
-    """Fold numbers into a seed, for streams that depend on more than one index (an order: seed and epoch).
+    """Fold numbers into a seed, for streams that depend on several indices, such as an epoch and a position.
 
     Args:
-        seed: Any integer; its low 64 bits count.
-        *numbers: Integers, in an order that matters; their low 64 bits count.
+        seed: Any integer; only its low 64 bits are used.
+        *numbers: Integers; their order matters, and only their low 64 bits are used.
 
     Returns:
         An integer in 0 .. 2**64 - 1.
     """
     key = _mix_int(seed + _GOLDEN)
     for number in numbers:
-        # Not key ^ mix(number): the two cancel where the number equals the seed.
+        # Not key ^ mix(number): the two would cancel for a number equal to the seed.
         key = _mix_int(key + (number + 1) * _GOLDEN)
     return key
 
 
 def uniform(seed: int, stream: int, index: Tensor, draws: int) -> Tensor:
-    """Draw uniform numbers on the device of `index`, without asking that device for anything.
+    """Draw uniform numbers on the device of `index`, without waiting for the device.
 
     Args:
         seed: The run's seed; any integer.
@@ -92,17 +91,17 @@ def _mix_numpy(value: np.ndarray) -> np.ndarray:
 
 
 def _mix_torch(value: Tensor) -> Tensor:
-    """Mix an int64 tensor elementwise, as if it were uint64 (which torch cannot shift on every device)."""
+    """Mix an int64 tensor elementwise as uint64, which torch cannot shift on every device."""
     value = (value ^ _logical_shift(value, 30)) * _signed(_MULTIPLY_1)
     value = (value ^ _logical_shift(value, 27)) * _signed(_MULTIPLY_2)
     return value ^ _logical_shift(value, 31)
 
 
 def _logical_shift(value: Tensor, places: int) -> Tensor:
-    """Shift right and fill with zeros; int64's own shift fills with the sign."""
+    """Shift right and fill with zeros; the shift of int64 fills with the sign."""
     return (value >> places) & ((1 << (64 - places)) - 1)
 
 
 def _signed(value: int) -> int:
-    """Read 64 bits as two's complement, which is how torch takes a constant."""
+    """Reinterpret 64 bits as a signed integer, as torch expects constants."""
     return value - (1 << 64) if value >= 1 << 63 else value

@@ -1,4 +1,4 @@
-"""Files that are on the disk when a function returns, with the permissions that the user's umask asks for."""
+"""Durable writes: files are flushed to disk when a function returns, with the permissions of the user's umask."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def fsync(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
+    """Flush a file or folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -25,31 +25,31 @@ def fsync(path: Path) -> None:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file and flush it to the disk.
+    """Write a safetensors file and flush it to disk.
 
     Args:
-        tensors: name -> contiguous tensor of any shape.
-        path: the file; an older one is replaced.
-        metadata: text beside the tensors.
+        tensors: Name -> contiguous tensor of any shape.
+        path: The file; an existing one is replaced.
+        metadata: Texts stored in the file's header.
 
     Raises:
-        OSError, SafetensorError: the disk refuses.
+        OSError, SafetensorError: The file cannot be written.
     """
     from safetensors.torch import save_file
 
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)
     save_file(dict(tensors), path, metadata=dict(metadata) if metadata else None)
-    path.chmod(mode)  # the library's own file is readable by its owner alone: colleagues could not load it
+    path.chmod(mode)  # safetensors creates files that only their owner can read
     fsync(path)
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
-    """Add lines to a log and flush it to the disk; where the disk refuses, that is said, and the run goes on."""
+    """Append lines to a log file and flush it to disk; a write error is logged, not raised."""
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write("".join(f"{line}\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        logger.error("%s cannot be written (%s): lines are lost; the run goes on", path, error.strerror)
+        logger.error("%s cannot be written (%s): lines are lost; the run continues", path, error.strerror)

@@ -1,9 +1,9 @@
-"""Errors that name something the user has to mend; entry points turn them into exit codes."""
+"""Errors that the user can fix; entry points convert them to exit codes."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or read; the text names it and says why."""
+    """A checkpoint cannot be written or read; the text names it and the reason."""
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the text says why and what to change."""
+    """Training cannot continue; the text has the reason and what to change."""

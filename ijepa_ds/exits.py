@@ -1,7 +1,7 @@
-"""How a run ends: its exit codes, and the marker that scripts should trust more than any launcher's code."""
+"""Exit codes of a run, and its completion marker, which is more reliable than a launcher's exit code."""
 
-FAILED = 1  # an error that nobody foresaw, with its traceback
-USER_ERROR = 2  # something to be mended by the user, said in one message
-LOST = 70  # EX_SOFTWARE: a rank died or hangs, so the job cannot go on
-STOPPED = 75  # EX_TEMPFAIL: stopped when asked, everything is saved, the same command continues
-COMPLETED = "completed.json"  # in the run directory when the last step is reached
+FAILED = 1  # an unexpected error, with its traceback
+USER_ERROR = 2  # an error that the user can fix, with one message
+LOST = 70  # EX_SOFTWARE: a rank died or hangs, so the job cannot continue
+STOPPED = 75  # EX_TEMPFAIL: stopped on request with everything saved; the same command resumes
+COMPLETED = "completed.json"  # in the run directory after the last step

@@ -1,4 +1,4 @@
-"""Versions of what computes. Imports none of it."""
+"""Versions of the installed libraries, read without importing them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LIBRARIES = ("torch", "deepspeed", "timm", "nvidia-dali-cuda130", "nvidia-dali-
 
 
 def versions() -> dict[str, Any]:
-    """Versions of what computes, and our git revision where there is one."""
+    """Return the versions of this package, Python and the main libraries, and the git revision or None."""
     found: dict[str, Any] = {"ijepa_ds": ijepa_ds.__version__, "python": platform.python_version()}
     for name in _LIBRARIES:
         try:
@@ -30,15 +30,15 @@ def _revision() -> str | None:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):  # not a checkout, or no git: an installed wheel
+    except (OSError, subprocess.SubprocessError):  # not a git checkout, or git is not installed
         return None
 
 
 def check_deepspeed() -> None:
-    """Refuse a DeepSpeed whose internals `zero` was not checked against.
+    """Check that the installed DeepSpeed has the internals that `zero` uses.
 
     Raises:
-        RuntimeError: names the version that is installed and the one that is needed.
+        RuntimeError: The version is not supported; the text names it and the required one.
     """
     found = metadata.version("deepspeed")
     if not found.startswith(SUPPORTED_DEEPSPEED):

@@ -1,4 +1,4 @@
-"""Transformer blocks, timm's where timm has them, and how a stack of them is run."""
+"""Transformer blocks, based on timm, and the forward pass through a stack of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ijepa_ds import counter
 from ijepa_ds.config.sizes import Size
 
 CHECKPOINTING = ("none", "selective", "full")
-_PRODUCTS = {  # what selective checkpointing keeps: results of matrix products and of fused attention
+_SAVED_OPS = {  # selective checkpointing saves the results of matrix products and fused attention
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
     torch.ops.aten.bmm.default,
@@ -27,25 +27,25 @@ _PRODUCTS = {  # what selective checkpointing keeps: results of matrix products 
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
 }
-if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # `cpu_linear`
-    _PRODUCTS.add(torch.ops.mkldnn._linear_pointwise.default)
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # `model.cpu.linear`
+    _SAVED_OPS.add(torch.ops.mkldnn._linear_pointwise.default)
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm computed in float32, whatever its weights' type; the result has the weights' type, or `result`."""
+    """LayerNorm computed in float32 for any type of weights; the result has the weights' type, or the type `result`."""
 
     def __init__(self, width: int, eps: float = 1e-6, result: torch.dtype | None = None, **factory: object) -> None:
         super().__init__(width, eps=eps, **factory)  # type: ignore[arg-type]
         self.result = result
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x: [..., D]` -> `[..., D]`."""
+        """Normalise `x: [..., D]` -> `[..., D]`."""
         y = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
         return y.to(self.result or self.weight.dtype)
 
 
 class DropPath(nn.Module):
-    """Leaves out a residual branch for some sequences; which ones is said from outside (`draw_drops`)."""
+    """Stochastic depth: skips a residual branch for the sequences that `draw_drops` selects."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -53,12 +53,12 @@ class DropPath(nn.Module):
         self.keep: Tensor | None = None  # [S, 1, 1], 0 or 1 / (1 - rate); None: keep all
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x: [S, N, D]` -> `[S, N, D]`."""
+        """Scale or zero the branch of each sequence: `x: [S, N, D]` -> `[S, N, D]`."""
         return x if self.keep is None else x * self.keep.to(x.dtype)
 
 
 class RotaryBlock(Block):
-    """timm's block with rotary positions in its attention; gets them as `rope` `[S, 1, N, 2 * D / heads]` or `[N, ...]`."""
+    """timm's block with rotary position embedding in its attention."""
 
     def __init__(self, width: int, heads: int, registers: int, **options: Any) -> None:
         super().__init__(width, heads, **options)
@@ -72,18 +72,26 @@ class RotaryBlock(Block):
         )
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:  # type: ignore[override]
-        """`x: [S, R + N, D]` -> the same."""
+        """Apply the block to sequences of R registers and N patches.
+
+        Args:
+            x: `[S, R + N, D]`.
+            rope: `[S, 1, N, 2 * D / heads]` or `[N, 2 * D / heads]` (`rotary_table`).
+
+        Returns:
+            `[S, R + N, D]`.
+        """
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), rope=rope)))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
-BLOCKS = (Block, RotaryBlock, ParallelScalingBlock)  # what ZeRO-3 gathers as a whole
+BLOCKS = (Block, RotaryBlock, ParallelScalingBlock)  # ZeRO-3 gathers each as a whole
 
 
 def make_blocks(size: Size) -> nn.ModuleList:
-    """The blocks of one stack."""
+    """Build the blocks of one network of shape `size`."""
     options: dict[str, Any] = {
-        # The half keeps int(width * ratio) from falling one short of mlp_hidden.
+        # The half prevents int(width * ratio) from rounding down to mlp_hidden - 1.
         "mlp_ratio": (size.mlp_hidden + 0.5) / size.width,
         "qkv_bias": size.qkv_bias,
         "qk_norm": size.qk_norm,
@@ -103,9 +111,9 @@ def make_blocks(size: Size) -> nn.ModuleList:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Fuse what lies between a block's matrix products (norms, casts, GELU, sums) with `torch.compile`; values stay.
+    """Compile the blocks of a model in place with `torch.compile`, which fuses norms, casts, GELU and sums.
 
-    One block is compiled, for any number of sequences and patches; the others of its shape run the same code.
+    Blocks of the same shape share one compilation, for any number of sequences and patches.
     """
     for module in model.modules():
         if isinstance(module, BLOCKS):
@@ -113,14 +121,17 @@ def compile_blocks(model: nn.Module) -> None:
 
 
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor, checkpointing: str, *more: Tensor) -> Tensor:
-    """Through all blocks.
+    """Apply blocks in order.
 
     Args:
-        blocks: in order.
+        blocks: The blocks.
         x: `[S, N, D]`.
-        checkpointing: none; full: keep a block's input only and compute the block again in the backward pass; selective:
-            also keep the results of its matrix products, and compute only what lies between them again.
-        *more: further arguments of every block.
+        checkpointing: none; full: save only a block's input and recompute the block in the backward pass; selective: also
+            save the results of its matrix products and recompute only the operations between them.
+        *more: Further arguments of every block.
+
+    Returns:
+        `[S, N, D]`.
     """
     for block in blocks:
         if checkpointing == "none" or not torch.is_grad_enabled():
@@ -137,18 +148,18 @@ def _selective() -> Any:
 
 
 def _policy(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in _PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if operation in _SAVED_OPS else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def draw_drops(blocks: nn.ModuleList, patches: Tensor | None) -> None:
-    """Say which sequences keep which branches: a function of the patches they are made of, and of the block.
+    """Select the residual branches that each sequence skips, as a function of its patch indices and the block.
 
-    A sample's masks are a function of (seed, step, global sample number); so is, through them, what is dropped, for any world
-    size, micro-batch and restart. Two samples that see the same patches drop the same branches.
+    Masks are a function of (seed, step, global sample number), and so are the skipped branches, for any world size,
+    micro-batch and restart. Two samples with the same patches skip the same branches.
 
     Args:
-        blocks: of the context encoder.
-        patches: int64 `[S, K]`, the patch numbers of every sequence; None: keep everything.
+        blocks: Blocks of the context encoder.
+        patches: int64 `[S, K]`, the patch indices of every sequence; None: skip nothing.
     """
     drops = [module for module in blocks.modules() if isinstance(module, DropPath)]
     if patches is None:
@@ -163,17 +174,20 @@ def draw_drops(blocks: nn.ModuleList, patches: Tensor | None) -> None:
 
 
 def rotary_table(head_width: int, grid: int) -> Tensor:
-    """Rotary angles of a grid, float32 `[G*G, 2 * head_width]`: sines, then cosines, of interleaved pairs (timm's order).
+    """Return the sines and cosines of rotary position embedding for a grid.
 
-    The first half of a head's channels turns with the column of the patch, the second with its row; frequencies
-    100^(-i / (head_width / 4)), as in DINOv3 (arXiv 2508.10104), of coordinates from -1 to 1: another grid of the same image
-    needs no other positions.
+    The first half of a head's channels encodes the column of the patch, the second its row. Frequencies are
+    100^(-i / (head_width / 4)), as in DINOv3 (arXiv 2508.10104). Coordinates range from -1 to 1, so every grid of an image
+    covers the same range.
 
     Args:
-        head_width: channels of one head, a multiple of 4.
+        head_width: Channels of one head, a multiple of 4.
         grid: G, patches along a side.
+
+    Returns:
+        float32 `[G*G, 2 * head_width]`: sines, then cosines, of interleaved pairs (timm's order).
     """
-    # numpy, because DeepSpeed's zero.Init casts every float tensor that torch makes under it to the model's type
+    # numpy, because DeepSpeed's zero.Init casts new float tensors of torch to the model's type
     centre = (np.arange(grid, dtype=np.float64) + 0.5) / grid * 2 - 1
     omega = 2 * np.pi * 100.0 ** (-np.arange(head_width // 4, dtype=np.float64) / (head_width / 4))
     line = centre[:, None] * omega  # [G, head_width / 4]

@@ -1,4 +1,4 @@
-"""Matrix-product FLOPs of one image, by part. A multiplication and an addition count two; the rest is below one percent."""
+"""Matrix-product FLOPs of one image, by part; a multiply-add counts as two, other operations are below one percent."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Flops:
     """FLOPs of one image.
 
     Attributes:
-        target: the target encoder's forward pass over all patches.
-        context: the context encoder, forward and backward.
-        predictor: forward and backward.
-        recomputed: what a device computes beyond that: checkpointed blocks again, and the attention matrix again in
-            the fused kernel's backward pass; less the gradient of the pixels, which nobody needs.
+        target: Target encoder, forward pass over all patches.
+        context: Context encoder, forward and backward passes.
+        predictor: Predictor, forward and backward passes.
+        recomputed: Recomputation of checkpointed blocks and, in the fused kernel's backward pass, of the attention matrix;
+            minus the gradient of the pixels, which is not computed.
     """
 
     target: float
@@ -28,21 +28,21 @@ class Flops:
 
     @property
     def model(self) -> float:
-        """What the method needs: the numerator of MFU (Chowdhery et al. 2022, appendix B)."""
+        """FLOPs of the method: the numerator of MFU (Chowdhery et al. 2022, appendix B)."""
         return self.target + self.context + self.predictor
 
     @property
     def executed(self) -> float:
-        """What the device does."""
+        """FLOPs that the device executes."""
         return self.model + self.recomputed
 
 
 def flops_of(work: Work, fused_attention: bool = True) -> Flops:
-    """FLOPs of one image of a run.
+    """Return the FLOPs of one image of a run.
 
     Args:
-        work: shapes.
-        fused_attention: the kernel that never stores the attention matrix and computes it again in the backward pass.
+        work: Shapes of the run.
+        fused_attention: Use of a kernel that recomputes the attention matrix in the backward pass.
     """
     kc, kt = work.tokens.context, work.tokens.target
     sequence, sequences = kc + kt, work.contexts * work.targets
@@ -51,27 +51,27 @@ def flops_of(work: Work, fused_attention: bool = True) -> Flops:
     predictor, predictor_attention = (sequences * x for x in blocks(work.predictor, sequence))
     embed = 2.0 * work.contexts * kc * work.size.width * work.predictor.width
     head = 2.0 * sequences * kt * work.size.width * work.predictor.width
-    again = 0.0
-    if work.checkpointing == "full":  # a block's last layer is not computed again, when nothing needs its result
-        again += context * (1 - _last_layer(work.size)) + context_attention
-        again += predictor * (1 - _last_layer(work.predictor)) + predictor_attention
+    recomputed = 0.0
+    if work.checkpointing == "full":  # the last layer of a block is not recomputed if its result is unused
+        recomputed += context * (1 - _last_layer(work.size)) + context_attention
+        recomputed += predictor * (1 - _last_layer(work.predictor)) + predictor_attention
     if fused_attention:  # five products in the backward pass instead of four; the forward pass has two
-        again += (context_attention + predictor_attention) / 2
+        recomputed += (context_attention + predictor_attention) / 2
     return Flops(
         target=patch + sum(blocks(work.size, work.patches + work.size.registers)),
         context=3 * (patch + context + context_attention),
         predictor=3 * (embed + predictor + predictor_attention + head),
-        recomputed=again - patch,
+        recomputed=recomputed - patch,
     )
 
 
 def training_flops(cfg: Config, context: int, target: int) -> float:
-    """`Flops.model` of an image in a step of a run whose contexts have `context` patches and whose targets `target`."""
+    """Return `Flops.model` of an image in a step with `context` patches per context and `target` per target block."""
     return flops_of(work_of(cfg, Tokens(context, target, context, target))).model
 
 
 def blocks(size: Size, tokens: float) -> tuple[float, float]:
-    """Forward FLOPs of all blocks for one sequence: of the Linear layers, and of attention's two products."""
+    """Return the forward FLOPs of all blocks for one sequence: Linear layers, and attention's two matrix products."""
     d = size.width
     return (
         size.depth * 2.0 * tokens * _linear(size),
@@ -80,10 +80,10 @@ def blocks(size: Size, tokens: float) -> tuple[float, float]:
 
 
 def _linear(size: Size) -> int:
-    """Weights of a block's Linear layers."""
+    """Return the number of weights in a block's Linear layers."""
     return 4 * size.width**2 + (3 if size.swiglu else 2) * size.width * size.mlp_hidden
 
 
 def _last_layer(size: Size) -> float:
-    """Share of a block's Linear layers that its last one, the MLP's second, has; LayerScale needs its result."""
+    """Return the share of a block's Linear FLOPs in its last layer; 0 with LayerScale, whose backward needs the result."""
     return 0.0 if size.layer_scale else size.width * size.mlp_hidden / _linear(size)

@@ -1,4 +1,4 @@
-"""The method: predict the representations of hidden blocks of an image from the rest (Assran et al., CVPR 2023)."""
+"""I-JEPA: predict the representations of target blocks of an image from a context block (Assran et al., CVPR 2023)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ijepa_ds.model.vit import Encoder, Predictor
 
 
 class Output(NamedTuple):
-    """What one pass gives."""
+    """The result of one forward pass."""
 
     loss: Tensor  # scalar, float32
     prediction: Tensor  # [B, C, M, Kt, D], detached
@@ -25,22 +25,22 @@ class Output(NamedTuple):
 
 
 class IJEPA(nn.Module):
-    """Context encoder, predictor and the target encoder (frozen: only the EMA moves it)."""
+    """Context encoder, predictor and target encoder; only the EMA updates the target encoder."""
 
     def __init__(self, encoder: Encoder, predictor: Predictor, target_encoder: Encoder, target_bfloat16: bool = False) -> None:
-        """`target_bfloat16`: the target encoder's matrix products in bfloat16, whatever its weights are."""
+        """Combine three networks; `target_bfloat16` runs the target encoder's matrix products in bfloat16."""
         super().__init__()
         self.target_bfloat16 = target_bfloat16
         self.encoder, self.predictor, self.target_encoder = encoder, predictor, target_encoder
         self.target_encoder.requires_grad_(False)
 
     def forward(self, images: Tensor, masks: Masks, mark: Callable[[str], None] | None = None) -> Output:
-        """The loss of one micro-batch.
+        """Return the loss of one micro-batch.
 
         Args:
             images: `[B, 3, H, W]`, normalised.
-            masks: contexts `[B, C, Kc]` and targets `[B, M, Kt]`.
-            mark: called with the name of each part when it is done, for time keeping.
+            masks: Contexts `[B, C, Kc]` and targets `[B, M, Kt]`.
+            mark: Called with the name of each finished part, for timing.
         """
         target = self.targets(images, masks)
         if mark:
@@ -55,15 +55,16 @@ class IJEPA(nn.Module):
         return Output(loss, prediction.detach(), target)
 
     def set_grid(self, grid: int) -> None:
-        """Take images of so many patches along a side from now on (`Encoder.set_grid`)."""
+        """Set the number of patches along a side of later images (`Encoder.set_grid`)."""
         for part in (self.encoder, self.predictor, self.target_encoder):
             part.set_grid(grid)
 
     @torch.no_grad()
     def targets(self, images: Tensor, masks: Masks) -> Tensor:
-        """What is to be predicted: `[B, M, Kt, D]`, float32.
+        """Return the prediction targets, float32 `[B, M, Kt, D]`.
 
-        The target encoder sees the whole image; its output is layer-normed over D without affine parameters.
+        The target encoder sees the whole image. Its output is layer-normed over D without affine parameters (published
+        runs).
         """
         device = images.device.type
         with torch.autocast(device, torch.bfloat16, cache_enabled=False) if self.target_bfloat16 else nullcontext():
@@ -74,7 +75,7 @@ class IJEPA(nn.Module):
 
 
 def build(cfg: Config) -> IJEPA:
-    """The networks of a configuration. Their values are not yet those of a start (see `vit.initialise`)."""
+    """Build the networks of a configuration; `vit.initialise` fills their parameters."""
     model, size = cfg.model, size_of(cfg.model)
     grid = cfg.data.crop_size // model.patch_size
     checkpointing = model.recompute if model.activation_checkpointing else "none"

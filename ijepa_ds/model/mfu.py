@@ -1,4 +1,4 @@
-"""What this device's matrix products reach: the denominator of model FLOPs utilisation (its numerator: `plan.flops`)."""
+"""Measured peak of the device's matrix products: the denominator of model FLOPs utilisation (numerator: `flops`)."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""The networks: a pre-norm ViT encoder and the narrow predictor, from timm's blocks with fused attention.
+"""The networks: a pre-norm ViT encoder and a narrow predictor, from timm's blocks with fused attention.
 
-Shapes: B images, N = G*G patches, D encoder width, P predictor width, C contexts and M target blocks an image,
-Kc / Kt patches kept in a context / a target block. Parameter names are timm's, and the published checkpoints'.
+Shapes: B images, N = G*G patches, D encoder width, P predictor width, C contexts and M target blocks per image,
+Kc / Kt patches in a context / a target block. Parameter names are those of timm and of the published checkpoints.
 
-Precision: parameters may be bfloat16 or float32. The residual stream, LayerNorm's arithmetic and softmax (inside the fused
-kernel) are float32 either way; only the inputs of matrix products take the parameters' type.
+Precision: parameters are bfloat16 or float32. The residual stream, LayerNorm and softmax (inside the fused kernel) are
+always float32; only the inputs of matrix products have the parameters' type.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from ijepa_ds.model.blocks import LayerNorm, draw_drops, make_blocks, rotary_tab
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches through one convolution."""
+    """Embedding of non-overlapping patches by one convolution."""
 
     def __init__(self, patch_size: int, width: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`images: [B, 3, H, W]` -> `[B, N, D]`, patches in row-major order."""
+        """Embed `images: [B, 3, H, W]` -> `[B, N, D]`, patches in raster order."""
         return self.proj(images.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)
 
 
 def sincos_position_embedding(width: int, grid: int, learnt_grid: int | None = None) -> Tensor:
-    """Fixed 2-D sine-cosine embedding, float32 `[1, G*G, width]`.
+    """Return the fixed 2-D sine-cosine position embedding, float32 `[1, G*G, width]`.
 
-    The first half of the channels encodes the column of the patch, the second its row (as in the published weights).
+    The first half of the channels encodes the column of the patch, the second its row (published weights).
 
     Args:
-        width: channels, a multiple of 4.
+        width: Channels, a multiple of 4.
         grid: G, patches along a side.
-        learnt_grid: patches along a side where the weights were trained, if that was another grid: the G patches then
-            share the extent of those, at the fractional positions of their centres, and the sines are evaluated there.
+        learnt_grid: Grid on which the weights were trained, if different. The G patches then cover the same extent, and
+            the sines are evaluated at the fractional positions of their centres.
     """
-    # numpy, because DeepSpeed's zero.Init casts every float tensor that torch makes under it to the model's type
+    # numpy, because DeepSpeed's zero.Init casts new float tensors of torch to the model's type
     omega = 10000.0 ** (-np.arange(width // 4, dtype=np.float64) / (width / 4))
     positions = np.arange(grid, dtype=np.float64)
     if learnt_grid is not None and learnt_grid != grid:
@@ -57,19 +57,19 @@ def sincos_position_embedding(width: int, grid: int, learnt_grid: int | None = N
 
 
 class Encoder(nn.Module):
-    """ViT without class token; with `context`, only the indexed patches go through the blocks."""
+    """A ViT without class token that encodes all patches, or only those of the contexts."""
 
     def __init__(
         self, size: Size, patch_size: int, grid: int, checkpointing: str = "none", position_grid: int | None = None
     ) -> None:
-        """A network without values.
+        """Build an uninitialised network.
 
         Args:
-            size: its shape.
-            patch_size: pixels along a side of a patch.
-            grid: patches along a side of an image.
-            checkpointing: which activations to recompute in the backward pass (`vit_blocks.run_blocks`).
-            position_grid: the grid that positions are learnt on, if not `grid` (`sincos_position_embedding`).
+            size: Shape of the network.
+            patch_size: Pixels along a side of a patch.
+            grid: Patches along a side of an image.
+            checkpointing: Activations to recompute in the backward pass (`blocks.run_blocks`).
+            position_grid: Grid on which the positions are trained, if not `grid` (`sincos_position_embedding`).
         """
         super().__init__()
         self.size, self.patch_size, self.grid, self.checkpointing = size, patch_size, grid, checkpointing
@@ -85,7 +85,7 @@ class Encoder(nn.Module):
         self.norm = LayerNorm(size.width, result=torch.float32)
 
     def set_grid(self, grid: int) -> None:
-        """Take images of another number of patches from now on: positions are evaluated between the learnt ones."""
+        """Set the number of patches along a side of later images; positions are interpolated."""
         if grid != self.grid:
             device = self.pos_embed.device
             self.pos_embed = sincos_position_embedding(self.size.width, grid, self.position_grid).to(device)
@@ -94,11 +94,11 @@ class Encoder(nn.Module):
             self.grid = grid
 
     def forward(self, images: Tensor, context: Tensor | None = None) -> Tensor:
-        """Encode whole images, or contexts of them.
+        """Encode whole images, or only their contexts.
 
         Args:
             images: `[B, 3, H, W]`, normalised.
-            context: int64 `[B, C, Kc]` patch indices, or None for all patches.
+            context: int64 `[B, C, Kc]`, patch indices; None: all patches.
 
         Returns:
             float32 `[B, C, Kc, D]`, or `[B, N, D]` without `context`.
@@ -112,7 +112,7 @@ class Encoder(nn.Module):
         return self._encode(x, context.flatten(0, 1)).reshape(b, c, k, -1)
 
     def _encode(self, x: Tensor, patches: Tensor | None) -> Tensor:
-        """Blocks and norm over `x: [S, K, D]`; `patches`: int64 `[S, K]`, or None for all patches in order."""
+        """Apply blocks and norm to `x: [S, K, D]`; `patches`: int64 `[S, K]`, or None for all patches in order."""
         registers, positions = self.size.registers, []
         if self.size.rope:
             table: Tensor = self.rope  # type: ignore[assignment]
@@ -125,7 +125,7 @@ class Encoder(nn.Module):
 
 
 class Predictor(nn.Module):
-    """From a context's representation and the positions of a target block to the block's representation."""
+    """A narrow ViT that predicts the representation of a target block from a context and the block's positions."""
 
     def __init__(
         self,
@@ -137,7 +137,17 @@ class Predictor(nn.Module):
         checkpointing: str = "none",
         position_grid: int | None = None,
     ) -> None:
-        """A network without values; `position_grid` as in `Encoder`."""
+        """Build an uninitialised network.
+
+        Args:
+            encoder_width: D.
+            width: P.
+            depth: Number of blocks.
+            heads: Attention heads.
+            grid: Patches along a side of an image.
+            checkpointing: As in `Encoder`.
+            position_grid: As in `Encoder`.
+        """
         super().__init__()
         self.checkpointing = checkpointing
         self.grid, self.position_grid = grid, position_grid or grid
@@ -145,12 +155,12 @@ class Predictor(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.predictor_pos_embed: Tensor
         self.register_buffer("predictor_pos_embed", sincos_position_embedding(width, grid, position_grid))
-        self.predictor_blocks = make_blocks(Size(width, depth, heads, 4 * width))  # plain, whatever the encoder is
+        self.predictor_blocks = make_blocks(Size(width, depth, heads, 4 * width))  # plain blocks for every kind of encoder
         self.predictor_norm = LayerNorm(width)
         self.predictor_proj = nn.Linear(width, encoder_width)
 
     def set_grid(self, grid: int) -> None:
-        """As `Encoder.set_grid`."""
+        """Set the number of patches along a side of later images, as `Encoder.set_grid`."""
         if grid != self.grid:
             table = sincos_position_embedding(self.predictor_embed.out_features, grid, self.position_grid)
             self.predictor_pos_embed = table.to(self.predictor_pos_embed.device)
@@ -160,7 +170,7 @@ class Predictor(nn.Module):
         """Predict every target block from every context of the same image.
 
         Args:
-            z: `[B, C, Kc, D]` encoded contexts.
+            z: `[B, C, Kc, D]`, encoded contexts.
             context: int64 `[B, C, Kc]`.
             targets: int64 `[B, M, Kt]`.
 
@@ -180,9 +190,9 @@ class Predictor(nn.Module):
 
 
 def initial_value(name: str, shape: torch.Size, seed: int, layer_scale: float = 0.0) -> Tensor:
-    """The float32 start value of one parameter, a function of its name, shape, `seed` and the model's options alone.
+    """Return the float32 initial value of one parameter: a function of its name, shape, the seed and `layer_scale`.
 
-    A rank can therefore fill its own slice of any parameter: the start is the same for every world size and ZeRO stage.
+    Any rank can compute its own slice of a parameter, so the values are the same for every world size and ZeRO stage.
 
     | tensor | distribution |
     |---|---|
@@ -191,8 +201,8 @@ def initial_value(name: str, shape: torch.Size, seed: int, layer_scale: float = 
     | LayerNorm weights | 1 |
     | LayerScale | `layer_scale` |
 
-    This is what the published runs trained from; the 1/sqrt(2*layer) rescaling in the released code is undone there
-    before training. The cut is an absolute +-2 (100 standard deviations), so the normal is used as it is.
+    This matches the published runs: their code applies a 1/sqrt(2*layer) rescaling and undoes it before training. Its
+    cut at an absolute +-2 is 100 standard deviations, so we draw from the untruncated normal distribution.
     """
     leaf = name.rsplit(".", 2)
     if leaf[-1] in ("bias", "mlp_bias"):

@@ -1,6 +1,6 @@
-"""What a run asks of a device: shapes, tokens and parameters. The basis of all other formulas.
+"""Shapes, tokens and parameters of a run: the input of the FLOP, memory and traffic formulas.
 
-Letters: B images of a micro-batch, N patches of an image, C contexts and M targets an image, Kc and Kt patches in each,
+Shapes: B images in a micro-batch, N patches in an image, C contexts and M targets per image, Kc and Kt patches in each,
 D encoder width, H its MLP's hidden width, P predictor width.
 """
 
@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from ijepa_ds.config import Config
 from ijepa_ds.config.sizes import Size, size_of
 
-_STEPS = 32  # steps whose masks are drawn to know how many patches they have
+_STEPS = 32  # steps whose masks are drawn to measure their lengths
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Parameter:
 
     Attributes:
         part: "encoder" or "predictor".
-        module: what ZeRO-3 gathers at once: a block, or a layer outside of the blocks.
-        numel: elements.
-        decay: whether weight decay applies (the optimizer groups are part x decay).
+        module: Unit that ZeRO-3 gathers: a block, or a layer outside the blocks.
+        numel: Number of elements.
+        decay: Whether weight decay applies; optimizer groups are part x decay.
     """
 
     part: str
@@ -35,7 +35,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Patches kept in a context and in a target block: on average over steps, and at most."""
+    """Patches in a context and in a target block: averages over steps, and maxima."""
 
     context: float
     target: float
@@ -48,15 +48,15 @@ class Work:
     """The shapes of a run.
 
     Attributes:
-        size: the encoder's row.
-        predictor: the predictor's, with its own depth.
-        patch_size: pixels along a patch.
+        size: Shape of the encoder.
+        predictor: Shape of the predictor.
+        patch_size: Pixels along a side of a patch.
         patches: N.
         contexts: C.
         targets: M.
         tokens: Kc and Kt.
-        checkpointing: none, selective or full (`vit_blocks.run_blocks`).
-        weight_bytes: of a weight, an activation in front of a matrix product, and a gradient: 2 or 4.
+        checkpointing: none, selective or full (`blocks.run_blocks`).
+        weight_bytes: Bytes of a weight, a matrix product's input, and a gradient: 2 or 4.
     """
 
     size: Size
@@ -71,20 +71,20 @@ class Work:
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
-        """Every trainable tensor, in the order of the modules."""
+        """All trainable tensors, in module order."""
         return (*_encoder(self), *_predictor(self))
 
     def count(self, part: str | None = None) -> int:
-        """Trainable parameters of a part, or of both."""
+        """Return the number of trainable parameters of a part, or of both."""
         return sum(p.numel for p in self.parameters if part in (None, p.part))
 
 
 def work_of(cfg: Config, tokens: Tokens | None = None) -> Work:
-    """The shapes of a configuration.
+    """Return the shapes of a configuration.
 
     Args:
-        cfg: the run.
-        tokens: patches of contexts and targets; None: those of the masks that the run will draw first.
+        cfg: The run.
+        tokens: Patches of contexts and targets; None: those of the run's first masks (`drawn_tokens`).
     """
     size, model = size_of(cfg.model), cfg.model
     p = model.predictor
@@ -103,7 +103,7 @@ def work_of(cfg: Config, tokens: Tokens | None = None) -> Work:
 
 @lru_cache(maxsize=16)
 def drawn_tokens(cfg: Config) -> Tokens:
-    """Lengths of the masks of a run's first steps, drawn by its own sampler."""
+    """Return the mask lengths of a run's first steps, drawn by its own sampler."""
     from ijepa_ds.masks.sampler import SAMPLERS
 
     planner = SAMPLERS[cfg.masks.sampler](cfg.masks, cfg.grid, cfg.run.seed, cfg.optimization.batch_size)

@@ -1,4 +1,4 @@
-"""Memory, communication and time of a run on paper: arithmetic over a configuration, no network is built.
+"""Estimates of a run's memory, communication and time, computed from its configuration without building a network.
 
-Sources of every formula: docs/plan.md. Checked against real steps in tests/dist/test_plan.py.
+docs/plan.md lists the source of every formula; tests/dist/test_plan.py compares them with real steps.
 """

@@ -1,4 +1,4 @@
-"""`ijepa-ds plan`: what a run needs, before a machine is booked. Needs no GPU and no process group."""
+"""`ijepa-ds plan`: estimate the memory, traffic and time of a run, without a GPU and without a process group."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the plan; 1 when it (or with --search: every way) does not fit.
+    """Print the plan; return 1 if it, or with --search every candidate, does not fit in memory.
 
     Raises:
-        ValueError: with all problems of the configuration found.
+        ValueError: The configuration is invalid; the text lists all problems.
     """
     cfg, _ = published.load_any(args.config, args.overrides)
     world = args.nodes * args.gpus_per_node
@@ -46,10 +46,10 @@ def run(args: argparse.Namespace) -> int:
     plan = report.plan_of(cfg, work, spread, device, steps, args.decode_rate, args.write_gbps)
     result, fits, text = report.to_dict(plan), plan.fits, report.table(plan)
     if args.search:
-        ways = search.search(cfg, work, spread, device, steps)
-        result["search"] = [{"way": way.name, "reason": way.reason} | report.to_dict(way.plan) for way in ways]
-        fits = ways[0].plan.fits
-        text += "\n\n" + search.table(ways) + "\n" + _advice(ways[0])
+        found = search.search(cfg, work, spread, device, steps)
+        result["search"] = [{"way": item.name, "reason": item.reason} | report.to_dict(item.plan) for item in found]
+        fits = found[0].plan.fits
+        text += "\n\n" + search.table(found) + "\n" + _advice(found[0])
     if str(args.json) == "-":
         print(json.dumps(result, indent=1))
     else:
@@ -67,7 +67,7 @@ def _advice(best: search.Candidate) -> str:
     plan = best.plan
     if not plan.fits:
         return (
-            "no way fits: take more or larger devices, a smaller model, or offload the optimizer "
+            "no candidate fits: use more or larger devices, a smaller model, or offload the optimizer "
             "(ds_configs/zero3_offload.json)"
         )
     keys = f"ds_configs/zero{plan.spread.stage}.json"
@@ -80,7 +80,7 @@ def _advice(best: search.Candidate) -> str:
 
 
 def _steps(cfg: Config, images: int | None) -> int | None:
-    """Steps of the whole run, where they can be known."""
+    """Return the steps of the whole run, or None if the number of images is unknown."""
     if images:
         return Schedule.of(cfg, steps_per_epoch(images, cfg.optimization.batch_size)).total_steps
     return cfg.optimization.steps

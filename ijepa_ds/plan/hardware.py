@@ -1,4 +1,4 @@
-"""Devices by name, from a YAML file, or this CPU as it is measured now."""
+"""Device specifications: built-in, from a YAML file, or measured on this CPU."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ GIB, GB, TERA = 2**30, 1e9, 1e12
 
 @dataclass(frozen=True)
 class Device:
-    """One device and how it is wired.
+    """One device and its links.
 
     Attributes:
-        name: for the table.
+        name: Name in tables.
         memory_gib: GiB that a process can use.
-        bfloat16_tflops: dense matrix products, 10^12 FLOPs a second.
-        float32_tflops: the same with float32 inputs (TF32 off).
-        memory_gbps: memory bandwidth, 10^9 bytes a second.
-        link_gbps: to the other devices of its machine, each direction, 10^9 bytes a second.
-        network_gbps: to other machines, each direction and device, 10^9 bytes a second.
+        bfloat16_tflops: Dense matrix products, 10^12 FLOPs a second.
+        float32_tflops: The same with float32 inputs (TF32 off).
+        memory_gbps: Memory bandwidth, 10^9 bytes a second.
+        link_gbps: Bandwidth to the other devices of its machine, per direction, 10^9 bytes a second.
+        network_gbps: Bandwidth to other machines, per direction and device, 10^9 bytes a second.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Device:
     network_gbps: float
 
     def flops(self, weight_bytes: int) -> float:
-        """FLOPs a second at most, for weights of so many bytes."""
+        """Return the peak FLOPs a second for weights of 2 or 4 bytes."""
         return TERA * (self.bfloat16_tflops if weight_bytes == 2 else self.float32_tflops)
 
 
@@ -50,10 +50,14 @@ DEVICES = {name: Device(name, *row) for name, row in _ROWS.items()}
 
 
 def device_of(name: str, ranks_on_machine: int) -> Device:
-    """The device called `name`: a row of `DEVICES`, `cpu`, or a YAML file with the fields of `Device`.
+    """Return the device called `name`.
+
+    Args:
+        name: A row of `DEVICES`, `cpu`, or a YAML file with the fields of `Device`.
+        ranks_on_machine: Ranks that share the CPU, for `cpu`.
 
     Raises:
-        ValueError: unknown name, or a file with missing, unknown or impossible keys; all of them at once.
+        ValueError: The name is unknown, or the file has missing, unknown or invalid keys; the text lists all of them.
     """
     if name in DEVICES:
         return DEVICES[name]
@@ -61,7 +65,7 @@ def device_of(name: str, ranks_on_machine: int) -> Device:
         return measured_cpu(ranks_on_machine)
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        raise ValueError(f"--gpu {name}: not known; choose {', '.join(DEVICES)}, cpu, or a YAML file (docs/plan.md)")
+        raise ValueError(f"--gpu {name}: unknown; choose {', '.join(DEVICES)}, cpu, or a YAML file (docs/plan.md)")
     import yaml
 
     try:
@@ -92,16 +96,17 @@ def _from_tree(path: Path, tree: object) -> Device:
 
 
 def measured_cpu(ranks: int) -> Device:
-    """This machine's CPU, shared by `ranks` ranks of one thread each: measured in about a second.
+    """Measure this machine's CPU in about a second, shared by `ranks` ranks of one thread each.
 
-    Bandwidths between ranks are taken as a quarter of the memory's: a message is written and read twice on its way.
+    The bandwidth between ranks is estimated as a quarter of the memory bandwidth, because a message is written and read
+    twice.
     """
     import numpy as np
 
     rate = _best(lambda a, b: np.dot(a, b), np.ones((768, 768), np.float32), 2.0 * 768**3)
     copied = _best(lambda a, b: np.copyto(a, b), np.ones(8 << 20, np.float32), 8.0 * (8 << 20))
     cores = os.cpu_count() or 1
-    # numpy's matrix product uses all the threads that OMP_NUM_THREADS allows; a rank has its share of the cores
+    # numpy's matrix product uses OMP_NUM_THREADS threads; a rank has its share of the cores
     threads = int(os.environ.get("OMP_NUM_THREADS") or cores)
     share = min(1.0, cores / (threads * ranks))
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -117,7 +122,7 @@ def measured_cpu(ranks: int) -> Device:
 
 
 def _best(work: object, operand: object, amount: float) -> float:
-    """The best of a few repetitions, in units of `amount` a second."""
+    """Return the best rate of a few repetitions: `amount` per second."""
     import copy
 
     other, best = copy.deepcopy(operand), float("inf")

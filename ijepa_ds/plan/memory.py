@@ -1,35 +1,36 @@
-"""Bytes of a rank by part. What DeepSpeed 0.19 allocates was read in its source and measured (docs/plan.md)."""
+"""Bytes of a rank by part. The formulas follow the source of DeepSpeed 0.19 and measurements (docs/plan.md)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from ijepa_ds.config.sizes import Size
 from ijepa_ds.model.work import Work
+from ijepa_ds.plan.activations import activations_of
 from ijepa_ds.plan.spread import Spread
 
-_STAGE_0_BUCKET = 500_000_000  # elements of the all-reduce's copy of the gradients (deepspeed/runtime/engine.py)
+_STAGE_0_BUCKET = 500_000_000  # elements of the buffer that all-reduces gradients (deepspeed/runtime/engine.py)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank, on its device unless said otherwise.
+    """Bytes of one rank, on its device except for `host`.
 
     Attributes:
-        weights: context encoder and predictor, as the forward pass uses them.
-        target: the target encoder's weights.
-        masters: float32 master weights beside them.
-        moments: AdamW's two.
-        ema: the float32 moving average.
-        gradients: the most there are at once, before they are reduced.
-        gradients_kept: what is left of them for the optimizer.
-        buffers: gradient buckets, and weights that stage 3 has gathered.
-        activations: the most that one micro-batch holds, from the forward pass into the backward pass.
-        activations_checkpointed: the same with activation checkpointing.
-        activations_whole: the same without.
-        loader: images decoded ahead (without the decoder's own scratch memory).
-        host: bytes that offloading moved off the device, into main memory or files.
-        peak: the most that is held at once on the device.
+        weights: Context encoder and predictor, as the forward pass uses them.
+        target: Target encoder.
+        masters: Float32 master weights.
+        moments: The two moments of AdamW.
+        ema: Float32 moving average of the encoder.
+        gradients: Peak of the gradients, before they are reduced.
+        gradients_kept: Gradients that remain for the optimizer.
+        buffers: Gradient buckets, and weights that stage 3 has gathered.
+        activations: Peak of the activations of one micro-batch.
+        activations_checkpointed: The same with full activation checkpointing.
+        activations_whole: The same without activation checkpointing.
+        loader: Prefetched images, without the decoder's scratch memory.
+        host: Bytes offloaded to main memory or files.
+        peak: Peak of the device's memory.
     """
 
     weights: float
@@ -48,27 +49,33 @@ class Memory:
     peak: float
 
     def parts(self) -> dict[str, float]:
-        """Bytes by part, for tables."""
+        """Return the bytes of each part, for tables."""
         names = ("weights", "target", "masters", "moments", "ema", "gradients", "buffers", "activations", "loader")
         return {name: getattr(self, name) for name in names}
 
     @property
     def states(self) -> float:
-        """What stays between steps: weights, target, masters, moments, moving average."""
+        """Bytes that remain between steps: weights, target, masters, moments and moving average."""
         return self.weights + self.target + self.masters + self.moments + self.ema
 
 
 def memory_of(work: Work, spread: Spread, prefetch: int = 0) -> Memory:
-    """Bytes of one rank; `prefetch` batches of images are decoded ahead."""
+    """Return the bytes of one rank.
+
+    Args:
+        work: Shapes of the run.
+        spread: Distribution over devices.
+        prefetch: Prefetched micro-batches of images.
+    """
     every, encoder, b = work.count(), work.count("encoder"), work.weight_bytes
     share = 1.0 if spread.stage == 0 else 1.0 / spread.world
-    held = 1.0 / spread.world if spread.stage == 3 else 1.0
-    copies = spread.stage > 0 or b == 2  # stage 0 in float32: the weights are their own masters
+    weight_share = 1.0 / spread.world if spread.stage == 3 else 1.0
+    copies = spread.stage > 0 or b == 2  # stage 0 in float32 needs no second copy of the weights
     masters, moments = 4.0 * every * share * copies, 8.0 * every * share
-    ema, weights, target, host = 4.0 * encoder * share, b * every * held, b * encoder * held, 0.0
+    ema, weights, target, host = 4.0 * encoder * share, b * every * weight_share, b * encoder * weight_share, 0.0
     if b == 4 and spread.stage < 3 and not spread.offload:
-        ema = 0.0  # float32: the target's own weights are the average
-    if spread.offload:  # the EMA lives beside the masters
+        ema = 0.0  # a float32 target encoder needs no second copy
+    if spread.offload:  # the EMA is stored with the masters
         host, masters, moments, ema = masters + moments + ema, 0.0, 0.0, 0.0
     if spread.offload_weights:
         host, weights, target = host + weights + target, 0.0, 0.0
@@ -102,7 +109,7 @@ def _gradients(work: Work, spread: Spread) -> float:
     every, b = work.count(), work.weight_bytes
     accumulated = 4 if spread.accumulation > 1 and b == 2 and spread.stage > 0 else b
     if spread.stage <= 1:
-        # with bfloat16 and accumulation, stage 1 keeps a float32 sum of all gradients beside them (BF16_Optimizer)
+        # with bfloat16 and accumulation, stage 1 also keeps a float32 sum of all gradients (BF16_Optimizer)
         return every * (b + (4 if accumulated > b else 0))
     return every * accumulated / spread.world
 
@@ -112,47 +119,88 @@ def _buffers(work: Work, spread: Spread) -> float:
     if spread.stage == 0:
         return b * float(min(every, _STAGE_0_BUCKET))
     buckets = b * float(spread.bucket) * (1 + spread.double_bucket) if spread.contiguous else 0.0
-    return buckets + (b * gathered(work, spread) if spread.stage == 3 else 0.0)
+    return buckets + (b * gathered_elements(work, spread) if spread.stage == 3 else 0.0)
 
 
-def gathered(work: Work, spread: Spread) -> float:
-    """Elements of whole weights that stage 3 holds at most.
+def gathered_elements(work: Work, spread: Spread) -> float:
+    """Return the peak number of elements of gathered weights under stage 3.
 
-    What it keeps for later, two modules at work, and what is gathered ahead once more: DeepSpeed receives that in one
-    buffer and copies every weight out of it.
+    These are the kept modules, two modules in use, and the prefetched weights twice, because DeepSpeed copies every
+    weight out of the receive buffer.
     """
     if spread.world == 1:
         return 0.0
     total = work.count() + work.count("encoder")
     largest = max(_modules(work).values())
-    target, trained = kept(work, spread)
+    target, trained = kept_elements(work, spread)
     return min(total, target + trained + 2 * largest) + min(spread.prefetch, total)
 
 
-def kept(work: Work, spread: Spread) -> tuple[int, int]:
-    """Elements that stage 3 does not release after their forward pass: of the target encoder, and of what is trained.
+class Kept(NamedTuple):
+    """Elements that stay gathered from the forward to the backward pass: of the target encoder, of trained networks."""
 
-    It keeps a module when the next use is within `reuse` elements. It finds the next use of every module where the
-    backward pass enters the whole model, also the target's, which has no backward pass; and on its way there it counts
-    the encoder and the predictor twice, once whole and once by their modules (blocks are leaf modules here).
+    target: int
+    trained: int
+
+
+def kept_elements(work: Work, spread: Spread) -> Kept:
+    """Return the elements that stage 3 does not release after their forward pass.
+
+    Example: an encoder of two modules E1 = 30 and E2 = 10 elements, a target encoder T1, T2 of the same sizes, and a
+    predictor P1 = P2 = 5. DeepSpeed's trace of the forward pass is
+
+        T T1 T2   E E1 E2   P P1 P2   model
+
+    It lists a network once as a whole (T, E, P) and once by its modules. The last entry is the start of the backward
+    pass, which enters the whole model: DeepSpeed takes it for the next use of every module, even of the target encoder,
+    which has no backward pass. The reuse distance of a module is the number of elements traced up to that entry:
+
+        P2: 0    P1: P2 = 5    E2: P + P1 + P2 = 20     E1: E2 + 20 = 30
+        T2: E + E1 + E2 + P + P1 + P2 = 100             T1: T2 + 100 = 110
+
+    A module stays gathered if its distance is less than `spread.reuse`, here 25. Buffers over time (## in use,
+    == kept gathered, .. released):
+
+        pass     forward              backward
+        module   T1 T2 E1 E2 P1 P2    P2 P1 E2 E1
+        T2       .. ## .. .. .. ..    .. .. .. ..    100 >= 25
+        E1       .. .. ## .. .. ..    .. .. .. ##     30 >= 25: gathered twice
+        E2       .. .. .. ## == ==    == == ## ..     20 < 25
+        P1       .. .. .. .. ## ==    == ## .. ..      5 < 25
+        P2       .. .. .. .. .. ##    ## .. .. ..      0 < 25
+
+    The result is (target 0, trained E2 + P1 + P2 = 20). Blocks are leaf modules here, so the trace has no smaller parts.
     """
     sizes = _modules(work)
     encoder = [numel for name, numel in sizes.items() if name.startswith("encoder.")]
     predictor = [numel for name, numel in sizes.items() if name.startswith("predictor.")]
+    predictor_to_backward = 0
+    encoder_to_backward = 2 * sum(predictor)
+    target_to_backward = 2 * sum(encoder) + 2 * sum(predictor)
+    return Kept(
+        target=_kept_of(encoder, target_to_backward, spread.reuse),
+        trained=_kept_of(predictor, predictor_to_backward, spread.reuse) + _kept_of(encoder, encoder_to_backward, spread.reuse),
+    )
 
-    def near(modules: list[int], beyond: int) -> int:
-        total, distance = 0, beyond
-        for numel in reversed(modules):
-            if distance >= spread.reuse:
-                break
-            total, distance = total + numel, distance + numel
-        return total
 
-    trained = near(predictor, 0) + near(encoder, 2 * sum(predictor))
-    return near(encoder, 2 * sum(encoder) + 2 * sum(predictor)), trained
+def _kept_of(modules: list[int], to_backward: int, reuse: int) -> int:
+    """Return the elements of a network's modules with a reuse distance below `reuse`.
+
+    Args:
+        modules: Elements of each module, in forward order.
+        to_backward: Elements traced between the network's last module and the start of the backward pass.
+        reuse: Limit of the distance.
+    """
+    total, distance = 0, to_backward
+    for numel in reversed(modules):
+        if distance >= reuse:
+            break
+        total, distance = total + numel, distance + numel
+    return total
 
 
 def _modules(work: Work) -> dict[str, int]:
+    """Return the elements of each module, in forward order."""
     sizes: dict[str, int] = {}
     for parameter in work.parameters:
         key = f"{parameter.part}.{parameter.module}"
@@ -161,83 +209,19 @@ def _modules(work: Work) -> dict[str, int]:
 
 
 def _peak_beside_states(work: Work, spread: Spread, memory: Memory) -> float:
-    """The largest of three moments: the backward pass begins, it has ended, the optimizer runs."""
-    begins = memory.activations + (memory.buffers if spread.stage > 0 else 0.0)
-    ended = memory.gradients + memory.buffers
-    # bfloat16 gradients become float32 ones for AdamW: all at stage 0, else the rank's share
+    """Return the largest memory beside the states at three moments of a step.
+
+    Start of the backward pass: activations and buffers. End of the backward pass: gradients and buffers. Optimizer step:
+    gradients and their float32 copies.
+    """
+    start = memory.activations + (memory.buffers if spread.stage > 0 else 0.0)
+    end = memory.gradients + memory.buffers
+    # AdamW gets float32 copies of bfloat16 gradients: all of them at stage 0, else the rank's share
     step = memory.gradients_kept + memory.masters
-    if spread.stage == 3:  # the rank's share of the gradients is allocated once, for good
+    if spread.stage == 3:  # the rank's share of the gradients is allocated once
         b, bucket = work.weight_bytes, min(spread.bucket, work.count())
-        begins += memory.gradients
-        # a full bucket is sorted by ranks and divided: two more copies of it
-        held = kept(work, spread)[0] if spread.world > 1 else 0
-        ended = memory.gradients + b * float(spread.bucket * spread.contiguous + held + 2 * bucket)
-    return max(begins, ended, step)
-
-
-def activations_of(work: Work, micro_batch: int) -> float:
-    """The most that the activations of a micro-batch take: all that is saved, and the workspace of one block.
-
-    Without checkpointing that is the start of the backward pass. With it, every block saves less, and one block at a time
-    is computed again.
-    """
-    b, t, size, predictor = work.weight_bytes, work.tokens, work.size, work.predictor
-    contexts = micro_batch * work.contexts * (t.most_context + size.registers)  # tokens in the context encoder
-    queries = micro_batch * work.contexts * work.targets * t.most_target
-    sequences = micro_batch * work.contexts * work.targets * (t.most_context + t.most_target)  # tokens in the predictor
-    saved = [
-        size.depth * contexts * saved_by_block(size, b, work.checkpointing),
-        predictor.depth * sequences * saved_by_block(predictor, b, work.checkpointing),
-        contexts * (4 + b) * size.width,  # into the final norm; into the predictor
-        sequences * 4 * predictor.width + queries * b * predictor.width,  # into the predictor's norm and its last layer
-        queries * size.width * (4 + (b if b < 4 else 0)),  # the prediction, for the loss
-        micro_batch * work.targets * t.most_target * size.width * 4,  # what is to be predicted
-        micro_batch * work.patches * 3 * work.patch_size**2 * b,  # the pixels, for the patch embedding
-        8 * (contexts + queries + sequences),  # patch numbers
-    ]
-    spaces = [_workspace(kind, n, b, work.checkpointing) for kind, n in ((predictor, sequences), (size, contexts))]
-    backward = max(sum(saved) + spaces[0], sum(saved) - saved[1] + spaces[1])
-    return max(backward, _target_pass(size, micro_batch * (work.patches + size.registers), b))
-
-
-def saved_by_block(size: Size, b: int, checkpointing: str = "none") -> int:
-    """Bytes a token that one block saves for its backward pass, with fused attention.
-
-    The float32 stream into both norms (8 D); both norms' results, q, k, v and attention's result (6 b D); before and
-    after GELU (2 b H); mean and deviation of the norms, and the kernel's log-sum-exp a head. Options change that; of
-    checkpointing, `full` keeps a block's input, `selective` also the results of its products.
-    """
-    d, h, heads = size.width, size.mlp_hidden, size.heads
-    if checkpointing == "full":
-        return 4 * d
-    if checkpointing == "selective":
-        return 4 * d + 6 * b * d + b * h * (2 if size.swiglu else 1) + 4 * heads
-    saved = 8 * d + 6 * b * d + 2 * b * h + 16 + 4 * heads
-    if size.parallel:  # one norm instead of two; without a bias in front of it, the MLP's is a sum of its own
-        saved -= 4 * d + b * d + 8 - (0 if size.qkv_bias else b * h)
-    if size.swiglu:  # gate, its SiLU, value, product
-        saved += 2 * b * h
-    if size.qk_norm:  # float32 copies of bfloat16 q and k into the norms; their results; statistics a head
-        saved += (2 * b + (8 if b < 4 else 0)) * d + 16 * heads
-    if size.rope:  # turned q and k
-        saved += 2 * b * d
-    if size.layer_scale:  # the branches' results
-        saved += b * d * (1 if size.parallel else 2)
-    return saved
-
-
-def _workspace(size: Size, tokens: float, b: int, checkpointing: str) -> float:
-    """Bytes that a block's backward pass needs beside what is saved.
-
-    The gradients of the stream and of one hidden layer; with checkpointing also what is computed again, which is all that
-    a block saves without it, but for what selective checkpointing has kept.
-    """
-    again = 0
-    if checkpointing != "none":
-        again = saved_by_block(size, b) - (saved_by_block(size, b, checkpointing) - 4 * size.width)
-    return tokens * (4 * size.width + b * size.mlp_hidden + again)
-
-
-def _target_pass(size: Size, tokens: float, b: int) -> float:
-    """Bytes of the target encoder's pass: nothing is saved; the widest moment is inside an MLP."""
-    return tokens * (4 * size.width + 2 * b * size.mlp_hidden)
+        start += memory.gradients
+        # sorting a full bucket by ranks and dividing it takes two more copies
+        target = kept_elements(work, spread).target if spread.world > 1 else 0
+        end = memory.gradients + b * float(spread.bucket * spread.contiguous + target + 2 * bucket)
+    return max(start, end, step)

@@ -1,4 +1,4 @@
-"""Memory and step time against the number of machines."""
+"""Plot of memory and step time against the number of machines."""
 
 from __future__ import annotations
 
@@ -18,28 +18,30 @@ _COLOURS = ("#1f6feb", "#58a6ff", "#9b59b6", "#c39bd3", "#16a085", "#f39c12", "#
 
 
 def ladder(cfg: Config, work: Work, spread: Spread, device: Device) -> list[Plan]:
-    """The same run on 1, 2, 4 ... machines, as long as every device has an image; accumulation makes up for few of them."""
+    """Return plans of the run on 1, 2, 4 ... machines, with the global batch kept constant by accumulation."""
     plans, nodes = [], 1
     batch = cfg.optimization.batch_size
     while nodes * spread.gpus <= batch and nodes <= 1024:
         if batch % (nodes * spread.gpus) == 0:
             share = batch // (nodes * spread.gpus)
             micro = max(m for m in range(1, min(share, spread.micro_batch) + 1) if share % m == 0)
-            way = replace(spread, nodes=nodes, micro_batch=micro, accumulation=share // micro)
-            plans.append(plan_of(cfg, work, way, device, None))
+            scaled = replace(spread, nodes=nodes, micro_batch=micro, accumulation=share // micro)
+            plans.append(plan_of(cfg, work, scaled, device, None))
         nodes *= 2
     return plans
 
 
 def write(path: Path, cfg: Config, work: Work, spread: Spread, device: Device) -> None:
-    """Write a PNG.
+    """Write a PNG with memory and step time for 1, 2, 4 ... machines.
 
     Raises:
-        ValueError: the global batch cannot be shared by the devices of any number of machines.
+        ValueError: The global batch is not divisible by the devices of any number of machines.
     """
     plans = ladder(cfg, work, spread, device)
     if not plans:
-        raise ValueError(f"--plot: {cfg.optimization.batch_size} images cannot be shared by {spread.gpus} devices a machine")
+        raise ValueError(
+            f"--plot: {cfg.optimization.batch_size} images cannot be divided among {spread.gpus} devices a machine"
+        )
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     places, labels = range(len(plans)), [str(plan.spread.nodes) for plan in plans]

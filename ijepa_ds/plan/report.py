@@ -1,4 +1,4 @@
-"""A run's plan: everything together, as a table for people and as JSON for programs."""
+"""A run's plan, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -15,20 +15,29 @@ from ijepa_ds.plan.spread import Spread
 from ijepa_ds.plan.timing import Timing, timing_of
 from ijepa_ds.plan.traffic import Links, Message, links_of, traffic_of
 
-RESERVE = 0.05  # of the device's memory, for the allocator's gaps and the libraries' own
-_BYTES_SAVED = (12, 4)  # a checkpoint: master weights and moments of every parameter, the average of the encoder's
+RESERVE = 0.05  # of the device's memory, for fragmentation and libraries
+_BYTES_SAVED = (12, 4)  # per parameter: master weight and moments; per encoder parameter: moving average
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One run on one kind of machine.
+    """Estimates for one run on one kind of machine.
 
     Attributes:
-        steps: optimizer steps of the whole run; None when its number of images is not known.
-        decode_rate: images a CPU core prepares in a second.
+        work: Shapes of the run.
+        spread: Distribution over devices.
+        device: The device.
+        memory: Bytes of a rank.
+        flops: FLOPs of an image.
+        messages: Communication of a step.
+        links: Bytes sent per link in a step.
+        timing: Seconds of a step.
+        steps: Optimizer steps of the whole run; None if the number of images is unknown.
+        checkpoint_every: Steps between checkpoints.
+        decode_rate: Images a CPU core prepares in a second.
         write_gbps: 10^9 bytes a second that one machine writes.
-        early: steps with smaller crops (`data.early_crop_size`) and the time of one of them; everything else that is said
-            of a step is of those at full size.
+        early: Number and timing of the steps with smaller crops (`data.early_crop_size`); all other attributes describe
+            steps at full size.
     """
 
     work: Work
@@ -47,28 +56,28 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak leaves the reserve free."""
+        """Whether the peak fits in the device's memory minus the reserve."""
         return self.memory.peak <= (1 - RESERVE) * self.device.memory_gib * GIB
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Of one checkpoint, all ranks together."""
+        """Bytes of one checkpoint, over all ranks."""
         return _BYTES_SAVED[0] * self.work.count() + _BYTES_SAVED[1] * self.work.count("encoder")
 
     @property
     def checkpoint_seconds(self) -> float:
-        """To write one."""
+        """Seconds to write one checkpoint."""
         return self.checkpoint_bytes / self.spread.nodes / (self.write_gbps * GB)
 
     def hours(self) -> tuple[float, float] | None:
-        """Of the whole run, fast and slow, checkpoints included."""
+        """Return the fast and slow estimates of the whole run's hours, with checkpoints; None if `steps` is None."""
         if self.steps is None:
             return None
         saving = self.checkpoint_seconds * -(-self.steps // self.checkpoint_every)
         early, small = self.early or (0, self.timing)
         fast, slow = (
-            (self.steps - early) * whole + early * part
-            for whole, part in ((self.timing.fast, small.fast), (self.timing.slow, small.slow))
+            (self.steps - early) * full + early * reduced
+            for full, reduced in ((self.timing.fast, small.fast), (self.timing.slow, small.slow))
         )
         return (fast + saving) / 3600, (slow + saving) / 3600
 
@@ -82,7 +91,7 @@ def plan_of(
     decode_rate: float = 100.0,
     write_gbps: float = 1.0,
 ) -> Plan:
-    """Everything about a run."""
+    """Return all estimates for a run; arguments as in `Plan`."""
     messages = traffic_of(work, spread)
     early = min(cfg.data.early_steps, steps or 0)
     return Plan(
@@ -103,13 +112,13 @@ def plan_of(
 
 
 def _small(cfg: Config, work: Work) -> Work:
-    """The work of the steps with smaller crops."""
+    """Return the shapes of the steps with smaller crops."""
     first = config.at_step(cfg, 0)
     return replace(work, patches=first.grid**2, tokens=drawn_tokens(first))
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:
-    """Plain values; bytes, seconds and FLOPs unless a key says otherwise."""
+    """Return the plan as JSON values, in bytes, seconds and FLOPs unless the key names another unit."""
     hours = plan.hours()
     return {
         "spread": asdict(plan.spread) | {"world": plan.spread.world, "images_a_step": plan.spread.images},
@@ -135,7 +144,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
 
 
 def table(plan: Plan) -> str:
-    """The plan in some forty lines."""
+    """Return the plan as text of about forty lines."""
     s, w, t = plan.spread, plan.work, plan.timing
     lines = [
         f"{s.nodes} x {s.gpus} {plan.device.name}, ZeRO-{s.stage}{f', hpZ {s.hpz}' if s.hpz > 1 else ''}"

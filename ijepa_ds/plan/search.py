@@ -1,4 +1,4 @@
-"""The best way to spread a run over given machines, and why the others lose."""
+"""Search for the fastest distribution of a run over given machines, with the reason against each alternative."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _SHIPPED: dict[int, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """One family of ways: a stage, a way of checkpointing, with or without hpZ, at its best micro-batch.
+    """A ZeRO stage with a kind of checkpointing, with or without hpZ, at its best micro-batch.
 
     Attributes:
-        plan: its plan.
-        reason: why it is not the proposal; empty for the proposal itself.
+        plan: Its estimates.
+        reason: Why it is not proposed; empty for the proposal.
     """
 
     plan: Plan
@@ -36,7 +36,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """For the table."""
+        """Name in the table."""
         s = self.plan.spread
         extras = [f"hpZ {s.hpz}"] if s.hpz > 1 else []
         extras += [] if self.plan.work.checkpointing == "none" else [f"{self.plan.work.checkpointing} recompute"]
@@ -44,28 +44,28 @@ class Candidate:
 
 
 def expected(plan: Plan) -> float:
-    """Seconds of a step by which ways are compared: the middle of the range."""
+    """Return the geometric mean of the fast and slow step times in seconds, by which candidates are compared."""
     return math.sqrt(plan.timing.fast * plan.timing.slow)
 
 
 def search(cfg: Config, work: Work, spread: Spread, device: Device, steps: int | None) -> list[Candidate]:
-    """All families, the proposal first, then by time; those that do not fit at the end.
+    """Return all candidates: the proposal first, then by time, then those that do not fit.
 
     Args:
-        cfg: the run; its global batch stays as it is.
-        work: its shapes.
-        spread: the machines; other keys are taken where they belong to the stage in question.
-        device: the device.
-        steps: of the whole run.
+        cfg: The run; its global batch is kept.
+        work: Shapes of the run.
+        spread: The machines; its other keys apply to candidates of the same stage.
+        device: The device.
+        steps: Optimizer steps of the whole run.
 
     Returns:
-        At least one candidate. The first one may not fit: then none does.
+        At least one candidate. If the first one does not fit, none does.
     """
     best = []
     for family in _families(spread):
         for checkpointing in ("none", "selective", "full"):
             shapes = replace(work, checkpointing=checkpointing)
-            plans = [plan_of(cfg, shapes, way, device, steps) for way in _batches(cfg, family)]
+            plans = [plan_of(cfg, shapes, option, device, steps) for option in _batches(cfg, family)]
             fitting = [plan for plan in plans if plan.fits]
             best.append(min(fitting, key=_rank) if fitting else min(plans, key=lambda plan: plan.memory.peak))
     best.sort(key=lambda plan: (not plan.fits, expected(plan) if plan.fits else plan.memory.peak))
@@ -75,12 +75,12 @@ def search(cfg: Config, work: Work, spread: Spread, device: Device, steps: int |
 
 
 def _rank(plan: Plan) -> tuple[int, int]:
-    """By time to half a percent; then the larger micro-batch, which launches fewer kernels."""
+    """Sort by time in steps of half a percent, then by larger micro-batch, which launches fewer kernels."""
     return round(200 * math.log(expected(plan))), -plan.spread.micro_batch
 
 
 def _simplicity(fastest: Plan) -> Callable[[Plan], tuple[bool, bool, int, int]]:
-    """Among ways within 1 % of the fastest: less of everything."""
+    """Return a sort key that prefers the simplest plan within 1 % of the fastest."""
 
     def key(plan: Plan) -> tuple[bool, bool, int, int]:
         near = expected(plan) <= 1.01 * expected(fastest)
@@ -92,7 +92,7 @@ def _simplicity(fastest: Plan) -> Callable[[Plan], tuple[bool, bool, int, int]]:
 def _families(spread: Spread) -> Iterator[Spread]:
     for stage, keys in _SHIPPED.items():
         if stage and spread.world == 1:
-            continue  # nothing to share
+            continue  # nothing to partition
         same = spread if spread.stage == stage else replace(spread, stage=stage, offload=False, offload_weights=False, **keys)
         yield replace(same, hpz=1)
         if stage == 3 and spread.nodes > 1 and spread.gpus > 1:
@@ -100,7 +100,7 @@ def _families(spread: Spread) -> Iterator[Spread]:
 
 
 def _batches(cfg: Config, spread: Spread) -> Iterator[Spread]:
-    """Every micro-batch that divides a device's share, and the groups of the published masks."""
+    """Yield every micro-batch that divides a device's share and, for published masks, the truncation group."""
     batch, group = cfg.optimization.batch_size, cfg.masks.truncation_group
     share = batch // spread.world
     common = math.gcd(share, group) if cfg.masks.sampler == "published" and batch > group else share
@@ -113,24 +113,24 @@ def _reason(plan: Plan, winner: Plan) -> str:
     if not plan.fits:
         return (
             f"does not fit: {plan.memory.peak / GIB:.1f} of {plan.device.memory_gib:.1f} GiB with "
-            f"{plan.spread.micro_batch} image{'s' if plan.spread.micro_batch > 1 else ''} a pass"
+            f"{plan.spread.micro_batch} image{'s' if plan.spread.micro_batch > 1 else ''} per pass"
         )
     a, b = plan.timing, winner.timing
     more = {
-        "computing again": a.products - b.products,
-        "moving activations": a.elementwise - b.elementwise,
-        "the optimizer": a.optimizer - b.optimizer,
-        "sending": a.sending - b.sending,
+        "recomputation": a.products - b.products,
+        "activation traffic": a.elementwise - b.elementwise,
+        "optimizer": a.optimizer - b.optimizer,
+        "communication": a.sending - b.sending,
     }
     causes = [f"{what} +{seconds:.3f} s" for what, seconds in more.items() if seconds > 0.005 * b.roofline]
     ratio = expected(plan) / expected(winner)
     if ratio < 1.005 and not causes:
-        return "as fast; the proposal is the simpler one"
-    return f"{ratio:.2f} x the time: {', '.join(causes) or 'a little of everything'}"
+        return "equally fast; the proposal is simpler"
+    return f"{ratio:.2f} x the time: {', '.join(causes) or 'several small costs'}"
 
 
 def table(candidates: list[Candidate]) -> str:
-    """One line a family."""
+    """Return one line per candidate."""
     lines = [f"{'way':34} {'micro x acc':>12} {'GiB':>8} {'expected s':>11}  why not"]
     for candidate in candidates:
         plan = candidate.plan

@@ -1,4 +1,4 @@
-"""How a run is spread over devices: the keys of the DeepSpeed JSON that memory and traffic depend on."""
+"""Distribution of a run over devices: the keys of the DeepSpeed JSON that affect memory and traffic."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ _BUCKET, _PREFETCH, _REUSE, _LIVE, _PERSIST = 500_000_000, 50_000_000, 1_000_000
 
 @dataclass(frozen=True)
 class Spread:
-    """Where everything lies.
+    """Machines, ZeRO stage, batch and communication settings.
 
     Attributes:
         stage: ZeRO stage.
-        nodes: machines.
-        gpus: devices of a machine.
-        micro_batch: images of a device and pass.
-        accumulation: passes a step.
-        hpz: ranks that share a second copy of the weights (ZeRO++); 1: no such copy.
-        offload: optimizer states and moving average on the host, in memory or in files.
-        offload_weights: weights and target's on the host, in memory.
-        bucket: elements of the gradient bucket.
-        double_bucket: a second bucket, so that reducing overlaps the backward pass.
-        contiguous: gradients are copied into buckets.
-        prefetch: elements that stage 3 gathers ahead.
-        reuse: stage 3 keeps gathered weights that are needed again within so many elements.
-        live: elements that stage 3 keeps gathered at most.
-        persist: parameters up to this many elements stay gathered under stage 3.
-        all_reduce: stages 1 and 2 reduce gradients on every rank, not on their owner alone.
+        nodes: Machines.
+        gpus: Devices per machine.
+        micro_batch: Images per device and forward pass.
+        accumulation: Micro-batches per step.
+        hpz: Ranks that share a second copy of the weights (ZeRO++); 1: no such copy.
+        offload: Optimizer states and moving average are on the host, in memory or in files.
+        offload_weights: Weights of all networks are in host memory.
+        bucket: Elements of the gradient bucket.
+        double_bucket: A second bucket overlaps reduction with the backward pass.
+        contiguous: Gradients are copied into buckets.
+        prefetch: Elements that stage 3 prefetches.
+        reuse: Stage 3 keeps gathered weights with a reuse distance below this many elements.
+        live: Largest number of elements that stage 3 keeps gathered.
+        persist: Parameters up to this many elements stay gathered under stage 3.
+        all_reduce: Stages 1 and 2 reduce gradients to all ranks, not only to their owner.
     """
 
     stage: int
@@ -53,17 +53,17 @@ class Spread:
 
     @property
     def world(self) -> int:
-        """Devices."""
+        """Number of devices."""
         return self.nodes * self.gpus
 
     @property
     def images(self) -> int:
-        """The global batch."""
+        """Images in a global batch."""
         return self.world * self.micro_batch * self.accumulation
 
 
 def spread_of(ds_config: dict[str, Any], plan: BatchPlan, nodes: int, gpus: int) -> Spread:
-    """Read a complete DeepSpeed configuration (`config.deepspeed_json.load_deepspeed`)."""
+    """Return the distribution that a complete DeepSpeed configuration describes (`deepspeed_json.load_deepspeed`)."""
     zero = ds_config.get("zero_optimization", {})
     stage = int(zero.get("stage", 0))
     return Spread(

@@ -1,4 +1,4 @@
-"""Time of a step by roofline: the least that the arithmetic, the memory and the links allow, and what to expect."""
+"""Roofline model of a step: the lower bound from arithmetic, memory and links, and an expected range."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ijepa_ds.plan.hardware import GB, Device
 from ijepa_ds.plan.spread import Spread
 from ijepa_ds.plan.traffic import Message, traffic_of
 
-# Matrix products of a large ViT reach this share of the data sheet's rate: the published H/14 run had 19 % in all, CAPI
-# and ViT-22B report 55-58 %. An expectation, not a measurement of this code on a GPU.
+# Assumed share of the data sheet's rate that a large ViT reaches. The published H/14 run reached 19 % overall, CAPI and
+# ViT-22B report 55-58 %. Not measured with this code.
 FAST, SLOW = 0.75, 0.40
-_ADAM_BYTES, _EMA_BYTES = 28, 12  # a parameter: AdamW reads w, m, v, g and writes w, m, v; the EMA reads two, writes one
+_ADAM_BYTES, _EMA_BYTES = 28, 12  # per parameter: AdamW reads w, m, v, g and writes w, m, v; the EMA reads two, writes one
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,15 @@ class Timing:
     """Seconds of a step.
 
     Attributes:
-        products: matrix products at the device's full rate.
-        elementwise: norms, GELU, residual sums: bytes at the memory's full rate.
-        optimizer: AdamW and EMA, likewise.
-        sending: all messages at the links' full rate.
-        exposed: of those, what nothing can hide.
-        roofline: the least a step can take.
-        fast, slow: the range to expect.
-        mfu: share of the device's rate that the method's FLOPs make, at `fast`, `slow` and at the roofline.
-        images_per_second: of all devices, at `fast` and `slow`.
+        products: Matrix products at the device's peak rate.
+        elementwise: Norms, GELU and residual sums at the memory's peak bandwidth.
+        optimizer: AdamW and EMA at the memory's peak bandwidth.
+        sending: All messages at the links' peak bandwidth.
+        exposed: The part of `sending` that computation cannot hide.
+        roofline: Lower bound of the step time.
+        fast, slow: Expected range of the step time.
+        mfu: Model FLOPs utilisation at `fast`, at `slow` and at the roofline.
+        images_per_second: Over all devices, at `fast` and `slow`.
     """
 
     products: float
@@ -46,7 +46,7 @@ class Timing:
 
 
 def timing_of(work: Work, spread: Spread, device: Device) -> Timing:
-    """Seconds of a step of a run on devices like this one."""
+    """Return the estimated times of a step."""
     flops, images = flops_of(work), spread.micro_batch * spread.accumulation
     rate, bandwidth = device.flops(work.weight_bytes), device.memory_gbps * GB
     products = images * flops.executed / rate
@@ -58,9 +58,9 @@ def timing_of(work: Work, spread: Spread, device: Device) -> Timing:
     forward, backward = _passes(flops, products + elementwise)
     hidden = {"forward": forward, "backward": backward, "step": 0.0}
     exposed = 0.0
-    for when, room in hidden.items():
+    for when, hideable in hidden.items():
         spent = sum(sending[m.purpose] for m in messages if m.when == when)
-        exposed += max(0.0, spent - room)
+        exposed += max(0.0, spent - hideable)
     total = sum(sending.values())
     roofline = products + elementwise + optimizer + exposed
     fast = (products + elementwise + optimizer) / FAST + exposed
@@ -81,21 +81,24 @@ def timing_of(work: Work, spread: Spread, device: Device) -> Timing:
 
 
 def seconds_of(message: Message, spread: Spread, device: Device) -> float:
-    """A message at full rate: its bytes around the ring, over the slower of the links it takes."""
+    """Return the seconds of a message: its bytes around the ring over the bandwidth of the slowest link."""
     crosses = message.group > spread.gpus
-    machine = device.network_gbps * spread.gpus  # all of a machine's ports share what the machine sends
+    machine = device.network_gbps * spread.gpus  # all ports of a machine together
     rate = min(device.link_gbps, machine) if crosses and spread.gpus > 1 else machine if crosses else device.link_gbps
     return message.sent / (rate * GB)
 
 
 def _passes(flops: Flops, seconds: float) -> tuple[float, float]:
-    """Seconds of the forward and of the backward passes."""
+    """Return the seconds of the forward and of the backward passes."""
     forward = flops.target + (flops.context + flops.predictor) / 3
     return seconds * forward / flops.executed, seconds * (1 - forward / flops.executed)
 
 
 def elementwise_bytes(work: Work) -> float:
-    """Bytes that what is no matrix product reads and writes for one image; a backward pass moves twice the forward's."""
+    """Return the bytes that elementwise operations read and write for one image.
+
+    A backward pass moves twice the bytes of a forward pass.
+    """
     t, b = work.tokens, work.weight_bytes
     context = work.contexts * t.context * _moved(work.size, b)
     predictor = work.contexts * work.targets * (t.context + t.target) * _moved(work.predictor, b)
@@ -105,6 +108,6 @@ def elementwise_bytes(work: Work) -> float:
 
 
 def _moved(size: Size, b: int) -> float:
-    """Bytes a token in all blocks' forward pass: two norms, two residual sums, GELU."""
+    """Return the bytes per token in the forward pass of all blocks: two norms, two residual sums, GELU."""
     norms, sums, gelu = 2 * (4 + b) * size.width, 2 * (8 + b) * size.width, 2 * b * size.mlp_hidden
     return size.depth * float(norms + sums + gelu)

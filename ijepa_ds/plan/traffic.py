@@ -1,7 +1,7 @@
 """Bytes that a step sends, by collective and by link.
 
-A message's bytes are the reduced tensor of an all-reduce, the whole result of an all-gather, the whole input of a
-reduce-scatter (`ijepa_ds.collectives` counts the same way).
+The bytes of a message are those of the reduced tensor of an all-reduce, the whole result of an all-gather, or the whole
+input of a reduce-scatter (as in `ijepa_ds.zero.collectives`).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import math
 from dataclasses import dataclass
 
 from ijepa_ds.model.work import Work
-from ijepa_ds.plan.memory import kept
+from ijepa_ds.plan.memory import kept_elements
 from ijepa_ds.plan.spread import Spread
 
-# What a rank sends for a message of one byte, as a multiple of (W - 1) / W (NCCL tests, "bus bandwidth"); reductions to
-# one rank each, over all their roots: all ranks but the root send it once
+# Bytes that a rank sends per byte of the message, as a multiple of (W - 1) / W (NCCL tests, "bus bandwidth"). For
+# reductions to one rank, every rank except the root sends the message once.
 _SENT = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "reduce": 1}
 
 
@@ -23,11 +23,11 @@ class Message:
     """All collectives of one purpose in a step.
 
     Attributes:
-        purpose: for the table.
+        purpose: Name in tables.
         kind: all_reduce, all_gather, reduce_scatter or reduce.
-        bytes: of the messages together.
-        group: ranks that take part.
-        when: "forward", "backward" or "step": what the sending can hide behind.
+        bytes: Sum over the messages.
+        group: Number of ranks in the group.
+        when: "forward", "backward" or "step": the computation that can overlap.
     """
 
     purpose: str
@@ -43,7 +43,7 @@ class Message:
 
 
 def traffic_of(work: Work, spread: Spread) -> list[Message]:
-    """What a step sends, without the few bytes of norms and flags; nothing for a world of one."""
+    """Return the messages of a step, without the few bytes of norms and flags; empty for a single rank."""
     world, b, rounds = spread.world, work.weight_bytes, spread.accumulation
     if world == 1:
         return []
@@ -51,8 +51,8 @@ def traffic_of(work: Work, spread: Spread) -> list[Message]:
     if spread.stage == 0:
         return [Message("gradients", "all_reduce", b * every, world, "step")]
     if spread.stage < 3:
-        # DeepSpeed 0.19 all-reduces buckets whole and keeps its share, or (use_multi_rank_bucket_allreduce: false) reduces
-        # every slice to its owner; stage 2 at every micro-batch, as it does not keep gradients that are not its own
+        # DeepSpeed 0.19 all-reduces whole buckets and keeps its share, or (use_multi_rank_bucket_allreduce: false) reduces
+        # every slice to its owner. Stage 2 does so at every micro-batch, because it keeps only its own gradients.
         gradients, kind = b * every * (rounds if spread.stage == 2 else 1), "all_reduce" if spread.all_reduce else "reduce"
         if spread.stage == 1 and b == 2 and rounds > 1:
             gradients, kind = 2 * gradients, "all_reduce"  # BF16_Optimizer all-reduces its float32 sums
@@ -64,7 +64,7 @@ def traffic_of(work: Work, spread: Spread) -> list[Message]:
         ]
     padded = {part: _padded(work, part, world) for part in ("encoder", "predictor")}
     both = sum(padded.values())
-    again = both - min(both, kept(work, spread)[1])
+    again = both - min(both, kept_elements(work, spread).trained)
     near = spread.hpz if spread.hpz > 1 else world
     messages = [
         Message("target's weights, forward", "all_gather", rounds * b * padded["encoder"], world, "forward"),
@@ -76,7 +76,7 @@ def traffic_of(work: Work, spread: Spread) -> list[Message]:
 
 
 def _flat(work: Work, part: str | None, world: int) -> int:
-    """Elements of the flat buffers of stages 1 and 2: one a part and kind of decay, padded to 2 x W."""
+    """Return the elements of the flat buffers of stages 1 and 2: one per part and decay group, padded to 2 x W."""
     groups: dict[tuple[str, bool], int] = {}
     for p in work.parameters:
         if part in (None, p.part):
@@ -85,22 +85,23 @@ def _flat(work: Work, part: str | None, world: int) -> int:
 
 
 def _padded(work: Work, part: str, world: int) -> int:
-    """Elements of a part under stage 3: every parameter is padded to a multiple of W."""
+    """Return the elements of a part under stage 3, where every parameter is padded to a multiple of W."""
     return sum(world * math.ceil(p.numel / world) for p in work.parameters if p.part == part)
 
 
 @dataclass(frozen=True)
 class Links:
-    """Bytes of a step by link: sent by one GPU to others of its machine, and by one machine to others."""
+    """Bytes of a step by link: sent by one device within its machine, and by one machine over the network."""
 
     within_machine: float
     network: float
 
 
 def links_of(messages: list[Message], spread: Spread) -> Links:
-    """Bytes by link, for rings that visit the GPUs of a machine one after another.
+    """Return the bytes by link, for rings that visit the devices of a machine one after another.
 
-    Each GPU sends every message once around (twice for an all-reduce); of a machine's GPUs one sends to the next machine.
+    Each device passes every message around the ring once (twice for an all-reduce); one device per machine sends to the
+    next machine.
     """
     within = sum(m.sent for m in messages) if spread.gpus > 1 else 0.0
     network = sum(m.sent for m in messages if m.group > spread.gpus) if spread.nodes > 1 else 0.0

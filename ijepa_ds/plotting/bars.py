@@ -1,4 +1,4 @@
-"""Scores as grouped bars: before training beside after it."""
+"""Bar charts of scores before and after training."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from matplotlib.figure import Figure
 from ijepa_ds.plotting.style import INK, MUTED, TRAINED, UNTRAINED, plain_axes, save
 
 Scores = Mapping[str, tuple[float | None, float]]  # name -> (untrained or None, trained), percent
-_SPAN = 0.8  # of the room of a group that its bars take
+_SPAN = 0.8  # share of a group's width that its bars take
 
 
 def draw_bars(axes: Axes, scores: Scores, title: str, chance: float | None = None, before: str | None = None) -> None:
-    """Draw scores with their numbers.
+    """Draw grouped bars with their values.
 
     Args:
-        axes: to draw on.
-        scores: by name; without an untrained score there is one bar.
-        title: above.
-        chance: a dashed line at this percentage.
-        before: what the first of a pair is; None: untrained.
+        axes: Axes to draw on.
+        scores: Untrained and trained score by name, percent; a score without an untrained one gets a single bar.
+        title: Title.
+        chance: Chance level in percent, drawn as a dashed line.
+        before: Legend of the first bar of a pair; None: untrained.
     """
     plain_axes(axes, title)
     paired = any(first is not None for first, _ in scores.values())
@@ -38,7 +38,7 @@ def draw_bars(axes: Axes, scores: Scores, title: str, chance: float | None = Non
             place: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": size, "color": text}
             axes.annotate(f"{value:.1f}", (position + offset, value), (0, 2), textcoords="offset points", **place)
     axes.set_xticks(range(len(scores)), list(scores), color=INK)
-    spare = max(0.0, (3 - len(scores)) / 2)  # or a single bar would fill the picture
+    spare = max(0.0, (3 - len(scores)) / 2)  # otherwise a single bar would fill the chart
     axes.set_xlim(-0.6 - spare, len(scores) - 0.4 + spare)
     highest = max((value for pair in scores.values() for value in pair if value is not None), default=0.0)
     axes.set_ylim(0, min(112.0, max(highest * 1.22, 10.0)))
@@ -67,7 +67,7 @@ def _legend(axes: Axes, paired: bool, chance: float | None, before: str) -> None
 
 
 def write_bars(path: Path, scores: Scores, *, title: str, chance: float | None = None, before: str | None = None) -> None:
-    """Write a PNG of scores; arguments as in `draw_bars`."""
+    """Write a bar chart of scores as PNG; arguments as in `draw_bars`."""
     figure = Figure(figsize=(max(5.6, 1.3 * len(scores) + 1.4), 3.6), layout="constrained")
     draw_bars(figure.subplots(), scores, title, chance, before)
     save(figure, path)

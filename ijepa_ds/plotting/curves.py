@@ -1,4 +1,4 @@
-"""Curves of several runs over each other, one chart a PNG."""
+"""Line charts that compare scalars of several runs, one PNG per chart."""
 
 from __future__ import annotations
 
@@ -14,18 +14,26 @@ from ijepa_ds.plotting.style import INK, MUTED, plain_axes, save
 from ijepa_ds.telemetry.events import Scalars
 
 COLOURS = ("#1f6feb", "#d1495b", "#2a9d6f", "#b8860b", "#7b4fc9", "#0f8b8d", "#8c564b", "#444444")
-_STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # of the tags in one chart
+_STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # line styles of the tags in one chart
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart: file name, title, what to look for, and tags with how the legend calls them ("" for a single one)."""
+    """One chart.
+
+    Attributes:
+        name: File name without extension.
+        title: Title.
+        words: How to read the chart.
+        tags: TensorBoard tag -> legend ("" for a single tag).
+        logarithmic: Use a log scale if the values span more than a factor of 20.
+    """
 
     name: str
     title: str
     words: str
     tags: Mapping[str, str]
-    logarithmic: bool = False  # where it spans more than a factor of 20
+    logarithmic: bool = False
 
 
 CHARTS = (
@@ -43,13 +51,17 @@ CHARTS = (
         {"probe/target_std": "target", "probe/prediction_std": "prediction"},
     ),
     Chart("cosine", "Cosine of predicted and true", "1 is a perfect prediction.", {"probe/cosine_prediction_target": ""}),
-    Chart("entropy", "Attention entropy", "1: every patch looks at all alike; 0: at one.", {"probe/attention_entropy": ""}),
+    Chart("entropy", "Attention entropy", "1: attention is uniform; 0: on one patch.", {"probe/attention_entropy": ""}),
     Chart(
-        "ema", "Distance of the EMA", "Relative, of the target's to the encoder's weights.", {"probe/ema_distance": ""}, True
+        "ema",
+        "Distance of the EMA",
+        "Relative distance of the target's from the encoder's weights.",
+        {"probe/ema_distance": ""},
+        True,
     ),
     Chart("gradient", "Gradient norm", "Before clipping.", {"gradient/norm": ""}, True),
     Chart("speed", "Images a second", "Over all ranks.", {"speed/images_per_second": ""}),
-    Chart("mfu", "MFU", "Share of the devices' peak that the method's matrix products take.", {"speed/mfu": ""}),
+    Chart("mfu", "MFU", "Matrix products of the method as a share of the devices' peak.", {"speed/mfu": ""}),
     Chart("wait", "Share of the time waiting for images", "Above 5 % the loader is too slow.", {"time/data_wait": ""}),
     Chart("memory", "Peak memory of rank 0", "GiB.", {"memory/peak_gib": ""}),
     Chart("knn", "Scores during training", "Percent.", {"eval/20-NN": "20-NN", "eval/knn": "k-NN"}),
@@ -58,11 +70,17 @@ _SPAN = 20.0
 
 
 def draw_chart(path: Path, chart: Chart, runs: Mapping[str, Scalars]) -> bool:
-    """Write a chart; False, and no file, when no run has any of its tags."""
+    """Write a chart as PNG and return True; return False without a file if no run has any of its tags.
+
+    Args:
+        path: File to write.
+        chart: The chart.
+        runs: Scalars by run name.
+    """
     lines = [
-        (name, words, number, place, *scalars[tag])
+        (name, legend, number, position, *scalars[tag])
         for number, (name, scalars) in enumerate(runs.items())
-        for place, (tag, words) in enumerate(chart.tags.items())
+        for position, (tag, legend) in enumerate(chart.tags.items())
         if tag in scalars
     ]
     if not lines:
@@ -71,9 +89,9 @@ def draw_chart(path: Path, chart: Chart, runs: Mapping[str, Scalars]) -> bool:
     axes = figure.subplots()
     plain_axes(axes, chart.title)
     values = np.concatenate([line[-1] for line in lines])
-    for name, words, number, place, steps, curve in lines:
-        label = ", ".join(filter(None, (name if len(runs) > 1 else "", words)))
-        style = _STYLES[place % len(_STYLES)]
+    for name, legend, number, position, steps, curve in lines:
+        label = ", ".join(filter(None, (name if len(runs) > 1 else "", legend)))
+        style = _STYLES[position % len(_STYLES)]
         mark = "o" if len(steps) < 3 else None
         colour = COLOURS[number % len(COLOURS)]
         axes.plot(steps, curve, color=colour, linestyle=style, linewidth=1.5, marker=mark, markersize=4, label=label or None)

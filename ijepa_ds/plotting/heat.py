@@ -1,4 +1,4 @@
-"""Rows of panels: an image beside maps over it, one PNG a row."""
+"""Heat maps over images: rows of panels in one PNG."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from matplotlib.patches import Rectangle
 
 from ijepa_ds.plotting.style import INK, MUTED, save
 
-COLOURS = "viridis"  # even steps look even, also to the colour-blind and in grey
-_SIDE = 1.9  # inches a panel
+COLOURS = "viridis"  # perceptually uniform, also for colour-blind readers and in greyscale
+_SIDE = 1.9  # inches per panel
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a row.
+    """One panel of a row.
 
     Attributes:
-        title: above it.
-        picture: [H, W, 3], uint8 or 0 .. 1; None: only the map.
-        values: float [G, G] drawn over it in colours; NaN lets the picture through.
-        limits: of the colours; None: those of the values.
-        marks: (row, column, height, width) in patches of the values' grid, outlined.
+        title: Title.
+        picture: [H, W, 3], uint8 or float in 0 .. 1; None: only the map.
+        values: float [G, G], drawn over the picture in colours; NaN is transparent.
+        limits: Lower and upper limit of the colour scale; None: those of the values.
+        marks: Outlined rectangles (row, column, height, width), in patches of the G x G grid.
     """
 
     title: str
@@ -38,7 +38,14 @@ class Panel:
 
 
 def draw_row(path: Path, panels: Sequence[Panel], legend: str = "", columns: int = 8) -> None:
-    """Write panels as a PNG, `columns` in a row; `legend` says what the colours of the maps mean."""
+    """Write panels as a PNG.
+
+    Args:
+        path: File to write.
+        panels: The panels, in reading order.
+        legend: Label of the colour bar; empty: no colour bar.
+        columns: Panels per row.
+    """
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(_SIDE * columns + 0.5, (_SIDE + 0.28) * rows), layout="constrained")
@@ -62,7 +69,7 @@ def _draw(axes: Axes, panel: Panel) -> AxesImage | None:
     side = 1
     if panel.values is not None:
         side = len(panel.values)
-        extent = (-0.5, side - 0.5, side - 0.5, -0.5)  # everything in units of patches
+        extent = (-0.5, side - 0.5, side - 0.5, -0.5)  # coordinates in patches
     if panel.picture is not None:
         axes.imshow(panel.picture, extent=extent, interpolation="nearest")
     if panel.values is not None:

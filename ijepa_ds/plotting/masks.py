@@ -1,4 +1,4 @@
-"""Masks over the images they were drawn for: what the context shows, what the targets ask for."""
+"""Pictures of masks over their images: the context, and the target blocks."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from torch import Tensor
 from ijepa_ds.masks.sampler import Masks
 
 MIN_PANEL = 160  # pixels: smaller images are enlarged by a whole factor
-HIDDEN = 128  # grey level of what a context does not show
+HIDDEN = 128  # grey level of patches outside the context
 PALETTE = ((230, 72, 60), (36, 130, 240), (250, 176, 5), (32, 170, 110), (170, 85, 220), (20, 190, 200))
 _TINT = 0.45  # share of the block's colour in its pixels
 _DIM = 0.35  # share of the image left outside the target blocks
-_GAP = 6  # pixels between panels; whole images are further apart
+_GAP = 6  # pixels between panels; the gap between images is larger
 
 
 def draw_masks(image: np.ndarray, context: ArrayLike, targets: ArrayLike, patch: int) -> np.ndarray:
-    """One image in panels: as it is, each context with the rest grey, the target blocks in colours.
+    """Draw an image, each of its contexts with the rest grey, and its target blocks in colours, as panels in a row.
 
     Args:
         image: uint8 [S, S, 3].
-        context: int [C, Kc], patch numbers row by row.
-        targets: int [M, Kt].
-        patch: side of a patch in pixels.
+        context: int [C, Kc], patch indices in raster order.
+        targets: int [M, Kt], patch indices.
+        patch: Side of a patch in pixels.
 
     Returns:
         uint8 [P, (2 + C) * P + (1 + C) * gap, 3] with panels of P >= 160 pixels.
 
     Raises:
-        ValueError: an image that is no square of whole patches, or patch numbers outside it.
+        ValueError: The image is not a square of whole patches, or a patch index is outside it.
     """
     image, contexts, blocks = np.asarray(image), np.asarray(context), np.asarray(targets)
     side = image.shape[0]
@@ -38,7 +38,7 @@ def draw_masks(image: np.ndarray, context: ArrayLike, targets: ArrayLike, patch:
     grid = side // patch
     for name, numbers in (("context", contexts), ("targets", blocks)):
         if numbers.size and (numbers.min() < 0 or numbers.max() >= grid * grid):
-            raise ValueError(f"{name}: patch numbers outside 0 .. {grid * grid - 1}")
+            raise ValueError(f"{name}: patch indices outside 0 .. {grid * grid - 1}")
     factor = -(-MIN_PANEL // side)
     large = image.repeat(factor, axis=0).repeat(factor, axis=1)
     shown = [_pixels(numbers, grid, patch * factor) for numbers in contexts]
@@ -50,19 +50,19 @@ def draw_masks(image: np.ndarray, context: ArrayLike, targets: ArrayLike, patch:
 
 
 def draw_batch(images: Tensor, masks: Masks, patch: int, columns: int = 2) -> np.ndarray:
-    """Several images as `draw_masks` shows them, in a grid; good for TensorBoard and for a PNG.
+    """Draw several images with `draw_masks` in a grid, for TensorBoard or a PNG.
 
     Args:
         images: uint8 [B, S, S, 3], on any device.
-        masks: of these B images.
-        patch: side of a patch in pixels.
-        columns: images side by side.
+        masks: Masks of these B images.
+        patch: Side of a patch in pixels.
+        columns: Images per row.
 
     Returns:
         uint8 [H, W, 3].
 
     Raises:
-        ValueError: as `draw_masks`, or no image, or other numbers of images and masks.
+        ValueError: As `draw_masks`, or B is 0 or differs between images and masks.
     """
     if not len(images) or len(images) != len(masks.context) or len(images) != len(masks.targets):
         raise ValueError(f"{len(images)} images, {len(masks.context)} contexts, {len(masks.targets)} targets")
@@ -75,14 +75,14 @@ def draw_batch(images: Tensor, masks: Masks, patch: int, columns: int = 2) -> np
 
 
 def _pixels(numbers: np.ndarray, grid: int, patch: int) -> np.ndarray:
-    """Which pixels a set of patches covers, bool [P, P]."""
+    """Return the pixels that a set of patches covers, bool [P, P]."""
     mask = np.zeros(grid * grid, dtype=bool)
     mask[numbers] = True
     return mask.reshape(grid, grid).repeat(patch, axis=0).repeat(patch, axis=1)
 
 
 def _draw_blocks(image: np.ndarray, blocks: list[np.ndarray]) -> np.ndarray:
-    """The image dimmed, each block tinted and outlined in its colour; outlines show where blocks overlap."""
+    """Dim the image, then tint and outline each block in its colour; outlines show overlaps."""
     pixels = image.astype(np.float64)
     covered = np.logical_or.reduce(blocks)[..., None]
     luminance = pixels.mean(axis=2, keepdims=True)
@@ -96,7 +96,7 @@ def _draw_blocks(image: np.ndarray, blocks: list[np.ndarray]) -> np.ndarray:
 
 
 def _outline(block: np.ndarray, thickness: int) -> np.ndarray:
-    """The pixels of a block within `thickness` of its edge; the image's edge counts as one."""
+    """Return the pixels of a block within `thickness` of its edge or of the image's edge."""
     inner = np.pad(block, thickness)
     for axis in (0, 1):
         inner = np.logical_and.reduce([np.roll(inner, step, axis) for step in range(-thickness, thickness + 1)])
@@ -104,7 +104,7 @@ def _outline(block: np.ndarray, thickness: int) -> np.ndarray:
 
 
 def _join(pictures: list[np.ndarray], gap: int, axis: int) -> np.ndarray:
-    """Pictures below (axis 0) or beside (axis 1) each other, with white between."""
+    """Concatenate pictures vertically (axis 0) or horizontally (axis 1), with white gaps."""
     shape = list(pictures[0].shape)
     shape[axis] = gap
     space = np.full(shape, 255, dtype=np.uint8)

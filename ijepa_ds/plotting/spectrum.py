@@ -1,4 +1,4 @@
-"""How the variance of features is spread over directions: one curve an encoder."""
+"""Spectra of features: the share of variance per principal direction, one curve per encoder."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from matplotlib.figure import Figure
 
 from ijepa_ds.plotting.style import INK, MUTED, TRAINED, UNTRAINED, plain_axes, save
 
-_FLOOR = 1e-9  # shares below are drawn there
+_FLOOR = 1e-9  # smaller shares are drawn at this value
 
 
 def write_spectra(path: Path, spectra: Mapping[str, Sequence[float]], *, title: str) -> None:
-    """Write a PNG.
+    """Write spectra as a PNG.
 
     Args:
-        path: of the PNG.
-        spectra: shares of the variance, largest first, by encoder; the last is the one that matters.
-        title: above.
+        path: File to write.
+        spectra: Shares of the variance, largest first, by encoder; the last encoder is highlighted.
+        title: Title.
     """
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     axes = figure.subplots()

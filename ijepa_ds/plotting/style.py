@@ -1,4 +1,4 @@
-"""How all pictures look: colours, axes, and figures that are written whole or not at all."""
+"""The common style of all figures: colours, axes, and atomic writing of files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DPI = 150
 
 
 def plain_axes(axes: Axes, title: str) -> None:
-    """Left-aligned title, no box, faint horizontal rules behind the data."""
+    """Set a left-aligned title, remove the box, and add faint horizontal grid lines."""
     axes.set_title(title, loc="left", fontsize=11, color=INK, fontweight="bold", pad=10)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
@@ -27,8 +27,8 @@ def plain_axes(axes: Axes, title: str) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG; a reader never sees half of it."""
+    """Write a figure as PNG to a temporary file, then rename it, so that readers never see a partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    figure.savefig(aside, dpi=DPI, format="png", facecolor="white")
-    aside.replace(path)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, dpi=DPI, format="png", facecolor="white")
+    partial.replace(path)

@@ -1,7 +1,7 @@
-"""Demo pictures that need no download: scenes in the manner of CLEVR, as class folders and `scenes.json`.
+"""`ijepa-ds data scenes`: demo images in the style of CLEVR without a download, as class folders and `scenes.json`.
 
-An image is a function of (seed, index, size) alone, whatever the number of workers. The class is the number
-of objects; `scenes.json` has CLEVR's format, for evaluations that count or judge distance.
+An image is a function of (seed, index, size) and does not depend on the number of workers. The class is the number of
+objects. `scenes.json` has CLEVR's format, for evaluations of counting and distance.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from tqdm import tqdm
 from ijepa_ds.arguments import add_out
 from ijepa_ds.scenes.layout import MAX_OBJECTS, draw, object_count
 
-_MIN_SIZE, _MAX_SIZE = 16, 512  # above, the rays of an image would fill the memory
+_MIN_SIZE, _MAX_SIZE = 16, 512  # pixels; larger images would need too much memory
 _QUALITY = 92
-_CHUNK = 32  # images a worker renders at a time
+_CHUNK = 32  # images per task of a worker
 
 _log = logging.getLogger(__name__)
 
 
 def _render_chunk(start: int, *, folder: Path, stop: int, size: int, seed: int, split: str) -> list[dict[str, Any]]:
-    """Render images start .. min(start + _CHUNK, stop) - 1 into class folders; their records."""
+    """Render images start .. min(start + _CHUNK, stop) - 1 into class folders and return their records."""
     scenes = []
     for index in range(start, min(start + _CHUNK, stop)):
         picture, objects = draw(seed, index, size)
         name = f"{len(objects):02d}_objects/scene_{index:06d}.jpg"
-        # Full-resolution colour: at 64 pixels a small object is as large as one block of halved chroma.
+        # No chroma subsampling: at 64 pixels a small object is as large as one block of subsampled chroma.
         Image.fromarray(picture).save(folder / name, quality=_QUALITY, subsampling=0)
         scenes.append({"image_index": index, "image_filename": name, "split": split, "objects": objects})
     return scenes
 
 
 def _chunks(workers: int, num: int, **job: Any) -> Iterator[list[dict[str, Any]]]:
-    """Records of all chunks in order, rendered here or by `workers` processes."""
+    """Yield the records of all chunks in order, rendered in this process or by `workers` processes."""
     render_chunk = partial(_render_chunk, stop=num, **job)
     starts = range(0, num, _CHUNK)
     if workers == 1 or len(starts) == 1:
@@ -56,8 +56,8 @@ def _chunks(workers: int, num: int, **job: Any) -> Iterator[list[dict[str, Any]]
         yield from pool.map(render_chunk, starts)
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "a rendering process died (killed for memory, or started from a script without "
-            "`if __name__ == '__main__':`); nothing was kept, try again with workers = 1"
+            "a rendering process died (out of memory, or started from a script without "
+            "`if __name__ == '__main__':`); no image was kept; try again with --workers 1"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -87,19 +87,19 @@ def render(
 ) -> None:
     """Render a data set: `out`/03_objects/scene_000000.jpg ... 10_objects, and `out`/scenes.json.
 
-    All is written to a hidden folder next to `out`, which is renamed at the end: `out` is whole or absent.
+    The files are written to a hidden folder next to `out`, which is renamed at the end, so `out` is complete or absent.
 
     Args:
-        out: A folder that does not exist, or is empty.
-        num: Number of images; the classes' sizes differ by one at most.
+        out: A folder that does not exist or is empty.
+        num: Number of images; class sizes differ by at most one.
         size: Side of the images in pixels, 16 to 512.
-        seed: 0 .. 2**64 - 1; use another one for a test set.
-        workers: Processes; by default 2, or 1 on a machine with one core. Does not change the result.
-        progress: Show a bar, if this is a terminal.
-        split: Written to every scene of `scenes.json`.
+        seed: 0 .. 2**64 - 1; use a different seed for a test set.
+        workers: Processes, by default 2, or 1 on a machine with one core; does not change the images.
+        progress: Show a progress bar on a terminal.
+        split: Name of the split in `scenes.json`.
 
     Raises:
-        ValueError: An argument out of range, or `out` is not empty.
+        ValueError: An argument is out of range, or `out` is not empty.
         RuntimeError: A worker process died.
     """
     out = Path(out).absolute()
@@ -116,7 +116,7 @@ def render(
                 bar.update(len(chunk))
         info = {"generator": "ijepa-ds data scenes", "split": split, "seed": seed, "size": size, "num": num}
         (folder / "scenes.json").write_text(json.dumps({"info": info, "scenes": scenes}), encoding="utf-8")
-        # Replaces an empty folder and fails on one that was filled meanwhile.
+        # Replaces an empty folder, and fails if it was filled in the meantime.
         folder.replace(out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -133,7 +133,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Render as the arguments say; 0."""
+    """Render the data set; return 0."""
     render(args.out, args.num, args.size, args.seed, args.workers, split=args.split)
     _log.info("%d images of %d pixels and scenes.json in %s", args.num, args.size, args.out)
     return 0

@@ -1,6 +1,6 @@
-"""What is in a demo scene: camera, lamps, and solids that stand apart and can be seen.
+"""Random layout of a demo scene: camera, lamps, and separated, visible solids.
 
-All randomness of an image comes from a generator keyed by (seed, index), so no image depends on another.
+A generator keyed by (seed, index) draws everything, so images do not depend on each other.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ _STREAM_SCENE, _STREAM_COUNTS = 0, 1
 
 
 def _generator(seed: int, stream: int, index: int) -> np.random.Generator:
-    """Random numbers of one image, or of one block of counts."""
+    """Return the random generator of one image, or of one block of object counts."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, index * 2 + stream], np.uint64)))
 
 
 def object_count(seed: int, index: int) -> int:
-    """Number of objects of an image: every eight images in a row hold each count once, in random order."""
+    """Return the number of objects of an image; each block of eight images has every count once, in random order."""
     counts = MAX_OBJECTS - MIN_OBJECTS + 1
     order = _generator(seed, _STREAM_COUNTS, index // counts).permutation(counts)
     return MIN_OBJECTS + int(order[index % counts])
 
 
 def _draw_camera(rng: np.random.Generator, size: int) -> Camera:
-    """CLEVR's place, 11.3 away at 28 degrees above the ground, moved by up to 0.5 along each axis."""
+    """Draw a camera near CLEVR's position (distance 11.3, elevation 28 degrees), shifted by up to 0.5 along each axis."""
     position = np.array([7.5, -6.5, 5.35]) + rng.uniform(-0.5, 0.5, 3)
     return Camera(position, np.array([0.0, 0.0, 0.3]) + rng.uniform(-0.1, 0.1, 3), size)
 
 
 def _draw_light(rng: np.random.Generator, camera: Camera) -> Light:
-    """Key lamp at a side and above, a fill lamp on the other side, a back lamp; a grey ground with a tint."""
+    """Draw a key lamp at one side, a fill lamp at the other, a back lamp, and a tinted grey ground."""
     side = 1.0 if rng.random() < 0.5 else -1.0
     # Angles about the vertical, measured from the direction of the camera.
     angles = np.arctan2(camera.position[1], camera.position[0]) + side * np.array(
@@ -72,7 +72,7 @@ def _draw_light(rng: np.random.Generator, camera: Camera) -> Light:
 
 
 def _draw_object(rng: np.random.Generator, camera: Camera, depths: tuple[float, float]) -> tuple[Solid, dict[str, Any]]:
-    """One object at a uniform place of the ground within the view and a range of depths, and its record."""
+    """Draw an object at a uniform position on the visible ground within a range of depths; return it and its record."""
     shape, colour, size, material = (
         options[int(rng.integers(len(options)))] for options in (list(SHAPES), list(COLOURS), list(SIZES), MATERIALS)
     )
@@ -88,7 +88,7 @@ def _draw_object(rng: np.random.Generator, camera: Camera, depths: tuple[float, 
 
 
 def _measures(solid: Solid, camera: Camera) -> dict[str, Any]:
-    """Where a solid is: the numbers of its record."""
+    """Return the coordinates of a solid for its record."""
     x, y, depth = (float(value) for value in camera.project(solid.centre))
     return {
         "3d_coords": [round(float(value), 4) for value in solid.centre],
@@ -102,7 +102,7 @@ def _is_apart(solid: Solid, others: list[Solid]) -> bool:
 
 
 def _draw_layout(rng: np.random.Generator, camera: Camera, count: int, nearest: float) -> tuple[Canvas, list] | None:
-    """Place the nearest object at its depth and the others behind it; None where they do not find room."""
+    """Place the nearest object at its depth and the others behind it; return None if they do not fit."""
     canvas = Canvas(camera)
     records: list[dict] = []
     while len(records) < count:
@@ -122,13 +122,13 @@ def draw(seed: int, index: int, size: int) -> tuple[Array, list[dict[str, Any]]]
     Args:
         seed: 0 .. 2**64 - 1.
         index: Number of the image, from 0.
-        size: Side in pixels; the scene is the same at most sizes, down to what is still visible.
+        size: Side in pixels; the layout is the same at most sizes, unless an object would be too small to see.
 
     Returns:
-        The picture, uint8 [size, size, 3], and its objects in CLEVR's format; their number is `object_count`.
+        The image, uint8 [size, size, 3], and its objects in CLEVR's format; their number is `object_count`.
 
     Raises:
-        RuntimeError: The objects found no room in many attempts (not seen to happen).
+        RuntimeError: The objects did not fit in many attempts (never observed).
     """
     rng = _generator(seed, _STREAM_SCENE, index)
     count = object_count(seed, index)
@@ -140,4 +140,4 @@ def draw(seed: int, index: int, size: int) -> tuple[Array, list[dict[str, Any]]]
             light = _draw_light(rng, camera)
             grain = rng.random((2, *canvas.depth.shape), np.float32)
             return paint(canvas, light, grain), records
-    raise RuntimeError(f"scene {index} of seed {seed}: {count} objects found no room at {size} pixels; use another seed")
+    raise RuntimeError(f"scene {index} of seed {seed}: {count} objects do not fit at {size} pixels; use another seed")

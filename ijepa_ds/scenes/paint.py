@@ -1,7 +1,7 @@
-"""What a demo scene looks like: z-buffer and light.
+"""Rendering of a demo scene: z-buffer and shading.
 
-The z-buffer decides what is seen; `paint` then lights what was found: three lamps of which the first throws a
-soft shadow, darkening near contacts, highlights, and one mirror reflection for metal.
+The z-buffer finds the visible surfaces. `paint` then shades them with three lamps, of which the first casts a soft
+shadow, contact shadows, highlights, and one mirror reflection for metal.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import numpy as np
 
 from ijepa_ds.scenes.shapes import SUPERSAMPLE, Array, Camera, Solid, dot, unit
 
-MIN_VISIBLE = 0.002  # of the image's area, for every object; CLEVR asks for 200 of 320 x 240 pixels
+MIN_VISIBLE = 0.002  # share of the image's area, for every object; CLEVR requires 200 of 320 x 240 pixels
 _GROUND = -1
-_MIRROR = 0.75  # part of a metal's light that is reflection
+_MIRROR = 0.75  # share of reflection in a metal's light
 _HIGHLIGHT_METAL, _HIGHLIGHT_RUBBER = 1.2, 0.12
-_ROOM = 40.0  # how far a mirror sees
-_CONTACT = 4  # radii from a solid's centre beyond which it does not darken its surroundings
+_MIRROR_RANGE = 40.0  # largest distance of mirrored objects
+_CONTACT = 4  # reach of a solid's contact shadow, in radii from its centre
 
 
 class Canvas:
-    """The z-buffer: which solid each ray sees first, and how deep."""
+    """The z-buffer: the first solid that each ray hits, and its depth."""
 
     def __init__(self, camera: Camera) -> None:
-        """Start with the bare ground, which every ray meets: the horizon is above the image."""
+        """Start with the empty ground, which every ray hits because the horizon is above the image."""
         self.camera = camera
         self.rays = camera.rays()
         self.depth = -camera.position[2] / self.rays[2]
@@ -33,7 +33,7 @@ class Canvas:
         self._seen: list[int] = []
 
     def place(self, solid: Solid) -> bool:
-        """Add a solid if it is within the image and every object stays visible; else change nothing."""
+        """Add a solid and return True if it is inside the image and all objects stay visible; else return False."""
         x, y, _ = self.camera.project(solid.corners())
         left, top, right, bottom = x.min(), y.min(), x.max(), y.max()
         if min(left, top) < 0 or max(right, bottom) > self.camera.size:
@@ -60,12 +60,12 @@ class Light:
     """Lamps and ground of one scene.
 
     Attributes:
-        lamps: float32 [3 lamps, 3], positions; only the first throws a shadow.
-        power: float32 [3 lamps], brightness they give at a distance of 10.
-        width: Side of the first lamp, a square: the softness of its shadow.
-        ambient: Brightness from all sides.
+        lamps: float32 [3 lamps, 3], positions; only the first casts a shadow.
+        power: float32 [3 lamps], brightness at a distance of 10.
+        width: Side of the first lamp, a square; sets the softness of its shadow.
+        ambient: Brightness of the ambient light.
         ground: float32 [3], linear RGB.
-        waves: float32 [W, 4], faint mottling of the ground: wave vector, phase and amplitude.
+        waves: float32 [W, 4], texture of the ground: wave vector, phase and amplitude.
     """
 
     lamps: Array
@@ -76,7 +76,7 @@ class Light:
     waves: Array
 
     def ground_albedo(self, point: Array) -> Array:
-        """Colour [3, N] of the ground at points [3, N]."""
+        """Return the colour of the ground, [3, N], at points [3, N]."""
         tone = np.ones_like(point[0])
         for x, y, phase, amplitude in self.waves:
             tone += amplitude * np.sin(x * point[0] + y * point[1] + phase)
@@ -84,14 +84,14 @@ class Light:
 
 
 def _shadow_and_contact(point: Array, normal: Array, owner: Array, solids: list[Solid], lamp: Array) -> Array:
-    """How much of the first lamp and of the light from all sides arrives: [2, N].
+    """Return the visible share of the first lamp and of the ambient light, [2, N].
 
     Args:
         point: [3, N].
         normal: [3, N], unit length.
-        owner: [N], the solid the point is on, which throws no shadow on itself.
-        solids: All of them.
-        lamp: [3, N], the place on the lamp that each point looks at.
+        owner: [N], the solid of each point, which casts no shadow on itself.
+        solids: All solids.
+        lamp: [3, N], the point on the lamp to which each shadow ray goes.
     """
     arriving = np.ones((2, point.shape[1]), np.float32)
     to_lamp = unit(lamp - point)
@@ -100,7 +100,7 @@ def _shadow_and_contact(point: Array, normal: Array, owner: Array, solids: list[
         squared, along = dot(away, away), dot(away, to_lamp)
         other = owner != number
         index = np.flatnonzero((squared < (_CONTACT * solid.radius) ** 2) & other)
-        # Sky hidden by a ball of the solid's radius (the form factor of a sphere).
+        # Ambient light blocked by a sphere of the solid's radius (its form factor).
         near = squared[index]
         facing = np.maximum(dot(away.take(index, 1), normal.take(index, 1)), 0) / np.sqrt(near)
         arriving[1, index] *= 1 - np.minimum(0.8 * solid.radius**2 / near, 1) * facing
@@ -120,10 +120,10 @@ def _shade(
     light: Light,
     arriving: Array,
 ) -> Array:
-    """Light leaving points towards the eye, linear RGB [3, N].
+    """Return the light from points towards the camera, linear RGB [3, N].
 
-    `view` [3, N] are unit vectors to the eye, `gloss` [N] is the strength of highlights, `metal` [N] is true
-    for metal (narrow highlights, dim body), `arriving` comes from `_shadow_and_contact`.
+    `view` [3, N] are unit vectors to the camera, `gloss` [N] is the strength of highlights, `metal` [N] is True for metal
+    (narrow highlights, dim body), `arriving` comes from `_shadow_and_contact`.
     """
     diffuse = light.ambient * (0.75 + 0.25 * normal[2]) * arriving[1]
     shine = np.zeros_like(diffuse)
@@ -147,7 +147,7 @@ def _shade(
 
 
 def _reflect(point: Array, direction: Array, owner: Array, solids: list[Solid], light: Light) -> Array:
-    """What mirrors at points [3, N] see: solids and ground without highlights, or a dim room; RGB [3, N]."""
+    """Return the reflections at points [3, N]: solids and ground without highlights, or a dim background; RGB [3, N]."""
     colour = np.repeat((0.30 - 0.25 * np.clip(direction[2], 0, 1))[None], 3, 0)
     depth = np.where(direction[2] < 0, -point[2] / np.minimum(direction[2], -1e-6), np.inf).astype(np.float32)
     seen = np.full(owner.shape, _GROUND, np.int8)
@@ -159,7 +159,7 @@ def _reflect(point: Array, direction: Array, owner: Array, solids: list[Solid], 
         t = solid.hit(point.take(index, 1), direction.take(index, 1))
         nearer = t < depth[index]
         depth[index[nearer]], seen[index[nearer]] = t[nearer], number
-    found = np.flatnonzero(depth < _ROOM)
+    found = np.flatnonzero(depth < _MIRROR_RANGE)
     direction, seen = direction.take(found, 1), seen[found]
     point = point.take(found, 1) + direction * depth[found]
     normal, albedo = _surface(point, seen, solids, light)
@@ -171,7 +171,7 @@ def _reflect(point: Array, direction: Array, owner: Array, solids: list[Solid], 
 
 
 def _surface(point: Array, owner: Array, solids: list[Solid], light: Light) -> tuple[Array, Array]:
-    """Normals and colours, [3, N] each, at points [3, N] of the solids, or of the ground, that own them."""
+    """Return normals and colours, [3, N] each, at points [3, N] on solids or on the ground."""
     normal = np.zeros_like(point)
     normal[2] = 1
     albedo = light.ground_albedo(point)
@@ -186,12 +186,12 @@ def _surface(point: Array, owner: Array, solids: list[Solid], light: Light) -> t
 
 
 def paint(canvas: Canvas, light: Light, grain: Array) -> Array:
-    """Light what the canvas sees.
+    """Shade the visible surfaces of a canvas.
 
     Args:
         canvas: The z-buffer, with all solids placed.
         light: Lamps and ground.
-        grain: float32 [2, n, n] in [0, 1), n = size * SUPERSAMPLE: where on its part of the lamp a ray looks.
+        grain: float32 [2, n, n] in [0, 1), n = size * SUPERSAMPLE: position of each shadow ray on its part of the lamp.
 
     Returns:
         uint8 [size, size, 3], sRGB.
@@ -202,7 +202,7 @@ def paint(canvas: Canvas, light: Light, grain: Array) -> Array:
     normal, albedo = _surface(point, owner, canvas.solids, light)
     metal = np.array([*(solid.metal for solid in canvas.solids), False])[owner]  # the last one is the ground, -1
     gloss = np.where(metal, _HIGHLIGHT_METAL, _HIGHLIGHT_RUBBER).astype(np.float32) * (owner != _GROUND)
-    # Each ray of a pixel looks at its own part of the lamp, so the pixel's mean is a shadow with a soft edge.
+    # The rays of a pixel sample different parts of the lamp, so their mean is a soft shadow.
     part = (np.arange(n) % s).astype(np.float32)
     lamp = np.repeat(light.lamps[0][:, None], n * n, 1)
     lamp[0] += light.width * ((part[None, :] + grain[0]) / s - 0.5).reshape(-1)
@@ -217,7 +217,7 @@ def paint(canvas: Canvas, light: Light, grain: Array) -> Array:
         tint = (0.12 + 0.88 * albedo.take(index, 1)) * (_MIRROR / 0.6)
         for row, value in zip(colour, mirrored * tint, strict=True):
             row[index] += value
-    # Clipped before the mean, so that a highlight's edge is as smooth as any other.
+    # Clip before averaging, which keeps the edges of highlights smooth.
     clipped = np.minimum(colour, 1).reshape(3, n, n)
     mean = sum(clipped[:, i::s, j::s] for i in range(s) for j in range(s)) / s**2
     return np.rint(255 * mean ** (1 / 2.2)).astype(np.uint8).transpose(1, 2, 0)

@@ -1,7 +1,7 @@
-"""Geometry of the demo scenes: solids, where a ray meets them, and the camera.
+"""Geometry of the demo scenes: solids, ray intersections and the camera.
 
-Vectors are float32 [3, N], so that every numpy operation runs over contiguous memory. No matrix product is
-used: BLAS may sum in another order with another number of threads, and an image must not depend on that.
+Vectors are float32 [3, N], so that numpy operations run over contiguous memory. There are no matrix products, because
+BLAS may change the order of summation with the number of threads, which would change images.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ SUPERSAMPLE = 2  # rays along each side of a pixel
 HALF_VIEW = 0.36  # tangent of half the field of view
 _TUBE = 0.38  # radius of the torus's tube; its ring has radius 1 - _TUBE
 _TORUS_STEPS = 11
-_EDGE = 0.5**0.5  # half the cube's edge, so that its corners stand on the unit circle
+_EDGE = 0.5**0.5  # half the cube's edge; its corners are on the unit circle
 
 _CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float32).T
 
 
 def dot(a: Array, b: Array) -> Array:
-    """Dot products of vectors, [3, N] or [3] each."""
+    """Return the dot products of vectors, [3, N] or [3] each."""
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 def unit(a: Array) -> Array:
-    """Vectors of the same directions and length 1."""
+    """Normalise vectors to length 1."""
     return a / np.sqrt(dot(a, a))
 
 
 def _slab(o: Array, d: Array, half: float) -> tuple[Array, Array]:
-    """Interval of t in which |o + t d| < half, along one axis."""
+    """Return the interval of t in which |o + t d| < half, along one axis."""
     a, b = (-half - o) / d, (half - o) / d
     return np.minimum(a, b), np.maximum(a, b)
 
 
 def _roots(a: Array, b: Array, c: Array) -> tuple[Array, Array]:
-    """Roots of a t^2 + 2 b t + c; an empty interval (inf, -inf) where there are none."""
+    """Return the roots of a t^2 + 2 b t + c, or the empty interval (inf, -inf) if there are none."""
     disc = b * b - a * c
     root = np.sqrt(np.maximum(disc, 0))
     miss = disc < 0
@@ -47,7 +47,7 @@ def _roots(a: Array, b: Array, c: Array) -> tuple[Array, Array]:
 
 
 def _entry(near: Array, far: Array) -> Array:
-    """First hit of a convex solid from its interval of t; inf where the ray misses or starts inside."""
+    """Return the first hit of a convex solid from its interval of t; inf if the ray misses or starts inside."""
     return np.where((near < far) & (near > 0), near, np.inf).astype(np.float32)
 
 
@@ -67,12 +67,12 @@ def _hit_cylinder(o: Array, d: Array) -> Array:
 
 
 def _hit_cone(o: Array, d: Array) -> Array:
-    """Base of radius 1 at z = -1, apex at z = 1."""
+    """Return the first hit of a cone with base radius 1 at z = -1 and apex at z = 1."""
     h, s = (1 - o[2]) / 2, -d[2] / 2  # radius of the cone at the ray's height: h + s t
     a = d[0] ** 2 + d[1] ** 2 - s * s
     near, far = _roots(a, o[0] * d[0] + o[1] * d[1] - h * s, o[0] ** 2 + o[1] ** 2 - h * h)
-    # A ray steeper than the flank (a < 0, `_roots` gives its larger root first) is inside the double cone
-    # before the smaller root and after the larger one; the solid is the lower of the two parts.
+    # A ray steeper than the cone's side (a < 0; `_roots` returns its larger root first) is inside the double cone
+    # before the smaller root and after the larger one. The solid is the lower half of the double cone.
     steep = a < 0
     near, far = (
         np.where(steep, np.where(d[2] < 0, near, -np.inf), near),
@@ -83,7 +83,7 @@ def _hit_cone(o: Array, d: Array) -> Array:
 
 
 def _hit_torus(o: Array, d: Array) -> Array:
-    """Sphere tracing between the bounding planes: a quartic in float32 would be neither faster nor safer."""
+    """Return the first hit by sphere tracing, which is as fast as solving the quartic and more stable in float32."""
     near, far = _roots(dot(d, d), dot(o, d), dot(o, o) - 1)
     low, high = _slab(o[2], d[2], _TUBE)
     near, far = np.maximum(near, low), np.minimum(far, high)
@@ -108,7 +108,7 @@ def _normal_cylinder(p: Array) -> Array:
 
 
 def _normal_cone(p: Array) -> Array:
-    return np.stack([p[0], p[1], np.sqrt(p[0] ** 2 + p[1] ** 2) / 2])  # the base is never seen
+    return np.stack([p[0], p[1], np.sqrt(p[0] ** 2 + p[1] ** 2) / 2])  # the base is never visible
 
 
 def _normal_torus(p: Array) -> Array:
@@ -121,11 +121,11 @@ class Shape(NamedTuple):
 
     Attributes:
         hit: Origins [3, N] or [3, 1] and directions [3, N] -> t [N] of the first hit, inf for a miss.
-        normal: Points of the surface [3, N] -> outward normals [3, N], of any length.
-        half_width: Half the side of a square around it, seen from above.
-        half_height: Half its height.
-        reach: Radius of a ball around it.
-        is_round: Turning it about the vertical changes nothing.
+        normal: Points on the surface [3, N] -> outward normals [3, N], of any length.
+        half_width: Half the side of the bounding square, seen from above.
+        half_height: Half the height.
+        reach: Radius of the bounding sphere.
+        is_round: Whether the solid is symmetric about the vertical axis.
     """
 
     hit: Callable[[Array, Array], Array]
@@ -153,9 +153,9 @@ class Solid:
         shape: A key of `SHAPES`.
         radius: World units; the solid's footprint is inside a circle of this radius.
         centre: float32 [3], world coordinates.
-        angle: Rotation about the vertical, radians.
+        angle: Rotation about the vertical axis, radians.
         albedo: float32 [3], linear RGB.
-        metal: A mirror with the object's colour, or matt rubber.
+        metal: Coloured mirror if True, else matt rubber.
     """
 
     shape: str
@@ -172,36 +172,36 @@ class Solid:
         return np.stack([c * v[0] - s * v[1], s * v[0] + c * v[1], v[2]])
 
     def hit(self, origin: Array, direction: Array) -> Array:
-        """First hit of rays: origin [3, N] or [3, 1], direction [3, N] -> t [N], in direction lengths."""
+        """Return the first hits of rays: origin [3, N] or [3, 1], direction [3, N] -> t [N], in direction lengths."""
         o = self._turn(origin - self.centre[:, None], -self.angle) / self.radius
         with np.errstate(divide="ignore", invalid="ignore"):
             return SHAPES[self.shape].hit(o, self._turn(direction, -self.angle) / self.radius)
 
     def normal(self, point: Array) -> Array:
-        """Unit normals, world frame, at points [3, N] of the surface."""
+        """Return the unit normals in world coordinates at points [3, N] on the surface."""
         local = self._turn(point - self.centre[:, None], -self.angle) / self.radius
         return self._turn(unit(SHAPES[self.shape].normal(local)), self.angle)
 
     def corners(self) -> Array:
-        """The eight corners, [3, 8], of a box around the solid."""
+        """Return the eight corners of the bounding box, [3, 8]."""
         shape = SHAPES[self.shape]
         half = np.array([[shape.half_width], [shape.half_width], [shape.half_height]], np.float32)
         return self.centre[:, None] + self._turn(_CORNERS * half * self.radius, self.angle)
 
     @property
     def reach(self) -> float:
-        """Radius of a ball around the solid."""
+        """Radius of the bounding sphere."""
         return self.radius * SHAPES[self.shape].reach
 
 
 class Camera:
-    """A pinhole at `position` looking at `target`, with a square image of `size` pixels.
+    """A pinhole camera at `position` that points at `target`, with a square image of `size` pixels.
 
     Depth is the distance along the view axis. Pixel coordinates are continuous: the first pixel is [0, 1).
     """
 
     def __init__(self, position: Array, target: Array, size: int) -> None:
-        """Place the camera; position and target are float [3]."""
+        """Place the camera; `position` and `target` are float [3]."""
         self.size = size
         self.position = position.astype(np.float32)
         self.forward = unit((target - position).astype(np.float32))
@@ -209,14 +209,14 @@ class Camera:
         self.up = np.cross(self.right, self.forward)
 
     def project(self, point: Array) -> tuple[Array, Array, Array]:
-        """Pixel column, pixel row and depth of world points [3, N] or [3]."""
+        """Return pixel column, pixel row and depth of world points [3, N] or [3]."""
         v = point - (self.position[:, None] if point.ndim == 2 else self.position)
         depth = dot(self.forward, v)
         scale = self.size / 2 / HALF_VIEW / depth
         return self.size / 2 + scale * dot(self.right, v), self.size / 2 - scale * dot(self.up, v), depth
 
     def rays(self) -> Array:
-        """Directions float32 [3, n, n], n = size * SUPERSAMPLE, scaled so that t is the depth."""
+        """Return ray directions, float32 [3, n, n] with n = size * SUPERSAMPLE, scaled so that t is the depth."""
         n = self.size * SUPERSAMPLE
         across = (((np.arange(n) + 0.5) * 2 / n - 1) * HALF_VIEW).astype(np.float32)
         f, r, u = (v[:, None, None] for v in (self.forward, self.right, self.up))

@@ -1,1 +1,1 @@
-"""What a run records about itself: TensorBoard events, health alarms and metrics."""
+"""Monitoring of a run: TensorBoard events, health alarms and metrics."""

@@ -1,4 +1,4 @@
-"""TensorBoard's "Custom Scalars": what tells whether a run is healthy, on one page."""
+"""The layout of TensorBoard's "Custom Scalars" page: the scalars that show the health of a run."""
 
 from __future__ import annotations
 

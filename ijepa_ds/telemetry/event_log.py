@@ -1,4 +1,4 @@
-"""TensorBoard's event file. A disk that refuses it costs points, not the run."""
+"""The writer of TensorBoard's event file; write errors lose points but do not stop the run."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ logger = logging.getLogger(__name__)
 
 
 class Log:
-    """TensorBoard on rank 0, nothing elsewhere."""
+    """The event file on rank 0; a no-op on other ranks."""
 
-    patience = 60.0  # seconds between tries to write again
+    patience = 60.0  # seconds between attempts to reopen the file after an error
 
     def __init__(self, run_dir: Path, rank: int, purge_step: int) -> None:
         """Open the event file.
 
         Args:
-            run_dir: where events go: `tensorboard --logdir RUN`.
-            rank: only rank 0 writes.
-            purge_step: points at or after this step, from before a resume, are hidden.
+            run_dir: Directory of the event file, for `tensorboard --logdir RUN`.
+            rank: Rank of this process; only rank 0 writes.
+            purge_step: TensorBoard hides earlier points at or after this step, for example from before a resume.
 
         Raises:
-            ValueError: the file cannot be written.
+            ValueError: The file cannot be written.
         """
         self._run_dir, self._rank, self._again = run_dir, rank, 0.0
         self._writer: SummaryWriter | None = None
@@ -39,11 +39,11 @@ class Log:
             except OSError as error:
                 raise ValueError(
                     f"run.dir: TensorBoard's event file in {run_dir} cannot be written ({error.strerror or error}): choose "
-                    "another, or mend it"
+                    "another directory, or make it writable"
                 ) from error
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Points at `step` (optimizer steps done)."""
+        """Write scalars by tag at `step` (completed optimizer steps)."""
 
         def write(writer: SummaryWriter) -> None:
             for tag, value in values.items():
@@ -52,23 +52,23 @@ class Log:
         self._try(write)
 
     def text(self, tag: str, text: str, step: int | None = None) -> None:
-        """A preformatted text."""
+        """Write a preformatted text."""
         self._try(lambda writer: writer.add_text(tag, "    " + text.replace("\n", "\n    "), step))
 
     def layout(self, layout: dict[str, dict[str, list[object]]]) -> None:
-        """What TensorBoard's "Custom Scalars" shows (`dashboard.LAYOUT`)."""
+        """Write the layout of TensorBoard's "Custom Scalars" page (`dashboard.LAYOUT`)."""
         self._try(lambda writer: writer.add_custom_scalars(layout))
 
     def image(self, step: int, tag: str, picture: Tensor) -> None:
-        """A picture, uint8 `[H, W, 3]`."""
+        """Write an image, uint8 `[H, W, 3]`."""
         self._try(lambda writer: writer.add_image(tag, picture, step, dataformats="HWC"))
 
     def flush(self) -> None:
-        """Write what is pending."""
+        """Write pending events."""
         self._try(lambda writer: writer.flush())
 
     def close(self) -> None:
-        """Write what is pending."""
+        """Write pending events and close the file."""
         if self._writer:
             self._try(lambda writer: writer.close())
 
@@ -84,21 +84,21 @@ class Log:
         if self._rank != 0 or time.monotonic() < self._again:
             return None
         self._again = time.monotonic() + self.patience
-        with tempfile.NamedTemporaryFile(dir=self._run_dir, prefix=".probe-") as probe:  # is there room?
+        with tempfile.NamedTemporaryFile(dir=self._run_dir, prefix=".probe-") as probe:  # raises if the disk is still full
             probe.write(bytes(1 << 16))
         self._writer = SummaryWriter(str(self._run_dir))
-        logger.info("TensorBoard's events are written again")
+        logger.info("TensorBoard's event file is writable again")
         return self._writer
 
     def _give_up(self, error: OSError) -> None:
         self._again = time.monotonic() + self.patience
         if not self._writer:
-            return  # still no better
+            return  # already logged
         with suppress(OSError):
             self._writer.close()
         self._writer = None
         logger.error(
-            "TensorBoard's event file in %s cannot be written (%s): training goes on; until it can, points are lost",
+            "TensorBoard's event file in %s cannot be written (%s): training continues, and points are lost until it can",
             self._run_dir,
             error.strerror or error,
         )

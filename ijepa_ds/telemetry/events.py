@@ -1,4 +1,4 @@
-"""What a run wrote for TensorBoard, read back: scalars and pictures."""
+"""Reading of TensorBoard event files: scalars and images of a run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it tells when a file ends
-_ALL = 0  # of size_guidance: keep everything
+logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it logs the end of every file
+_ALL = 0  # in size_guidance: keep all points
 Scalars = dict[str, tuple[np.ndarray, np.ndarray]]  # tag -> (steps int64 [n], values float64 [n])
 
 
@@ -22,19 +22,19 @@ def _events(run_dir: str | Path, sizes: dict[str, int]) -> EventAccumulator:
 
 
 def read_seconds(run_dir: str | Path, tag: str) -> np.ndarray:
-    """When each point of a scalar was written, seconds since 1970: float64 [n]."""
+    """Return the time of each point of a scalar, in seconds since 1970: float64 [n]."""
     events = _events(run_dir, {"scalars": _ALL, "images": 1, "tensors": 1})
     return np.array([point.wall_time for point in events.Scalars(tag)], dtype=np.float64)
 
 
 def read_scalars(run_dir: str | Path) -> Scalars:
-    """Every scalar of a run, resumed or not; points that a resume has superseded are left out.
+    """Read all scalars of a run, without points that a resume has superseded.
 
     Returns:
         tag -> (steps int64 [n], values float64 [n]).
 
     Raises:
-        ValueError: the directory has no event file.
+        ValueError: The directory has no event file.
     """
     events = _events(run_dir, {"scalars": _ALL, "images": 1, "tensors": 1})
     found = {}
@@ -46,13 +46,13 @@ def read_scalars(run_dir: str | Path) -> Scalars:
 
 
 def read_picture(run_dir: str | Path, tag: str) -> tuple[int, np.ndarray] | None:
-    """The last picture of a tag.
+    """Read the last image of a tag.
 
     Returns:
-        (step, uint8 [H, W, 3]), or None where there is none of this tag.
+        (step, uint8 [H, W, 3]), or None if the tag has no image.
 
     Raises:
-        ValueError: the directory has no event file.
+        ValueError: The directory has no event file.
     """
     events = _events(run_dir, {"scalars": 1, "images": 1, "tensors": 1})
     if tag not in events.Tags()["images"]:

@@ -1,8 +1,8 @@
-"""Alarms of a run: a collapse, a loss that jumps, a predictor that is dead, a loader that starves the devices.
+"""Health alarms of a run: collapse, loss jump, dead predictor, stalled loader.
 
-`Health.point` is given what is logged anyway, so looking costs nothing. Every alarm is raised once, and again only after what
-it saw has been over for some points. It goes to `health.jsonl` in the run directory; the reporter brings it to TensorBoard and
-the terminal.
+`Health.point` checks values that are logged anyway. An alarm is raised once, and again only after its condition has been
+false for some points. Alarms are appended to `health.jsonl` in the run directory; the reporter also writes them to
+TensorBoard and the terminal.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ FILE = "health.jsonl"
 
 @dataclass(frozen=True)
 class Limits:
-    """When an alarm is raised; docs/visualize.md has the reasons."""
+    """Thresholds of the alarms; docs/visualize.md explains them."""
 
-    window: int = 10  # points that the present one is compared with
-    rank_share: float = 0.5  # effective rank below this share of the window's highest
+    window: int = 10  # previous points that a point is compared with
+    rank_share: float = 0.5  # effective rank below this share of the window's maximum
     least_rank: float = 2.0  # or below this
-    std_share: float = 0.4  # standard deviation of the target's features below this share of the window's highest
+    std_share: float = 0.4  # standard deviation of target features below this share of the window's maximum
     least_std: float = 0.05  # or below this
-    loss_factor: float = 2.0  # loss above this many medians of the window
-    loss_deviations: float = 8.0  # and above the median by so many median absolute deviations
-    loss_points: int = 4  # that the window must have
-    dead_share: float = 0.02  # deviation of predictions below this share of the targets'
+    loss_factor: float = 2.0  # loss above this multiple of the window's median
+    loss_deviations: float = 8.0  # and above the median by this many median absolute deviations
+    loss_points: int = 4  # smallest window for this check
+    dead_share: float = 0.02  # standard deviation of predictions below this share of the targets'
     dead_cosine: float = 0.1  # or their cosine to the targets below this
-    dead_probes: int = 3  # in a row, after the warm-up
-    wait_share: float = 0.3  # of the time spent waiting for images
-    wait_points: int = 3  # in a row
-    rest: int = 5  # points without a reason before the same alarm is raised again
+    dead_probes: int = 3  # consecutive probes, after the warm-up
+    wait_share: float = 0.3  # share of the time spent waiting for images
+    wait_points: int = 3  # consecutive points
+    rest: int = 5  # points without the condition before the same alarm is raised again
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Alarm:
     """One line of `health.jsonl`.
 
     Attributes:
-        step: optimizer steps done.
+        step: Completed optimizer steps.
         name: partial_collapse, loss_jump, dead_predictor or stalled_loader.
-        message: what was seen and what to do, for people.
-        values: the numbers it was seen in.
+        message: Observation and advice.
+        values: All scalars of the point, by tag.
     """
 
     step: int
@@ -58,21 +58,27 @@ class Alarm:
 
 
 class Health:
-    """Watches the points of one run."""
+    """The health checks of one run."""
 
     def __init__(self, run_dir: Path, warmup_steps: int = 0, limits: Limits | None = None) -> None:
-        """Alarms are appended to `run_dir/health.jsonl`; the predictor may be idle for `warmup_steps`."""
+        """Prepare the checks.
+
+        Args:
+            run_dir: Alarms are appended to `health.jsonl` in this directory.
+            warmup_steps: Steps without the check for a dead predictor.
+            limits: Thresholds.
+        """
         self._file, self._warmup, self.limits = run_dir / FILE, warmup_steps, limits or Limits()
         self._past: dict[str, deque[float]] = {}
-        self._silent: dict[str, int] = {}  # how many more points without a reason an alarm stays silent
+        self._silent: dict[str, int] = {}  # points without the condition until an alarm may be raised again
         self._in_a_row: dict[str, int] = {}
 
     def point(self, step: int, values: Mapping[str, float]) -> list[Alarm]:
-        """Look at what is logged at `step`; new alarms are written and returned.
+        """Check the scalars of one point, write new alarms and return them.
 
         Args:
-            step: optimizer steps done.
-            values: by TensorBoard's tags; what a rule needs and is not there is not judged.
+            step: Completed optimizer steps.
+            values: Scalars by TensorBoard tag; a check is skipped if its tags are missing.
         """
         seen = [*self._collapse(values), *self._jump(values), *self._dead(step, values), *self._stalled(values)]
         alarms = []
@@ -126,18 +132,18 @@ class Health:
         dead = prediction < self.limits.dead_share * target or cosine < self.limits.dead_cosine
         text = (
             f"predictions deviate by {prediction:.3g}, the targets by {target:.3g}, their cosine is {cosine:.2f}, at "
-            f"{self.limits.dead_probes} probes in a row: the predictor says the same everywhere. Look at optimization.lr and "
-            "model.predictor; a predictor that is much too narrow or a learning rate far too high does this"
+            f"{self.limits.dead_probes} probes in a row: the predictor's output is constant. Check optimization.lr and "
+            "model.predictor; common causes are a predictor that is much too narrow and a learning rate that is far too high"
         )
         yield "dead_predictor", text if self._count("dead", dead) >= self.limits.dead_probes else ""
 
     def _stalled(self, values: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         tag = "time/data_wait"
-        if tag not in values or tag not in self._past:  # the first point holds the start of the loader
+        if tag not in values or tag not in self._past:  # the first point includes the loader's start
             return
         text = (
             f"{100 * values[tag]:.0f} % of the time is spent waiting for images, at {self.limits.wait_points} points in a row: "
-            "raise data.threads or data.prefetch, store smaller images, or look at the disk and at what else runs there"
+            "raise data.threads or data.prefetch, store smaller images, or check the disk and its other users"
         )
         count = self._count("wait", values[tag] > self.limits.wait_share)
         yield "stalled_loader", text if count >= self.limits.wait_points else ""
@@ -148,15 +154,15 @@ class Health:
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:
-    """What JSON can say of the values, rounded."""
+    """Return the finite values, rounded to six digits, because JSON has no NaN."""
     return {tag: float(f"{value:.6g}") for tag, value in values.items() if abs(value) < float("inf")}
 
 
 def read_alarms(run_dir: Path) -> list[Alarm]:
-    """The alarms of a run, oldest first; none where there is no file.
+    """Read the alarms of a run, oldest first; empty if there is no file.
 
     Raises:
-        ValueError: a line (but the last, which a crash may have cut) is damaged.
+        ValueError: A line is damaged, except the last, which a crash may have truncated.
     """
     path = run_dir / FILE
     if not path.is_file():
@@ -164,8 +170,8 @@ def read_alarms(run_dir: Path) -> list[Alarm]:
     lines, alarms = path.read_text(encoding="utf-8").splitlines(), []
     for number, line in enumerate(lines, 1):
         try:
-            told = json.loads(line)
-            alarms.append(Alarm(told["step"], told["name"], told["message"], told["values"]))
+            row = json.loads(line)
+            alarms.append(Alarm(row["step"], row["name"], row["message"], row["values"]))
         except (ValueError, KeyError, TypeError) as error:
             if number < len(lines):
                 raise ValueError(f"{path}: line {number} is damaged ({error})") from error

@@ -1,4 +1,4 @@
-"""What a run tells about itself: where the time goes, whether the representation collapses."""
+"""Metrics of a run: time per part of a step, collapse of the representation, memory."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class Clock:
-    """Time spent in named parts of the step.
+    """A timer for named parts of a step.
 
-    `mark(name)` books the time since the previous mark under `name`. On CUDA marks are events on the stream, so that
-    taking time never waits; `seconds()` is the synchronisation.
+    `mark(name)` adds the time since the previous mark to `name`. On CUDA, marks are events on the stream and do not
+    block; only `seconds()` synchronises.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -22,7 +22,7 @@ class Clock:
         self.mark("")
 
     def mark(self, name: str) -> None:
-        """The part called `name` ends here."""
+        """Mark the end of the part called `name`."""
         if self._cuda:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
@@ -31,7 +31,7 @@ class Clock:
             self._marks.append((name, time.perf_counter()))
 
     def seconds(self) -> dict[str, float]:
-        """Seconds per name since the last call; starts anew."""
+        """Return the seconds per name since the last call, and restart."""
         if self._cuda:
             torch.cuda.synchronize()
         total: dict[str, float] = {}
@@ -48,7 +48,7 @@ class Clock:
 
 @torch.no_grad()
 def feature_std(x: Tensor) -> Tensor:
-    """Mean over features of the standard deviation over tokens; near 0 when representations have collapsed.
+    """Return the mean over features of the standard deviation over tokens, a scalar; near 0 after a collapse.
 
     Args:
         x: `[..., D]`.
@@ -58,26 +58,26 @@ def feature_std(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def effective_rank(x: Tensor, limit: int = 4096) -> Tensor:
-    """exp(entropy of the normalised singular values) of centred features: how many dimensions are in use.
+    """Return the effective rank of centred features: exp(entropy of the normalised singular values), a scalar.
 
-    Between 1 (complete collapse) and D. Source: Roy & Vetterli 2007; as a probe of self-supervision, RankMe
+    It is between 1 (complete collapse) and D. Source: Roy & Vetterli 2007; as a probe of self-supervised learning, RankMe
     (Garrido et al. 2023).
 
     Args:
         x: `[..., D]`.
-        limit: at most so many evenly spaced tokens of it are used.
+        limit: Largest number of evenly spaced tokens to use.
     """
     x = x.float().flatten(0, -2)
     x = x[:: max(1, x.shape[0] // limit)][:limit]
     x = x - x.mean(dim=0)
-    # singular values through the D x D Gram matrix: one small symmetric problem whatever the number of tokens
+    # singular values from the D x D Gram matrix, whose size does not depend on the number of tokens
     values = torch.linalg.eigvalsh(x.T @ x).clamp(min=0).sqrt()
     p = values / values.sum().clamp(min=1e-12)
     return torch.exp(-(p * p.clamp(min=1e-12).log()).sum())
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """The most memory this rank has held: allocated on the GPU, resident on the CPU; GiB."""
+    """Return this rank's peak memory in GiB: allocated on a GPU, resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux gives KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux

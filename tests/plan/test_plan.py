@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -17,10 +19,11 @@ from ijepa_ds.config.sizes import SIZES
 from ijepa_ds.masks.sampler import Masks, build_sampler
 from ijepa_ds.model.flops import flops_of
 from ijepa_ds.model.ijepa import IJEPA, build
-from ijepa_ds.model.work import Tokens, work_of
+from ijepa_ds.model.work import Parameter, Tokens, Work, work_of
 from ijepa_ds.plan import search
+from ijepa_ds.plan.activations import activations_of
 from ijepa_ds.plan.hardware import DEVICES, device_of
-from ijepa_ds.plan.memory import activations_of, kept, memory_of
+from ijepa_ds.plan.memory import kept_elements, memory_of
 from ijepa_ds.plan.report import plan_of, table
 from ijepa_ds.plan.spread import Spread
 from ijepa_ds.plan.timing import seconds_of, timing_of
@@ -129,11 +132,24 @@ def test_activations_are_what_the_allocator_held(name: str, options: dict) -> No
     assert activations_of(work_of(cfg, Tokens(kc, kt, kc, kt)), 2) == pytest.approx(held, rel=0.15)
 
 
+def test_the_worked_example_of_reuse_distances() -> None:
+    """The example in the docstring of `kept_elements`; at 101 the target's second module is kept, too."""
+    networks = {"encoder": (30, 10), "predictor": (5, 5)}
+    parameters = [Parameter(part, f"{i}", n, True) for part, sizes in networks.items() for i, n in enumerate(sizes)]
+    work = cast(Work, SimpleNamespace(parameters=parameters))
+    assert [kept_elements(work, replace(GPUS, reuse=reuse)) for reuse in (5, 25, 50, 101)] == [
+        (0, 5),
+        (0, 20),
+        (0, 50),
+        (10, 50),
+    ]
+
+
 def test_stage_3_keeps_what_is_near_its_next_use(h14: Config) -> None:
     """Huge: the trained weights are kept from forward to backward, the target's are not; with less reuse, nothing is."""
     work = work_of(h14, Tokens(69, 43, 69, 43))
-    assert kept(work, GPUS) == (0, work.count())
-    target, trained = kept(work, replace(GPUS, reuse=1))
+    assert kept_elements(work, GPUS) == (0, work.count())
+    target, trained = kept_elements(work, replace(GPUS, reuse=1))
     assert target == 0 and trained < 0.01 * work.count()
     messages = {m.purpose for m in traffic_of(work, replace(GPUS, reuse=1))}
     assert "weights, backward" in messages

@@ -37,5 +37,5 @@ def test_points_are_lost_while_the_disk_refuses_and_written_again_after_it(
         monkeypatch.setattr(log, "_again", 0.0)
         log.scalars(41, {"loss": 0.2})
     log.close()
-    assert "written again" in caplog.text
+    assert "writable again" in caplog.text
     assert read_scalars(run)["loss"][0].tolist() == [1, 41]
