@@ -30,7 +30,7 @@ def test_points_are_lost_while_the_disk_refuses_and_written_again_after_it(
     for step in range(2, 40):  # more than its queue holds
         log.scalars(step, {"loss": 0.4})
         log.flush()
-    assert caplog.text.count("training goes on") == 1 and "event file" in caplog.text
+    assert caplog.text.count("training continues") == 1 and "event file" in caplog.text
     shutil.move(kept, run)
     with caplog.at_level(logging.INFO):
         log.scalars(40, {"loss": 0.3})  # still waiting
