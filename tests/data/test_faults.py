@@ -141,7 +141,7 @@ def test_the_scan_names_what_headers_tell_and_the_check_the_rest(tmp_path, caplo
     (root / "gone.jpg").symlink_to(root / "nothing")
     os.mkfifo(root / "pipe.jpg")
     found = bad_by_name(scan(root))
-    others = {"self.jpg": "symbolic links", "gone.jpg": "No such file", "pipe.jpg": "not a file"}
+    others = {"self.jpg": "symbolic links", "gone.jpg": "No such file", "pipe.jpg": "not a regular file"}
     expected = {name: early for name, (_, early, _) in BAD.items() if early} | others
     assert found.keys() == expected.keys()
     assert all(expected[name] in reason for name, reason in found.items()), found
