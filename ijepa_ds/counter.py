@@ -66,7 +66,7 @@ def uniform(seed: int, stream: int, index: Tensor, draws: int) -> Tensor:
 
 
 def uniform_np(seed: int, stream: int, index: np.ndarray, draws: int) -> np.ndarray:
-    """`uniform` in numpy: the same arguments, the same numbers."""
+    """Draw uniform numbers with numpy; same arguments and same numbers as `uniform`, float64 [n, draws]."""
     key = np.uint64(fold(seed, stream))
     golden = np.uint64(_GOLDEN)
     number = np.arange(1, draws + 1, dtype=np.uint64) * golden

@@ -10,13 +10,19 @@ import torch
 from ijepa_ds.model.cpu.linear import onednn_is_faster, product
 
 _SIDES = {"cpu": (256, 1024), "cuda": (8192,)}  # of the square matrices multiplied
-_SLOW = 0.01  # seconds: where a small product takes longer (an emulated type), the large ones would take seconds
-_TRIES = 4  # the best counts, the first warms up
+_SLOW = 0.01  # seconds; if a small product takes longer (an emulated type), larger ones would take seconds
+_TRIES = 4  # we report the best; the first warms up
 
 
 @torch.no_grad()
 def measured_peak(device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter) -> float:
-    """FLOPs a second (of `clock`) of a large square matrix product here and now; waits for the device."""
+    """Measure the FLOPs a second of a large square matrix product; waits for the device.
+
+    Args:
+        device: Where to run.
+        dtype: Type of the matrices.
+        clock: Returns seconds.
+    """
     rate = 0.0
     for side in _SIDES.get(device.type, _SIDES["cpu"]):
         seconds = _fastest_product(side, device, dtype, clock)
@@ -27,8 +33,8 @@ def measured_peak(device: torch.device, dtype: torch.dtype, clock: Callable[[], 
 
 
 def _fastest_product(side: int, device: torch.device, dtype: torch.dtype, clock: Callable[[], float]) -> float:
-    """Seconds (of `clock`) of the fastest of a few products of random matrices."""
-    # random: a GPU needs less power to multiply constants, and may run faster than on anything real
+    """Return the seconds of the fastest of a few products of random matrices."""
+    # random values: a GPU multiplies constants with less power, and may run faster than on real data
     generator = torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(side, side, device=device, dtype=dtype, generator=generator) for _ in range(2))
     best = float("inf")
@@ -40,4 +46,4 @@ def _fastest_product(side: int, device: torch.device, dtype: torch.dtype, clock:
             torch.cuda.synchronize(device)
         best = min(best, clock() - started)
     del result
-    return max(best, 1e-9)  # a coarse clock may not have moved
+    return max(best, 1e-9)  # a coarse clock may not have advanced
