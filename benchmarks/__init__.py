@@ -1,1 +1,1 @@
-"""Measurements against a plain implementation, and between revisions. Run from the checkout: `python -m benchmarks.compare`."""
+"""Comparisons with a plain implementation and between revisions; run from the checkout: `python -m benchmarks.compare`."""

@@ -1,8 +1,8 @@
-"""The method, written plainly: what one gets from the paper with PyTorch's basic parts and nothing tuned.
+"""A plain implementation of the method with basic PyTorch modules and no tuning.
 
-Attention materialises its N x N weights, targets are encoded whole, every (context, target block) pair is a sequence of its own
-through the whole predictor, the optimizer and the average go through the parameters one by one. Parameter names are the
-published ones; weights and position tables come from a state dict. `tests/test_baseline.py` holds it against recorded runs.
+Attention materialises its N x N weights, targets are encoded whole, every (context, target block) pair is a separate
+sequence in the predictor, and optimizer and EMA loop over the parameters. Parameter names are the published ones; weights
+and position tables come from a state dict. `tests/benchmarks/test_baseline.py` compares it with recorded runs.
 
 Letters: B images, N patches, D width, C contexts, M target blocks. Batches are mask-major, as in the published code: mask c
 of every image, then mask c + 1; of predictions, (m * C + c) * B + b.
@@ -101,14 +101,14 @@ class Encoder(nn.Module):
         """`masks`: C of `[B, K]` -> `[C * B, K, D]`; without: `[B, N, D]`."""
         x = self.patch_embed(images) + self.pos_embed
         if masks is not None:
-            x = taken(x, masks)
+            x = select(x, masks)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
 
 
 class Predictor(nn.Module):
-    """Every target block from every context, each pair a sequence."""
+    """Predicts every target block from every context, one sequence per pair."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -124,8 +124,8 @@ class Predictor(nn.Module):
         """`z: [C * B, Kc, D]` -> `[M * C * B, Kt, D]`."""
         images = len(z) // len(contexts)
         x = self.predictor_embed(z)
-        x = x + taken(self.predictor_pos_embed.repeat(images, 1, 1), contexts)
-        positions = taken(self.predictor_pos_embed.repeat(images, 1, 1), targets)  # [M * B, Kt, P]
+        x = x + select(self.predictor_pos_embed.repeat(images, 1, 1), contexts)
+        positions = select(self.predictor_pos_embed.repeat(images, 1, 1), targets)  # [M * B, Kt, P]
         queries = self.mask_token + repeated(positions, images, len(contexts))
         seen = x.shape[1]
         x = torch.cat([x.repeat(len(targets), 1, 1), queries], dim=1)
@@ -147,15 +147,15 @@ class Method(nn.Module):
         with torch.no_grad():
             h = self.target_encoder(images)
             h = F.layer_norm(h, h.shape[-1:])
-            return repeated(taken(h, targets), len(images), len(contexts))
+            return repeated(select(h, targets), len(images), len(contexts))
 
     def forward(self, images: Tensor, contexts: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-        """The loss."""
-        wanted = self.targets(images, contexts, targets)
-        return F.smooth_l1_loss(self.predictor(self.encoder(images, contexts), contexts, targets), wanted)
+        """The loss of a batch."""
+        target = self.targets(images, contexts, targets)
+        return F.smooth_l1_loss(self.predictor(self.encoder(images, contexts), contexts, targets), target)
 
 
-def taken(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
+def select(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
     """The patches of every mask: `x: [B, N, D]`, n masks `[B, K]` -> `[n * B, K, D]`."""
     return torch.cat([torch.gather(x, 1, mask.unsqueeze(-1).repeat(1, 1, x.shape[-1])) for mask in masks], dim=0)
 
@@ -166,7 +166,7 @@ def repeated(x: Tensor, images: int, times: int) -> Tensor:
 
 
 class Training:
-    """Optimizer, schedules' values and average of a method, one parameter after the other."""
+    """Optimizer and EMA of a method, with loops over parameters."""
 
     def __init__(self, method: Method) -> None:
         self.method = method
@@ -179,7 +179,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, foreach=False, fused=False)
 
     def optimizer_step(self, lr: float, weight_decay: float) -> None:
-        """AdamW; then gradients are let go."""
+        """AdamW step; clears gradients."""
         for group in self.optimizer.param_groups:
             group["lr"], group["weight_decay"] = lr, weight_decay if group["decay"] else 0.0
         self.optimizer.step()
@@ -195,7 +195,7 @@ class Training:
     def step(
         self, images: Tensor, masks: tuple[Sequence[Tensor], Sequence[Tensor]], lr: float, weight_decay: float, momentum: float
     ) -> float:
-        """One whole step, `masks` being contexts and targets; the loss before it."""
+        """One training step; `masks` are contexts and targets. Returns the loss."""
         loss = self.method(images, *masks)
         loss.backward()
         self.optimizer_step(lr, weight_decay)

@@ -1,4 +1,4 @@
-"""The input side, written plainly: masks by a Python loop over images in the collator, JPEGs by Pillow in worker processes."""
+"""A plain input pipeline: masks by a Python loop in the collator, JPEGs by Pillow in worker processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class MaskCollator:
-    """Collates images and draws their masks, as the published sampler does: sizes for the batch, places for each image."""
+    """Collates images and draws masks as the published sampler does: one size per batch, positions per image."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class MaskCollator:
         return torch.stack(list(images)), *self.masks(len(images))
 
     def masks(self, images: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Masks of one batch; all contexts (targets) are cut to the shortest of the batch."""
+        """Masks of one batch; contexts (targets) are truncated to the shortest of the batch."""
         target_size = self._size(self.target_scale, self.target_aspect)
         context_size = self._size(self.context_scale, (1.0, 1.0))
         all_targets, all_contexts = [], []
@@ -54,7 +54,7 @@ class MaskCollator:
         return min(height, self.grid - 1), min(width, self.grid - 1)
 
     def _block(self, size: tuple[int, int], free: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
-        """Patch numbers of a block that keeps clear of what is not `free`, and where it is not, `[G, G]`."""
+        """Patch numbers of a block within the `free` patches, and the mask of patches outside the block, `[G, G]`."""
         (height, width), failures, dropped = size, 0, 0
         while True:
             top = int(torch.randint(0, self.grid - height, (1,), generator=self.generator))
@@ -75,20 +75,20 @@ class MaskCollator:
 
 
 def _cut(masks: list[list[Tensor]]) -> list[Tensor]:
-    """B lists of n masks -> n of `[B, K]`, cut to the shortest of all."""
+    """B lists of n masks -> n of `[B, K]`, truncated to the shortest."""
     shortest = min(len(mask) for image in masks for mask in image)
     return [torch.stack([image[n][:shortest] for image in masks]) for n in range(len(masks[0]))]
 
 
 class Crops(Dataset):
-    """Files of images and the window of each that is wanted: all work by Pillow and torchvision."""
+    """Image files and their crop windows, read by Pillow and torchvision."""
 
     def __init__(self, paths: Sequence[str], windows: Sequence[Sequence[int]], side: int) -> None:
         """`windows`: top, left, height, width of each."""
         self.paths, self.windows, self.side = paths, windows, side
 
     def __len__(self) -> int:
-        """Images."""
+        """Number of images."""
         return len(self.paths)
 
     def __getitem__(self, position: int) -> Tensor:
@@ -104,5 +104,5 @@ class Crops(Dataset):
 
 
 def make_loader(crops: Crops, collator: MaskCollator, batch_size: int, workers: int = 1) -> DataLoader:
-    """What a training script iterates over; in the order of the files."""
+    """The loader of a training script, in the order of the files."""
     return DataLoader(crops, batch_size=batch_size, collate_fn=collator, num_workers=workers, drop_last=True)

@@ -26,7 +26,7 @@ WINDOW = 20  # steps of a mean
 
 
 def losses(name: str, arguments: argparse.Namespace, device: torch.device) -> list[float]:
-    """Of every step of one kind: float32, bfloat16 or control."""
+    """Losses of all steps of one kind: float32, bfloat16 or control."""
     precision = "float32" if name == "control" else name
     overrides = [*arguments.overrides, f"model.precision={precision}"]
     cfg, ds_config, plan = train.prepare(argparse.Namespace(**vars(arguments) | {"overrides": overrides}), 1)

@@ -25,10 +25,10 @@ MASKS = {"model": "tiny", "batch": 128, "patch": 14, "overrides": ["model.depth=
 
 
 def git(*words: str) -> str:
-    """What git says in this checkout.
+    """Run git in this checkout and return its output.
 
     Raises:
-        ValueError: it refuses; the text is its own.
+        ValueError: git failed; has git's message.
     """
     done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -37,7 +37,7 @@ def git(*words: str) -> str:
 
 
 def check_out(revision: str, place: Path) -> Path:
-    """A worktree of a revision, with this checkout's `benchmarks/`."""
+    """Create a worktree of a revision with this checkout's `benchmarks/`."""
     git("worktree", "add", "--detach", str(place), revision)
     shutil.rmtree(place / "benchmarks", ignore_errors=True)
     shutil.copytree(ROOT / "benchmarks", place / "benchmarks", ignore=shutil.ignore_patterns("__pycache__", "*.jsonl"))
@@ -45,7 +45,7 @@ def check_out(revision: str, place: Path) -> Path:
 
 
 def measure(trees: dict[str, Path], setting: dict[str, Any], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Steps and masks of both, in turns."""
+    """Measure steps and masks of both revisions, alternating."""
     records = []
     for what, own, keys in (("step", setting, PARTS), ("masks", MASKS, ("masks",))):
         workers = {}
@@ -67,7 +67,7 @@ def measure(trees: dict[str, Path], setting: dict[str, Any], args: argparse.Name
 
 
 def main() -> int:
-    """The command; 1 where the second revision is slower beyond doubt."""
+    """Compare two revisions; exit code 1 if the second is significantly slower."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("revisions", nargs=2, metavar="REVISION", help="before and after: anything git resolves to a commit")
     parser.add_argument("--model", default="small")

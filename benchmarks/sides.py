@@ -1,4 +1,4 @@
-"""The two sides: our code as a run uses it, and the plain implementation, on the same weights, images and masks."""
+"""The two sides of a comparison: our code and the plain implementation, on the same weights, images and masks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured."""
+    """Settings of a measurement."""
 
     side: str  # ours | baseline
     model: str  # a name of `config.sizes.SIZES`
@@ -31,7 +31,7 @@ class Setting:
 
 
 def config_of(s: Setting) -> Any:
-    """Our configuration."""
+    """The run's configuration."""
     from ijepa_ds import config
 
     text = f"""
@@ -53,7 +53,7 @@ def images_of(s: Setting) -> torch.Tensor:
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds by CLOCK, and what it gave."""
+    """Seconds by CLOCK, and the result of `work`."""
     began = CLOCK()
     result = work()
     if torch.cuda.is_available():
@@ -62,7 +62,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def processor_seconds() -> float:
-    """Of this process, its threads, and its living children: what a busy machine hardly changes."""
+    """Processor seconds of this process, its threads and living children; other load hardly changes them."""
     ticks = 0
     for child in multiprocessing.active_children():
         with open(f"/proc/{child.pid}/stat", encoding="ascii") as file:
@@ -74,7 +74,7 @@ CLOCK = processor_seconds if os.environ.get("BENCH_CLOCK") == "cpu" else time.pe
 
 
 class Ours:
-    """The engine of a run, its sampler, and its loader."""
+    """Engine, sampler and loader of a run."""
 
     def __init__(self, s: Setting) -> None:
         from ijepa_ds import config
@@ -98,7 +98,7 @@ class Ours:
             self._real = Steps(self._engine, cfg, plan, 0, open_source(cfg.data.source))
 
     def step(self) -> dict[str, float]:
-        """One step on random pixels; seconds of its parts, and its loss."""
+        """Make one step on random pixels; return seconds of its parts and the loss."""
         engine = self._engine
         masks = self._sampler.sample(self._step, 0, len(self._pixels), self._pixels.device)
         self._step += 1
@@ -114,19 +114,19 @@ class Ours:
         return {"forward+backward": both_seconds, "optimizer": optimizer, "ema": average, "loss": loss}
 
     def masks(self) -> dict[str, float]:
-        """Masks of one batch, on average over some."""
+        """Mean seconds to draw the masks of a batch."""
         first, images = self._step, len(self._pixels)
         self._step += BATCHES
         seconds, _ = timed(lambda: [self._sampler.sample(first + i, 0, images, self._pixels.device) for i in range(BATCHES)])
         return {"masks": seconds / BATCHES}
 
     def real(self) -> dict[str, float]:
-        """Some steps from JPEGs to the updated target."""
+        """Mean seconds of steps from JPEGs to the updated target."""
         seconds, loss = timed(lambda: [self._real.step() for _ in range(STEPS)])
         return {"real": seconds / STEPS, "loss": float(loss[-1])}
 
     def peak_rate(self) -> dict[str, float]:
-        """What this machine's matrix products reach, FLOP/s; and FLOPs of a step at the mean length of its masks."""
+        """Peak FLOP/s of matrix products on this machine, and FLOPs of a step at the mean mask length."""
         from ijepa_ds.model.flops import training_flops
         from ijepa_ds.model.mfu import measured_peak
 
@@ -149,7 +149,7 @@ BATCHES = 10  # in one request of masks
 
 
 class Baseline:
-    """The plain implementation with our start, and our masks where lengths matter to the time."""
+    """The plain implementation with our initial weights, and our masks where their lengths affect time."""
 
     def __init__(self, s: Setting) -> None:
         from benchmarks.baseline import Method, Shape, Training
@@ -190,7 +190,7 @@ class Baseline:
         return make_loader(Crops(paths, windows, s.crop), self._collator, s.batch)
 
     def _masks(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Those of our run, mask-major."""
+        """The masks of our run, mask-major."""
         masks = self._sampler.sample(self._step, 0, len(self._pixels), "cpu")
         self._step += 1
         return list(masks.context.transpose(0, 1).contiguous()), list(masks.targets.transpose(0, 1).contiguous())
@@ -210,11 +210,11 @@ class Baseline:
         return {"forward+backward": both_seconds, "optimizer": optimizer, "ema": average, "loss": loss}
 
     def masks(self) -> dict[str, float]:
-        """Masks of one batch, on average over some."""
+        """Mean seconds to draw the masks of a batch."""
         return {"masks": timed(lambda: [self._collator.masks(len(self._pixels)) for _ in range(BATCHES)])[0] / BATCHES}
 
     def real(self) -> dict[str, float]:
-        """Some steps from JPEGs to the updated target. The collator draws its masks; used are ours, for equal lengths."""
+        """As `Ours.real`. The collator draws masks too, but steps use ours, for equal lengths."""
 
         def one() -> float:
             pixels, _, _ = next(self._batches)
@@ -224,7 +224,7 @@ class Baseline:
         return {"real": seconds / STEPS, "loss": loss[-1]}
 
     def close(self) -> None:
-        """Let go of the worker processes."""
+        """End the worker processes."""
         self._batches = None
 
 

@@ -1,8 +1,8 @@
-"""One side of a comparison, in a process of its own: does on a line of standard input what that line asks for.
+"""One side of a comparison in its own process: runs the method named on each line of standard input.
 
     python -m benchmarks.worker '{"side": "ours", "model": "small", ...}'
 
-One JSON line for each request. The parent lets its workers work in turns, so that a busy machine is unfair to none.
+Answers each line with one JSON line. The parent alternates between workers, so that other load affects both sides.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ijepa_ds.cluster import environment
 def main() -> int:
     """Serve until standard input ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print goes to standard error
+    os.dup2(2, 1)  # output of libraries goes to standard error
     request = json.loads(sys.argv[1])
     if request["side"] == "ours":
         environment.settle(os.environ)  # as a run does, before torch is imported

@@ -1,8 +1,8 @@
-"""A decoder on many GPUs: `deepspeed [...] --module ijepa_ds.train_decoder --deepspeed_config ds_configs/zero3.json ...`.
+"""Train a decoder on many GPUs: `deepspeed [...] --module ijepa_ds.train_decoder --deepspeed_config ds_configs/zero3.json ...`.
 
-The other options are those of `ijepa-ds decoder train`, which does the same on one process without DeepSpeed. The ranks share
-each batch; images, masks and noise of a step do not depend on how many they are. Any number of ranks at any ZeRO stage
-continues what another one saved.
+Other options as in `ijepa-ds decoder train`, which runs on one process without DeepSpeed. The ranks share
+each batch; images, masks and noise of a step do not depend on the number of ranks. A training resumes
+with any number of ranks and any ZeRO stage.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ logger = logging.getLogger("ijepa_ds")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, or continue; 2 when the user has to mend something."""
+    """Train or resume; exit code 2 for errors in the input."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     settle(os.environ)  # before torch is imported
     try:
         train(argv)
     except (ValueError, OSError) as error:
         if os.environ.get("RANK", "0") != "0":
-            time.sleep(5)  # rank 0 says it; then the launcher ends this one, or it was the only one
+            time.sleep(5)  # rank 0 prints its error first, then the launcher ends this rank
         print(f"ijepa_ds.train_decoder: {error}", file=sys.stderr, flush=True)
         return 2
     from ijepa_ds.distributed.world import barrier, shut_down_distributed
@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(argv: Sequence[str] | None) -> None:
-    """This rank's part; it stays in the process group.
+    """Train on this rank; the process group stays initialised.
 
     Raises:
-        ValueError: the user has to mend something.
+        ValueError: errors in the input.
     """
     from ijepa_ds.decoder.options import add_arguments, shape_of
 
@@ -68,7 +68,7 @@ def _run(arguments: argparse.Namespace, shape: Shape) -> None:
     from ijepa_ds.config.batch import plan_batch
     from ijepa_ds.decoder.engine import ShardedLearner
     from ijepa_ds.decoder.learner import CLIP
-    from ijepa_ds.decoder.train import Trainer, opened
+    from ijepa_ds.decoder.train import Trainer, open_inputs
     from ijepa_ds.distributed.environment import world_from_environment
     from ijepa_ds.distributed.world import initialise_distributed
 
@@ -80,7 +80,7 @@ def _run(arguments: argparse.Namespace, shape: Shape) -> None:
         raise ValueError(str(error).replace("optimization.batch_size", "--batch-size")) from error
     ds_config: dict[str, Any] = deepspeed_json.read_deepspeed(arguments.deepspeed_config, plan, CLIP, arguments.precision)
     device = initialise_distributed()
-    conditioner, images = opened(arguments, shape, device)
+    conditioner, images = open_inputs(arguments, shape, device)
     learner = ShardedLearner(shape, conditioner.width, device, ds_config, arguments.seed)
     if rank == 0:
         logger.info("%s; %d x %d images a step of each rank", learner.describe(), plan.accumulation, plan.micro_batch)

@@ -67,17 +67,29 @@ def part_of(module: str) -> str:
     return module.split(".")[1]
 
 
-def complaints(root: Path) -> list[str]:
-    """What in the package at `root` breaks the rules, a line each."""
+def module_files(root: Path) -> dict[str, Path]:
+    """The file of every module in the package at `root`."""
     files = {}
     for file in sorted(root.rglob("*.py")):
         parts = [PACKAGE, *file.relative_to(root).with_suffix("").parts]
         files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return files
+
+
+def imports_of(module: str, files: dict[str, Path]) -> Iterator[Import]:
+    """The imports of one module of `module_files`."""
+    file = files[module]
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    return imports(file.read_text(encoding="utf-8"), package, set(files))
+
+
+def complaints(root: Path) -> list[str]:
+    """What in the package at `root` breaks the rules, a line each."""
+    files = module_files(root)
     found: list[str] = []
     below: dict[str, set[str]] = {}
     for module, file in files.items():
-        package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-        for item in imports(file.read_text(encoding="utf-8"), package, set(files)):
+        for item in imports_of(module, files):
             where = f"{file.relative_to(root)}:{item.line}"
             found += [f"{where}: {reason}" for reason in reasons(module, item)]
             if item.module in files and not item.late:

@@ -1,1 +1,1 @@
-"""Measurements: what a run costs on this machine."""
+"""Measurements of time, memory and traffic of runs on this machine."""

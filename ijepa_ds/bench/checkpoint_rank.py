@@ -1,4 +1,4 @@
-"""What every rank of `ijepa-ds bench checkpoint` does: train, and save behind the steps and in front of them by turns."""
+"""Ranks of `ijepa-ds bench checkpoint`: train, and alternate between background and blocking saves."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ijepa_ds.distributed.world import barrier, initialise_distributed
 from ijepa_ds.durable import save_tensors
 from ijepa_ds.training.engine import Engine
 
-_WARM, _QUIET = 2, 2  # steps before anything is timed (ZeRO-3 learns in them), and steps timed between saves
-_RAW = 1 << 30  # bytes, at most, that are written to tell what the disk can do
+_WARM, _QUIET = 2, 2  # warm-up steps (ZeRO-3 records its trace), and timed steps between saves
+_RAW = 1 << 30  # maximum bytes written to measure the disk's throughput
 
 
 def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, saves: int) -> dict[str, Any]:
-    """Train and save `saves` times each way, in a temporary folder in `run.dir`; this rank's figures."""
+    """Train and save `saves` times each way in a temporary folder in `run.dir`; return this rank's figures."""
     device = initialise_distributed()
     images = open_source(cfg.data.source, ScanOptions(max_pixels=cfg.data.max_pixels))
     engine = Engine(cfg, ds_config, device)

@@ -1,4 +1,4 @@
-"""`ijepa-ds bench data`: our pipeline, a torchvision/Pillow DataLoader and decoding alone, on the same files and crops."""
+"""`ijepa-ds bench data`: compare our loader, a torchvision/Pillow DataLoader and decoding alone on the same crops."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.transforms import normalize
 
 logger = logging.getLogger(__name__)
-_WARM_UP = 2  # batches of each measurement that are not counted: pipelines fill
+_WARM_UP = 2  # batches that are not counted while pipelines fill
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a measurement took: seconds of the clock and of all processors together, an image."""
+    """Cost per image: wall seconds, and processor seconds of all cores."""
 
     wall: float
     cpu: float
@@ -39,7 +39,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What every row decodes: `batches` batches of the run's first samples, counted after the warm-up."""
+    """Input of every row: `batches` batches of the run's first samples, counted after the warm-up."""
 
     cfg: DataConfig
     index: ImageIndex
@@ -50,11 +50,11 @@ class Setting:
 
     @property
     def total(self) -> int:
-        """Batches with the warm-up."""
+        """Number of batches with the warm-up."""
         return _WARM_UP + self.batches
 
     def plan(self) -> SamplePlan:
-        """Order and crops."""
+        """Order and crops of the samples."""
         share = Share(rank=0, world_size=1, micro_batch=self.batch_size, accumulation=1)
         return SamplePlan(self.cfg, self.index, seed=0, share=share)
 
@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print; 0."""
+    """Measure and print; return exit code 0."""
     check_at_least(args, threads=1, batch_size=1, batches=1, repeats=1)
     index = open_source(args.source, ScanOptions(progress=True))
     setting = Setting(
@@ -91,8 +91,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(setting: Setting, repeats: int) -> dict[str, list[Cost]]:
-    """Row -> its costs; the rows take turns, so that a busy machine is unfair to none."""
-    pillow = _PillowRow(setting)  # before any thread exists that its processes could not inherit
+    """Costs by row; rows alternate, so that other load on the machine affects all of them."""
+    pillow = _PillowRow(setting)  # before threads exist: it forks processes
     rows: dict[str, Callable[[], Cost]] = {
         "torchvision/Pillow DataLoader": pillow,
         "ijepa_ds": lambda: _ours(setting),
@@ -107,7 +107,7 @@ def measure(setting: Setting, repeats: int) -> dict[str, list[Cost]]:
 
 
 def table(setting: Setting, costs: dict[str, list[Cost]]) -> str:
-    """Medians, and ratios by processor time."""
+    """A text table of medians and ratios of processor time."""
     cpu = {name: statistics.median(cost.cpu for cost in some) for name, some in costs.items()}
     baseline = cpu["torchvision/Pillow DataLoader"]
     lines = [
@@ -126,7 +126,7 @@ def table(setting: Setting, costs: dict[str, list[Cost]]) -> str:
 
 
 def _timed(setting: Setting, step: Callable[[], Any]) -> Cost:
-    """Run all batches; the cost of those after the warm-up, by this process and its threads."""
+    """Run all batches; return the cost after the warm-up, of this process and its threads."""
     for _ in range(_WARM_UP):
         step()
     _synchronize(setting.device)

@@ -81,4 +81,4 @@ def time_sweep(width: int, features: int, classes: int, device: str) -> tuple[in
     recipe = sweep.Recipe()
     start, busy = time.perf_counter(), time.process_time()
     sweep.train(lambda _: x, labels, width, recipe, device=device, progress="sweep")
-    return len(sweep.heads_of(recipe)), time.perf_counter() - start, time.process_time() - busy
+    return len(sweep.all_heads(recipe)), time.perf_counter() - start, time.process_time() - busy

@@ -19,7 +19,7 @@ from ijepa_ds.training.engine import Engine
 
 
 def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, steps: int) -> dict[str, Any]:
-    """Build and train; this rank's figures."""
+    """Build and train; return this rank's figures."""
     device = initialise_distributed()
     folder = open_source(cfg.data.source, ScanOptions(max_pixels=cfg.data.max_pixels))
     torch.ones(8, device=device).sum()
@@ -60,7 +60,7 @@ def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
 def _train(steps: Steps, count: int, rank: int, phases: Phases) -> tuple[list[float], list[float]]:
     losses, norms = [], []
     for step in range(count):
-        phases.counting = step == count - 1  # the last: ZeRO-3 learns the order of the modules in the first two
+        phases.counting = step == count - 1  # the last step: ZeRO-3 records the order of modules in the first two
         losses.append(float(mean_over_ranks(steps.step())))
         norms.append(steps.engine.gradient_norm())
         if rank == 0:
@@ -71,7 +71,7 @@ def _train(steps: Steps, count: int, rank: int, phases: Phases) -> tuple[list[fl
 
 @torch.no_grad()
 def _published_loop(engine: Engine, most: int = 150_000_000) -> float | None:
-    """Seconds of the published update, one parameter after the other over the whole encoder; None where it is large."""
+    """Seconds of the published EMA update, a loop over all encoder parameters; None for large encoders."""
     if engine.num_parameters["encoder"] > most:
         return None
     shapes = [getattr(p, "ds_shape", p.shape) for p in engine.deepspeed.module.encoder.parameters()]

@@ -1,4 +1,4 @@
-"""One schema for all measurements, so that those of two machines or revisions can be laid beside each other."""
+"""One schema for all measurements, so that machines and revisions can be compared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ijepa_ds.versions import versions
 
 
 def machine() -> dict[str, Any]:
-    """What computes: processor, cores this process may use, threads it uses, GPU, load by others at this moment, versions."""
+    """The machine: processor, available cores, threads, GPU, current load, versions."""
     found = {
         "cpu": _cpu_model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -30,12 +30,12 @@ def machine() -> dict[str, Any]:
 
 
 def record(what: str, unit: str, samples: Sequence[float], config: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """One measurement.
+    """Build the record of one measurement.
 
     Args:
-        what: its name: words joined by dots.
+        what: its name, words joined by dots.
         unit: of the samples: s, bytes, FLOP/s, ratio, images/s.
-        samples: a value a repeat, at least one.
+        samples: one value per repeat, at least one.
         config: what was measured: model, batch, stage ...
         **more: further keys.
 
@@ -48,7 +48,7 @@ def record(what: str, unit: str, samples: Sequence[float], config: dict[str, Any
 
 
 def write(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Add records to a file of JSON lines, each with the machine and revision it was measured on."""
+    """Append records to a file of JSON lines, each with machine and revision."""
     here = machine()
     with open(path, "a", encoding="utf-8") as file:
         for item in records:
@@ -56,7 +56,7 @@ def write(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
-    """Medians with their quartiles, a line each."""
+    """A text table of medians with quartiles."""
     width = max(len(item["what"]) for item in records)
     return "\n".join(
         f"{item['what']:<{width}}  {shown(item['median'], item['unit']):>12}   "
@@ -80,7 +80,7 @@ def show(verb: str, figures: dict[str, Any], target: Path | None) -> int:
 
 
 def shown(value: float, unit: str) -> str:
-    """A value for people."""
+    """A value formatted with its unit."""
     if unit == "s":
         return f"{value:.3f} s" if value >= 1 else f"{1e3 * value:.3f} ms" if value >= 1e-3 else f"{1e6 * value:.1f} us"
     if unit == "bytes":

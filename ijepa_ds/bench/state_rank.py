@@ -1,4 +1,4 @@
-"""What every rank of `ijepa-ds bench state` does: start at every ZeRO stage by turns, take one step, and tell what it holds."""
+"""Ranks of `ijepa-ds bench state`: start at each ZeRO stage, make one step, measure the memory of the model state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     images = open_source(cfg.data.source, ScanOptions(max_pixels=cfg.data.max_pixels))
     small = replace(cfg, model=replace(cfg.model, name="tiny", width=None, depth=2, heads=None, mlp_hidden=None))
     chosen = [stage for stage in STAGES if stages >> stage & 1]
-    _stage(chosen[-1], small, ds_config, plan, rank, images, device)  # libraries and their buffers come first
+    _stage(chosen[-1], small, ds_config, plan, rank, images, device)  # loads libraries and allocates their buffers
     found = {str(stage): _stage(stage, cfg, ds_config, plan, rank, images, device) for stage in chosen}
     return {"stages": found, "model": cfg.model.name}
 
@@ -62,7 +62,7 @@ def _stage(
 
 
 def _give_back() -> None:
-    """Hand freed memory to the system: training tells glibc to keep it."""
+    """Return freed memory to the system; training sets glibc to keep it."""
     gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):

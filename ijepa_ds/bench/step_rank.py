@@ -64,14 +64,14 @@ def flops_of(cfg: Config, masks: list[Masks]) -> list[float]:
 
 
 def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, steps: int) -> dict[str, Any]:
-    """Steps on random pixels; records of the slowest rank."""
+    """Measure steps on random pixels; return records of the slowest rank."""
     running = RandomSteps(cfg, ds_config, plan, rank)
     engine, config = running.engine, settings(cfg, running.engine, plan)
     peaks = []
     for step in range(WARM + steps):
         running.step(step >= WARM)
         if step >= WARM:
-            peaks.append(measured_peak(engine.device, engine.compute_dtype))  # between steps: a busy machine changes both
+            peaks.append(measured_peak(engine.device, engine.compute_dtype))  # between steps, under the same machine load
     samples = running.watch.slowest()
     running.masks.clear()
     row = running.watch.in_a_row(running.step, steps)

@@ -1,7 +1,7 @@
-"""What every rank of `ijepa-ds bench train` does: the loop of a run, left after some steps; a few more of them are profiled.
+"""Ranks of `ijepa-ds bench train`: run the training loop for some steps, then profile a few more.
 
-Nothing is timed here: the parts are those the run itself writes to TensorBoard, a point a step. Communication inside a part
-(the backward pass) is found by the profiler in further steps, because watching it costs time.
+Times are those that the run writes to TensorBoard at every step. Communication inside a part
+(the backward pass) is measured by the profiler in extra steps, because profiling has overhead.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _COLLECTIVES = ("gloo:", "nccl:", "c10d::")
 
 
 class _EnoughError(Exception):
-    """The steps asked for are done."""
+    """The requested steps are done."""
 
 
 class _Steps(StopRequests):
-    """Is asked once a step whether to stop: leaves the loop after `count` of them, and profiles the last ones."""
+    """Ends the loop after `count` steps and profiles the last ones; the loop reads `received` once per step."""
 
     def __init__(self, count: int) -> None:
         self.profiler = profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] * torch.cuda.is_available())])
@@ -41,7 +41,7 @@ class _Steps(StopRequests):
 
     @property
     def received(self) -> int:  # type: ignore[override]
-        """Never a signal; asked between the backward pass and the optimizer."""
+        """Always 0 (no signal); read between the backward pass and the optimizer."""
         self._asked += 1
         if self._asked == self._count + 1:
             self.profiler.start()
@@ -56,8 +56,8 @@ class _Steps(StopRequests):
 
 
 def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, steps: int) -> dict[str, Any]:
-    """The run's first steps; rank 0's records."""
-    cfg = replace(cfg, run=replace(cfg.run, checkpoint_every=1 << 40))  # the loop is left before its end: nothing is saved
+    """Measure the run's first steps; return rank 0's records."""
+    cfg = replace(cfg, run=replace(cfg.run, checkpoint_every=1 << 40))  # never save
     stop = _Steps(WARM + steps)
     run = start.prepare(cfg, ds_config, plan, rank, Watch())
     needed = WARM + steps + PROFILED + 1
@@ -89,7 +89,7 @@ def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
 
 
 def _budget(scalars: Scalars, steps: int, config: dict[str, Any]) -> list[dict[str, Any]]:
-    """Seconds and shares of every part of the counted steps, from the run's own points."""
+    """Seconds and shares of every part of the counted steps, from the run's TensorBoard points."""
 
     def counted(tag: str) -> list[float]:
         number, value = scalars[tag]
@@ -111,7 +111,7 @@ def _budget(scalars: Scalars, steps: int, config: dict[str, Any]) -> list[dict[s
 
 
 def _collective_seconds(profiler: profile) -> float:
-    """Seconds during which at least one collective was under way, of the profiled steps; others may have worked meanwhile."""
+    """Seconds of the profiled steps with at least one collective running, possibly overlapped with computation."""
     spans = []
     for event in profiler.events() or ():
         if event.name.startswith(_COLLECTIVES):

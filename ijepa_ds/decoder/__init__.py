@@ -1,5 +1,5 @@
-"""A diffusion model that draws what a frozen representation tells: what samples share is in it, what differs is not.
+"""A diffusion decoder that visualises frozen representations: features common to its samples are in the representation.
 
-In the manner of RCDM (Bordes, Balestriero & Vincent 2022) and of the figures of I-JEPA (Assran et al. 2023). Networks, noise
-schedules and samplers are diffusers' (`pip install 'ijepa_ds[decoder]'`).
+As RCDM (Bordes, Balestriero & Vincent 2022) and the figures of I-JEPA (Assran et al. 2023). Networks, noise schedules and
+samplers come from diffusers (`pip install 'ijepa_ds[decoder]'`).
 """

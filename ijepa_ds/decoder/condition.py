@@ -1,4 +1,4 @@
-"""What a decoder is told: one average-pooled representation of an image, and where it is from."""
+"""Conditions of a decoder: an average-pooled representation and the position of its patches in the image."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch.nn import functional as F
 from ijepa_ds.masks.sampler import Masks
 from ijepa_ds.model import cpu
 from ijepa_ds.model.ijepa import IJEPA
-from ijepa_ds.weights import Source, fill_all, fill_predictor, masks_for
+from ijepa_ds.weights import Source, build_ijepa, build_predictor, masks_for
 
 VARIANTS = ("image", "block")
-PLACE = 4  # numbers that say where: top, left, height, width, as shares of the image
+PLACE = 4  # values of the position: top, left, height, width, as shares of the image
 
 
 @dataclass(frozen=True)
-class Told:
+class Conditions:
     """Conditions of B images.
 
     Attributes:
         vectors: float32 [B, D + 4].
-        masks: of these images, for the variant `block`; its first context is seen and its first target block is told.
-        boxes: float32 [B, 4]: top, left, height, width of what is told, as shares of the image.
+        masks: for the variant `block`: the predictor sees the first context and predicts the first target block.
+        boxes: float32 [B, 4]: top, left, height, width of the represented region, as shares of the image.
     """
 
     vectors: Tensor
@@ -33,29 +33,29 @@ class Told:
 
 
 class Conditioner:
-    """Frozen networks of a run, and how their output becomes a condition."""
+    """Computes conditions with the frozen networks of a run."""
 
     def __init__(self, source: Source, variant: str, device: torch.device, predictor: str = "trained") -> None:
-        """Fill the networks.
+        """Build the networks.
 
         Args:
             source: opened weights with all three networks.
             variant: `image`: the target encoder's output, pooled over the image (layer-normed patch by patch, as in training);
                 `block`: the predictor's output for one target block, pooled over the block.
-            device: where they run.
-            predictor: trained, or untrained for its start values.
+            device: of the networks.
+            predictor: trained, or untrained for its initial values.
         """
         self.source, self.variant, self.device = source, variant, device
-        self.model: IJEPA = fill_all(source)
+        self.model: IJEPA = build_ijepa(source)
         if predictor == "untrained":
-            self.model.predictor = fill_predictor(source, trained=False)
+            self.model.predictor = build_predictor(source, trained=False)
         self.model = self.model.to(device)
         if device.type == "cpu":
             cpu.tune(self.model, torch.float32)
 
     @property
     def width(self) -> int:
-        """Numbers in a condition."""
+        """Number of values in a condition."""
         return self.source.size.width + PLACE
 
     @torch.no_grad()
@@ -68,20 +68,20 @@ class Conditioner:
         return whole.mean(dim=1)
 
     @torch.no_grad()
-    def tell(self, images: Tensor, seed: int, oracle: bool = False, first: int = 0, of: int | None = None) -> Told:
-        """Conditions of images.
+    def compute(self, images: Tensor, seed: int, oracle: bool = False, first: int = 0, of: int | None = None) -> Conditions:
+        """Compute the conditions of images.
 
         Args:
             images: `[B, 3, S, S]`, normalised.
             seed: of the masks, for the variant `block`.
-            oracle: for `block`: the target encoder's representation of the block instead of the predictor's.
-            first: where these images are in their batch, which ranks share.
-            of: images of that batch; None: B.
+            oracle: for `block`: use the target encoder's representation instead of the predictor's.
+            first: position of these images in the batch, which ranks share.
+            of: size of that batch; None: B.
         """
         count = len(images)
         if self.variant == "image":
             boxes = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(count, -1).to(self.device)
-            return Told(torch.cat([self.features(images), boxes], dim=1), None, boxes)
+            return Conditions(torch.cat([self.features(images), boxes], dim=1), None, boxes)
         drawn = masks_for(self.source, self.source.grid, of or count, seed)
         mine = slice(first, first + count)
         masks = Masks(drawn.context[mine, :1].to(self.device), drawn.targets[mine, :1].to(self.device))
@@ -91,7 +91,7 @@ class Conditioner:
             seen = self.model.encoder(images, masks.context)
             pooled = self.model.predictor(seen, masks.context, masks.targets)[:, 0, 0].float().mean(dim=1)
         boxes = _boxes(masks.targets[:, 0], self.source.grid)
-        return Told(torch.cat([pooled, boxes], dim=1), masks, boxes)
+        return Conditions(torch.cat([pooled, boxes], dim=1), masks, boxes)
 
 
 def _boxes(block: Tensor, grid: int) -> Tensor:
@@ -102,7 +102,7 @@ def _boxes(block: Tensor, grid: int) -> Tensor:
 
 
 def context_only(pixels: Tensor, masks: Masks, grid: int) -> Tensor:
-    """Images with all but the first context's patches grey: uint8 [B, S, S, 3]."""
+    """Images with only the patches of the first context, the others grey: uint8 [B, S, S, 3]."""
     seen = torch.zeros(len(pixels), grid * grid, 1)
     seen.scatter_(1, masks.context[:, 0, :, None].cpu(), 1.0)
     side = pixels.shape[1]

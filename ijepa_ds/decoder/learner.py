@@ -1,4 +1,4 @@
-"""Who holds a decoder's weights while it is trained: one process. `ijepa_ds.train_decoder` has the one that shards them."""
+"""Training state of a decoder on one process. `decoder.engine` has the sharded one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ijepa_ds.decoder import network
 from ijepa_ds.decoder.network import Decoder, Shape
 from ijepa_ds.model import cpu
 
-Tensors = dict[str, dict[str, Tensor]]  # kind -> name -> values: all float32 and whole, whoever trained
+Tensors = dict[str, dict[str, Tensor]]  # kind -> name -> values: whole float32 tensors, also from sharded training
 KINDS = ("master", "exp_avg", "exp_avg_sq", "average", "buffers")
 CLIP = 1.0  # norm of the gradient
 
@@ -24,14 +24,14 @@ class Learner:
     accumulation = 1  # micro-batches of a step
 
     def __init__(self, shape: Shape, width: int, device: torch.device, precision: str, seed: int) -> None:
-        """Start values of `seed`.
+        """Initialise from `seed`.
 
         Args:
             shape: of the network.
-            width: numbers of a condition.
-            device: where it is trained.
+            width: values of a condition.
+            device: for training.
             precision: float32, or bfloat16 for the matrix products.
-            seed: of the start.
+            seed: of initialisation.
         """
         self.device, self.low = device, precision == "bfloat16"
         torch.manual_seed(seed)
@@ -42,20 +42,20 @@ class Learner:
         self.optimizer = torch.optim.AdamW(self.decoder.parameters(), lr=shape.lr, weight_decay=0.0, fused=True)
 
     def set_scale(self, conditions: Tensor) -> None:
-        """Measure mean and deviation of conditions [n, width]; the same ones on every rank."""
+        """Set mean and standard deviation from conditions [n, width], which are the same on every rank."""
         self.decoder.set_scale(conditions)
 
-    def backward(self, noisy: Tensor, time: Tensor, told: Tensor, clean: Tensor, weight: Tensor) -> Tensor:
-        """Gradients of a micro-batch; its loss."""
+    def backward(self, noisy: Tensor, time: Tensor, condition: Tensor, clean: Tensor, weight: Tensor) -> Tensor:
+        """Add the gradients of a micro-batch; return its loss."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.low):
-            drawn = self.decoder(noisy, time, told)
+            drawn = self.decoder(noisy, time, condition)
         loss = network.loss(drawn, clean, weight)
         loss.backward()
         return loss.detach()
 
     @torch.no_grad()
     def update(self, lr: float, decay: float) -> None:
-        """One step of the weights and of their average."""
+        """Update the weights and their average."""
         torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), CLIP)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -64,17 +64,17 @@ class Learner:
         torch._foreach_lerp_(list(self._average.parameters()), list(self.decoder.parameters()), 1 - decay)
 
     def mean(self, value: Tensor) -> float:
-        """Of all ranks' values."""
+        """Mean over ranks."""
         return float(value)
 
     def average(self) -> Decoder | None:
-        """The averaged decoder, to draw with and to save; on rank 0. Called by every rank."""
+        """The averaged decoder, on rank 0. Every rank calls this."""
         for kept, now in zip(self._average.buffers(), self.decoder.buffers(), strict=True):
             kept.copy_(now)
         return self._average
 
     def tensors(self) -> Tensors | None:
-        """All that continuing needs; on rank 0. Called by every rank."""
+        """The state needed to resume, on rank 0. Every rank calls this."""
         named, state = dict(self.decoder.named_parameters()), self.optimizer.state
         return {
             "master": {name: p.detach() for name, p in named.items()},
@@ -86,7 +86,7 @@ class Learner:
 
     @torch.no_grad()
     def load(self, tensors: Tensors, step: int) -> None:
-        """Continue after `step` steps; whoever wrote the tensors."""
+        """Restore the state after `step` steps, written by any kind of learner."""
         averages, buffers = dict(self._average.named_parameters()), dict(self.decoder.named_buffers())
         for name, parameter in self.decoder.named_parameters():
             parameter.copy_(tensors["master"][name].view_as(parameter))

@@ -1,4 +1,4 @@
-"""`ijepa-ds decoder evaluate`: how much of an image its representation tells, against another image's representation."""
+"""`ijepa-ds decoder evaluate`: distance of decoded images to the originals, compared with another image's representation."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from ijepa_ds.arguments import (
 from ijepa_ds.data.transforms import load_eval_images
 from ijepa_ds.decoder import network
 from ijepa_ds.decoder.condition import PLACE, Conditioner
-from ijepa_ds.decoder.pictures import decoder_pixels, encoder_input, images_of
+from ijepa_ds.decoder.pictures import decoder_pixels, encoder_input, open_images
 from ijepa_ds.weights import open_source
 
 logger = logging.getLogger(__name__)
-_DISTANCES = ("pixels", "features")  # of the image
+_DISTANCES = ("pixels", "features")  # of the whole image
 _OF_BLOCKS = ("pixels of the block", "features of the block")
 
 
@@ -47,10 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_decoder(folder: Path, checkpoint: Path | None, device: torch.device, predictor: str = "trained") -> Any:
-    """A decoder, its conditioner and its facts.
+    """Open a decoder, its conditioner and its facts.
 
     Raises:
-        ValueError: there is none, or the weights are not the kind it was trained for.
+        ValueError: there is no decoder, or the weights do not match it.
     """
     decoder, facts = network.load(folder)
     source = open_source(checkpoint or facts["checkpoint"])
@@ -64,11 +64,11 @@ def open_decoder(folder: Path, checkpoint: Path | None, device: torch.device, pr
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw every image from its own condition and from another's; 0."""
+    """Decode every image from its own condition and from another's; return exit code 0."""
     check_at_least(args, num=2, batch_size=1, sampler_steps=1)
     device = device_of(args.device)
     decoder, conditioner, facts = open_decoder(args.decoder, args.checkpoint, device)
-    found = images_of(args.images, "--images")
+    found = open_images(args.images, "--images")
     chosen = np.unique(np.linspace(0, len(found) - 1, min(args.num, len(found))).round().astype(int))
     if len(chosen) < 2:
         raise ValueError(f"--images: {args.images} has {len(chosen)} image; at least 2 are compared")
@@ -76,16 +76,16 @@ def run(args: argparse.Namespace) -> int:
     size = max(source.grid * source.patch_size, decoder.shape.image_size)
     pixels = torch.from_numpy(load_eval_images([found[int(i)] for i in chosen], size, threads=2))
     conditions = {}
-    conditions["true"], blocks = _tell(conditioner, pixels, args)
+    conditions["true"], blocks = _conditions(conditioner, pixels, args)
     other = np.random.default_rng(args.seed).permutation(len(chosen))
-    other = other[(np.argsort(other) + 1) % len(other)]  # each image has another's: one cycle through all
+    other = other[(np.argsort(other) + 1) % len(other)]  # one cycle: no image gets its own condition
     conditions["shuffled"] = conditions["true"][torch.from_numpy(other)]
     if facts["condition"] == "block":  # another image's content, this image's place
         conditions["shuffled"] = torch.cat([conditions["shuffled"][:, :-PLACE], conditions["true"][:, -PLACE:]], dim=1)
         _, untrained, _ = open_decoder(args.decoder, args.checkpoint, device, "untrained")
-        conditions["untrained predictor"], _ = _tell(untrained, pixels, args)
+        conditions["untrained predictor"], _ = _conditions(untrained, pixels, args)
     distances = {
-        name: _distances(decoder, conditioner, (pixels, told, blocks), args, name) for name, told in conditions.items()
+        name: _distances(decoder, conditioner, (pixels, vectors, blocks), args, name) for name, vectors in conditions.items()
     }
     result = {
         "images": len(chosen),
@@ -110,17 +110,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tell(conditioner: Conditioner, pixels: Tensor, args: argparse.Namespace) -> tuple[Tensor, list[Tensor] | None]:
-    """Conditions of all images [n, width], and the patches of their blocks [B, Kt] batch by batch.
+def _conditions(conditioner: Conditioner, pixels: Tensor, args: argparse.Namespace) -> tuple[Tensor, list[Tensor] | None]:
+    """Conditions of all images [n, width], and the patches of their blocks [B, Kt], one tensor per batch.
 
-    Masks depend on seed and batch alone.
+    Masks depend only on seed and batch.
     """
     parts, blocks = [], []
     for number, start in enumerate(range(0, len(pixels), args.batch_size)):
         batch = encoder_input(pixels[start : start + args.batch_size].to(conditioner.device), conditioner.source)
-        told = conditioner.tell(batch, args.seed * 1_000_003 + number)
-        parts.append(told.vectors)
-        blocks += [told.masks.targets[:, 0]] if told.masks else []
+        conditions = conditioner.compute(batch, args.seed * 1_000_003 + number)
+        parts.append(conditions.vectors)
+        blocks += [conditions.masks.targets[:, 0]] if conditions.masks else []
     return torch.cat(parts).cpu(), blocks or None
 
 
@@ -131,27 +131,27 @@ def _distances(
     args: argparse.Namespace,
     name: str,
 ) -> dict[str, np.ndarray]:
-    """Of every drawn image to the real one; the noise of an image is the same for all conditions.
+    """Distances of decoded to real images; the noise of an image is the same for all conditions.
 
     Args:
-        decoder: draws.
-        conditioner: measures features.
-        images: pixels, conditions, and the blocks' patches by batch; with those also of the block alone.
+        decoder: decodes the images.
+        conditioner: computes features.
+        images: pixels, conditions, and the blocks' patches by batch (adds distances within the block).
         args: batch size, seed, steps.
         name: of the progress bar.
     """
-    pixels, told, blocks = images
+    pixels, vectors, blocks = images
     found: dict[str, list[Tensor]] = {}
     for number, start in enumerate(tqdm(range(0, len(pixels), args.batch_size), desc=name, unit="batch", mininterval=5)):
         part = slice(start, start + args.batch_size)
-        conditions = told[part].to(conditioner.device)
+        conditions = vectors[part].to(conditioner.device)
         seeds = [args.seed * 1_000_003 + start + i for i in range(len(conditions))]
         drawn = network.sample(decoder, conditions, seeds, args.sampler_steps)
         real = decoder_pixels(pixels[part], decoder.shape.image_size)
         for kinds, block in ((_DISTANCES, None), (_OF_BLOCKS, blocks[number] if blocks else None)):
             if kinds is _OF_BLOCKS and block is None:
                 continue
-            found.setdefault(kinds[0], []).append(_apart(drawn, real, block, conditioner.source.grid))
+            found.setdefault(kinds[0], []).append(_pixel_distance(drawn, real, block, conditioner.source.grid))
             one, two = (
                 conditioner.features(encoder_input(x.to(conditioner.device), conditioner.source), block) for x in (drawn, real)
             )
@@ -159,8 +159,8 @@ def _distances(
     return {kind: torch.cat(values).double().numpy() for kind, values in found.items()}
 
 
-def _apart(drawn: Tensor, real: Tensor, block: Tensor | None, grid: int) -> Tensor:
-    """Root mean square of pixel differences in 0 .. 1, float32 [B]: of the images, or of a block's patches."""
+def _pixel_distance(drawn: Tensor, real: Tensor, block: Tensor | None, grid: int) -> Tensor:
+    """Root mean squared pixel difference in 0 .. 1, float32 [B], of images or of a block's patches."""
     squares = ((drawn.float() - real.float()) / 255).square().mean(dim=-1)
     if block is None:
         return squares.flatten(1).mean(dim=1).sqrt()
@@ -170,7 +170,7 @@ def _apart(drawn: Tensor, real: Tensor, block: Tensor | None, grid: int) -> Tens
 
 
 def _interval(differences: np.ndarray, seed: int) -> dict[str, float | Sequence[float]]:
-    """Mean of paired differences and its 95 % bootstrap interval; above 0: worse than from the true condition."""
+    """Mean of paired differences with a 95 % bootstrap interval; above 0 is worse than the true condition."""
     mean = float(differences.mean())
     if np.ptp(differences) == 0:
         return {"mean": mean, "interval_95": [mean, mean]}

@@ -1,4 +1,4 @@
-"""The network of a decoder, its presets, its files and its sampler."""
+"""The decoder network: presets, files, loss and sampler."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ _FORMAT = 2  # 1 predicted velocities
 
 @dataclass(frozen=True)
 class Shape:
-    """A network and how it is trained."""
+    """Network size and training settings."""
 
     image_size: int
-    channels: tuple[int, ...]  # by resolution, each half of the one before
+    channels: tuple[int, ...]  # by resolution; each is half of the one before
     attention: tuple[bool, ...]  # self-attention at this resolution
-    layers: int  # residual blocks a resolution
+    layers: int  # residual blocks per resolution
     batch_size: int
     steps: int
-    lr: float  # the highest: up to it over 5 % of the steps, then down to 0 as a cosine
-    ema: float  # of its own weights
-    patch: int = 1  # squares of this side go in and out as channels: fewer pixels for the convolutions, which is cheap
+    lr: float  # maximum: linear warm-up over 5 % of the steps, then cosine decay to 0
+    ema: float  # of the decoder's weights
+    patch: int = 1  # pixel unshuffle by this factor at input and output: cheaper convolutions
 
     def rate(self, step: int) -> float:
-        """The learning rate of step number `step`, from 0."""
+        """Learning rate of a step, from 0."""
         share = (step + 1) / self.steps
         if share < _WARM_UP:
             return self.lr * share / _WARM_UP
         return self.lr * 0.5 * (1 + math.cos(math.pi * (share - _WARM_UP) / (1 - _WARM_UP)))
 
     def decay(self, step: int) -> float:
-        """Of the moving average at step number `step`: at the start less of the past."""
+        """Decay of the moving average at a step; smaller at the start."""
         return min(self.ema, (1 + step) / (10 + step))
 
 
@@ -58,7 +58,11 @@ PRESETS = {
 
 
 def diffusers() -> Any:
-    """The library, or a message that says how to get it."""
+    """Import diffusers.
+
+    Raises:
+        ValueError: it is not installed; says how to install it.
+    """
     try:
         import diffusers as library
     except ImportError as error:
@@ -67,19 +71,19 @@ def diffusers() -> Any:
 
 
 class Decoder(nn.Module):
-    """Predicts the image under the noise, told a representation (FiLM by scale and shift in every block).
+    """Predicts the clean image from a noisy one, conditioned on a representation (FiLM: scale and shift in every block).
 
-    Not the noise: a small network cannot let it through, and what it leaves out stays in the picture as grain.
+    It does not predict the noise: a small network cannot reproduce it, and the residual shows as grain.
     """
 
     def __init__(self, shape: Shape, width: int) -> None:
-        """A network for conditions of `width` numbers."""
+        """Build the network for conditions of `width` values."""
         super().__init__()
         self.shape, self.width = shape, width
-        inner = 4 * shape.channels[0]  # what the network's time embedding has
+        inner = 4 * shape.channels[0]  # width of the UNet's time embedding
         self.mean: Tensor
         self.scale: Tensor
-        self.register_buffer("mean", torch.zeros(width))  # of conditions: they have much in common, which says nothing
+        self.register_buffer("mean", torch.zeros(width))  # of the conditions, which are standardised
         self.register_buffer("scale", torch.ones(width))
         self.embed = nn.Sequential(nn.Linear(width, inner), nn.SiLU(), nn.Linear(inner, inner))
         self.unet = diffusers().UNet2DModel(
@@ -96,34 +100,34 @@ class Decoder(nn.Module):
         )
 
     def set_scale(self, conditions: Tensor) -> None:
-        """Measure mean and deviation of conditions [n, width]."""
+        """Set mean and standard deviation from conditions [n, width]."""
         self.mean.copy_(conditions.mean(dim=0))
         self.scale.copy_(conditions.std(dim=0).clamp(min=1e-3))
 
     def forward(self, noisy: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """`noisy: [B, 3, S, S]`, `time: [B]`, `condition: [B, width]` -> the image `[B, 3, S, S]`; all float32."""
         dtype: torch.dtype = self.unet.dtype
-        told = self.embed(((condition - self.mean) / self.scale).to(dtype))
+        embedded = self.embed(((condition - self.mean) / self.scale).to(dtype))
         squares = F.pixel_unshuffle(noisy, self.shape.patch).to(dtype)
-        return F.pixel_shuffle(self.unet(squares, time, class_labels=told).sample, self.shape.patch).float()
+        return F.pixel_shuffle(self.unet(squares, time, class_labels=embedded).sample, self.shape.patch).float()
 
 
 def noise_schedule(kind: str) -> Any:
-    """The `DDPMScheduler` (to train) or `DDIMScheduler` (to sample), of diffusers, with one schedule."""
+    """Build diffusers' `DDPMScheduler` (for training) or `DDIMScheduler` (for sampling) with the same noise schedule."""
     return getattr(diffusers(), kind)(
         num_train_timesteps=NOISE_STEPS, beta_schedule="squaredcos_cap_v2", prediction_type="sample"
     )
 
 
 def loss(drawn: Tensor, clean: Tensor, weight: Tensor) -> Tensor:
-    """Mean square of differences `[B, ...]`, weighted image by image `[B]`."""
+    """Mean squared error of `[B, ...]`, weighted per image `[B]`."""
     return ((drawn - clean).square().flatten(1).mean(dim=1) * weight).mean()
 
 
-def weights(schedule: Any, time: Tensor) -> Tensor:
-    """How much the error at each of `time` [B] counts: the ratio of signal to noise there, between 1 and 5.
+def loss_weights(schedule: Any, time: Tensor) -> Tensor:
+    """Loss weights at times [B]: the signal-to-noise ratio, clamped to 1 .. 5.
 
-    From 1: in full noise, too, where the condition is all there is to go by. To 5: nearly clean images are not all that counts.
+    The lower limit keeps pure noise in the loss, where only the condition helps; the upper one limits nearly clean images.
     """
     signal = schedule.alphas_cumprod[time.cpu()]
     return (signal / (1 - signal)).clamp(1.0, 5.0).to(time.device)
@@ -131,12 +135,12 @@ def weights(schedule: Any, time: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sample(decoder: Decoder, conditions: Tensor, seeds: list[int], steps: int = 50) -> Tensor:
-    """Draw one image a condition by DDIM (deterministic given its noise).
+    """Sample one image per condition by DDIM (deterministic given its noise).
 
     Args:
         decoder: on the device of the conditions.
         conditions: [B, width].
-        seeds: B numbers; equal seeds start from equal noise.
+        seeds: B seeds of the initial noise.
         steps: of the sampler.
 
     Returns:
@@ -153,40 +157,40 @@ def sample(decoder: Decoder, conditions: Tensor, seeds: list[int], steps: int = 
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
-def put(aside: Path, path: Path) -> None:
-    """Rename a file that is safely on the disk."""
+def commit(aside: Path, path: Path) -> None:
+    """Flush a file to disk, then rename it."""
     with aside.open("rb") as file:
         os.fsync(file.fileno())
     aside.replace(path)
 
 
 def save(folder: Path, decoder: Decoder, facts: dict[str, Any]) -> None:
-    """Write weights, shape and facts; a reader never sees half of them."""
+    """Write weights, shape and facts, each file atomically."""
     for name in FILES:
         aside = folder / f".{name}.partial"
         if name.endswith(".json"):
-            told = {"format": _FORMAT, "shape": asdict(decoder.shape), "width": decoder.width} | facts
-            aside.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+            description = {"format": _FORMAT, "shape": asdict(decoder.shape), "width": decoder.width} | facts
+            aside.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         else:
             save_tensors({key: value.contiguous() for key, value in decoder.state_dict().items()}, aside)
-        put(aside, folder / name)
+        commit(aside, folder / name)
 
 
 def load(folder: Path) -> tuple[Decoder, dict[str, Any]]:
-    """A trained decoder, on the CPU, frozen; and the facts beside it.
+    """Load a trained decoder (CPU, frozen) and its facts.
 
     Raises:
-        ValueError: there is none, or it is damaged.
+        ValueError: there is no decoder, or it is damaged.
     """
     if not all((folder / name).is_file() for name in FILES):
         raise ValueError(f"--decoder: {folder} has no {' and '.join(FILES)}; train one with `ijepa-ds decoder train`")
     try:
-        told = json.loads((folder / FILES[0]).read_text(encoding="utf-8"))
-        if told["format"] != _FORMAT:
-            raise KeyError(f"format {told['format']}, this version reads {_FORMAT}")
-        shape = told["shape"] | {key: tuple(told["shape"][key]) for key in ("channels", "attention")}
-        decoder = Decoder(Shape(**shape), told["width"])
+        description = json.loads((folder / FILES[0]).read_text(encoding="utf-8"))
+        if description["format"] != _FORMAT:
+            raise KeyError(f"format {description['format']}, this version reads {_FORMAT}")
+        shape = description["shape"] | {key: tuple(description["shape"][key]) for key in ("channels", "attention")}
+        decoder = Decoder(Shape(**shape), description["width"])
         decoder.load_state_dict(load_file(folder / FILES[1]))
     except (KeyError, TypeError, RuntimeError, json.JSONDecodeError, SafetensorError) as error:
         raise ValueError(f"--decoder: {folder}: damaged, or of another version ({error})") from error
-    return decoder.eval().requires_grad_(False), told
+    return decoder.eval().requires_grad_(False), description

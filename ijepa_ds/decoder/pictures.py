@@ -1,4 +1,4 @@
-"""Images for a decoder: as the encoder takes them, and as the decoder draws them."""
+"""Images for training a decoder: the encoder's input and the decoder's target."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.transforms import load_eval_images, normalize
 from ijepa_ds.weights import Source
 
-_KEPT = 1 << 30  # bytes of decoded images that are kept in memory
+_KEPT = 1 << 30  # maximum bytes of decoded images cached in memory
 
 
-def images_of(source: str, option: str) -> ImageFiles:
-    """The readable images of any source (a folder, a list, tars, an index).
+def open_images(source: str, option: str) -> ImageFiles:
+    """The readable images of a source (a folder, a list, tars, an index).
 
     Raises:
-        ValueError: there are none; the message calls the source by `option`.
+        ValueError: there are none; the message names `option`.
     """
     try:
         index = open_source(source)
@@ -32,7 +32,7 @@ def images_of(source: str, option: str) -> ImageFiles:
 
 
 def encoder_input(pixels: Tensor, source: Source) -> Tensor:
-    """uint8 [B, S, S, 3] -> normalised float32 [B, 3, E, E], E the size the encoder was trained on."""
+    """uint8 [B, S, S, 3] -> normalised float32 [B, 3, E, E], with E the encoder's training size."""
     size = source.grid * source.patch_size
     if pixels.shape[1] == size:
         return normalize(pixels, source.mean, source.std, torch.float32)
@@ -50,10 +50,10 @@ def decoder_pixels(pixels: Tensor, size: int) -> Tensor:
 
 
 class Pictures:
-    """Images by their number, read as for evaluation; decoded once where all of them fit in memory."""
+    """Images by number, read as for evaluation; cached if all of them fit in memory."""
 
     def __init__(self, images: Sequence[str], size: int, threads: int = 2) -> None:
-        """Nothing is read yet; `size` is the side in pixels."""
+        """Prepare; `size` is the side in pixels."""
         self.images, self.size, self.threads = images, size, threads
         fits = 3 * size**2 * len(images) <= _KEPT
         self._kept = np.empty((len(images), size, size, 3), dtype=np.uint8) if fits else None
@@ -74,8 +74,8 @@ class Pictures:
         return torch.from_numpy(self._kept[numbers])
 
 
-def numbers_of(step: int, batch: int, total: int, seed: int) -> np.ndarray:
-    """Which of `total` images step number `step` has, int64 [batch]; every image once an epoch."""
+def image_numbers(step: int, batch: int, total: int, seed: int) -> np.ndarray:
+    """The images of a step, int64 [batch] below `total`; every image once an epoch."""
     positions = np.arange(step * batch, (step + 1) * batch)
     chosen = np.empty(batch, dtype=np.int64)
     for epoch in np.unique(positions // total):
@@ -87,9 +87,9 @@ def numbers_of(step: int, batch: int, total: int, seed: int) -> np.ndarray:
 def training_batches(
     pictures: Pictures, batch: int, seed: int, start: int, rank: int = 0, world_size: int = 1
 ) -> Generator[tuple[np.ndarray, Tensor], None, None]:
-    """A rank's share of the batch of every step from `start` on, for ever.
+    """Yield a rank's share of the batch of every step, from `start` on, without end.
 
-    Which images step n has is a function of (seed, n); the next batch is read while the caller works on this one.
+    The images of step n are a function of (seed, n). The next batch is read in a background thread.
 
     Yields:
         numbers int64 [B], images uint8 [B, size, size, 3], with B = batch / world_size.
@@ -97,7 +97,7 @@ def training_batches(
     share = slice(rank * batch // world_size, (rank + 1) * batch // world_size)
 
     def read(step: int) -> tuple[np.ndarray, Tensor]:
-        numbers = numbers_of(step, batch, len(pictures.images), seed)[share]
+        numbers = image_numbers(step, batch, len(pictures.images), seed)[share]
         return numbers, pictures.read(numbers)
 
     with ThreadPoolExecutor(1, thread_name_prefix="decoder-data") as pool:

@@ -1,4 +1,4 @@
-"""`ijepa-ds decoder train`: a diffusion model of images, told a frozen representation."""
+"""`ijepa-ds decoder train`: train a diffusion model of images conditioned on frozen representations."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from ijepa_ds.decoder.condition import Conditioner
 from ijepa_ds.decoder.learner import Learner
 from ijepa_ds.decoder.network import Shape
 from ijepa_ds.decoder.options import add_arguments, shape_of
-from ijepa_ds.decoder.pictures import Pictures, decoder_pixels, encoder_input, images_of, numbers_of, training_batches
+from ijepa_ds.decoder.pictures import Pictures, decoder_pixels, encoder_input, image_numbers, open_images, training_batches
 from ijepa_ds.telemetry.event_log import Log
 from ijepa_ds.weights import open_source
 
 logger = logging.getLogger(__name__)
 __all__ = ["add_arguments", "run"]
-STATE = "state.pt"  # all that resuming needs
-_SCALED_BY = 512  # conditions whose mean and deviation scale all
+STATE = "state.pt"  # state for resuming
+_SCALED_BY = 512  # conditions used for mean and standard deviation
 _SHOWN = 8  # images in TensorBoard's samples
 _LOG_EVERY = 20
 _CONDITIONS_KEPT = 1 << 28  # bytes
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, or continue; 0."""
+    """Train or resume; return exit code 0."""
     shape = shape_of(args)
     device = device_of(args.device)
-    conditioner, images = opened(args, shape, device)
+    conditioner, images = open_inputs(args, shape, device)
     Trainer(args, shape, conditioner, images, Learner(shape, conditioner.width, device, args.precision, args.seed)).train()
     return 0
 
 
-def opened(args: argparse.Namespace, shape: Shape, device: torch.device) -> tuple[Conditioner, Sequence[str]]:
+def open_inputs(args: argparse.Namespace, shape: Shape, device: torch.device) -> tuple[Conditioner, Sequence[str]]:
     """The frozen networks, and the images to learn to draw.
 
     Raises:
@@ -53,19 +53,19 @@ def opened(args: argparse.Namespace, shape: Shape, device: torch.device) -> tupl
     network.diffusers()
     source = open_source(args.checkpoint, args.heads)
     conditioner = Conditioner(source, args.condition, device)
-    images = images_of(args.data, "--data")
+    images = open_images(args.data, "--data")
     if len(images) < shape.batch_size:
         raise ValueError(f"--data: {args.data} has {len(images)} images, fewer than a batch of {shape.batch_size}")
     return conditioner, images
 
 
 class Trainer:
-    """One training of a decoder, on one process or on several that share each batch."""
+    """Trains a decoder on one process, or on several that share each batch."""
 
     def __init__(
         self, args: argparse.Namespace, shape: Shape, conditioner: Conditioner, images: Sequence[str], learner: Learner
     ) -> None:
-        """Build, or read what an earlier attempt saved.
+        """Start, or load the state that an earlier attempt saved.
 
         Raises:
             ValueError: `--out` belongs to another training.
@@ -79,7 +79,7 @@ class Trainer:
         self.done = self._resume()
 
     def _task(self) -> dict[str, Any]:
-        """What an attempt must share with the one it continues."""
+        """Settings that must match to resume."""
         return {
             "shape": json.loads(json.dumps(asdict(self.shape))),
             "condition": self.args.condition,
@@ -103,7 +103,7 @@ class Trainer:
         return int(state["step"])
 
     def train(self) -> None:
-        """To the last step."""
+        """Train to the last step."""
         rank, total, counted = self.learner.rank, torch.zeros((), device=self.device), 0
         log = Log(self.args.out, rank, purge_step=self.done + 1)
         if self.done == 0:
@@ -141,51 +141,51 @@ class Trainer:
             raise ValueError(f"the decoder's loss is {loss} at step {self.done}: lower --lr; it is not saved")
 
     def _step(self, numbers: np.ndarray, pixels: Tensor) -> Tensor:
-        """One update on this rank's share of the batch; all chance is a function of (seed, step) and of the place in it."""
+        """One update on this rank's share of the batch; random numbers are functions of seed, step and position."""
         seed, first = self.args.seed * 1_000_003 + self.done, self.learner.rank * self.share
         mine, side = slice(first, first + self.share), self.shape.image_size
-        told = self._told(numbers, pixels, seed, first)
+        conditions = self._conditions(numbers, pixels, seed, first)
         clean = decoder_pixels(pixels, side).permute(0, 3, 1, 2).float() / 127.5 - 1
         chance = torch.Generator().manual_seed(seed)
         noise = torch.randn(self.shape.batch_size, 3, side, side, generator=chance)[mine].to(self.device)
         time = torch.randint(0, network.NOISE_STEPS, (self.shape.batch_size,), generator=chance)[mine].to(self.device)
-        whole = (self.noise.add_noise(clean, noise, time), time, told, clean, network.weights(self.noise, time))
+        whole = (self.noise.add_noise(clean, noise, time), time, conditions, clean, network.loss_weights(self.noise, time))
         micro_batches = zip(*(x.chunk(self.learner.accumulation) for x in whole), strict=True)
         losses = [self.learner.backward(*parts) for parts in micro_batches]
         self.learner.update(self.shape.rate(self.done), self.shape.decay(self.done))
         return torch.stack(losses).mean()
 
-    def _told(self, numbers: np.ndarray, pixels: Tensor, seed: int, first: int) -> Tensor:
+    def _conditions(self, numbers: np.ndarray, pixels: Tensor, seed: int, first: int) -> Tensor:
         """Conditions of this rank's share of a batch."""
         if self._kept is not None:
             return self._kept[torch.from_numpy(numbers).to(self.device)]
         images = encoder_input(pixels, self.source)
-        return self.conditioner.tell(images, seed, first=first, of=self.shape.batch_size).vectors
+        return self.conditioner.compute(images, seed, first=first, of=self.shape.batch_size).vectors
 
     def _first_conditions(self) -> Tensor:
-        """Of the first images in the order of training, the same on every rank: how conditions are spread."""
-        batch, told = self.shape.batch_size, []
+        """Conditions of the first training images, the same on every rank, for mean and standard deviation."""
+        batch, conditions = self.shape.batch_size, []
         for step in range(-(-min(_SCALED_BY, len(self.pictures.images)) // batch)):
-            pixels = self.pictures.read(numbers_of(step, batch, len(self.pictures.images), self.args.seed))
-            told.append(self.conditioner.tell(encoder_input(pixels.to(self.device), self.source), step).vectors)
-        return torch.cat(told)
+            pixels = self.pictures.read(image_numbers(step, batch, len(self.pictures.images), self.args.seed))
+            conditions.append(self.conditioner.compute(encoder_input(pixels.to(self.device), self.source), step).vectors)
+        return torch.cat(conditions)
 
     def _keep_conditions(self) -> None:
-        """Of whole images conditions never change: compute them once, where they fit and each is needed again."""
+        """Cache the conditions of whole images, which never change, if they fit in memory and are used more than once."""
         total = len(self.pictures.images)
         again = self.shape.steps * self.shape.batch_size >= 2 * total
         if self.args.condition != "image" or not again or 4 * total * self.conditioner.width > _CONDITIONS_KEPT:
             return
-        told = []
+        conditions = []
         order = np.arange(total)
         parts = [order[start : start + 64] for start in range(0, total, 64)]
         for numbers in tqdm(parts, desc="conditions", unit="batch", disable=self.learner.rank > 0, mininterval=15):
             pixels = self.pictures.read(numbers).to(self.device)
-            told.append(self.conditioner.tell(encoder_input(pixels, self.source), 0).vectors)
-        self._kept = torch.cat(told)
+            conditions.append(self.conditioner.compute(encoder_input(pixels, self.source), 0).vectors)
+        self._kept = torch.cat(conditions)
 
     def _save(self, log: Log) -> None:
-        """Samples for TensorBoard, weights for use (the average), and all that resuming needs."""
+        """Write samples to TensorBoard, the averaged weights, and the state for resuming."""
         average, tensors = self.learner.average(), self.learner.tensors()
         if average is None or tensors is None:
             return  # rank 0 writes
@@ -195,13 +195,13 @@ class Trainer:
         network.save(self.args.out, average, facts)
         aside = self.args.out / f".{STATE}.partial"
         torch.save({"task": self._task(), "step": self.done, "tensors": tensors}, aside)
-        network.put(aside, self.args.out / STATE)
+        network.commit(aside, self.args.out / STATE)
 
     def _samples(self, average: network.Decoder) -> Tensor:
-        """Images above what the average draws for them: uint8 [2 S, n S, 3]; always the same images, blocks and noise."""
+        """Images above samples of the averaged decoder: uint8 [2 S, n S, 3]; always the same images, blocks and noise."""
         numbers = np.unique(np.linspace(0, len(self.pictures.images) - 1, _SHOWN).round().astype(np.int64))
         pixels = self.pictures.read(numbers).to(self.device)
-        told = self.conditioner.tell(encoder_input(pixels, self.source), 0)
-        drawn = network.sample(average, told.vectors, list(range(len(pixels))), steps=25)
+        conditions = self.conditioner.compute(encoder_input(pixels, self.source), 0)
+        drawn = network.sample(average, conditions.vectors, list(range(len(pixels))), steps=25)
         rows = [decoder_pixels(pixels, self.shape.image_size).cpu(), drawn]
         return torch.cat([torch.cat(list(row), dim=1) for row in rows], dim=0)

@@ -1,1 +1,1 @@
-"""`ijepa-ds doctor`: what would stop a run on its hosts, looked for before it starts (`docs/launch.md`)."""
+"""`ijepa-ds doctor`: checks hosts, data and configuration before a run starts (`docs/launch.md`)."""

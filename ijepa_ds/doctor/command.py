@@ -1,4 +1,4 @@
-"""`ijepa-ds doctor`: asks all hosts of a run, and prints a table of what would stop it, worst first."""
+"""`ijepa-ds doctor`: check all hosts of a run and print a table of problems, failures first."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ijepa_ds.plan.spread import spread_of
 
 _ENVIRONMENT = ".deepspeed_env"
 _PROBE_SECONDS, _LINK_SECONDS = 40.0, 30
-_SAVED = 16  # bytes of a checkpoint a parameter, at most
+_SAVED = 16  # maximum bytes of a checkpoint per parameter
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class _Run:
-    """What is asked about."""
+    """The run to check."""
 
     hosts: list[Host]
     remote: bool
@@ -59,9 +59,9 @@ class _Run:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table; 0 when nothing would stop the run, else 1."""
+    """Print the table; exit code 1 if a check failed, else 0."""
     found: list[Row] = []
-    run_ = _understand(args, found)
+    run_ = _read_run(args, found)
     probes: dict[str, Any] = {}
     if run_ and run_.hosts:
         probes = _examine(run_, found)
@@ -78,8 +78,8 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _understand(args: argparse.Namespace, found: list[Row]) -> _Run | None:
-    """Hostfile, exported variables, command line and configuration, all problems of them."""
+def _read_run(args: argparse.Namespace, found: list[Row]) -> _Run | None:
+    """Read hostfile, exported variables, command line and configuration; add all problems to `found`."""
     run_ = _Run([], args.hostfile is not None, {}, args.master_port)
     try:
         run_.hosts = hosts.parse_hostfile(args.hostfile) if args.hostfile else [_this_machine(args.num_gpus)]
@@ -118,7 +118,7 @@ def _this_machine(num_gpus: int | None) -> Host:
 
 
 def _read_environment(run_: _Run, found: list[Row]) -> None:
-    """What DeepSpeed would export; the file in this folder wins over the one at home, as there."""
+    """Read the variables that DeepSpeed exports; the file in this folder overrides the one in the home folder."""
     for path in (Path.home() / _ENVIRONMENT, Path(_ENVIRONMENT)):
         if path.is_file():
             try:
@@ -129,7 +129,7 @@ def _read_environment(run_: _Run, found: list[Row]) -> None:
 
 
 def _examine(run_: _Run, found: list[Row]) -> dict[str, Any]:
-    """Ask all hosts: what each is, then what they see of each other, then the collectives."""
+    """Check all hosts: each one, then what they share, then collectives."""
     assert run_.cfg
     token = secrets.token_hex(8)
     several = len(run_.hosts) > 1
@@ -149,26 +149,26 @@ def _examine(run_: _Run, found: list[Row]) -> dict[str, Any]:
         )
         found.append(rows.clock(host.name, reply.found["time"], reply.sent, reply.received))
     need, by_name = _plan(run_, probes, found), {host.name: host for host in run_.hosts}
-    for name, told in probes.items():
-        found += rows.of_host(name, told, by_name[name].slots, several, need)
+    for name, answer in probes.items():
+        found += rows.of_host(name, answer, by_name[name].slots, several, need)
     found += rows.compared(probes)
     if probes:
-        _together(run_, probes, requests, found)
+        _check_together(run_, probes, requests, found)
     return probes
 
 
 def _plan(run_: _Run, probes: dict[str, Any], found: list[Row]) -> float:
-    """Whether a rank's memory is enough; bytes of the checkpoints that are kept."""
+    """Check the planned memory of a rank; return the bytes of the checkpoints that are kept."""
     assert run_.cfg
     work = work_of(run_.cfg)
     if run_.ds_config and run_.batch and probes:
         spread = spread_of(run_.ds_config, run_.batch, len(run_.hosts), max(host.slots for host in run_.hosts))
         need = memory_of(work, spread).peak / GIB
         for host in run_.hosts:
-            told = probes.get(host.name)
-            if told and not isinstance(told["gpus"], dict):
-                each = [float(gpu["memory.total"]) / 1024 for gpu in told["gpus"]]
-                have = min(each) if each else told["memory_gib"] / host.slots
+            answer = probes.get(host.name)
+            if answer and not isinstance(answer["gpus"], dict):
+                each = [float(gpu["memory.total"]) / 1024 for gpu in answer["gpus"]]
+                have = min(each) if each else answer["memory_gib"] / host.slots
                 fits = need <= (1 - RESERVE) * have
                 todo = "ijepa-ds plan --search proposes another way (ZeRO stage, micro-batch, checkpointing, offload)"
                 text = f"{need:.2f} GiB of a rank's {have:.1f} GiB (plan)"
@@ -176,8 +176,8 @@ def _plan(run_: _Run, probes: dict[str, Any], found: list[Row]) -> float:
     return float(_SAVED * work.count() * (run_.cfg.run.keep_last + 1))
 
 
-def _together(run_: _Run, probes: dict[str, Any], requests: list[dict[str, Any]], found: list[Row]) -> None:
-    """What hosts see of each other; then collectives between all ranks, when every host is there."""
+def _check_together(run_: _Run, probes: dict[str, Any], requests: list[dict[str, Any]], found: list[Row]) -> None:
+    """Check shared folder and network; then collectives between all ranks, if every host answers."""
     first = probes.get(run_.hosts[0].name, {})
     addresses = first.get("addresses") or [run_.hosts[0].name]
     master = addresses[0] if run_.remote and isinstance(addresses, list) else "127.0.0.1"
@@ -196,9 +196,9 @@ def _together(run_: _Run, probes: dict[str, Any], requests: list[dict[str, Any]]
             continue
         busy |= bool(reply.found.get("port"))
         found += _of_look(name, reply.found, asked, run_, master)
-    if len(run_.hosts) > 1:  # take the files away again; a host that cannot is named by its next write test
+    if len(run_.hosts) > 1:  # remove the test files
         ask_all(targets, "ijepa_ds.doctor.probe", [q | {"last": True} for q in questions], run_.environment, _PROBE_SECONDS)
-    kinds = {bool(told["gpus"]) for told in probes.values()}
+    kinds = {bool(answer["gpus"]) for answer in probes.values()}
     if len(asked) < len(run_.hosts) or busy or len(kinds) > 1:
         found.append(Row(HERE, "collectives", WARN, "not tried: see the failures", "mend those, then run this again"))
         return

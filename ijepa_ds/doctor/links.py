@@ -1,4 +1,4 @@
-"""Real collectives between all ranks: `python -m ijepa_ds.doctor.links` starts this host's ranks and prints what they found."""
+"""Measures collectives between all ranks: `python -m ijepa_ds.doctor.links` starts this host's ranks and prints results."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 from ijepa_ds.cluster.environment import settle
 from ijepa_ds.doctor.probe import MARK
 
-_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}  # of the largest message; a gradient bucket of DeepSpeed is of this order
+_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}  # message size, similar to a DeepSpeed gradient bucket
 _TIMES = {"cpu": 5, "cuda": 20}
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
-    """One rank: all-reduce and all-gather, checked and timed.
+    """Check and time all-reduce and all-gather on one rank.
 
     Returns:
-        GB/s of each as bytes that pass a rank's link: 2 (n - 1) / n and (n - 1) / n of the message (NCCL's "bus bandwidth").
+        GB/s of each as NCCL's bus bandwidth: 2 (n - 1) / n and (n - 1) / n of the message per second.
     """
     import torch
     import torch.distributed as dist
@@ -67,7 +67,7 @@ def _wait(kind: str) -> None:
 
 
 def start(request: dict[str, Any]) -> dict[str, Any]:
-    """This host's ranks, each a process; {"ranks": [...], "errors": [...]}. None is left behind."""
+    """Run this host's ranks as processes until all have ended; return {"ranks": [...], "errors": [...]}."""
     command = [sys.executable, "-m", "ijepa_ds.doctor.links", "--rank"]
     running = []
     for local in range(request["slots"]):
@@ -103,7 +103,7 @@ def start(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Either one rank, or all of this host."""
+    """Run one rank (`--rank`), or start all ranks of this host."""
     request = json.load(sys.stdin)
     if "--rank" in sys.argv:
         settle(os.environ)

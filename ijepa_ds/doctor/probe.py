@@ -1,6 +1,6 @@
-"""What one host says about itself: `python -m ijepa_ds.doctor.probe` reads a request (JSON) and prints the answer.
+"""Checks on one host: `python -m ijepa_ds.doctor.probe` reads a request (JSON) and prints the answer.
 
-Runs on every host of a run, in the environment that its ranks would have; imports no torch. What fails is part of the answer.
+Runs on every host in the environment of its ranks; does not import torch. Failed checks are part of the answer.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from ijepa_ds.data.sources import expand, is_index, open_source
 from ijepa_ds.data.walk import Walker
 from ijepa_ds.versions import versions
 
-MARK = "IJEPA_DS_ANSWER "  # begins the line of the answer: a host's login scripts may print, too
-_LOOKED_AT = 5000  # files of a folder whose names and sizes are compared: a whole scan takes minutes
+MARK = "IJEPA_DS_ANSWER "  # prefix of the answer's line; login scripts may also print
+_LOOKED_AT = 5000  # files of a folder to compare: a full scan takes minutes
 _WRITTEN = 8 << 20  # bytes of the write test
 _TOKEN = ".ijepa_ds-doctor-"
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Everything about this host; see `command.py` for the request. A part that failed is {"error": why}."""
-    now = time.time()  # first, as it is compared with the asking machine's
+    """Run all checks of this host (request: see `command.py`); a failed one is {"error": reason}."""
+    now = time.time()  # first: it is compared with the other machine's clock
     parts: dict[str, Callable[[], Any]] = {
         "versions": lambda: versions() | {"executable": sys.executable},
         "gpus": list_gpus,
@@ -61,7 +61,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def look(request: dict[str, Any]) -> dict[str, Any]:
-    """After all hosts have answered: whose files are to be seen in the run folder, and what the network is like."""
+    """Second request, after all hosts have answered: visible files in the run folder, network interface, port."""
     folder = existing(Path(request["run_dir"]))
     mine = folder / f"{_TOKEN}{request['token']}-{request['index']}"
     seen = sorted(int(path.name.rpartition("-")[2]) for path in folder.glob(f"{_TOKEN}{request['token']}-*"))
@@ -78,10 +78,10 @@ def look(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def existing(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that is there.
+    """The folder, or its nearest existing parent.
 
     Raises:
-        NotADirectoryError: a file is in its place.
+        NotADirectoryError: the path is a file.
     """
     path = path.absolute()
     while not path.exists() and path != path.parent:
@@ -92,7 +92,7 @@ def existing(path: Path) -> Path:
 
 
 def list_gpus() -> list[dict[str, str]]:
-    """This machine's NVIDIA GPUs, as nvidia-smi tells of them; none where it is not there."""
+    """This machine's NVIDIA GPUs from nvidia-smi; empty without nvidia-smi."""
     fields = ["name", "memory.total", "driver_version", "ecc.errors.uncorrected.volatile.total", "memory.used"]
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     if not shutil.which("nvidia-smi"):
@@ -173,7 +173,7 @@ def _decode(name: str, content: bytes) -> list[int]:
 
 
 def _names(peers: list[str]) -> dict[str, str]:
-    """Address of this host's own name, and of every other's; what cannot be resolved says so."""
+    """Addresses of this host's and the other hosts' names; "? reason" where a name cannot be resolved."""
     found = {}
     for name in [socket.gethostname(), *peers]:
         try:
@@ -184,7 +184,7 @@ def _names(peers: list[str]) -> dict[str, str]:
 
 
 def _addresses() -> list[str]:
-    """As `hostname -I` tells them, whose first is the address where DeepSpeed lets all ranks meet."""
+    """Addresses from `hostname -I`; DeepSpeed uses the first as master address."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(["hostname", "-I"], capture_output=True, text=True, timeout=5, check=True)
         if done.stdout.split():
@@ -193,7 +193,7 @@ def _addresses() -> list[str]:
 
 
 def _operator() -> bool:
-    """Whether DeepSpeed's CPU communication operator is compiled already (without a GPU it is needed)."""
+    """Whether DeepSpeed's CPU communication operator is compiled (needed without GPUs)."""
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
     return any(folder.glob("**/deepspeed_shm_comm.so"))
 
@@ -205,7 +205,7 @@ def _open_files() -> int:
 
 
 def _port(port: int) -> str:
-    """Empty when the port is free."""
+    """Error text if the port is in use, else empty."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,4 +1,4 @@
-"""Asking hosts: one of our modules run on each, at the same time, through ssh or here."""
+"""Runs a module on all hosts at the same time, through ssh or locally."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from typing import Any
 
 from ijepa_ds.doctor.probe import MARK
 
-_TRAVELS = ("PYTHON", "NCCL", "UCX")  # beginnings of the variables that DeepSpeed's launcher exports to all hosts by itself
+_TRAVELS = ("PYTHON", "NCCL", "UCX")  # prefixes of variables that DeepSpeed's launcher exports to all hosts
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back.
+    """Answer of a host.
 
     Attributes:
-        found: the answer; None when there is none.
-        error: why.
-        sent: this machine's clock when it was asked, seconds.
-        received: when the answer was there.
+        found: content of the answer; None without an answer.
+        error: reason for a missing answer.
+        sent: this machine's clock at the request, seconds.
+        received: this machine's clock at the answer.
     """
 
     found: dict[str, Any] | None
@@ -36,7 +36,7 @@ class Answer:
 
 
 def ask(host: str | None, module: str, request: dict[str, Any], environment: Mapping[str, str], timeout: float) -> Answer:
-    """Run `python -m module` on a host (None: here, in this environment) as DeepSpeed would: same folder, same interpreter."""
+    """Run `python -m module` on a host (None: locally) as DeepSpeed would: same folder, same interpreter."""
     command = [sys.executable, "-m", module]
     if host is not None:
         command = over_ssh(host, command, environment, os.getcwd())
@@ -51,12 +51,12 @@ def ask(host: str | None, module: str, request: dict[str, Any], environment: Map
     line = next((line for line in done.stdout.splitlines() if line.startswith(MARK)), None)
     if line:
         return Answer(json.loads(line.removeprefix(MARK)), "", sent, received)
-    said = [text for text in (done.stderr + "\n" + done.stdout).splitlines() if text.strip()]
-    return Answer(None, said[-1].strip() if said else f"exit code {done.returncode}", sent, received)
+    lines = [text for text in (done.stderr + "\n" + done.stdout).splitlines() if text.strip()]
+    return Answer(None, lines[-1].strip() if lines else f"exit code {done.returncode}", sent, received)
 
 
 def over_ssh(host: str, command: Sequence[str], environment: Mapping[str, str], folder: str) -> list[str]:
-    """The local command that runs `command` on `host`; every word is quoted for the shell there."""
+    """The ssh command that runs `command` on `host`, with every word quoted for the remote shell."""
     travelling = {name: value for name, value in os.environ.items() if name.startswith(_TRAVELS)} | dict(environment)
     travelling["PYTHONPATH"] = ":".join([folder, *filter(None, [travelling.get("PYTHONPATH")])])
     words = ["env", *(f"{name}={value}" for name, value in travelling.items()), *command]
@@ -67,6 +67,6 @@ def over_ssh(host: str, command: Sequence[str], environment: Mapping[str, str], 
 def ask_all(
     names: Sequence[str | None], module: str, requests: Sequence[dict[str, Any]], environment: Mapping[str, str], timeout: float
 ) -> list[Answer]:
-    """Ask all at once; answers in the order of `names`."""
+    """Ask all hosts in parallel; answers are in the order of `names`."""
     with ThreadPoolExecutor(max(1, min(64, len(names)))) as pool:
         return list(pool.map(lambda name, request: ask(name, module, request, environment, timeout), names, requests))

@@ -1,4 +1,4 @@
-"""What was found, judged: rows of host, check, verdict, and what to do."""
+"""Results of checks as rows: host, check, verdict, and what to do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 FAIL, WARN, OK = "FAIL", "warn", "ok"
 HERE = "(here)"  # rows about this machine's command line and configuration
-_SKEW = (2.0, 30.0)  # seconds: warned of, refused
+_SKEW = (2.0, 30.0)  # seconds: warning, failure
 _COMPARED = ("python", "torch", "deepspeed", "timm", "torchvision", "numpy", "ijepa_ds", "git_revision")
 _DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 
@@ -25,12 +25,12 @@ class Row:
     todo: str = ""
 
     def plain(self) -> dict[str, str]:
-        """For JSON."""
+        """The row as JSON values."""
         return asdict(self)
 
 
 def table(rows: list[Row]) -> str:
-    """Failures first, then warnings, each with what to do; then what is well, hosts with the same finding together."""
+    """Text table: failures, then warnings, each with what to do; then passed checks, grouped by equal result."""
     lines = []
     for verdict in (FAIL, WARN):
         for row in (row for row in rows if row.verdict == verdict):
@@ -55,14 +55,14 @@ def table(rows: list[Row]) -> str:
 
 
 def of_host(name: str, found: Mapping[str, Any], slots: int, several: bool, need_bytes: float) -> Iterator[Row]:
-    """What can be judged of a host alone.
+    """Rows of checks that need one host only.
 
     Args:
         name: in the hostfile.
         found: `probe.answer`.
-        slots: ranks it is to run.
-        several: whether it has to reach others.
-        need_bytes: of the checkpoints that are kept.
+        slots: ranks on this host.
+        several: whether there are other hosts.
+        need_bytes: size of the checkpoints that are kept.
     """
     yield from _of_devices(name, found, slots)
     disk = found["disk"]
@@ -125,7 +125,7 @@ def _of_devices(name: str, found: Mapping[str, Any], slots: int) -> Iterator[Row
 
 
 def compared(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
-    """What must be the same everywhere: versions, kind of device, data. Who differs from most is named."""
+    """Rows of properties that must be equal on all hosts: versions, kind of device, data; names the hosts that differ."""
     dali = {name: {k: v for k, v in answer["versions"].items() if k in _DALI} for name, answer in found.items()}
     for name in found:
         if not dali[name] and any(dali.values()):
@@ -140,9 +140,18 @@ def compared(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
     sums = {n: f"{a['data']['checksum']} ({a['data']['of']})" for n, a in found.items() if "error" not in a["data"]}
     yield from _odd(sums, "data", "the hosts must see the same images: compare the folder there with the others'")
     for name, answer in found.items():
-        told = answer["versions"]
-        text = ", ".join(f"{key} {told[key]}" for key in ("python", "torch", "deepspeed", *_DALI, "ijepa_ds") if key in told)
-        yield Row(name, "versions", OK, f"{text}{' at ' + told['git_revision'] if told.get('git_revision') else ''}")
+        found_versions = answer["versions"]
+        text = ", ".join(
+            f"{key} {found_versions[key]}"
+            for key in ("python", "torch", "deepspeed", *_DALI, "ijepa_ds")
+            if key in found_versions
+        )
+        yield Row(
+            name,
+            "versions",
+            OK,
+            f"{text}{' at ' + found_versions['git_revision'] if found_versions.get('git_revision') else ''}",
+        )
         if name in sums:
             yield Row(name, "data", OK, sums[name])
 
@@ -156,11 +165,11 @@ def _odd(values: Mapping[str, Any], what: str, todo: str, verdict: str = FAIL) -
             yield Row(name, what, verdict, f"{value}, but {usual} on {next(n for n in values if values[n] == usual)}", todo)
 
 
-def clock(name: str, told: float, sent: float, received: float) -> Row:
-    """A host's clock against this machine's; the answer was written between `sent` and `received`."""
-    skew = max(sent - told, told - received, 0.0)
+def clock(name: str, time: float, sent: float, received: float) -> Row:
+    """Compare a host's clock with this machine's; `time` was read between `sent` and `received`."""
+    skew = max(sent - time, time - received, 0.0)
     if skew <= _SKEW[0]:
         return Row(name, "clock", OK, "agrees with this machine's")
-    side = "behind" if told < sent else "ahead"
+    side = "behind" if time < sent else "ahead"
     text = f"at least {skew:,.0f} s {side} of this machine's"
     return Row(name, "clock", FAIL if skew > _SKEW[1] else WARN, text, "start chrony or ntpd there (logs and leases go wrong)")

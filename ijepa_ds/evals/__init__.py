@@ -1,1 +1,1 @@
-"""Scores of a frozen encoder: one file an evaluation, each with `evaluate(...)`. Needs no DeepSpeed."""
+"""Evaluations of frozen encoders: one file each, with a function `evaluate(...)`; needs no DeepSpeed."""

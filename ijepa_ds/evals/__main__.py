@@ -14,7 +14,7 @@ from ijepa_ds.evals.run import add_arguments, run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run an evaluation; 2 when the user has to mend something."""
+    """Run an evaluation; exit code 2 for errors in the input."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     parser = argparse.ArgumentParser(prog="python -m ijepa_ds.evals", description="Evaluate an encoder on several ranks.")
     with_example(
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(arguments)
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("RANK", "0") != "0":
-            time.sleep(5)  # rank 0 says it; then the launcher ends this one
+            time.sleep(5)  # rank 0 prints the error, then the launcher ends this rank
         else:
             print(f"ijepa_ds.evals: {error}", file=sys.stderr, flush=True)
         return 2

@@ -1,7 +1,7 @@
-"""A small cross-attention head on frozen patch tokens: several recipes in parallel on each batch of tokens.
+"""Attentive probe: cross-attention heads on frozen patch tokens, several recipes trained in parallel.
 
-A learnt query attends over an image's tokens, then a linear classifier: timm's attention pooling. The average of the tokens
-may hide what single patches say. Source: attentive probing of V-JEPA and its successors.
+A learnt query attends to an image's tokens, followed by a linear classifier (timm's attention pooling). Averaging tokens
+may hide information in single patches. Source: attentive probing of V-JEPA and its successors.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-Batches = Callable[[Tensor], Iterable[Tensor]]  # positions [n] -> their tokens [B, N, D], batch after batch, in that order
+Batches = Callable[[Tensor], Iterable[Tensor]]  # positions [n] -> batches of their tokens [B, N, D], in this order
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How the heads are trained: AdamW, linear warm-up over 5 %, cosine to 0.
+    """Training of the heads: AdamW, linear warm-up over 5 %, cosine decay to 0.
 
     Attributes:
-        lr: tried, with each weight decay.
-        weight_decay: tried.
+        lr: values to try, each with every weight decay.
+        weight_decay: values to try.
         epochs: passes over the training images.
         batch_size: images.
         head_width: channels of one attention head.
         smoothing: of labels.
-        seed: of the start and the order.
+        seed: of initialisation and order.
     """
 
     lr: Sequence[float] = (3e-4, 1e-3, 3e-3)
@@ -44,7 +44,7 @@ class Recipe:
 
 
 class Probe(nn.Module):
-    """Attention pooling by one query, then a linear classifier."""
+    """Attention pooling with one query, followed by a linear classifier."""
 
     def __init__(self, width: int, num_classes: int, head_width: int) -> None:
         super().__init__()
@@ -81,15 +81,15 @@ def evaluate(
         test_batches: the same of the test images.
         test_labels: int64 [m].
         width: D.
-        recipe: what to try.
-        device: where the probes are.
-        progress: label of a bar; None: no bar.
+        recipe: settings to try.
+        device: of the probes.
+        progress: label of the progress bar; None: no bar.
 
     Returns:
-        percent right by recipe, such as {"lr 0.001 wd 0.01": 71.2}; of a probe that diverged, 0.
+        accuracy in percent by setting, such as {"lr 0.001 wd 0.01": 71.2}; 0 for a probe that diverged.
 
     Raises:
-        ValueError: a single class, or nothing to try.
+        ValueError: a single class, or no settings to try.
     """
     recipe = recipe or Recipe()
     if len(train_labels.unique()) < 2:
@@ -108,13 +108,13 @@ def evaluate(
     for _ in tqdm(range(recipe.epochs), desc=progress, unit="epoch", disable=None if progress else True, leave=False):
         order, seen = torch.randperm(len(labels), generator=generator), 0
         for tokens in train_batches(order):
-            wanted = labels[order[seen : seen + len(tokens)].to(device)]
+            targets = labels[order[seen : seen + len(tokens)].to(device)]
             seen, step = seen + len(tokens), step + 1
             for group in optimizer.param_groups:
                 group["lr"] = group["first"] * _factor(step / steps)
-            losses = [F.cross_entropy(probe(tokens.to(device)), wanted, label_smoothing=recipe.smoothing) for probe in probes]
+            losses = [F.cross_entropy(probe(tokens.to(device)), targets, label_smoothing=recipe.smoothing) for probe in probes]
             optimizer.zero_grad()
-            torch.stack(losses).sum().backward()  # their gradients do not meet
+            torch.stack(losses).sum().backward()  # the probes share no parameters
             for probe in probes:
                 nn.utils.clip_grad_norm_(probe.parameters(), 1.0)
             optimizer.step()
@@ -123,7 +123,7 @@ def evaluate(
 
 
 def _probes(count: int, width: int, classes: int, recipe: Recipe, device: torch.device | str) -> list[Probe]:
-    """Probes with the same start; the caller's random numbers are left as they were."""
+    """Probes with equal initial values; the caller's random state is not changed."""
     probes = []
     for _ in range(count):
         with torch.random.fork_rng(devices=[]):
@@ -133,7 +133,7 @@ def _probes(count: int, width: int, classes: int, recipe: Recipe, device: torch.
 
 
 def _factor(share: float) -> float:
-    """The learning rate at a share of the training, over its greatest."""
+    """Learning rate as a fraction of its maximum, at a share of the training."""
     return share / 0.05 if share < 0.05 else 0.5 * (1 + math.cos(math.pi * (share - 0.05) / 0.95))
 
 
@@ -143,9 +143,9 @@ def _score(probes: list[Probe], batches: Batches, labels: Tensor, device: torch.
     for probe in probes:
         probe.eval()
     for tokens in batches(torch.arange(len(labels))):
-        wanted = labels[seen : seen + len(tokens)]
+        targets = labels[seen : seen + len(tokens)]
         seen += len(tokens)
         for number, probe in enumerate(probes):
             logits = probe(tokens.to(device)).cpu()
-            right[number] += ((logits.argmax(dim=1) == wanted) & logits.isfinite().all(dim=1)).sum()
+            right[number] += ((logits.argmax(dim=1) == targets) & logits.isfinite().all(dim=1)).sum()
     return (100 * right.double() / len(labels)).tolist()

@@ -1,4 +1,4 @@
-"""One vector an image from a frozen encoder: the average of its output patch tokens (paper, appendix A.2)."""
+"""Features of images from a frozen encoder: the average of the output patch tokens (paper, appendix A.2)."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ def extract(
     dtype: torch.dtype = torch.float32,
     layers: int = 1,
 ) -> Tensor:
-    """Average-pooled patch tokens of images, of the output or of the last layers side by side.
+    """Average-pooled patch tokens of images, of the output or of the last layers, concatenated.
 
-    The encoder is moved to `device`. Its modules are in evaluation mode meanwhile, in their own again after.
+    The encoder is moved to `device` and runs in evaluation mode; its modes are restored afterwards.
 
     Args:
-        encoder: `encoder(images [B, 3, S, S]) -> [B, N, D]`; for several layers with `blocks` and `norm`.
+        encoder: `encoder(images [B, 3, S, S]) -> [B, N, D]`; several layers need `blocks` and `norm`.
         images: batches, each uint8 [B, S, S, 3]; B may differ.
-        mean: of each channel, of pixels in 0 .. 1, as in training.
-        std: of each channel.
-        device: where the encoder runs.
-        dtype: of its matrix products; other than float32 through autocast. The average is taken in float32.
-        layers: L, how many of the last blocks; each goes through the encoder's last LayerNorm, as VISSL and DINO do.
+        mean: per channel, for pixels in 0 .. 1, as in training.
+        std: per channel.
+        device: of the encoder.
+        dtype: of its matrix products (autocast if not float32). The average is computed in float32.
+        layers: L, number of last blocks; the final LayerNorm is applied to each, as in VISSL and DINO.
 
     Returns:
-        float32 [n, L * D] on the CPU, in the order of the images; the output's D values are the last.
+        float32 [n, L * D] on the CPU, in the order of the images; the output's D values come last.
 
     Raises:
-        ValueError: there is no image, a batch is not uint8 [B, S, S, 3], too few blocks, or features are not finite.
+        ValueError: no images, a batch that is not uint8 [B, S, S, 3], too few blocks, or features that are not finite.
     """
     pooled = []
     for outputs in forward(encoder, images, ForwardOptions(mean, std, device, dtype, layers)):
@@ -65,7 +65,7 @@ def forward(encoder: nn.Module, images: Iterable[np.ndarray | Tensor], options: 
     """Patch tokens of images, without gradients; errors as in `extract`.
 
     Yields:
-        for each batch the last layers' tokens, [B, N, D] each on `device`; the output's are the last.
+        for each batch the tokens of the last layers, [B, N, D] each, on `device`; the output comes last.
     """
     mean, std, place, dtype, layers = options
     device = torch.device(place)
@@ -82,7 +82,7 @@ def forward(encoder: nn.Module, images: Iterable[np.ndarray | Tensor], options: 
             pixels = _pixels(batch).to(device)
             with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                 output = encoder(normalize(pixels, mean, std, torch.float32))
-                patches = [tokens[:, -output.shape[1] :] for tokens in inner]  # registers go before them
+                patches = [tokens[:, -output.shape[1] :] for tokens in inner]  # registers come first
                 outputs = [*(encoder.norm(tokens) for tokens in patches), output]  # type: ignore[operator]
             inner.clear()
             yield outputs
@@ -96,13 +96,13 @@ def forward(encoder: nn.Module, images: Iterable[np.ndarray | Tensor], options: 
 
 
 def num_layers(encoder: nn.Module) -> int:
-    """How many layers' tokens an encoder can give: its blocks, or 1 where it has no `blocks` and `norm`."""
+    """Number of layers whose tokens are available: the blocks, or 1 for an encoder without `blocks` and `norm`."""
     blocks = getattr(encoder, "blocks", None)
     return len(blocks) if isinstance(blocks, nn.ModuleList) and hasattr(encoder, "norm") else 1
 
 
 def _inner_blocks(encoder: nn.Module, layers: int) -> list[nn.Module]:
-    """The blocks before the last whose outputs are wanted."""
+    """The blocks before the last one whose outputs are needed."""
     if not 1 <= layers <= num_layers(encoder):
         raise ValueError(f"layers: expected 1 to the encoder's {num_layers(encoder)} blocks, got {layers}")
     return list(encoder.blocks)[-layers:-1] if layers > 1 else []  # type: ignore[arg-type]
@@ -116,14 +116,14 @@ def _pixels(batch: np.ndarray | Tensor) -> Tensor:
 
 
 def check_finite(features: Tensor, what: str) -> None:
-    """Refuse NaN and infinity, which would be scored as if they were features.
+    """Check that features have no NaN or infinity.
 
     Args:
         features: [n, D].
-        what: how the message calls them.
+        what: their name in the message.
 
     Raises:
-        ValueError: saying for how many images.
+        ValueError: says how many images are affected.
     """
     bad = int((~torch.isfinite(features).all(dim=1)).sum())
     if bad:
@@ -133,8 +133,8 @@ def check_finite(features: Tensor, what: str) -> None:
         )
 
 
-def check_sets(train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor) -> None:
-    """Refuse training and test features that cannot be scored.
+def check_features(train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor) -> None:
+    """Check that training and test features can be scored.
 
     Args:
         train_features: [n, D].
@@ -143,7 +143,7 @@ def check_sets(train_features: Tensor, train_labels: Tensor, test_features: Tens
         test_labels: integer [m].
 
     Raises:
-        ValueError: sizes that do not fit, empty sets, negative labels, or values that are not finite.
+        ValueError: sizes that do not match, empty sets, negative labels, or values that are not finite.
     """
     for name, features, labels in (
         ("train", train_features, train_labels),
@@ -162,12 +162,12 @@ def check_sets(train_features: Tensor, train_labels: Tensor, test_features: Tens
 
 
 def set_image_size(encoder: nn.Module, size: int) -> None:
-    """Let an `ijepa_ds.vit.Encoder` take images of another size.
+    """Set up a `model.vit.Encoder` for images of another size.
 
-    Its sine-cosine positions are evaluated anew, between those it has learnt.
+    Sine-cosine positions are evaluated between the trained ones.
 
     Args:
-        encoder: changed in place.
+        encoder: modified in place.
         size: side of the images in pixels.
 
     Raises:

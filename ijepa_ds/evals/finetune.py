@@ -1,4 +1,4 @@
-"""Fine-tuning of the whole encoder with a linear classifier, by the paper's recipes; augmentation is timm's.
+"""Fine-tuning of the encoder with a linear classifier by the paper's recipes, with timm's augmentation.
 
 Source: paper, appendix A.2: AdamW, cosine, layer decay; mixup, cutmix and drop path on all labels, none of them on 1 %.
 """
@@ -30,21 +30,21 @@ from ijepa_ds.evals.folders import batches, open_image
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How an encoder is fine-tuned; the defaults are the paper's for all labels.
+    """Settings of fine-tuning; defaults: the paper's for all labels.
 
     Attributes:
-        lr: of the head and the last block, for the batch as it is.
-        weight_decay: of weights, not of biases, LayerNorms and the like.
-        layer_decay: each block's learning rate over the next one's.
-        epochs: passes over the training images; the first 10 % warm up.
-        batch_size: images; at most a quarter of them.
+        lr: of the head and the last block; not scaled with the batch.
+        weight_decay: of weights, not of biases and other 1-D parameters.
+        layer_decay: ratio of the learning rates of a block and the next.
+        epochs: passes over the training images; warm-up over the first 10 %.
+        batch_size: images; limited to a quarter of the training images.
         smoothing: of labels.
         mixup: alpha; 0: none.
         cutmix: alpha; 0: none.
         drop_path: of the last block, rising linearly from 0 at the first.
-        rand_augment: timm's description; empty: only crops and flips.
-        crop_scale: least share of the image in a crop.
-        seed: of everything drawn.
+        rand_augment: timm's configuration string; empty: only crops and flips.
+        crop_scale: smallest area of a crop as a share of the image.
+        seed: of all random numbers.
     """
 
     lr: float = 1e-4
@@ -56,13 +56,13 @@ class Recipe:
     mixup: float = 0.8
     cutmix: float = 1.0
     drop_path: float = 0.25
-    rand_augment: str = "rand-m9-mmax9-mstd0.5-inc1"  # mmax: at 10 timm asks Pillow for 0 bits, which it refuses
+    rand_augment: str = "rand-m9-mmax9-mstd0.5-inc1"  # mmax: 10 makes timm request 0 bits, which Pillow rejects
     crop_scale: float = 0.08
     seed: int = 0
 
 
 class Classifier(nn.Module):
-    """An encoder, the average of its tokens, a linear layer. `group_matcher` tells timm where its layers are."""
+    """An encoder, average pooling and a linear layer. timm uses `group_matcher` to find its layers."""
 
     def __init__(self, encoder: nn.Module, width: int, num_classes: int) -> None:
         super().__init__()
@@ -71,11 +71,11 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers from the image to the head, by parameter names."""
+        """Layers from input to head, by parameter names."""
         return {"stem": r"^encoder\.patch_embed", "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm", (99999,))]}
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters never decayed beside biases and 1-D ones: none."""
+        """Additional parameters without weight decay: none."""
         return set()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class Classifier(nn.Module):
 
 
 class _Augmented(Dataset):
-    """Images by (epoch, position); what is drawn is a function of the seed and these two alone."""
+    """Images by (epoch, position); augmentation is a function of seed, epoch and position."""
 
     def __init__(self, paths: Sequence[str], size: int, transform: Any, seed: int) -> None:
         self.paths, self.size, self.transform, self.seed = paths, size, transform, seed
@@ -136,23 +136,23 @@ def evaluate(
     dtype: torch.dtype = torch.float32,
     progress: str | None = None,
 ) -> dict[str, float]:
-    """Fine-tune a copy of an encoder and score it at the end; nothing is chosen on the test images.
+    """Fine-tune a copy of an encoder and score it after the last epoch.
 
     Args:
-        encoder: left as it is; `encoder(images [B, 3, S, S]) -> [B, N, D]`, with `blocks`, `patch_embed` and `norm`.
+        encoder: not modified; `encoder(images [B, 3, S, S]) -> [B, N, D]`, with `blocks`, `patch_embed` and `norm`.
         train_paths: n images.
         train_labels: int64 [n], from 0.
         test_paths: m images, resized and cropped centrally.
         test_labels: int64 [m].
         size: S, pixels.
         width: D.
-        mean: of each channel, of pixels in 0 .. 1.
-        std: of each channel.
-        recipe: how; None: the paper's for all labels.
-        workers: processes that read and augment; they do not change the result.
-        device: where it is trained.
+        mean: per channel, for pixels in 0 .. 1.
+        std: per channel.
+        recipe: settings; None: the paper's for all labels.
+        workers: processes that read and augment; the result does not depend on them.
+        device: for training.
         dtype: of matrix products.
-        progress: label of a bar; None: no bar.
+        progress: label of the progress bar; None: no bar.
 
     Returns:
         `top1` in percent, `train_loss` of the last epoch.
@@ -170,7 +170,7 @@ def evaluate(
         np.random.seed(recipe.seed % 2**32)
         try:
             model = Classifier(copy.deepcopy(encoder), width, classes).to(device).train().requires_grad_(True)
-            drop_paths(model.encoder, recipe.drop_path)
+            set_drop_path(model.encoder, recipe.drop_path)
             loss = _fit(model, _Images(train_paths, train_labels, size, mean, std), recipe, workers, dtype, progress)
         finally:
             random.setstate(kept[0])
@@ -179,12 +179,12 @@ def evaluate(
     return {"top1": right, "train_loss": loss}
 
 
-def drop_paths(encoder: nn.Module, rate: float) -> None:
-    """Let blocks be skipped for some samples while training: with probability 0 in the first to `rate` in the last."""
+def set_drop_path(encoder: nn.Module, rate: float) -> None:
+    """Enable stochastic depth with a rate from 0 in the first block to `rate` in the last."""
     blocks = list(encoder.blocks)  # type: ignore[arg-type]
     for number, block in enumerate(blocks):
         share = rate * number / max(1, len(blocks) - 1)
-        for name in ("drop_path", "drop_path1", "drop_path2"):  # parallel blocks have the first only
+        for name in ("drop_path", "drop_path1", "drop_path2"):  # parallel blocks have only the first
             if hasattr(block, name):
                 setattr(block, name, DropPath(share) if share else nn.Identity())
 
@@ -207,7 +207,7 @@ def _fit(
     dtype: torch.dtype,
     progress: str | None,
 ) -> float:
-    """Train; the mean loss of the last epoch."""
+    """Train; return the mean loss of the last epoch."""
     paths, labels, size, mean, std = images
     device = next(model.parameters()).device
     batch = max(2, min(recipe.batch_size, len(paths) // 4) // 2 * 2)  # timm's Mixup pairs images
@@ -228,19 +228,17 @@ def _fit(
     per_epoch = steps // recipe.epochs
     losses: list[Tensor] = []
     positions = iter(order)
-    for step, drawn in enumerate(
-        tqdm(loader, desc=progress, unit="step", disable=None if progress else True, leave=False)
-    ):
+    for step, drawn in enumerate(tqdm(loader, desc=progress, unit="step", disable=None if progress else True, leave=False)):
         chosen = torch.tensor([position for _, position in next(positions)])
-        pixels, wanted = drawn.to(device), labels[chosen].to(device)
+        pixels, targets = drawn.to(device), labels[chosen].to(device)
         if mix:
-            pixels, wanted = mix(pixels, wanted)
+            pixels, targets = mix(pixels, targets)
         share = (step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
         for group in optimizer.param_groups:
             group["lr"] = group["first"] * share
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             logits = model(pixels)
-        loss = F.cross_entropy(logits.float(), wanted, label_smoothing=0.0 if mix else recipe.smoothing)
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=0.0 if mix else recipe.smoothing)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,4 +1,4 @@
-"""Labelled images for an evaluation: a training and a test folder whose classes agree, in batches."""
+"""Labelled images of an evaluation: training and test folders with the same classes, read in batches."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_PIXELS = 100_000_000  # as data.max_pixels
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images with a class each.
+    """Images with one class each.
 
     Attributes:
         paths: n images.
@@ -41,13 +41,13 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Pair:
-    """What a classifier learns from, and what it is scored on.
+    """Training and test images of a classifier.
 
     Attributes:
-        train: of every class at least one image.
-        test: of these classes only.
+        train: at least one image of every class.
+        test: images of the same classes.
         classes: names, sorted.
-        notes: what a reader of the scores should know about the folders.
+        notes: remarks about the folders for the reader of the scores.
     """
 
     train: Labelled
@@ -57,19 +57,19 @@ class Pair:
 
     @property
     def chance(self) -> float:
-        """Percent right when always naming the most frequent training class."""
+        """Accuracy in percent of always predicting the most frequent training class."""
         frequent = self.train.labels.bincount(minlength=len(self.classes)).argmax()
         return 100 * float((self.test.labels == frequent).double().mean())
 
 
 def read_pair(train_source: str, test_source: str, max_pixels: int = MAX_PIXELS, labelled: bool = True) -> Pair:
-    """Scan a training and a test folder, one folder a class in each; classes are matched by name.
+    """Scan a training and a test folder with one folder a class each; classes are matched by name.
 
     Args:
         train_source: a folder.
         test_source: a folder.
-        max_pixels: larger images are left out.
-        labelled: False: no classes are needed, all labels are 0.
+        max_pixels: larger images are skipped.
+        labelled: False: ignore classes; all labels are 0.
 
     Raises:
         ValueError: a folder without classes or with images outside them, a single class, or test classes that
@@ -111,7 +111,7 @@ def _labelled(index: ImageIndex, labels: np.ndarray) -> Labelled:
 def _scan(option: str, source: str, max_pixels: int, labelled: bool = True) -> ImageIndex:
     try:
         folder = open_source(source, ScanOptions(max_pixels=max_pixels))
-    except ValueError as error:  # it calls the folder by the training run's key
+    except ValueError as error:  # its message names the configuration key
         raise ValueError(str(error).replace("data.source", option, 1)) from error
     outside = int((folder.labels < 0).sum())
     if outside and labelled:
@@ -140,7 +140,7 @@ def _names(classes: Sequence[str]) -> str:
 
 
 def batches(paths: Sequence[str], size: int, batch_size: int, threads: int) -> Iterator[np.ndarray]:
-    """Read images for evaluation in order, the next batch while the caller works on this one.
+    """Read evaluation images in order; the next batch is read in a background thread.
 
     Yields:
         uint8 [B, size, size, 3] with B = batch_size, fewer in the last.
@@ -152,7 +152,7 @@ def batches(paths: Sequence[str], size: int, batch_size: int, threads: int) -> I
 
 
 def open_image(item: str | ImageFile) -> Image.Image:
-    """An image by its path, or out of a source; in the formats that training takes."""
+    """Open an image by path or from a source, in the formats that training accepts."""
     content = item.read() if isinstance(item, ImageFile) else Path(item).read_bytes()
     return Image.open(io.BytesIO(content), formats=FORMATS)
 
@@ -167,7 +167,7 @@ def crop_batches(
     seed: int,
     scale: tuple[float, float],
 ) -> Iterator[np.ndarray]:
-    """Read one random crop, mirrored or not, of each image asked for; a function of (seed, position) alone.
+    """Read one random crop, flipped at random, of each image; a function of (seed, position).
 
     Yields:
         uint8 [B, size, size, 3] with B = batch_size, fewer in the last.
@@ -199,7 +199,7 @@ def crop_batches(
 
 
 def _ahead(read: Callable[[int], np.ndarray], total: int, batch_size: int) -> Iterator[np.ndarray]:
-    """`read(0)`, `read(batch_size)` ... to the end, each while the caller works on the one before."""
+    """Yield `read(0)`, `read(batch_size)`, ...; each is read in a thread while the caller uses the one before."""
     with ThreadPoolExecutor(1, thread_name_prefix="eval") as pool:
         ahead = pool.submit(read, 0)
         for start in range(batch_size, total, batch_size):

@@ -1,4 +1,4 @@
-"""A linear classifier on frozen features: multinomial logistic regression, solved to the end."""
+"""Linear probe: multinomial logistic regression on frozen features, solved to convergence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from ijepa_ds.evals.features import check_sets
+from ijepa_ds.evals.features import check_features
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +24,10 @@ def evaluate(
     c: float = 1.0,
     max_iterations: int = 2000,
 ) -> dict[str, float]:
-    """Fit on the training features, score on the test features; the same features give the same digits.
+    """Fit on the training features and score on the test features; the result is deterministic.
 
-    Features are standardised by the training set's mean and standard deviation. The problem is convex, so
-    there is no learning rate or seed to choose; scikit-learn's L-BFGS solves it in float64 on the CPU.
+    Features are standardised by the training set's mean and standard deviation. The problem is convex: no
+    learning rate or seed is needed. scikit-learn's L-BFGS solves it in float64 on the CPU.
 
     Args:
         train_features: [n, D].
@@ -35,25 +35,25 @@ def evaluate(
         test_features: [m, D].
         test_labels: int64 [m].
         c: scikit-learn's C, the inverse of the L2 penalty's strength.
-        max_iterations: L-BFGS steps at most; a warning is logged when they do not suffice.
+        max_iterations: of L-BFGS; a warning is logged when it does not converge.
 
     Returns:
         `top1` and `train_top1` in percent, `iterations`, `converged` (1 or 0).
 
     Raises:
-        ValueError: sets that do not fit or are not finite, a single class, c not above 0.
+        ValueError: sets that do not match or are not finite, a single class, c not above 0.
     """
-    check_sets(train_features, train_labels, test_features, test_labels)
+    check_features(train_features, train_labels, test_features, test_labels)
     if not c > 0:
         raise ValueError(f"C: expected a number above 0, got {c}")
-    wanted, test_wanted = train_labels.cpu().numpy(), test_labels.cpu().numpy()
-    if len(np.unique(wanted)) < 2:
+    y, test_y = train_labels.cpu().numpy(), test_labels.cpu().numpy()
+    if len(np.unique(y)) < 2:
         raise ValueError("the training images have a single class: a classifier needs at least two")
     x, test_x = standardise(train_features.cpu().double().numpy(), test_features.cpu().double().numpy())
     model = LogisticRegression(C=c, max_iter=max_iterations)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
-        model.fit(x, wanted)
+        model.fit(x, y)
     converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
     if not converged:
         logger.warning(
@@ -61,15 +61,15 @@ def evaluate(
             max_iterations,
         )
     return {
-        "top1": 100 * float(np.mean(model.predict(test_x) == test_wanted)),
-        "train_top1": 100 * float(np.mean(model.predict(x) == wanted)),
+        "top1": 100 * float(np.mean(model.predict(test_x) == test_y)),
+        "train_top1": 100 * float(np.mean(model.predict(x) == y)),
         "iterations": float(np.max(model.n_iter_)),
         "converged": float(converged),
     }
 
 
 def standardise(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
-    """The training features and others, less the training set's mean, over its deviation; arrays [n, D]."""
+    """Standardise arrays [n, D] by the mean and standard deviation of `train`; returns `train` first."""
     mean, std = train.mean(axis=0), train.std(axis=0)
-    std[std <= 1e-6 * np.abs(mean)] = 1.0  # constant but for float32 rounding: noise is not made large
+    std[std <= 1e-6 * np.abs(mean)] = 1.0  # constant up to float32 rounding: do not amplify noise
     return [(part - mean) / std for part in (train, *others)]

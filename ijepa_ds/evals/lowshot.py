@@ -1,4 +1,4 @@
-"""A few labelled images a class: logistic regression on frozen features over a path of C, by scikit-learn.
+"""Low-shot evaluation: logistic regression on frozen features of a few labelled images a class, over a path of C.
 
 Sources: few-shot logistic regression with 45 values of C (CLIP, DINOv2); the 1 % lists of SimCLR; paper, section 5 (1 %).
 """
@@ -15,20 +15,20 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from ijepa_ds.evals.features import check_sets
+from ijepa_ds.evals.features import check_features
 from ijepa_ds.evals.linear import standardise
 
 C_PATH = tuple(float(c) for c in np.logspace(-6, 5, 45))
 _MISSING_SHOWN = 5
 
 
-def draw(labels: Tensor, per_class: int, seed: int) -> Tensor:
-    """Choose images of each class at random; all of a class that has no more.
+def draw_per_class(labels: Tensor, per_class: int, seed: int) -> Tensor:
+    """Choose `per_class` random images of each class; all images of smaller classes.
 
     Args:
         labels: int64 [n].
         per_class: images of each class.
-        seed: of the draw.
+        seed: of the random choice.
 
     Returns:
         int64 [k], ascending positions.
@@ -44,18 +44,18 @@ def draw(labels: Tensor, per_class: int, seed: int) -> Tensor:
     return torch.from_numpy(np.sort(np.concatenate(chosen)))
 
 
-def listed(file: Path, names: Sequence[str]) -> Tensor:
-    """Choose the images that a text file names, one a line, such as SimCLR's 1 % list of ImageNet.
+def find_listed(file: Path, names: Sequence[str]) -> Tensor:
+    """Find the images named in a text file, one a line, such as SimCLR's 1 % list of ImageNet.
 
     Args:
-        file: names as n01440764_10026.JPEG, or as class/name.
-        names: n, of the images there are, as class/name; a bare name must be of one image only.
+        file: names such as n01440764_10026.JPEG, or class/name.
+        names: class/name of the n available images; a name without class must be unique.
 
     Returns:
         int64 [k], ascending positions.
 
     Raises:
-        ValueError: a line names no image, or several.
+        ValueError: a line matches no image, or several.
     """
     if not file.is_file():
         raise ValueError(f"--list: {str(file)!r} is not a file; expected a text file with an image's name on each line")
@@ -63,17 +63,17 @@ def listed(file: Path, names: Sequence[str]) -> Tensor:
     for position, name in enumerate(names):
         for known in {name, name.rpartition("/")[2]}:
             places.setdefault(known, []).append(position)
-    wanted = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    listed = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     for problem, lines in (
-        ("names images that --train lacks", [line for line in wanted if line not in places]),
-        ("has names that several images bear (write class/name)", [x for x in wanted if len(places.get(x, "x")) > 1]),
+        ("names images that --train lacks", [line for line in listed if line not in places]),
+        ("has names that match several images (write class/name)", [x for x in listed if len(places.get(x, "x")) > 1]),
     ):
         if lines:
             more = f" and {len(lines) - _MISSING_SHOWN} more" if len(lines) > _MISSING_SHOWN else ""
             raise ValueError(f"--list: {file} {problem}: {', '.join(lines[:_MISSING_SHOWN])}{more}")
-    if not wanted:
+    if not listed:
         raise ValueError(f"--list: {file} has no names in it")
-    return torch.tensor(sorted({places[name][0] for name in wanted}))
+    return torch.tensor(sorted({places[name][0] for name in listed}))
 
 
 def evaluate(
@@ -87,26 +87,26 @@ def evaluate(
     c: Sequence[float] = C_PATH,
     max_iterations: int = 1000,
 ) -> dict[str, float]:
-    """Fit for each C, the next from where the last ended; take the C that is best on other images; score it once.
+    """Fit once for each C with warm starts, choose the best C on other images, and score it on the test images.
 
     Args:
-        train_features: [n, D] of the few images; standardised by their own mean and deviation.
+        train_features: [n, D] of the few images; standardised by their mean and standard deviation.
         train_labels: int64 [n].
         test_features: [m, D].
         test_labels: int64 [m].
-        choose_features: [k, D] of images to choose C on, neither few nor test; None: the test images (optimistic).
+        choose_features: [k, D] of other images, to choose C on; None: the test images (optimistic).
         choose_labels: int64 [k].
-        c: inverse L2 strengths, scikit-learn's C.
-        max_iterations: L-BFGS steps at most for each.
+        c: values of scikit-learn's C, the inverse L2 strength.
+        max_iterations: of L-BFGS, for each C.
 
     Returns:
-        `top1` in percent at the chosen `c`; `best_on_test`, what choosing on the test images would give; `unconverged`,
-        how many fits ended early; `chosen_on_test` (1 or 0).
+        `top1` in percent at the chosen `c`; `best_on_test`, the best `top1` over all C; `unconverged`, the
+        number of fits that hit the iteration limit; `chosen_on_test` (1 or 0).
 
     Raises:
-        ValueError: sets that do not fit or are not finite, a single class, no C or one not above 0.
+        ValueError: sets that do not match or are not finite, a single class, no C, or C not above 0.
     """
-    check_sets(train_features, train_labels, test_features, test_labels)
+    check_features(train_features, train_labels, test_features, test_labels)
     if not c or min(c) <= 0:
         raise ValueError(f"C: expected numbers above 0, got {list(c)}")
     if len(train_labels.unique()) < 2:
@@ -115,17 +115,17 @@ def evaluate(
     chooser = (test_features, test_labels) if on_test else (choose_features, choose_labels)
     train, test, choose = (part.cpu().double().numpy() for part in (train_features, test_features, chooser[0]))  # type: ignore[union-attr]
     x, test_x, choose_x = standardise(train, test, choose)
-    wanted, test_wanted, choose_wanted = (y.cpu().numpy() for y in (train_labels, test_labels, chooser[1]))  # type: ignore[union-attr]
+    y, test_y, choose_y = (part.cpu().numpy() for part in (train_labels, test_labels, chooser[1]))  # type: ignore[union-attr]
     model = LogisticRegression(max_iter=max_iterations, warm_start=True)
-    found: list[tuple[float, float, float]] = []  # right on the images to choose on, C, right on the test images
+    found: list[tuple[float, float, float]] = []  # percent on the images to choose on, C, percent on the test images
     unconverged = 0
     for strength in sorted(c):
         model.set_params(C=strength)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
-            model.fit(x, wanted)
+            model.fit(x, y)
         unconverged += any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
-        right, on = (100 * float(np.mean(model.predict(a) == b)) for a, b in ((test_x, test_wanted), (choose_x, choose_wanted)))
+        right, on = (100 * float(np.mean(model.predict(a) == b)) for a, b in ((test_x, test_y), (choose_x, choose_y)))
         found.append((on, strength, right))
     _, chosen, top1 = max(found, key=lambda entry: (entry[0], -entry[1]))
     return {

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ijepa_ds.arguments import WEIGHTS, add_batch_size, add_heads, add_out, add_seed, add_threads
-from ijepa_ds.evals import knn, scenes, settings
+from ijepa_ds.evals import knn, scenes, settings, tasks
 from ijepa_ds.evals.presets import PRESETS
 from ijepa_ds.evals.settings import Settings
 from ijepa_ds.evals.subject import BASELINES, default_device
@@ -28,7 +28,7 @@ all        knn and linear by L-BFGS: quick, for following runs and comparing the
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare all options."""
     parser.description = f"{parser.description or ''}\n\n{_TASKS}"
-    parser.add_argument("task", choices=(*settings.TASKS, "all"), help="what to measure")
+    parser.add_argument("task", choices=(*tasks.TASKS, "all"), help="what to measure")
     parser.add_argument("--checkpoint", required=True, help=WEIGHTS)
     parser.add_argument("--train", required=True, help="labelled images to learn from: one folder a class, or scenes")
     parser.add_argument("--test", required=True, help="labelled images to score: the same classes")

@@ -1,4 +1,4 @@
-"""The paper's protocols by name: options of `ijepa-ds eval`, the data set's layout, the published numbers.
+"""The paper's evaluation protocols: options of `ijepa-ds eval`, layout of the data set, published numbers.
 
 Source: paper, tables 1 to 5 and appendices A.2 and D; target encoders.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# What each option is: the name of an argument of `ijepa-ds eval`, as argparse keeps it.
+# Keys are argument names of `ijepa-ds eval`.
 _SWEEP = {"lr": [0.01, 0.05, 0.001], "weight_decay": [0.0005, 0.0], "epochs": 50, "schedule": "step", "select": "test"}
 _SCENES = _SWEEP | {"solver": ["sgd"], "head_batch_size": 256}
 _TRANSFER = _SCENES | {"augment": True}
@@ -18,15 +18,15 @@ _CLASS_FOLDERS = "one folder a class in each of --train and --test"
 
 @dataclass(frozen=True)
 class Preset:
-    """One protocol.
+    """One evaluation protocol.
 
     Attributes:
         task: of `ijepa-ds eval`.
-        options: what the command line's options are unless they are given.
-        layout: which data set, and how it lies on disk.
+        options: values of options that the command line does not give.
+        layout: the data set and its layout on disk.
         published: percent by model, such as {"huge/14": 79.3}.
-        score: of the result, beside which the published number stands.
-        apart: what differs from the paper.
+        score: the score to compare with the published number.
+        apart: differences from the paper.
     """
 
     task: str
@@ -67,7 +67,7 @@ PRESETS: dict[str, Preset] = {
         "ImageNet-1k as in paper-linear",
         {"huge/16@448": 87.1},
         "fine-tuned",
-        "the paper does not tell its weight decay and warm-up: 0.05 and 10 % here",
+        "the paper does not state weight decay and warm-up; here they are 0.05 and 10 %",
     ),
     "paper-cifar100": Preset(
         "linear",
@@ -108,7 +108,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def published(name: str, model: str, size: int) -> dict[str, Any]:
-    """What the paper reports for a preset.
+    """The paper's numbers for a preset.
 
     Args:
         name: of the preset.
@@ -116,7 +116,7 @@ def published(name: str, model: str, size: int) -> dict[str, Any]:
         size: of the images in pixels.
 
     Returns:
-        `score`: whose number it is; `value` for this model, None where there is none; `all` by model.
+        `score`: name of the score; `value`: the number for this model or None; `all`: numbers by model.
     """
     preset = PRESETS[name]
     value = preset.published.get(model if size == 224 else f"{model}@{size}")

@@ -1,4 +1,4 @@
-"""How many dimensions frozen features use: RankMe, LiDAR and the spectrum. No labels are needed.
+"""Effective dimension of frozen features: RankMe, LiDAR and the spectrum. Needs no labels.
 
 Sources: RankMe, Garrido et al. 2023 (arXiv 2210.02885); LiDAR, Thilak et al. 2024 (arXiv 2312.04000).
 """
@@ -11,34 +11,34 @@ from torch import Tensor
 from ijepa_ds.evals.features import check_finite
 
 _RANKME_EPS = 1e-7
-_LIDAR_DELTA = 1e-4  # of the paper: keeps the covariance within classes invertible
-SPECTRUM_VALUES = 256  # at most, in a result
+_LIDAR_DELTA = 1e-4  # as in the paper: keeps the within-class covariance invertible
+SPECTRUM_VALUES = 256  # maximum in a result
 
 
 def rankme(features: Tensor) -> float:
-    """exp(entropy of the singular values over their sum), of features that are not centred.
+    """RankMe: exp(entropy of the normalised singular values) of features, not centred.
 
     Args:
         features: [n, D].
 
     Returns:
-        between 1 (all on one line) and min(n, D).
+        between 1 (all features on one line) and min(n, D).
     """
     check_finite(features, "the features")
-    return _spread(torch.linalg.svdvals(features.double()), _RANKME_EPS)
+    return _exp_entropy(torch.linalg.svdvals(features.double()), _RANKME_EPS)
 
 
 def lidar(features: Tensor) -> float:
-    """exp(entropy of the eigenvalues of the covariance between images, whitened by that between views of one image).
+    """LiDAR: exp(entropy of the eigenvalues of the between-image covariance, whitened by the within-image covariance).
 
     Args:
         features: [n, q, D], q >= 2 views of each of n >= 2 images.
 
     Returns:
-        between 1 and min(n - 1, D): dimensions that tell images apart whatever the view.
+        between 1 and min(n - 1, D): dimensions that separate images across views.
 
     Raises:
-        ValueError: fewer images or views, or features that are not finite.
+        ValueError: too few images or views, or features that are not finite.
     """
     if features.ndim != 3 or min(features.shape[:2]) < 2:
         raise ValueError(f"expected features [n, q, D] of at least two images and two views, got {list(features.shape)}")
@@ -51,11 +51,11 @@ def lidar(features: Tensor) -> float:
     covariance = within.T @ within / (n * (q - 1)) + _LIDAR_DELTA * torch.eye(width, dtype=x.dtype, device=x.device)
     values, vectors = torch.linalg.eigh(covariance)
     whitened = between @ (vectors * values.clamp(min=_LIDAR_DELTA).rsqrt())  # [n, D]
-    return _spread(torch.linalg.svdvals(whitened).square() / (n - 1), 1e-12)
+    return _exp_entropy(torch.linalg.svdvals(whitened).square() / (n - 1), 1e-12)
 
 
 def spectrum(features: Tensor) -> list[float]:
-    """Eigenvalues of the features' covariance, as shares of their sum, largest first, at most 256.
+    """Eigenvalues of the feature covariance as shares of their sum, largest first, at most 256.
 
     Args:
         features: [n, D].
@@ -67,14 +67,14 @@ def spectrum(features: Tensor) -> list[float]:
 
 
 def evaluate(features: Tensor, views: Tensor | None = None) -> dict[str, float]:
-    """All measures.
+    """Compute all measures.
 
     Args:
         features: [n, D] of different images.
-        views: [n', q, D] of views of images, for LiDAR; None: left out.
+        views: [n', q, D] of views of images, for LiDAR; None: no LiDAR.
 
     Returns:
-        `rankme`, `lidar`, `top_share` (of the variance, in percent, in the first direction).
+        `rankme`, `lidar`, `top_share` (percent of the variance in the first direction).
 
     Raises:
         ValueError: features that are not finite, or too few views.
@@ -85,6 +85,6 @@ def evaluate(features: Tensor, views: Tensor | None = None) -> dict[str, float]:
     return found | {"top_share": 100 * spectrum(features)[0]}
 
 
-def _spread(values: Tensor, eps: float) -> float:
+def _exp_entropy(values: Tensor, eps: float) -> float:
     share = values / values.sum().clamp(min=1e-300) + eps
     return float(torch.exp(-(share * share.log()).sum()))

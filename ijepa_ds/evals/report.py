@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: `result.json`, a picture, TensorBoard scalars, lines on the terminal."""
+"""Output of an evaluation: `result.json`, figures, TensorBoard scalars, a table for the terminal."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ SPECTRUM = "spectrum.png"
 
 
 def write_result(out: Path, result: dict[str, Any]) -> list[Path]:
-    """Write a result into the folder `out`, each file whole or not at all.
+    """Write a result into the folder `out`; `result.json` is replaced atomically.
 
     Returns:
-        the files, without TensorBoard's.
+        the files written, without TensorBoard's.
     """
     out.mkdir(parents=True, exist_ok=True)
     aside = out / f".{RESULT}.partial"
@@ -52,18 +52,18 @@ def _write_events(out: Path, result: dict[str, Any]) -> None:
 
 
 def tag(name: str, section: str = "eval") -> str:
-    """A score's name in TensorBoard."""
+    """TensorBoard tag of a score."""
     return f"{section}/" + name.replace(" ", "_").replace(",", "")
 
 
 def _step(result: dict[str, Any]) -> str:
-    """`, step 1000`, or nothing where a file of weights does not say."""
+    """`, step 1000`; empty where the step is unknown."""
     step = result["checkpoint"]["step"]
     return "" if step is None else f", step {step}"
 
 
 def table(result: dict[str, Any]) -> str:
-    """The scores as lines of text, with the notes below."""
+    """The scores as a text table, followed by the notes."""
     which, data = result["checkpoint"]["which"], result["data"]
     columns = [(which, result["scores"])] + [(name, other["scores"]) for name, other in result["baselines"].items()]
     wide = max(10, *(len(name) + 2 for name in result["scores"]))
@@ -82,11 +82,11 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _published(result: dict[str, Any]) -> list[str]:
-    told = result["published"]
-    if not told:
+    paper = result["published"]
+    if not paper:
         return []
-    known = ", ".join(f"{model} {value}" for model, value in told["all"].items())
-    ours = result["scores"].get(told["score"])
-    value = "no number for this model" if told["value"] is None else f"{told['value']:.1f}"
-    lines = [f"{told['preset']}: {told['score']} {ours:.1f} here, published {value} ({known})"] if ours is not None else []
-    return lines + ([f"note: {told['apart']}"] if told["apart"] else [])
+    known = ", ".join(f"{model} {value}" for model, value in paper["all"].items())
+    ours = result["scores"].get(paper["score"])
+    value = "no number for this model" if paper["value"] is None else f"{paper['value']:.1f}"
+    lines = [f"{paper['preset']}: {paper['score']} {ours:.1f} here, published {value} ({known})"] if ours is not None else []
+    return lines + ([f"note: {paper['apart']}"] if paper["apart"] else [])

@@ -1,4 +1,4 @@
-"""`ijepa-ds eval`: an encoder scored on labelled images; also `deepspeed --module ijepa_ds.evals`, on several ranks."""
+"""`ijepa-ds eval`: score an encoder on labelled images; on several ranks with `deepspeed --module ijepa_ds.evals`."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ __all__ = ["Settings", "add_arguments", "evaluate_folder", "evaluate_pair", "run
 
 
 def evaluate_folder(encoder: nn.Module, train_source: str, test_source: str, settings: Settings) -> dict[str, Any]:
-    """Score an encoder on two folders with one folder a class.
+    """Score an encoder on a training and a test folder with one folder a class each.
 
     Args:
         encoder: `encoder(images [B, 3, S, S]) -> [B, N, D]`.
-        train_source: what the classifiers learn from.
-        test_source: what they are scored on.
-        settings: how.
+        train_source: images for training the classifiers.
+        test_source: images for scoring.
+        settings: of the evaluation.
 
     Returns:
-        what `evaluate_pair` returns.
+        the result of `evaluate_pair`.
 
     Raises:
-        ValueError: folders that cannot be used, settings out of range, features that are not finite.
+        ValueError: unusable folders, settings out of range, features that are not finite.
     """
     return evaluate_pair(encoder, read_pair(train_source, test_source), settings)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate, write the result to `args.out`, log a table; 0."""
+    """Evaluate, write the result to `args.out` and log a table; return exit code 0."""
     world = join()
     try:
         result = _evaluate(args, world)
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace, world: World) -> dict[str, Any]:
-    """Everything that `result.json` says."""
+    """The content of `result.json`."""
     start = time.perf_counter()
     apply_preset(args)
     if args.preset and world.rank == 0:
@@ -71,12 +71,12 @@ def _evaluate(args: argparse.Namespace, world: World) -> dict[str, Any]:
         "scores": measured["scores"],
         "baseline": None,
         "baselines": {},
-        "unranked": [name for task in tasks.UNRANKED if task in settings.tasks for name in measured["scores"]],
+        "unranked": [name for task in settings.tasks if not tasks.TASKS[task].percent for name in measured["scores"]],
         "chance": pair.chance,
         "published": published(args.preset, subject.model, settings.size) if args.preset else None,
         "details": measured["details"],
         "notes": [*subject.notes, *measured["notes"]],
-        "checkpoint": subject.told(),
+        "checkpoint": subject.as_json(),
         "data": {
             "train": args.train,
             "test": args.test,
@@ -100,7 +100,7 @@ def _evaluate(args: argparse.Namespace, world: World) -> dict[str, Any]:
 
 
 def _prepare(args: argparse.Namespace, world: World) -> tuple[Subject, list[Subject], Settings, Pair]:
-    """Open everything that can be refused, before anything is computed."""
+    """Open and check all inputs before anything is computed."""
     subject = open_subject(args.checkpoint, args.which, args.heads, args.image_size)
     settings = settings_of(args, subject.facts, world.local_rank)
     settings.check()

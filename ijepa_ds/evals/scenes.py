@@ -1,6 +1,6 @@
-"""CLEVR's scenes as classes: how many objects, and how far the nearest is (paper, section 6: Clevr/Count, Clevr/Dist).
+"""CLEVR scenes as classification: number of objects and distance of the nearest (paper, section 6: Clevr/Count, Clevr/Dist).
 
-Labels are those of VTAB (Zhai et al. 2019), which the paper follows. Our `ijepa-ds data scenes` writes the same format.
+Labels as in VTAB (Zhai et al. 2019), which the paper follows. `ijepa-ds data scenes` writes the same format.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DISTANCE_CLASSES = ("to 8", "8 to 8.5", "8.5 to 9", "9 to 9.5", "9.5 to 10", "ab
 
 
 def count_label(objects: list[dict[str, Any]]) -> int:
-    """Number of objects less 3: 8 classes.
+    """Number of objects minus 3: 8 classes.
 
     Raises:
         ValueError: fewer than 3 objects or more than 10.
@@ -37,7 +37,7 @@ def count_label(objects: list[dict[str, Any]]) -> int:
 def distance_label(objects: list[dict[str, Any]]) -> int:
     """Depth of the nearest object (third pixel coordinate), cut at 8, 8.5, 9, 9.5 and 10: 6 classes."""
     nearest = min(float(item["pixel_coords"][2]) for item in objects)
-    return int(np.searchsorted(NEAR, nearest, side="left"))  # a depth that is a cut belongs below it, as in VTAB
+    return int(np.searchsorted(NEAR, nearest, side="left"))  # a depth on a boundary belongs to the class below, as in VTAB
 
 
 _LABELS: dict[str, tuple[Callable[[list[dict[str, Any]]], int], tuple[str, ...]]] = {
@@ -47,7 +47,7 @@ _LABELS: dict[str, tuple[Callable[[list[dict[str, Any]]], int], tuple[str, ...]]
 
 
 def read_scenes(task: str, train_source: str, test_source: str) -> Pair:
-    """Images of scenes with their labels.
+    """Read images of scenes with their labels.
 
     Args:
         task: of `TASKS`.
@@ -56,7 +56,7 @@ def read_scenes(task: str, train_source: str, test_source: str) -> Pair:
         test_source: the same, say images/val: CLEVR's test scenes are not public.
 
     Raises:
-        ValueError: no scenes there, scenes without objects or positions, images that are not there.
+        ValueError: no scenes, scenes without objects or positions, missing images.
     """
     label, classes = _LABELS[task]
     train, test = (_read(option, source, label) for option, source in (("--train", train_source), ("--test", test_source)))
@@ -95,10 +95,10 @@ def _read(option: str, source: str, label: Callable[[list[dict[str, Any]]], int]
 
 
 def find_scenes(option: str, source: Path) -> tuple[Path, Path]:
-    """The file of scenes, and the folder that its image names start from.
+    """Find the scenes file and the folder of its images.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no scenes file.
     """
     if source.is_file():
         match = re.fullmatch(r"CLEVR_(\w+)_scenes\.json", source.name)

@@ -1,4 +1,4 @@
-"""One encoder at work on one pair of image sets: its features, computed once, by all ranks together."""
+"""Features of one encoder on training and test images, computed once and shared between ranks."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ijepa_ds.evals.folders import Labelled, Pair, batches, crop_batches
 from ijepa_ds.evals.ranks import ALONE, World, agree, gather_rows
 from ijepa_ds.evals.settings import Settings
 
-CROP_SCALE = (0.08, 1.0)  # of augmented training images, as in the field's linear probes
-VIEW_SCALE = (0.3, 1.0)  # of the views for LiDAR: the crops that I-JEPA trains on
+CROP_SCALE = (0.08, 1.0)  # of augmented training images, as usual for linear probes
+VIEW_SCALE = (0.3, 1.0)  # of views for LiDAR: as in I-JEPA's training crops
 
 
 class Session:
-    """Features on demand. Methods that read images are called by every rank; what they give is on rank 0 only."""
+    """Computes and caches features. Every rank calls the methods that read images; only rank 0 gets the results."""
 
     def __init__(
         self, encoder: nn.Module, pair: Pair, settings: Settings, label: str = "encoder", world: World = ALONE
     ) -> None:
-        """Nothing is computed yet; `label` is what progress bars call the encoder."""
+        """Prepare; `label` names the encoder in progress bars."""
         self.encoder, self.pair, self.settings, self.label, self.world = encoder, pair, settings, label, world
         self.layers = num_layers(encoder)
         self._kept: dict[tuple[str, bool], tuple[int, Tensor | None]] = {}
 
     @property
-    def leads(self) -> bool:
-        """Whether this is rank 0, which scores."""
+    def is_rank_zero(self) -> bool:
+        """Whether this rank gets features and scores them."""
         return self.world.rank == 0
 
     def pooled(self, part: str, layers: int = 1, mirrored: bool = False) -> Tensor | None:
@@ -40,7 +40,7 @@ class Session:
         Args:
             part: `train` or `test`.
             layers: L.
-            mirrored: of the images flipped left to right.
+            mirrored: flip the images horizontally.
 
         Returns:
             float32 [n, L * D] on rank 0, None on the others.
@@ -58,14 +58,14 @@ class Session:
         return None if kept is None else kept[:, -(kept.shape[1] // known) * layers :]
 
     def cropped(self, part: str, positions: Sequence[int], seed: int, layers: int, scale: tuple[float, float]) -> Tensor | None:
-        """The same of one random crop, flipped or not, of each image that is asked for.
+        """Average-pooled features of one random crop, flipped at random, of each image.
 
         Args:
             part: `train` or `test`.
-            positions: k, of images.
-            seed: of the crops; they are functions of it and of the position alone.
+            positions: of k images.
+            seed: of the crops, which are functions of seed and position.
             layers: L.
-            scale: least and greatest area of a crop.
+            scale: smallest and largest area of a crop.
 
         Returns:
             float32 [k, L * D] on rank 0, None on the others.
@@ -77,7 +77,7 @@ class Session:
         return self._gathered(read, len(mine), len(positions), layers, f"{part}, crops {seed}")
 
     def tokens(self, part: str, order: Tensor) -> Iterator[Tensor]:
-        """Output tokens of images in an order, on the device, from memory or anew.
+        """Compute output tokens of images in a given order, on the device.
 
         Yields:
             [B, N, D].
@@ -97,7 +97,7 @@ class Session:
         s = self.settings
         bar = tqdm(
             read, desc=f"{self.label}, {what}", total=-(-mine // s.batch_size), unit="batch",
-            disable=None if self.leads else True, leave=False,
+            disable=None if self.is_rank_zero else True, leave=False,
         )  # fmt: skip
 
         def work() -> Tensor:

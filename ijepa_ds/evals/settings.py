@@ -1,4 +1,4 @@
-"""How an encoder is scored: every choice in one place, as it is written to `result.json`."""
+"""Settings of an evaluation, as written to `result.json`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 
 from ijepa_ds.evals import attentive, finetune, knn, lowshot, sweep
 
-TASKS = ("knn", "linear", "attentive", "lowshot", "finetune", "count", "distance", "rank")
 ALL = ("knn", "linear")  # of `ijepa-ds eval all`: the quick protocol for following and comparing runs
 SOLVERS = ("lbfgs", "sgd", "lars")
 LAYERS = {"last": 1, "last4": 4}
@@ -21,39 +20,39 @@ FEW = finetune.Recipe(batch_size=512, lr=3e-5, weight_decay=0.05, mixup=0.0, cut
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How an encoder is scored.
+    """Settings of an evaluation.
 
     Attributes:
         size: side of the images in pixels.
-        mean: of each channel, of pixels in 0 .. 1, as in training.
-        std: of each channel.
-        tasks: of `TASKS`.
-        layers: `last` or `last4`, the features of knn, lowshot and rank; of the sweep too unless None: it tries both.
-        k: neighbours; those above the number of training images are left out with a note.
+        mean: per channel, for pixels in 0 .. 1, as in training.
+        std: per channel.
+        tasks: keys of `tasks.TASKS`.
+        layers: `last` or `last4`: features of knn, lowshot, rank and the sweep; None: `last`, and both in the sweep.
+        k: neighbours; values above the number of training images are skipped with a note.
         temperature: of the k-NN vote; one or several.
-        solvers: of the linear classifier, of `SOLVERS`.
-        c: inverse regularisation of the one that L-BFGS fits.
-        max_iterations: of that solver.
-        recipe: of SGD and LARS.
-        augment: train those on random crops and flips, other ones each epoch, instead of cached features.
-        select: images on which the best of a sweep is chosen: `test`, as the paper does, or a `holdout` from training.
-        per_class: images a class for lowshot.
-        list_file: or the file that names them.
-        draws: of those images; scores are averaged.
-        c_path: inverse regularisations that lowshot tries.
-        l2: or one penalty on the mean loss, in its stead.
-        tune_few: fine-tune on the few images too.
+        solvers: of the linear classifier, from `SOLVERS`.
+        c: inverse regularisation of the L-BFGS classifier.
+        max_iterations: of L-BFGS.
+        recipe: of the SGD and LARS sweep.
+        augment: train the sweep on new random crops and flips each epoch instead of cached features.
+        select: images to choose the best head of a sweep on: `test`, as in the paper, or a `holdout` of the training images.
+        per_class: images per class for lowshot.
+        list_file: file with the names of lowshot's images, instead of `per_class`.
+        draws: random choices of lowshot's images; scores are averaged.
+        c_path: inverse regularisations for lowshot.
+        l2: one penalty on the mean loss, instead of `c_path`.
+        tune_few: also fine-tune on lowshot's images.
         attentive_recipe: of the attentive heads.
         finetune_recipe: of fine-tuning on all labels.
-        few_recipe: of fine-tuning on the few images.
-        token_gib: tokens up to this size are kept in memory; beyond, they are computed anew each epoch.
-        views: crops of an image for LiDAR.
-        view_images: images for LiDAR at most.
-        batch_size: images a forward pass.
+        few_recipe: of fine-tuning on lowshot's images.
+        token_gib: up to this size tokens are cached in memory; above it they are computed each epoch.
+        views: crops per image for LiDAR.
+        view_images: maximum number of images for LiDAR.
+        batch_size: images per forward pass.
         threads: that decode images.
-        device: where the encoder and the heads run.
-        precision: of `PRECISIONS`.
-        seed: of everything drawn.
+        device: of the encoder and the heads.
+        precision: key of `PRECISIONS`.
+        seed: of all random numbers.
     """
 
     size: int
@@ -89,21 +88,20 @@ class Settings:
 
     @property
     def temperatures(self) -> tuple[float, ...]:
-        """Of the k-NN vote."""
+        """Temperatures of the k-NN vote."""
         return (self.temperature,) if isinstance(self.temperature, int | float) else tuple(self.temperature)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the encoder's matrix products."""
+        """Type of the encoder's matrix products."""
         return PRECISIONS[self.precision]
 
     def check(self) -> None:
-        """Refuse what cannot be.
+        """Check all settings.
 
         Raises:
-            ValueError: naming the setting.
+            ValueError: names the setting.
         """
-        sweep.check_choices("tasks", self.tasks, TASKS)
         sweep.check_choices("solvers", self.solvers, SOLVERS)
         sweep.check_choices("select", (self.select,), SELECT)
         sweep.check_choices("layers", (self.layers or "last",), LAYERS)
@@ -114,5 +112,5 @@ class Settings:
             self.recipe.check()
 
     def plain(self) -> dict[str, Any]:
-        """Everything as JSON takes it."""
+        """The settings as JSON values."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""Who is scored: an encoder from any weights, an untrained one of its shape, or the raw pixels."""
+"""The encoder that is scored: from any weights, untrained with the same size, or the raw pixels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HASHED = (".safetensors", ".bin", ".pth", ".pt", ".tar", ".json")
 
 
 class Pixels(nn.Module):
-    """No encoder at all: an image's normalised pixels are its one token."""
+    """Baseline without an encoder: an image's normalised pixels are its only token."""
 
     def forward(self, images: Tensor) -> Tensor:
         """`images: [B, 3, S, S]` -> [B, 1, 3 * S * S]."""
@@ -29,13 +29,13 @@ class Pixels(nn.Module):
 
 @dataclass(frozen=True)
 class Subject:
-    """An encoder and what is known about it.
+    """An encoder with its metadata.
 
     Attributes:
         name: target, context, untrained, unlabelled or pixels.
         encoder: `encoder(images [B, 3, S, S]) -> [B, N, D]`.
-        facts: where it comes from.
-        notes: what a reader of its scores should know.
+        facts: metadata of the weights.
+        notes: remarks for the reader of its scores.
     """
 
     name: str
@@ -45,13 +45,13 @@ class Subject:
 
     @property
     def model(self) -> str:
-        """Such as ViT-H/14 at 224 pixels, as tables of published numbers call it."""
+        """Model name as in tables of published numbers, such as huge/14."""
         rows = [name for name, size in SIZES.items() if size == self.facts.size]
         size = rows[0] if rows else f"{self.facts.size.width} x {self.facts.size.depth}"
         return f"{size}/{self.facts.patch_size}"
 
-    def told(self) -> dict[str, Any]:
-        """The facts as `result.json` has them."""
+    def as_json(self) -> dict[str, Any]:
+        """The entry `checkpoint` of `result.json`."""
         hashed = None if self.name in BASELINES else weights_hash(Path(self.facts.source))
         return {
             "checkpoint": self.facts.source,
@@ -64,24 +64,24 @@ class Subject:
 
 
 def open_subject(path: str, which: str | None, heads: int | None, size: int | None) -> Subject:
-    """Read an encoder, ready for images of `size` pixels (None: as trained).
+    """Read an encoder and set it up for images of `size` pixels (None: as trained).
 
     Args:
-        path: of a run, a checkpoint folder, or weights of any kind.
-        which: target, context, untrained, pixels, or None: the target, or the one encoder there is.
-        heads: of attention, where a file does not say.
+        path: a run, a checkpoint folder, or weights of any format.
+        which: target, context, untrained, pixels; None: the target, or the only encoder.
+        heads: attention heads, where the file does not say.
         size: pixels.
 
     Raises:
-        ValueError: nothing usable is there, an encoder that is not in it, or a size that does not fit.
-        CheckpointError: a run's checkpoints are broken.
+        ValueError: the weights cannot be read, lack this encoder, or do not fit the size.
+        CheckpointError: a run without a usable checkpoint.
     """
     encoder, facts = read_encoder(path, "untrained" if which == "pixels" else which, heads)
     notes = list(facts.notes)
     if which == "pixels":
         return Subject("pixels", Pixels(), facts)
     if which is None and facts.which == "context":
-        notes.append("these weights have no target encoder, which the paper evaluates: the context encoder was scored")
+        notes.append("the context encoder was scored: these weights have no target encoder, which the paper evaluates")
     trained = facts.position_grid * facts.patch_size
     if size is not None:
         set_image_size(encoder, size)
@@ -91,7 +91,7 @@ def open_subject(path: str, which: str | None, heads: int | None, size: int | No
 
 
 def weights_hash(path: Path) -> str | None:
-    """SHA-256 of what holds the weights: a checkpoint's manifest (it has its files' checksums), a file, or a folder's files."""
+    """SHA-256 of a checkpoint's manifest (which has the checksums of its files), of a file, or of a folder's files."""
     if (path / "manifest.json").is_file():
         return checksum(path / "manifest.json")
     if path.is_file():
@@ -105,5 +105,5 @@ def weights_hash(path: Path) -> str | None:
 
 
 def default_device(local_rank: int) -> str:
-    """The accelerator of this rank where there is one, else the CPU."""
+    """This rank's GPU, or the CPU without one."""
     return f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"

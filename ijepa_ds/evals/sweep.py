@@ -1,7 +1,7 @@
-"""The paper's linear probe: many heads at once on frozen features, one pass over them, each with its own recipe.
+"""The paper's linear probe: many heads trained at once on frozen features, each with its own settings.
 
-Every head is a softmax classifier trained by SGD or LARS. Heads that read the same features share one matrix product: the
-sweep is a batched tensor program, not a loop over heads. Source: paper, appendix A.2 and D (the recipes of VISSL).
+Every head is a softmax classifier trained by SGD or LARS. Heads with the same input features share one matrix product:
+there is no loop over heads. Source: paper, appendix A.2 and D (the recipes of VISSL).
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ def check_choices(name: str, values: Sequence[str], known: Iterable[str]) -> Non
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What is tried, and how each of it is trained.
+    """The settings of all heads.
 
-    The defaults are the paper's ImageNet sweep at a smaller batch, with larger learning rates beside it: LARS needs them there.
+    Defaults: the paper's ImageNet sweep at a smaller batch, plus larger learning rates, which LARS needs there.
 
     Attributes:
-        optimizers: of `OPTIMIZERS`; SGD with momentum 0.9, or LARS (trust 0.001) over it.
-        lr: for a batch of 256; the batch's share of that multiplies it, as in VISSL.
+        optimizers: from `OPTIMIZERS`: SGD with momentum 0.9, or LARS (trust 0.001) on top of it.
+        lr: for a batch of 256; scaled linearly with the batch, as in VISSL.
         weight_decay: of weights, not of biases.
-        layers: of `LAYERS`: the output's average, or those of the last four layers side by side.
-        heads: of `HEADS`: linear, or batch normalisation without scale and shift before it.
+        layers: from `LAYERS`: average-pooled output, or the last four layers concatenated.
+        heads: from `HEADS`: linear, optionally after batch normalisation without scale and shift.
         epochs: passes over the features.
-        batch_size: at most a quarter of the images.
-        schedule: `step`: divided by ten every `decay_every` epochs; `cosine`: to 0.
+        batch_size: limited to a quarter of the images.
+        schedule: `step`: divide by ten every `decay_every` epochs; `cosine`: decay to 0.
         decay_every: epochs.
-        seed: of the weights' start and the order of the images.
+        seed: of initialisation and image order.
     """
 
     optimizers: Sequence[str] = OPTIMIZERS
@@ -67,10 +67,10 @@ class Recipe:
     seed: int = 0
 
     def check(self) -> None:
-        """Refuse what cannot be.
+        """Check the settings.
 
         Raises:
-            ValueError: naming the setting.
+            ValueError: names the setting.
         """
         check_choices("optimizers", self.optimizers, OPTIMIZERS)
         check_choices("layers", self.layers, LAYERS)
@@ -82,7 +82,7 @@ class Recipe:
             raise ValueError("epochs, batch size and decay_every: expected numbers from 1")
 
     def factor(self, epoch: float) -> float:
-        """The learning rate after `epoch` epochs, as a share of the first one."""
+        """Learning rate after `epoch` epochs as a fraction of the initial one."""
         if self.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / self.epochs)))
         return 0.1 ** int(epoch / self.decay_every)
@@ -90,7 +90,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Head:
-    """One member of the sweep."""
+    """One head of the sweep."""
 
     optimizer: str
     lr: float
@@ -99,12 +99,12 @@ class Head:
     head: str
 
     def __str__(self) -> str:
-        """How tables call it."""
+        """Its name in tables."""
         return f"{self.optimizer} lr {self.lr:g} wd {self.weight_decay:g} {self.layers} {self.head}"
 
 
 class _Group:
-    """The heads that read the same input: the same layers, with or without batch normalisation."""
+    """Heads with the same input: the same layers, with or without batch normalisation."""
 
     def __init__(
         self, members: Sequence[Head], width: int, classes: int, recipe: Recipe, batch: int, device: torch.device | str
@@ -112,7 +112,7 @@ class _Group:
         self.members, self.width = members, width
         self.norm = nn.BatchNorm1d(width, affine=False).to(device) if members[0].head == "bn" else None
         generator = torch.Generator().manual_seed(recipe.seed)
-        start = _INITIAL_STD * torch.randn(classes, width, generator=generator)  # all heads start at the same place
+        start = _INITIAL_STD * torch.randn(classes, width, generator=generator)  # equal initial values for all heads
         self.weight = start.to(device).repeat(len(members), 1, 1)  # [H, C, D]
         self.bias = torch.zeros(len(members), classes, device=device)
         self.velocity = [torch.zeros_like(self.weight), torch.zeros_like(self.bias)]
@@ -122,44 +122,44 @@ class _Group:
         self.lars = torch.tensor([head.optimizer == "lars" for head in members], device=device)[:, None, None]
 
     def input(self, x: Tensor, train: bool) -> Tensor:
-        """The columns of `x` [B, at least D] that this group reads: the last D, normalised."""
-        x = x[:, -self.width :].contiguous()  # a view of some columns costs oneDNN a hundred times as long
+        """The group's input: the last D columns of `x` [B, at least D], normalised."""
+        x = x[:, -self.width :].contiguous()  # oneDNN is about 100 times slower on a view of some columns
         return x if self.norm is None else self.norm.train(train)(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """`x: [B, D]` as from `input` -> [B, H, C]: one matrix product for all heads."""
+        """Logits [B, H, C] of `x: [B, D]` from `input`: one matrix product for all heads."""
         return _product(x, self.weight.flatten(0, 1), self.bias.flatten()).unflatten(1, self.bias.shape)
 
     def step(self, x: Tensor, labels: Tensor, factor: float) -> None:
         """One update of every head on a batch."""
         x = self.input(x, train=True)
-        slope = self.logits(x).softmax(dim=2)  # d(mean cross-entropy) / d(logits) = (softmax - one-hot) / B
-        slope[torch.arange(len(x), device=x.device), :, labels] -= 1
-        slope /= len(x)
-        slope_weight = _product(slope.flatten(1).T, x.T).view_as(self.weight)
-        slope_weight += self.decay * self.weight
-        slope_weight *= torch.where(self.lars, self._trust(slope_weight), 1.0)
+        gradient = self.logits(x).softmax(dim=2)  # d(mean cross-entropy) / d(logits) = (softmax - one-hot) / B
+        gradient[torch.arange(len(x), device=x.device), :, labels] -= 1
+        gradient /= len(x)
+        weight_gradient = _product(gradient.flatten(1).T, x.T).view_as(self.weight)
+        weight_gradient += self.decay * self.weight
+        weight_gradient *= torch.where(self.lars, self._trust(weight_gradient), 1.0)
         for value, velocity, change in zip(
-            (self.weight, self.bias), self.velocity, (slope_weight, slope.sum(dim=0)), strict=True
+            (self.weight, self.bias), self.velocity, (weight_gradient, gradient.sum(dim=0)), strict=True
         ):
             velocity.mul_(_MOMENTUM).add_(change)
             value -= factor * self.lr.view(-1, *[1] * (value.ndim - 1)) * velocity
 
     def _trust(self, decayed: Tensor) -> Tensor:
-        """LARS: |w| over |gradient| + wd |w|, each head's weight matrix as one layer."""
+        """LARS trust ratio |w| / (|gradient| + wd |w|), with each head's weight matrix as one layer."""
         weight = self.weight.flatten(1).norm(dim=1)
-        slope = (decayed - self.decay * self.weight).flatten(1).norm(dim=1)
-        return (_TRUST * weight / (slope + self.decay.flatten() * weight + 1e-8))[:, None, None]
+        gradient = (decayed - self.decay * self.weight).flatten(1).norm(dim=1)
+        return (_TRUST * weight / (gradient + self.decay.flatten() * weight + 1e-8))[:, None, None]
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x @ weight.T + bias`, by the faster library."""
+    """`x @ weight.T + bias`, computed by the faster library."""
     if x.device.type == "cpu" and x.dtype == torch.float32 and linear.onednn_is_faster():
         return linear.product(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
-def heads_of(recipe: Recipe) -> list[Head]:
+def all_heads(recipe: Recipe) -> list[Head]:
     """Every combination of the recipe's settings."""
     return [
         Head(*settings)
@@ -169,25 +169,25 @@ def heads_of(recipe: Recipe) -> list[Head]:
 
 @dataclass
 class Trained:
-    """Heads after training."""
+    """The trained heads."""
 
     groups: list[_Group] = field(default_factory=list)
 
     @torch.no_grad()
     def accuracies(self, features: Tensor, labels: Tensor, block: int = 4096) -> dict[Head, float]:
-        """Percent right of every head; of one that has diverged, 0.
+        """Accuracy in percent of every head; 0 for heads that diverged.
 
         Args:
-            features: [m, 4 D], or [m, D] where no head reads the last four layers.
+            features: [m, 4 D], or [m, D] if no head uses the last four layers.
             labels: int64 [m].
-            block: images at a time.
+            block: images per block.
         """
         found: dict[Head, float] = {}
         for group in self.groups:
             right = torch.zeros(len(group.members), device=group.weight.device)
-            for x, wanted in zip(features.split(block), labels.split(block), strict=True):
+            for x, targets in zip(features.split(block), labels.split(block), strict=True):
                 logits = group.logits(group.input(x.to(right.device), train=False))
-                right += (logits.argmax(dim=2) == wanted.to(right.device)[:, None]).sum(dim=0)
+                right += (logits.argmax(dim=2) == targets.to(right.device)[:, None]).sum(dim=0)
             finite = torch.isfinite(group.weight).flatten(1).all(dim=1)
             share = torch.where(finite, 100 * right.double() / len(labels), 0.0).tolist()
             found |= dict(zip(group.members, share, strict=True))
@@ -207,16 +207,16 @@ def train(
     """Train every head of a recipe at once.
 
     Args:
-        features: of an epoch, from 0: [n, 4 D] or [n, D]; the same each time where they are cached, others where images
+        features: features [n, 4 D] or [n, D] of an epoch, from 0; they differ between epochs where images
             are augmented.
         labels: int64 [n], from 0.
         width: D, of one layer.
-        recipe: what to try.
-        device: where the heads are trained.
-        progress: label of a bar; None: no bar.
+        recipe: settings of the heads.
+        device: of the heads.
+        progress: label of the progress bar; None: no bar.
 
     Raises:
-        ValueError: a recipe that cannot be, or a single class.
+        ValueError: an invalid recipe, or a single class.
     """
     recipe.check()
     n, num_classes = len(labels), int(labels.max()) + 1
@@ -227,7 +227,7 @@ def train(
     widths = {"last": width, "last4": 4 * width}
     groups = [
         _Group(
-            [head for head in heads_of(recipe) if (head.layers, head.head) == key],
+            [head for head in all_heads(recipe) if (head.layers, head.head) == key],
             widths[key[0]], num_classes, recipe, batch, device,
         )
         for key in itertools.product(recipe.layers, recipe.heads)
@@ -240,12 +240,12 @@ def train(
         for step in range(steps):
             chosen = order[step * batch : (step + 1) * batch]
             factor = recipe.factor(epoch + step / steps)
-            rows, wanted = x[chosen], labels[chosen]
+            rows, targets = x[chosen], labels[chosen]
             for group in groups:
-                group.step(rows, wanted, factor)
+                group.step(rows, targets, factor)
     return Trained(groups)
 
 
 def best(found: dict[Head, float], optimizer: str) -> Head:
-    """The head of an optimizer with the most right; of equals the first."""
+    """The most accurate head of an optimizer; the first of equals."""
     return max((head for head in found if head.optimizer == optimizer), key=lambda head: found[head])

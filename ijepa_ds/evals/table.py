@@ -1,4 +1,4 @@
-"""`python -m ijepa_ds.evals.table RUN ...`: every `RUN/eval/*/result.json` as one Markdown table, averaged over the runs."""
+"""`python -m ijepa_ds.evals.table RUN ...`: a Markdown table of all `RUN/eval/*/result.json`, averaged over the runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Scores = dict[str, dict[str, list[float]]]  # score -> encoder (trained, untrain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table; 2 when there is nothing to print."""
+    """Print the table; exit code 2 when there are no results."""
     parser = argparse.ArgumentParser(prog="python -m ijepa_ds.evals.table", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, of one recipe and several seeds")
     runs = parser.parse_args(argv).runs
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def collect(runs: Sequence[Path]) -> Scores:
-    """The scores of all runs.
+    """Collect the scores of all runs.
 
     Raises:
         ValueError: a run without results, or a score that only some of the runs have.
@@ -50,7 +50,7 @@ def collect(runs: Sequence[Path]) -> Scores:
 
 
 def table(found: Scores, runs: int) -> str:
-    """Markdown: mean and standard deviation over the runs, and the paired gain over each baseline."""
+    """Markdown table: mean and standard deviation over the runs, and the paired gain over each baseline."""
     others = list(dict.fromkeys(column for columns in found.values() for column in columns if column != "trained"))
     lines = [
         "| | " + " | ".join([*others, "trained", *(f"gain over {name}" for name in others)]) + " |",

@@ -1,9 +1,9 @@
-"""What each task of `ijepa-ds eval` does with an encoder's features; every rank calls it, rank 0 scores."""
+"""The tasks of `ijepa-ds eval`. Every rank runs a task; rank 0 computes the scores."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ from ijepa_ds.evals.ranks import ALONE, World
 from ijepa_ds.evals.session import CROP_SCALE, VIEW_SCALE, Session
 from ijepa_ds.evals.settings import LAYERS, Settings
 
-_HOLDOUT = 0.1  # of the training images
-_CHOOSE = 5000  # images to choose C on, at most
+_HOLDOUT = 0.1  # share of the training images
+_CHOOSE = 5000  # maximum number of images to choose C on
 
 
 @dataclass
-class Found:
-    """What a task tells: scores by name, everything behind them, sentences for the reader."""
+class Scores:
+    """Result of a task: scores by name, details, and notes for the reader."""
 
     scores: dict[str, float] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
@@ -33,40 +33,41 @@ class Found:
 def evaluate_pair(
     encoder: nn.Module, pair: Pair, settings: Settings, label: str = "encoder", world: World = ALONE
 ) -> dict[str, Any]:
-    """Score an encoder on images that have been found.
+    """Score an encoder on training and test images.
 
     Args:
         encoder: `encoder(images [B, 3, S, S]) -> [B, N, D]`.
         pair: the images.
-        settings: how.
-        label: what the progress bars call the encoder.
-        world: the ranks that share the images; each calls this.
+        settings: of the evaluation.
+        label: name of the encoder in progress bars.
+        world: the ranks that share the images; every rank calls this function.
 
     Returns:
-        `scores` {"20-NN": percent, ..., "linear": percent}; `details` of tasks; `notes`; `seconds` by part. Empty on ranks
+        `scores` {"20-NN": percent, ..., "linear": percent}; `details`; `notes`; `seconds` by part. Scores are empty on ranks
         other than 0.
 
     Raises:
         ValueError: settings out of range, or features that are not finite.
     """
     settings.check()
-    alone = [task for task in settings.tasks if task in ("attentive", "finetune")] + ["lowshot"] * settings.tune_few
+    sweep.check_choices("tasks", settings.tasks, TASKS)
+    alone = [task for task in settings.tasks if TASKS[task].one_rank] + ["lowshot"] * settings.tune_few
     if alone and world.size > 1:
         raise ValueError(f"{alone[0]} trains on one process: start it without the launcher, or with --num_gpus 1")
-    session, whole = Session(encoder, pair, settings, label, world), Found(notes=list(pair.notes))
+    session, whole = Session(encoder, pair, settings, label, world), Scores(notes=list(pair.notes))
     needs_four = settings.layers == "last4" or ({"count", "distance"} & {*settings.tasks} and settings.layers is None)
     if {"linear"} & {*settings.tasks} and _sweeps(settings) and settings.layers is None:
         needs_four = True
     start = time.perf_counter()
     seconds: dict[str, float] = {}
-    if {*settings.tasks} & {"knn", "linear", "lowshot", "count", "distance", "rank"}:  # one pass, whatever is scored from it
+    if any(TASKS[task].pooled for task in settings.tasks):  # one pass for all tasks
         layers = 4 if needs_four and session.layers >= 4 else 1
         for part in ("train", "test"):
             session.pooled(part, layers)
         seconds["features"] = time.perf_counter() - start
     for task in settings.tasks:
         start = time.perf_counter()
-        found = _TASKS[task](session)
+        found = TASKS[task].run(session)
         whole.scores |= found.scores
         whole.details |= found.details
         whole.notes += [note for note in found.notes if note not in whole.notes]
@@ -75,7 +76,7 @@ def evaluate_pair(
 
 
 def _sets(session: Session, layers: int) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    """Features and labels of both parts; None on ranks that do not score."""
+    """Features and labels of training and test images; None on ranks other than 0."""
     train, test = session.pooled("train", layers), session.pooled("test", layers)
     if train is None or test is None:
         return None
@@ -86,8 +87,8 @@ def _one_layer(session: Session) -> int:
     return LAYERS[session.settings.layers or "last"]
 
 
-def _knn(session: Session) -> Found:
-    settings, found = session.settings, Found()
+def _knn(session: Session) -> Scores:
+    settings, found = session.settings, Scores()
     sets = _sets(session, _one_layer(session))
     n = len(session.pair.train.labels)
     k = [count for count in settings.k if count <= n]
@@ -111,8 +112,8 @@ def _sweeps(settings: Settings) -> list[str]:
     return [solver for solver in settings.solvers if solver in sweep.OPTIMIZERS]
 
 
-def _linear(session: Session) -> Found:
-    settings, found = session.settings, Found()
+def _linear(session: Session) -> Scores:
+    settings, found = session.settings, Scores()
     if "lbfgs" in settings.solvers:
         sets = _sets(session, _one_layer(session))
         if sets is not None:
@@ -122,19 +123,19 @@ def _linear(session: Session) -> Found:
             if not detail["converged"]:
                 found.notes.append(f"linear: not converged after {settings.max_iterations} iterations, the score is not final")
     if _sweeps(settings):
-        accuracies = _swept(session, found, mirrored=False)
+        accuracies = _run_sweep(session, found, mirrored=False)
         for solver in _sweeps(settings) if accuracies else ():
             head = sweep.best(accuracies["choose"], solver)
             found.scores[f"linear {solver.upper()}"] = accuracies["test"][head]
     return found
 
 
-def _scenes(session: Session, name: str) -> Found:
-    """The linear probe on scenes: images as they are and mirrored, the best of SGD and LARS."""
-    settings, found = session.settings, Found()
+def _scenes(session: Session, name: str) -> Scores:
+    """The linear probe on scenes: original and mirrored images, the best head of SGD and LARS."""
+    settings, found = session.settings, Scores()
     recipe = replace(settings.recipe, optimizers=_sweeps(settings) or settings.recipe.optimizers)
     session.settings = replace(settings, recipe=recipe, solvers=tuple(recipe.optimizers))
-    accuracies = _swept(session, found, mirrored=True)
+    accuracies = _run_sweep(session, found, mirrored=True)
     session.settings = settings
     if accuracies:
         head = max(accuracies["choose"], key=lambda head: accuracies["choose"][head])
@@ -143,8 +144,8 @@ def _scenes(session: Session, name: str) -> Found:
     return found
 
 
-def _swept(session: Session, found: Found, mirrored: bool) -> dict[str, dict[sweep.Head, float]]:
-    """Train the sweep; percent of every head on the images to choose on and on the test images; empty on other ranks."""
+def _run_sweep(session: Session, found: Scores, mirrored: bool) -> dict[str, dict[sweep.Head, float]]:
+    """Train the sweep; accuracies of all heads on the test images and on those to choose on; empty on other ranks."""
     settings = session.settings
     layers = [settings.layers] if settings.layers else list(settings.recipe.layers)
     if "last4" in layers and session.layers < 4:
@@ -176,7 +177,7 @@ def _swept(session: Session, found: Found, mirrored: bool) -> dict[str, dict[swe
     width = test.shape[1] // depth
     kept = labels if holdout is None else labels[~holdout]
     trained = sweep.train(
-        of_epoch, kept, width, recipe, device=settings.device, progress=f"{session.label}, {len(sweep.heads_of(recipe))} heads"
+        of_epoch, kept, width, recipe, device=settings.device, progress=f"{session.label}, {len(sweep.all_heads(recipe))} heads"
     )
     accuracies = {"test": trained.accuracies(test, session.pair.test.labels)}
     accuracies["choose"] = accuracies["test"]
@@ -192,19 +193,19 @@ def _swept(session: Session, found: Found, mirrored: bool) -> dict[str, dict[swe
 
 
 def _holdout(images: int, rows: int, settings: Settings) -> Tensor:
-    """Which rows are kept from training: a tenth of the images, with their mirror images."""
+    """Mask of rows held out from training: a tenth of the images, with their mirrored copies."""
     generator = torch.Generator().manual_seed(settings.seed)
     apart = torch.zeros(images, dtype=torch.bool)
     apart[torch.randperm(images, generator=generator)[: max(1, round(_HOLDOUT * images))]] = True
     return apart.repeat(rows // images)
 
 
-def _lowshot(session: Session) -> Found:
-    settings, found = session.settings, Found()
+def _lowshot(session: Session) -> Scores:
+    settings, found = session.settings, Scores()
     sets = _sets(session, _one_layer(session))
     if sets is None:
         return found
-    train, labels, test, wanted = sets
+    train, labels, test, targets = sets
     tops: dict[str, list[float]] = {}
     for draw, few in enumerate(few_images(session.pair.train, settings)):
         rest = torch.ones(len(labels), dtype=torch.bool)
@@ -214,15 +215,15 @@ def _lowshot(session: Session) -> Found:
         choose = (train[others], labels[others]) if len(others) else (None, None)
         path = settings.c_path if settings.l2 is None else (1 / (len(few) * settings.l2),)
         detail = lowshot.evaluate(
-            train[few], labels[few], test, wanted, choose_features=choose[0], choose_labels=choose[1], c=path
+            train[few], labels[few], test, targets, choose_features=choose[0], choose_labels=choose[1], c=path
         )
         found.details[f"low-shot {draw}"] = detail | {"images": float(len(few))}
         tops.setdefault("low-shot", []).append(detail["top1"])
         if detail["chosen_on_test"] and len(path) > 1:
-            found.notes.append("low-shot: C was chosen on the test images, no other training images are left")
+            found.notes.append("low-shot: C was chosen on the test images: no other training images are left")
         if settings.tune_few:
             images = Labelled([session.pair.train.paths[int(i)] for i in few], labels[few])
-            detail = _tuned(session, images, train.shape[1], settings.few_recipe)
+            detail = _fine_tune(session, images, train.shape[1], settings.few_recipe)
             found.details[f"low-shot fine-tuned {draw}"] = detail
             tops.setdefault("low-shot fine-tuned", []).append(detail["top1"])
     few_per_class = labels.bincount()[labels.unique()].min()
@@ -236,14 +237,14 @@ def _lowshot(session: Session) -> Found:
 
 
 def few_images(train: Labelled, settings: Settings) -> list[Tensor]:
-    """Positions of the few labelled images, for each draw."""
+    """Positions of the few labelled images, one tensor per draw."""
     if settings.list_file is None:
-        return [lowshot.draw(train.labels, settings.per_class, settings.seed + i) for i in range(settings.draws)]
+        return [lowshot.draw_per_class(train.labels, settings.per_class, settings.seed + i) for i in range(settings.draws)]
     names = ["/".join(Path(str(train.paths[i])).parts[-2:]) for i in range(len(train.labels))]
-    return [lowshot.listed(Path(settings.list_file), names)]
+    return [lowshot.find_listed(Path(settings.list_file), names)]
 
 
-def _tuned(session: Session, train: Labelled, width: int, recipe: finetune.Recipe) -> dict[str, float]:
+def _fine_tune(session: Session, train: Labelled, width: int, recipe: finetune.Recipe) -> dict[str, float]:
     s, test = session.settings, session.pair.test
     return finetune.evaluate(
         session.encoder, train.paths, train.labels, test.paths, test.labels, size=s.size, width=width, mean=s.mean, std=s.std,
@@ -252,14 +253,14 @@ def _tuned(session: Session, train: Labelled, width: int, recipe: finetune.Recip
     )  # fmt: skip
 
 
-def _finetune(session: Session) -> Found:
+def _finetune(session: Session) -> Scores:
     train = session.pair.train
     one = next(session.tokens("train", torch.zeros(1, dtype=torch.int64)))
-    detail = _tuned(session, train, one.shape[2], session.settings.finetune_recipe)
-    return Found({"fine-tuned": detail["top1"]}, {"fine-tuned": detail})
+    detail = _fine_tune(session, train, one.shape[2], session.settings.finetune_recipe)
+    return Scores({"fine-tuned": detail["top1"]}, {"fine-tuned": detail})
 
 
-def _attentive(session: Session) -> Found:
+def _attentive(session: Session) -> Scores:
     pair, s = session.pair, session.settings
     one = next(session.tokens("train", torch.zeros(1, dtype=torch.int64)))  # [1, N, D]
     images = len(pair.train.labels) + len(pair.test.labels)
@@ -276,7 +277,7 @@ def _attentive(session: Session) -> Found:
         replace(s.attentive_recipe, seed=s.seed), device=s.device, progress=f"{session.label}, attentive heads",
     )  # fmt: skip
     note = f"attentive: the best of {len(accuracies)} heads was chosen on the test images"
-    return Found({"attentive": max(accuracies.values())}, {"attentive": accuracies}, [note])
+    return Scores({"attentive": max(accuracies.values())}, {"attentive": accuracies}, [note])
 
 
 def _kept_tokens(session: Session, part: str) -> Tensor:
@@ -284,14 +285,14 @@ def _kept_tokens(session: Session, part: str) -> Tensor:
     return torch.cat([tokens.cpu() for tokens in session.tokens(part, torch.arange(total))])
 
 
-def _rank(session: Session) -> Found:
+def _rank(session: Session) -> Scores:
     settings, layers = session.settings, _one_layer(session)
     features = session.pooled("test", layers)
     positions = range(min(settings.view_images, len(session.pair.test.labels)))
     views = [session.cropped("test", positions, view, layers, VIEW_SCALE) for view in range(settings.views)]
     if features is None:
-        return Found()
-    found = Found(rank_scores(features, torch.stack(views, dim=1)))  # type: ignore[arg-type]
+        return Scores()
+    found = Scores(rank_scores(features, torch.stack(views, dim=1)))  # type: ignore[arg-type]
     found.details["spectrum"] = rank.spectrum(features)
     found.details["width"] = features.shape[1]
     found.notes.append(
@@ -301,19 +302,35 @@ def _rank(session: Session) -> Found:
 
 
 def rank_scores(features: Tensor, views: Tensor | None = None) -> dict[str, float]:
-    """`rank.evaluate` under the names of tables."""
+    """`rank.evaluate` with the score names of tables."""
     names = {"rankme": "RankMe", "lidar": "LiDAR", "top_share": "variance in 1st direction, %"}
     return {names[name]: value for name, value in rank.evaluate(features, views).items()}
 
 
-_TASKS: dict[str, Callable[[Session], Found]] = {
-    "knn": _knn,
-    "linear": _linear,
-    "attentive": _attentive,
-    "lowshot": _lowshot,
-    "finetune": _finetune,
-    "count": lambda session: _scenes(session, "count"),
-    "distance": lambda session: _scenes(session, "distance"),
-    "rank": _rank,
+@dataclass(frozen=True)
+class Task:
+    """One task of `ijepa-ds eval`.
+
+    Attributes:
+        run: called by every rank.
+        pooled: it needs average-pooled features of the whole sets, which all tasks share.
+        percent: its scores are percent of the test images.
+        one_rank: it trains on one process.
+    """
+
+    run: Callable[[Session], Scores]
+    pooled: bool = True
+    percent: bool = True
+    one_rank: bool = False
+
+
+TASKS = {
+    "knn": Task(_knn),
+    "linear": Task(_linear),
+    "attentive": Task(_attentive, pooled=False, one_rank=True),
+    "lowshot": Task(_lowshot),
+    "finetune": Task(_finetune, pooled=False, one_rank=True),
+    "count": Task(lambda session: _scenes(session, "count")),
+    "distance": Task(lambda session: _scenes(session, "distance")),
+    "rank": Task(_rank, percent=False),
 }
-UNRANKED: Sequence[str] = ("rank",)  # tasks whose scores are not percent of the test images

@@ -1,1 +1,1 @@
-"""Ladders of runs: models of growing size times budgets of images, and what their scores let one expect of the next."""
+"""Ladders of runs: models times budgets of images, power laws of their scores, and predictions for the next run."""

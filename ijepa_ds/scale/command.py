@@ -1,4 +1,4 @@
-"""`ijepa-ds scale LADDER.yaml`: runs or plans a ladder of models times budgets, fits power laws, predicts the next rung."""
+"""`ijepa-ds scale LADDER.yaml`: run or plan a ladder of models times budgets, fit power laws, predict the next rung."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plan, or run what is not done and tell what all rungs show; 1 when a plan does not fit.
+    """Plan, or run unfinished rungs and report all results; exit code 1 if a plan does not fit in memory.
 
     Raises:
-        ValueError: with everything that is wrong.
+        ValueError: lists all problems.
     """
     whole = ladder.read(args.ladder, args.overrides)
     chosen = whole.chosen(args.only)
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         return _plan(whole, chosen, args.json)
     code = 0 if args.results else execute.run_ladder(whole, chosen)
     if code == 0:
-        _tell(whole)
+        _report(whole)
     return code
 
 
@@ -56,7 +56,7 @@ def _plan(whole: Ladder, chosen: Sequence[Rung], out: Path | None) -> int:
     return 0 if all(plan.fits for plan in plans) else 1
 
 
-def _tell(whole: Ladder) -> None:
+def _report(whole: Ladder) -> None:
     """Write results.json, results.csv and scaling.png into the ladder's folder, and print the tables."""
     from ijepa_ds.scale import paper, picture, results, tables
 

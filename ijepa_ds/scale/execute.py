@@ -1,8 +1,8 @@
-"""Runs the rungs of a ladder, one after the other: each an ordinary run in its own folder, then an ordinary evaluation.
+"""Runs the rungs of a ladder one after the other: an ordinary run in its own folder, then an evaluation.
 
-Every attempt leaves two lines in the ladder's `attempts.jsonl`, when it begins and when it ends: wall time, and processor
-time of all processes of this machine. An attempt without an end, as this process was killed, makes a rung's hours unknown,
-and the results say so.
+Every attempt writes two lines to the ladder's `attempts.jsonl`, at its begin and its end: wall time, and processor
+time of all processes on this machine. An attempt without an end (this process was killed) makes the rung's hours
+unknown; the results report this.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RESULT = "eval/result.json"  # below a rung's folder
 
 
 def check_folders(path: Path, rungs: Sequence[Rung]) -> list[str]:
-    """What keeps rungs from running where they are to run: folders that hold runs of other configurations."""
+    """Problems with the rungs' launch commands and folders, such as a folder with a run of another configuration."""
     problems = []
     for rung in rungs:
         if rung.command is None:
@@ -48,10 +48,10 @@ def check_folders(path: Path, rungs: Sequence[Rung]) -> list[str]:
 
 
 def run_ladder(ladder: Ladder, rungs: Sequence[Rung]) -> int:
-    """Train and score those of a ladder's rungs that are not done; 0, or the exit code of what did not end well.
+    """Train and score the unfinished rungs of a ladder; return 0 or the first failing exit code.
 
     Raises:
-        ValueError: a folder is in use for something else; all of them at once.
+        ValueError: folders in use by other runs, all at once.
     """
     problems = check_folders(ladder.path, rungs)
     if problems:
@@ -93,12 +93,12 @@ def _run_rung(ladder: Ladder, rung: Rung, title: str, inbox: Inbox) -> int:
 
 
 def done(rung: Rung) -> bool:
-    """Whether it has made its last step."""
+    """Whether the rung has made its last step."""
     return _read(rung.folder / COMPLETED).get("steps") == rung.steps
 
 
 def scored(rung: Rung, evaluation: Evaluation) -> bool:
-    """Whether its last step was evaluated on the ladder's images."""
+    """Whether the rung's last step was evaluated on the ladder's images."""
     result = _read(rung.folder / RESULT)
     try:
         same = (result["data"]["train"], result["data"]["test"]) == (evaluation.train, evaluation.test)
@@ -108,7 +108,7 @@ def scored(rung: Rung, evaluation: Evaluation) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is none, or half of one."""
+    """The object in a JSON file; empty if the file is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -116,14 +116,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def evaluation_command(rung: Rung, evaluation: Evaluation) -> tuple[str, ...]:
-    """`ijepa-ds eval all` of a rung's newest checkpoint."""
+    """Command line of `ijepa-ds eval all` for a rung's newest checkpoint."""
     words = (sys.executable, "-m", "ijepa_ds.cli", "eval", "all", "--checkpoint", str(rung.folder))
     folders = ("--train", evaluation.train, "--test", evaluation.test, "--out", str((rung.folder / RESULT).parent))
     return (*words, *folders, *evaluation.options)
 
 
 def _attempt(out: Path, name: str, what: str, command: Sequence[str], inbox: Inbox) -> int:
-    """Run a command to its end, and note when, how long and with how much processor time."""
+    """Run a command and record begin, wall time and processor time."""
     facts: dict[str, Any] = {"rung": name, "what": what, "began": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     append_lines(out / ATTEMPTS, [json.dumps(facts)])
     before, start = _cpu_seconds(), time.monotonic()
@@ -137,6 +137,6 @@ def _attempt(out: Path, name: str, what: str, command: Sequence[str], inbox: Inb
 
 
 def _cpu_seconds() -> float:
-    """Processor time of all ended processes below this one."""
+    """Processor time of all ended child processes."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime

@@ -1,4 +1,4 @@
-"""A ladder file: which models are trained on how many images, on what machines, and how they are scored (docs/scaling.md)."""
+"""A ladder file: models, budgets of images, machines and evaluation (docs/scaling.md)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ijepa_ds.config.yaml_tree import Item
 from ijepa_ds.scale.rung import Builder, Rung
 from ijepa_ds.scale.written import place, take
 
-# What the section `ladder` says for all rungs, and a model may say for itself.
+# Keys of the section `ladder` for all rungs; a model may override them.
 _MACHINE = {
     "config": "text",
     "deepspeed_config": "text",
@@ -34,7 +34,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a finished rung is scored: `ijepa-ds eval all` with these options; `score` is the one that is fitted."""
+    """Evaluation of a finished rung: `ijepa-ds eval all` with these options; laws are fitted to `score`."""
 
     train: str
     test: str
@@ -44,7 +44,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Ladder:
-    """All of it; `next` is predicted, never run."""
+    """A checked ladder; `next` is only predicted, never run."""
 
     path: Path
     out: Path
@@ -53,10 +53,10 @@ class Ladder:
     evaluation: Evaluation | None
 
     def chosen(self, names: Sequence[str]) -> tuple[Rung, ...]:
-        """The rungs of these names; all of them when none is named.
+        """The rungs with these names; all rungs without names.
 
         Raises:
-            ConfigError: names that the ladder does not have.
+            ConfigError: unknown names.
         """
         known = {rung.name: rung for rung in self.rungs}
         wrong = [name for name in names if name not in known]
@@ -70,10 +70,10 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Ladder:
 
     Args:
         path: the YAML file.
-        overrides: `section.key=value` of the rungs' configurations; they win over the file's.
+        overrides: `section.key=value` of the rungs' configurations; they override the file.
 
     Raises:
-        ConfigError: with everything that is wrong, file and line of each.
+        ConfigError: lists all problems with file and line.
     """
     root, problems = yaml_tree.read(path)
     entries = root.section or {}
@@ -129,7 +129,7 @@ def _evaluation(entries: Mapping[str, Item], problems: list[str]) -> Evaluation 
 def _pairs(
     ladder: Item, general: Mapping[str, Any], models: Mapping[str, Any], budgets: Mapping[str, Any], problems: list[str]
 ) -> list[tuple[str, str]]:
-    """(model, budget) of every rung: those that are listed, or all."""
+    """(model, budget) of every rung: the listed ones, or all combinations."""
     if "rungs" not in general:
         return [(model, budget) for model in models for budget in budgets]
     pairs, where = [], place(ladder, "rungs")
@@ -139,6 +139,6 @@ def _pairs(
             known = f"models: {', '.join(models)}; budgets: {', '.join(budgets)}"
             problems.append(f"{where}: ladder.rungs: '{text}' is not MODEL/BUDGET of this file ({known})")
         elif (model, budget) in pairs:
-            problems.append(f"{where}: ladder.rungs: '{text}' stands there twice")
+            problems.append(f"{where}: ladder.rungs: '{text}' is listed twice")
         pairs.append((model, budget))
     return pairs

@@ -1,4 +1,4 @@
-"""Runs on paper: what each rung needs on its machine, and what the next one may score and cost."""
+"""Plans of all rungs, and predicted score and cost of the next one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ijepa_ds.scale.rung import Rung
 
 
 def plans_of(rungs: Sequence[Rung]) -> list[Plan]:
-    """The plan of each; a machine that has to be measured is measured once."""
+    """Plan every rung; each type of device is looked up or measured once."""
     devices = {(rung.gpu, rung.gpus): None for rung in rungs}
     known = {key: device_of(*key) for key in devices}
     return [
@@ -41,7 +41,7 @@ def to_dict(rung: Rung, plan: Plan) -> dict[str, Any]:
 
 
 def table(rungs: Sequence[Rung], plans: Sequence[Plan]) -> str:
-    """A line a rung, and their sum."""
+    """A text table with one line per rung and the sum."""
     wide = max(len(rung.name) for rung in rungs)
     lines = [
         f"{'rung':<{wide}}  {'encoder':>9} {'GFLOP/img':>9} {'images':>9} {'EFLOP':>9}  {'machine':<18} {'GiB':>6}     "
@@ -75,10 +75,10 @@ def _range(values: Sequence[float]) -> str:
 
 
 def predict(ladder: Ladder, rows: Sequence[Mapping[str, Any]], laws: Mapping[str, Law | str]) -> dict[str, Any] | None:
-    """What the next rung may score by each law, and what it costs by its plan; None where the ladder names none.
+    """Predict score (by each law) and cost (by the plan) of the next rung; None if the ladder has no `next`.
 
-    `measured_to_planned` tells how many times the plan's slow end the finished rungs took: on machines that the plan's
-    efficiencies were not made for, the plan times this is the better expectation.
+    `measured_to_planned` is the ratio of measured hours to the plan's upper estimate for finished rungs. Where the plan's
+    efficiencies do not fit the machine, the plan times this ratio is the better estimate.
     """
     if ladder.next is None:
         return None

@@ -1,4 +1,4 @@
-"""Score against parameters, images, FLOPs and device-hours, with the laws, their bands, and what is published."""
+"""Plots scores against parameters, images, FLOPs and device-hours, with fitted laws, bands and published points."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MARKS = "osD^vP*X"
 
 
 def write(path: Path, ladder: Ladder, rows: Sequence[Mapping[str, Any]], laws: Mapping[str, Law | str]) -> None:
-    """Write a PNG; panels without a point say so."""
+    """Write the figure as a PNG; panels without points get a note."""
     figure = Figure(figsize=(13, 7.6), layout="constrained")
     panels = figure.subplots(2, 3).flatten()
     what = f"{ladder.evaluation.score}, %" if ladder.evaluation else "loss"
@@ -59,15 +59,15 @@ def _split(name: str) -> tuple[str, str]:
     return model, budget
 
 
-def _look(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[str, str]:
-    """Colour of a rung's model, mark of its budget."""
+def _style(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[str, str]:
+    """Colour of a rung's model and marker of its budget."""
     models, budgets = (list(dict.fromkeys(_split(row["rung"])[i] for row in rows)) for i in (0, 1))
     model, budget = _split(name)
     return COLOURS[models.index(model) % len(COLOURS)], _MARKS[budgets.index(budget) % len(_MARKS)]
 
 
 def _shown(ladder: Ladder, error: np.ndarray) -> np.ndarray:
-    """Errors as the picture shows them: scores, or the loss itself."""
+    """Errors converted to plotted values: scores, or the loss."""
     return 100 - error if ladder.evaluation else error
 
 
@@ -77,7 +77,7 @@ def _points(axes: Axes, ladder: Ladder, rows: Sequence[Mapping[str, Any]], name:
     found = False
     for row, error in zip(rows, errors(ladder, rows), strict=True):
         if error is not None and row[name]:
-            colour, mark = _look(rows, row["rung"])
+            colour, mark = _style(rows, row["rung"])
             axes.plot(row[name], _shown(ladder, np.array(error)), mark, color=colour, markersize=6)
             found = True
     if found:
@@ -116,7 +116,7 @@ def _families(axes: Axes, ladder: Ladder, rows: Sequence[Mapping[str, Any]], law
     for row in {row[other]: row for row in known}.values():
         columns = [x, np.full_like(x, row[other])]
         value, band, _ = law.predict(np.column_stack(columns if variable == 0 else columns[::-1]))
-        colour = MUTED if variable == 0 else _look(rows, row["rung"])[0]
+        colour = MUTED if variable == 0 else _style(rows, row["rung"])[0]
         axes.plot(x, _shown(ladder, value), color=colour, linewidth=1)
         low, high = _shown(ladder, value * np.exp(band)), _shown(ladder, value * np.exp(-band))
         axes.fill_between(x, low, high, color=colour, alpha=0.10, linewidth=0)
@@ -126,7 +126,7 @@ def _legend(axes: Axes, ladder: Ladder, rows: Sequence[Mapping[str, Any]]) -> No
     for position, what in enumerate(("model", "budget")):
         for name in dict.fromkeys(_split(row["rung"])[position] for row in rows):
             row = next(row for row in rows if _split(row["rung"])[position] == name)
-            colour, mark = _look(rows, row["rung"])
+            colour, mark = _style(rows, row["rung"])
             colour, mark = (colour, "s") if what == "model" else (MUTED, mark)
             axes.plot([], [], color=colour, marker=mark, linestyle="none", label=name)
     axes.legend(fontsize=7, frameon=False, ncols=2, loc="best")

@@ -1,9 +1,9 @@
-"""Power laws through measured points, with what the points cannot tell.
+"""Power laws through measured points, with confidence intervals.
 
-    error = E + A * x1^-a1 * x2^-a2 ...          fitted to log(error), so that relative deviations count
+    error = E + A * x1^-a1 * x2^-a2 ...          fitted to log(error): relative deviations count
 
-Without E it is a line in logarithms: least squares, exact intervals (Student's t). E, the error that no scale removes, is
-kept only where the points tell it: where its 95 % interval by profile likelihood (the E whose best remaining fit is not
+Without E the law is a line in logarithms: least squares, exact intervals (Student's t). E, the irreducible error, is
+kept only if it is identifiable: if its 95 % interval by profile likelihood (the E whose best remaining fit is not
 significantly worse by the F test) lies inside of (0, median error). Kaplan et al. 2020, Hoffmann et al. 2022; profile:
 Bates & Watts 1988, chapter 6.
 """
@@ -23,7 +23,7 @@ _EXPONENTS = (-500, 500)  # beyond them exp() is 0 or infinite
 
 
 class UnfitError(ValueError):
-    """The points do not determine a law; the text says why."""
+    """The points do not determine a law; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Law:
 
     Attributes:
         names: of the variables.
-        offset: E; 0 where it could not be told.
+        offset: E; 0 where it is not identifiable.
         offset_range: its 95 % interval by profile, within 0 and the median error; None: too few points.
         scale: log A.
         exponents: a, one a variable.
@@ -61,7 +61,7 @@ class Law:
         return self.exponents[variable] - half, self.exponents[variable] + half
 
     def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Errors to expect.
+        """Predict errors.
 
         Args:
             x: values of the variables, [n, k].
@@ -79,12 +79,12 @@ class Law:
         return value, self.quantile * np.sqrt(variance), self.quantile * np.sqrt(variance + self.spread**2)
 
     def notes(self) -> list[str]:
-        """What the points do not tell, a sentence each."""
+        """What the points do not determine, one sentence each."""
         found = []
         for index, name in enumerate(self.names):
             low, high = self.interval(index)
             if low <= 0 <= high:
-                found.append(f"the exponent of {name} may be 0 ({low:.3f} to {high:.3f}): no effect told apart from noise")
+                found.append(f"the exponent of {name} may be 0 ({low:.3f} to {high:.3f}): the effect is within noise")
         if self.offset_range is None:
             found.append("too few points to look for an irreducible error")
         elif not self.offset:
@@ -94,7 +94,7 @@ class Law:
 
 
 def fit(names: Sequence[str], x: np.ndarray, error: np.ndarray) -> Law:
-    """The law of some points.
+    """Fit a law to points.
 
     Args:
         names: of the variables.
@@ -119,7 +119,7 @@ def fit(names: Sequence[str], x: np.ndarray, error: np.ndarray) -> Law:
 
 
 def _line(names: tuple[str, ...], design: np.ndarray, y: np.ndarray) -> Law:
-    """Without E."""
+    """Fit without E."""
     solution, *_ = np.linalg.lstsq(design, y, rcond=None)
     freedom = len(y) - design.shape[1]
     variance = float(np.sum((y - design @ solution) ** 2)) / freedom
@@ -128,7 +128,7 @@ def _line(names: tuple[str, ...], design: np.ndarray, y: np.ndarray) -> Law:
 
 
 def _with_offset(plain: Law, design: np.ndarray, error: np.ndarray) -> Law:
-    """With E where the points tell it; else without, and with what E may be."""
+    """Fit with E if it is identifiable; else without E, with the range of E."""
     y, freedom = np.log(error), plain.freedom - 1
     tries = np.linspace(0, float(np.median(error)), _GRID)
     start, fits, sums = np.array([plain.scale, *plain.exponents]), [], []

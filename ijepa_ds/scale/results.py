@@ -1,4 +1,4 @@
-"""What a ladder has shown so far: a row a rung, as JSON and CSV, and the laws through them."""
+"""Results of a ladder: one row per rung as JSON and CSV, and the fitted laws."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from ijepa_ds.scale.rung import Rung
 from ijepa_ds.telemetry.events import read_scalars
 from ijepa_ds.visualize.report_runs import read_json
 
-# Each law: what it says, and the columns that are its variables.
+# Law -> columns that are its variables.
 LAWS = {
     "parameters and images": ("parameters", "images"),
     "FLOPs": ("flops",),
     "device-hours": ("device_hours",),
     "processor-hours": ("processor_hours",),
 }
-_LAST = 0.1  # share of a run whose mean loss is its loss
+_LAST = 0.1  # a run's loss is the mean over this last share of its steps
 
 
 def row_of(ladder: Ladder, rung: Rung, attempts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What is known of a rung; None for what is not.
+    """Results of a rung; None for unknown values.
 
-    `device_hours` are wall time times devices of all its training attempts, starts and lost work included;
-    `processor_hours` the processor time of their processes on this machine; `steady_hours` its steps at the median pace
-    times devices, so without starts and saving.
+    `device_hours`: wall time times devices of all training attempts, with starts and lost work.
+    `processor_hours`: processor time of their processes on this machine. `steady_hours`: steps at the median speed
+    times devices, without starts and saving.
     """
     work = work_of(rung.cfg)
     flops = flops_of_run(rung)
@@ -65,7 +65,7 @@ def row_of(ladder: Ladder, rung: Rung, attempts: Sequence[Mapping[str, Any]]) ->
 
 
 def flops_of_run(rung: Rung) -> float:
-    """Matrix products of all its steps, those on small crops (`data.early_crop_size`) for what they are."""
+    """FLOPs of matrix products of all steps; steps on small crops (`data.early_crop_size`) count at their size."""
     early = min(rung.cfg.data.early_steps, rung.steps)
     total = flops_of(work_of(rung.cfg)).model * (rung.steps - early)
     if early:

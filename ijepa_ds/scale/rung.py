@@ -1,4 +1,4 @@
-"""One rung of a ladder: a run whose configuration is the ladder's base with what its model and its budget change."""
+"""One rung of a ladder: a run with the ladder's base configuration and the changes of its model and budget."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ijepa_ds.config import BatchPlan, Config, ConfigError, deepspeed_json, publ
 from ijepa_ds.config.yaml_tree import Item
 from ijepa_ds.scale.written import place
 
-_LONG = 10**9  # steps; longer than any warm-up or cool-down of a configuration whose batch is to be known
+_LONG = 10**9  # steps; longer than any warm-up or cool-down, for loading a configuration before its length is known
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Rung:
     """One run of the ladder.
 
     Attributes:
-        name: "model/budget", also its folder below the ladder's.
-        images: samples it sees, at most one batch fewer than the ladder file says.
+        name: "model/budget", also its folder below the ladder's folder.
+        images: samples seen: the ladder file's number rounded down to whole batches.
         cfg: the run.
-        batch: how its batch is cut.
+        batch: split of the global batch.
         ds_config: the complete DeepSpeed configuration.
-        command: starts it; None when the ladder says only what is to be planned.
+        command: starts the run; None for ladders that are only planned.
         nodes: machines.
-        gpus: devices of one.
+        gpus: devices per machine.
         gpu: their name (`plan.hardware.device_of`).
     """
 
@@ -56,13 +56,13 @@ class Rung:
 
 @dataclass
 class Builder:
-    """Makes rungs; what is wrong with their configurations is collected with the place in the ladder file.
+    """Builds rungs; collects problems of their configurations with file and line.
 
     Attributes:
-        root: the file.
+        root: content of the ladder file.
         general: its section `ladder`.
-        overrides: of the command line; they win over the file's.
-        problems: a line each.
+        overrides: from the command line; they override the file.
+        problems: one line each.
     """
 
     root: Item
@@ -73,7 +73,7 @@ class Builder:
     def rung(
         self, name: str, places: Sequence[tuple[str, ...]], model: Mapping[str, Any], budget: Mapping[str, Any]
     ) -> Rung | None:
-        """One rung, or None when something is wrong with it."""
+        """Build one rung; None if it has problems."""
         use = {"nodes": 1, "gpus_per_node": 1, "gpu": "h100", "launch": None, **self.general, **model}
         changes = list(self._changes(places, (self.general, model, *([budget] if budget is not model else []))))
         folder = str(Path(self.general["out"]) / name)
@@ -100,7 +100,7 @@ class Builder:
         )
 
     def _changes(self, places: Sequence[tuple[str, ...]], sections: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-        """(override, where it is written), the later wins."""
+        """Pairs (override, place in the file); later ones win."""
         for names, section in zip([("ladder",), *places], sections, strict=True):
             for text in section.get("overrides", ()):
                 yield text, place(self.root, *names, "overrides")
@@ -120,7 +120,7 @@ class Builder:
 
 
 def _length(steps: int, shares: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
-    """Overrides that give a run its length; without its share, warm-up or cool-down is the configuration's own."""
+    """Overrides for the length of a run; warm-up and cool-down change only if the ladder gives their share."""
     texts = ["optimization.epochs=null", f"optimization.steps={steps}"]
     if "warmup" in shares:
         texts += ["optimization.warmup_epochs=null", f"optimization.warmup_steps={round(shares['warmup'] * steps)}"]
@@ -130,7 +130,7 @@ def _length(steps: int, shares: Mapping[str, Any], where: str) -> list[tuple[str
 
 
 def _command(use: Mapping[str, Any], overrides: Sequence[str]) -> tuple[str, ...] | None:
-    """What starts a rung."""
+    """Launch command of a rung."""
     if not use["launch"]:
         return None
     words = shlex.split(use["launch"].format(nodes=use["nodes"], gpus_per_node=use["gpus_per_node"]))

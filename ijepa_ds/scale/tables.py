@@ -1,4 +1,4 @@
-"""A ladder's results as text: rungs, laws, and what the next rung may score and cost."""
+"""A ladder's results as text: rungs, laws, and the prediction for the next rung."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ijepa_ds.scale.ladder import Ladder
 
 
 def text(whole: Ladder, found: Mapping[str, Any]) -> str:
-    """What `results.json` holds, for people."""
+    """The content of `results.json` as text."""
     return "\n".join([*_rows(whole, found["rungs"]), "", *_laws(found), *_next(whole, found["next"])])
 
 
@@ -51,16 +51,16 @@ def _laws(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _next(whole: Ladder, told: Mapping[str, Any] | None) -> list[str]:
-    if told is None:
+def _next(whole: Ladder, prediction: Mapping[str, Any] | None) -> list[str]:
+    if prediction is None:
         return []
-    hours = " to ".join(f"{value:.3g}" for value in told["device_hours_planned"])
-    point = told["point"]
+    hours = " to ".join(f"{value:.3g}" for value in prediction["device_hours_planned"])
+    point = prediction["point"]
     lines = ["", f"next rung: {point['parameters']:,} parameters, {point['images']:,} images: {hours} device-hours"]
-    if told["measured_to_planned"]:
-        low, high = told["measured_to_planned"]
+    if prediction["measured_to_planned"]:
+        low, high = prediction["measured_to_planned"]
         lines[-1] += f" by plan; the rungs so far took {low:.2g} to {high:.2g} times the plan's slow end"
-    for title, value in told["expected"].items():
+    for title, value in prediction["expected"].items():
         error, ends = value["error"], value["one_run_95"]
         shown = [error, *ends] if not whole.evaluation else [100 - error, *(100 - end for end in reversed(ends))]
         lines.append(f"  by {title}: {shown[0]:.3g} (one run, 95 %: {shown[1]:.3g} to {shown[2]:.3g})")

@@ -1,4 +1,4 @@
-"""Values of a ladder file with their places: each is checked by its kind, and everything wrong is collected."""
+"""Checked values of a ladder file with file and line; all problems are collected."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from ijepa_ds.config.build import suggest
 from ijepa_ds.config.yaml_tree import Item
 
-# kind -> what a reader is told to write
+# kind -> expected value in messages
 KINDS = {
     "text": "text",
     "texts": "a list of texts",
@@ -18,14 +18,14 @@ KINDS = {
 
 
 def take(item: Item, name: str, known: Mapping[str, str], required: Sequence[str], problems: list[str]) -> dict[str, Any]:
-    """The values of a section that are of their kind.
+    """Return the valid values of a section.
 
     Args:
         item: the section.
         name: its dotted name, for messages.
         known: key -> kind, a key of `KINDS`.
-        required: keys that must be there.
-        problems: gets a line for every unknown key, wrong value and missing key.
+        required: required keys.
+        problems: a line is added for every unknown key, wrong value and missing key.
     """
     entries = item.section
     if entries is None:
@@ -63,7 +63,7 @@ def _shown(value: Any) -> str:
 
 
 def place(item: Item, *names: str) -> str:
-    """Where a value is written, or the innermost section around it."""
+    """File and line of a value, or of the innermost section around it."""
     for name in names:
         entries = item.section or {}
         if name not in entries:

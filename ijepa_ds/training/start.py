@@ -27,7 +27,7 @@ from ijepa_ds.model import cpu
 from ijepa_ds.training.bad_samples import BadSamples, found_before
 from ijepa_ds.training.engine import Engine
 from ijepa_ds.training.live_eval import LiveEval
-from ijepa_ds.weights.start import Start, open_start, settle
+from ijepa_ds.weights.start import Start, open_start, resolve_position_grid
 
 logger = logging.getLogger(__name__)
 INDEX = "images.index"  # of the run's images, in its folder: what all ranks read, and a later start compares with
@@ -72,7 +72,7 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     lock = agree(lambda: run_dir.lock(Path(cfg.run.dir)) if rank == 0 else None)
     agree(lambda: run_dir.check_writable(Path(cfg.run.dir)))
     agree(lambda: rank_log.open_log(Path(cfg.run.dir), rank, plan.world_size))
-    cfg = broadcast_object(agree(lambda: settle(cfg) if rank == 0 else None))
+    cfg = broadcast_object(agree(lambda: resolve_position_grid(cfg) if rank == 0 else None))
     folder = _find_images(cfg, rank)
     schedule = agree(lambda: _schedule(cfg, folder))
     watch.beat("images found")

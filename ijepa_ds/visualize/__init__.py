@@ -1,1 +1,1 @@
-"""Pictures: masks over images, scores, a run on one page. Needs neither DeepSpeed nor a display."""
+"""Galleries, summaries and reports of runs; needs neither DeepSpeed nor a display."""

@@ -1,4 +1,4 @@
-"""`ijepa-ds visualize KIND`: what a model sees and predicts, as PNGs and an index.html that opens without a server."""
+"""`ijepa-ds visualize KIND`: draw a model's input, features and predictions as PNGs with an index.html."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ijepa_ds.visualize.kinds import Look, Page
 
 logger = logging.getLogger(__name__)
 _DECODE = "samples of what the predictor puts in a block, by a trained decoder"
-_ENCODER = ("pca", "similarity", "attention")  # kinds that look at one encoder
+_ENCODER = ("pca", "similarity", "attention")  # kinds that use one encoder
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _parser(below: argparse._SubParsersAction, name: str, text: str, option: str
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw one kind; 0."""
+    """Draw one kind; return exit code 0."""
     if args.kind == "decode":
         return decoding.run(args)
     source, size = looking.open_checked(args)

@@ -1,4 +1,4 @@
-"""`ijepa-ds visualize decode`: samples of what the predictor puts in a block, beside the image and its context."""
+"""`ijepa-ds visualize decode`: decoder samples of a representation, beside the image and its context."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw; 0."""
+    """Draw; return exit code 0."""
     check_at_least(args, num=1, sampler_steps=1, samples=2)  # the spread of the samples is shown
     device = device_of(args.device)
     decoder, conditioner, facts = open_decoder(args.decoder, args.checkpoint, device)
@@ -38,20 +38,20 @@ def run(args: argparse.Namespace) -> int:
     pictures = read_pictures(args.images, args.num, max(size, side))
     pixels = torch.from_numpy(pictures.pixels)
     with torch.no_grad():
-        told = conditioner.tell(encoder_input(pixels.to(device), source), args.seed)
+        conditions = conditioner.compute(encoder_input(pixels.to(device), source), args.seed)
     real = decoder_pixels(pixels, side)
-    seen = None if told.masks is None else context_only(real, told.masks, source.grid)
+    seen = None if conditions.masks is None else context_only(real, conditions.masks, source.grid)
     shown, limit = [], 0.0
     drawn = []
     for i in range(len(pixels)):
-        conditions = told.vectors[i : i + 1].expand(args.samples, -1)
+        vectors = conditions.vectors[i : i + 1].expand(args.samples, -1)
         seeds = [args.seed * 1_000_003 + k for k in range(args.samples)]
-        drawn.append(network.sample(decoder, conditions, seeds, args.sampler_steps).numpy())
+        drawn.append(network.sample(decoder, vectors, seeds, args.sampler_steps).numpy())
         limit = max(limit, float(_spread(drawn[-1]).max()))
     rows = []
     for i, name in enumerate(pictures.names):
-        top, left, height, width = (float(x) * side for x in told.boxes[i])
-        marks = () if told.masks is None else ((round(top), round(left), round(height), round(width)),)
+        top, left, height, width = (float(x) * side for x in conditions.boxes[i])
+        marks = () if conditions.masks is None else ((round(top), round(left), round(height), round(width)),)
         panels = [Panel(name[:28], real[i].numpy(), marks=marks)]
         if seen is not None:
             panels.append(Panel("context only", seen[i].numpy(), marks=marks))
@@ -77,13 +77,13 @@ def _spread(samples: np.ndarray) -> np.ndarray:
 
 def _words(condition: str) -> str:
     what = (
-        "the predictor's average-pooled output for the outlined block, told from the context"
+        "the predictor's average-pooled output for the outlined block, computed from the context"
         if condition == "block"
         else "the target encoder's average-pooled output for the whole image"
     )
     return (
-        f"Each sample is drawn by a diffusion model that is told {what}, and nothing else. What samples share is in the "
-        "representation; what differs (bright in the last column) is not, or the decoder has not learnt to read it."
+        f"Each sample comes from a diffusion model conditioned only on {what}. Features common to all samples are in the "
+        "representation. Features that differ (bright in the last column) are not in it, or the decoder has not learnt them."
     )
 
 

@@ -1,4 +1,4 @@
-"""`index.html` beside some PNGs: opens from a disk, without a server, on a wide screen and on a telephone."""
+"""HTML pages of figures that open from disk without a server, on wide and narrow screens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ td.n { font-variant-numeric: tabular-nums; } tr.differs td, tr.differs th { back
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture and what is to be said about it; `file` is its name beside index.html, or a data: address."""
+    """A figure with title and caption; `file` is a name relative to index.html, or a data URL."""
 
     file: str
     title: str
@@ -33,31 +33,31 @@ class Shown:
 
 
 def figure(shown: Shown) -> str:
-    """One picture with its words."""
+    """HTML of a figure with its caption."""
     title, caption = html.escape(shown.title), html.escape(shown.caption)
     words = f"<figcaption><b>{title}</b>{' · ' if caption else ''}{caption}</figcaption>"
     return f'<figure><img src="{html.escape(shown.file, quote=True)}" alt="{title}">{words}</figure>'
 
 
 def facts_table(facts: Mapping[str, object]) -> str:
-    """Name and value, a row each."""
+    """HTML table of names and values."""
     rows = (f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in facts.items())
     return f'<div class="wide"><table>{"".join(rows)}</table></div>'
 
 
 def page(title: str, body: str) -> str:
-    """A whole document around `body`; it needs nothing outside itself but the pictures named in it."""
+    """A complete HTML document around `body`; only its images are external."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<link rel="icon" href="data:,">'  # or the browser asks for one
+        '<link rel="icon" href="data:,">'  # else the browser requests a favicon
         f"<title>{html.escape(title)}</title><style>{CSS}</style></head>\n<body>\n<h1>{html.escape(title)}</h1>\n{body}\n"
         "</body></html>\n"
     )
 
 
 def write_page(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial")
     aside.write_text(text, encoding="utf-8")
@@ -65,6 +65,6 @@ def write_page(path: Path, text: str) -> None:
 
 
 def write_index(out: Path, title: str, words: str, shown: Sequence[Shown], facts: Mapping[str, object]) -> None:
-    """Write `out/index.html`: the words, the pictures, the facts."""
+    """Write `out/index.html`: text, figures and a table of facts."""
     body = f"<p>{html.escape(words)}</p>\n" + "\n".join(figure(item) for item in shown)
     write_page(out / "index.html", page(title, f"{body}\n<h2>Made from</h2>\n{facts_table(facts)}"))

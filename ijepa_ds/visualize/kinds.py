@@ -1,4 +1,4 @@
-"""The kinds of `ijepa-ds visualize`: each draws its PNGs and says what is on them."""
+"""The kinds of `ijepa-ds visualize`: each draws PNGs and describes them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ijepa_ds.plotting.masks import draw_masks as mask_panels
 from ijepa_ds.visualize import patches
 from ijepa_ds.visualize.gallery import Shown
 from ijepa_ds.visualize.looking import Pictures, encoder_of, tokens_of
-from ijepa_ds.weights import Source, fill_all, masks_for
+from ijepa_ds.weights import Source, build_ijepa, masks_for
 
-_MOST_HEADS = 16  # shown one by one
+_MOST_HEADS = 16  # maximum number of heads drawn separately
 
 
 @dataclass(frozen=True)
 class Look:
-    """What is looked at, and where it goes."""
+    """Input and output folder of a drawing."""
 
     source: Source
     pictures: Pictures
@@ -48,7 +48,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Page:
-    """What was drawn: title and words of the page, its pictures, facts beyond the common ones."""
+    """Content of a page: title, text, figures, and facts in addition to the common ones."""
 
     title: str
     words: str
@@ -65,10 +65,7 @@ def draw_masks(look: Look, args: argparse.Namespace) -> Page:
         panels = mask_panels(look.pictures.pixels[i], context, targets, look.source.patch_size)
         _save_pixels(panels, look.out / look.name(i))
         shown.append(Shown(look.name(i), name, f"context {masks.context.shape[-1]} of {look.grid**2} patches"))
-    words = (
-        "From left to right: the image, what the context encoder is shown of it, the blocks whose representations are to be "
-        "predicted."
-    )
+    words = "From left to right: the image, the context encoder's input, and the target blocks to predict."
     blocks = f"{masks.targets.shape[1]} of {masks.targets.shape[2]} patches each"
     return Page("Masks", words, shown, {"seed of the masks": look.seed, "target blocks": blocks})
 
@@ -99,18 +96,16 @@ def draw_pca(look: Look, args: argparse.Namespace) -> Page:
         draw_row(look.out / look.name(i), panels)
         shown.append(Shown(look.name(i), name, share))
     words = (
-        "Patches of like colour have like representations. Components are of the patches of all images here together, so "
+        "Patches of similar colour have similar representations. Components are computed on the patches of all images, so "
         "colours can be compared between images."
     )
     if not args.background:
-        words += (
-            " Black is background: the first component splits the patches, and the side that touches borders more is left out."
-        )
+        words += " Black is background: the first component splits the patches; the part with more border patches is left out."
     return Page("Principal components of patch features", words, shown, facts)
 
 
 def draw_similarity(look: Look, args: argparse.Namespace) -> Page:
-    """Image, and a map for each patch asked for."""
+    """Image, and one similarity map per selected patch."""
     chosen = args.patch or [(look.grid // 2, look.grid // 2)]
     for patch in chosen:
         _check_patch(patch, look.grid)
@@ -125,10 +120,7 @@ def draw_similarity(look: Look, args: argparse.Namespace) -> Page:
         draw_row(look.out / look.name(i), panels, "cosine similarity")
         spread = ", ".join(f"{values[i].min():.2f} to {values[i].max():.2f}" for values in maps)
         shown.append(Shown(look.name(i), name, f"cosine from {spread}"))
-    words = (
-        "Cosine similarity of the outlined patch's representation to that of every patch; the same colours mean the same "
-        "everywhere."
-    )
+    words = "Cosine similarity of the outlined patch's representation to that of every patch; all maps share one colour scale."
     return Page("Similarity of patches", words, shown, facts)
 
 
@@ -161,15 +153,15 @@ def draw_attention(look: Look, args: argparse.Namespace) -> Page:
             shown.append(Shown(look.name(i), look.pictures.names[i], f"entropy {spread:.2f} of 1"))
     whose = "on average over all patches" if query is None else f"by patch {args.patch[0]},{args.patch[1]} (outlined)"
     words = (
-        f"Attention given to each patch {whose}; 1 is an even share. There is no class token in this method. Entropy 1 means "
-        "that every patch looks at all patches alike, 0 at a single one."
+        f"Attention to each patch {whose}; 1 is uniform attention. I-JEPA has no class token. Entropy 1 means that every patch "
+        "attends to all patches equally, 0 to a single one."
     )
     return Page("Attention", words, shown, {"encoder": part, "block": args.layer, "heads": look.source.size.heads})
 
 
 def draw_predict(look: Look, args: argparse.Namespace) -> Page:
     """Image, context, and each target block with the cosine of its predicted to its true representations."""
-    model = fill_all(look.source, look.grid).to(look.device)
+    model = build_ijepa(look.source, look.grid).to(look.device)
     masks = masks_for(look.source, look.grid, len(look.pictures.names), look.seed)
     prediction, whole = _predict(model, look, masks)
     own_cosine, others = patches.agreement(prediction, whole, masks.targets)
@@ -178,13 +170,13 @@ def draw_predict(look: Look, args: argparse.Namespace) -> Page:
         draw_row(look.out / look.name(i), _predict_panels(look, masks, i, own_cosine[i]), "cosine, predicted and true")
         shown.append(Shown(look.name(i), name, _predict_caption(own_cosine[i], None if others is None else others[i])))
     words = (
-        "From left to right: the image, what the context encoder is shown, each target block. Colour is the cosine between "
-        "what the predictor tells and what the target encoder finds there when it sees the whole image (0 and below: dark)."
+        "From left to right: the image, the context encoder's input, each target block. Colour is the cosine between the "
+        "predictor's output and the target encoder's output for the whole image (0 and below: dark)."
     )
     if others is not None:
         words += (
-            " In brackets the mean cosine of the same prediction with the other images' representations of the same patches: "
-            "what position and average image explain. A prediction that knows its image lies above it."
+            " In brackets: the mean cosine of the prediction with other images at the same patches, which position and average "
+            "image explain. A prediction that uses its context lies above it."
         )
     facts: dict[str, object] = {"seed of the masks": look.seed, "mean cosine, own image": f"{own_cosine.mean():.4f}"}
     if others is not None:

@@ -1,4 +1,4 @@
-"""What the verbs below `visualize` share: the networks of a model, and the images to draw."""
+"""Shared by the commands below `visualize`: the networks of a model, and the images to draw."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from ijepa_ds.data.walk import is_image
 from ijepa_ds.model.vit import Encoder
 from ijepa_ds.weights import Source
 from ijepa_ds.weights import open_source as open_weights
-from ijepa_ds.weights.encoder import fill
+from ijepa_ds.weights.encoder import build_encoder
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images as evaluation reads them.
+    """Images read as for evaluation.
 
     Attributes:
         names: of n files.
@@ -63,10 +63,10 @@ def add_pictures(parser: argparse.ArgumentParser) -> None:
 
 
 def open_checked(args: argparse.Namespace) -> tuple[Source, int]:
-    """The weights, and the size images shall have.
+    """Open the weights; return them with the image size.
 
     Raises:
-        ValueError: numbers that make no sense, all at once; or weights that are none.
+        ValueError: options out of range, all at once; or unreadable weights.
     """
     wrong = below(args, num=1, batch_size=1)
     source = open_weights(args.checkpoint, args.heads, args.step)
@@ -81,10 +81,10 @@ def open_checked(args: argparse.Namespace) -> tuple[Source, int]:
 
 
 def read_pictures(images: Sequence[Path], num: int, size: int) -> Pictures:
-    """Images of a source (a folder, a list, tars, an index), evenly spaced, or the files named.
+    """Read image files, or evenly spaced images of a source (a folder, a list, tars, an index).
 
     Raises:
-        ValueError: a source without images, a file that is not there or cannot be read.
+        ValueError: a source without images, or a file that is missing or unreadable.
     """
     taken: list[Any] = []
     for item in images:
@@ -103,9 +103,9 @@ def read_pictures(images: Sequence[Path], num: int, size: int) -> Pictures:
 
 
 def encoder_of(source: Source, which: str | None, size: int, device: torch.device) -> tuple[Encoder, str]:
-    """An encoder for images of `size` pixels, and which one it is."""
+    """Build an encoder for images of `size` pixels; return it with the name of its part."""
     part = "untrained" if which == "untrained" else source.choose(which)
-    encoder = fill(source, part)
+    encoder = build_encoder(source, part)
     encoder.set_grid(size // source.patch_size)
     return encoder.to(device), part
 
@@ -115,7 +115,7 @@ def tokens_of(encoder: nn.Module, batches: Iterator[Tensor]) -> Tensor:
     """Output patch tokens of all images: float32 [n, N, D] on the CPU.
 
     Raises:
-        ValueError: they are not finite.
+        ValueError: tokens are not finite.
     """
     tokens = torch.cat([encoder(batch).float().cpu() for batch in batches])
     if not bool(torch.isfinite(tokens).all()):

@@ -1,4 +1,4 @@
-"""What can be seen in patch features: principal components as colours, similarity to one patch. Arrays in, arrays out."""
+"""Analysis of patch features: principal components as colours, similarity to one patch, agreement of predictions."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-_PERCENTILES = (2.0, 98.0)  # of a component; what lies outside is cut
+_PERCENTILES = (2.0, 98.0)  # of a component; values outside are clipped
 
 
 def without_position(tokens: Tensor) -> Tensor:
-    """Take from every patch what patches at its position have in common.
+    """Subtract from every patch the mean over images at its position.
 
     Args:
         tokens: [B, N, D].
 
     Raises:
-        ValueError: fewer than 4 images: their mean would be the images themselves.
+        ValueError: fewer than 4 images.
     """
     if len(tokens) < 4:
-        raise ValueError(f"--remove-position: the mean over {len(tokens)} images says nothing; give at least 4 (--num)")
+        raise ValueError(f"--remove-position: the mean over {len(tokens)} images is not meaningful; give at least 4 (--num)")
     return tokens - tokens.mean(dim=0, keepdim=True)
 
 
 def pca_colours(tokens: Tensor, foreground: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """The first three principal components of all patches together, as red, green and blue.
+    """First three principal components of all patches, as red, green and blue.
 
-    With `foreground`, the first component splits the patches in two (2-means); the part that touches the border of the
-    images less is the foreground, and components are those of the foreground alone (as for DINOv2, Oquab et al. 2023).
+    With `foreground`, 2-means on the first component splits the patches. The part with fewer patches on image borders is
+    the foreground; components are computed on the foreground only (as for DINOv2, Oquab et al. 2023).
 
     Args:
         tokens: [B, N, D], N = G * G.
         foreground: colour only the foreground.
 
     Returns:
-        float64 [B, G, G, 3] in 0 .. 1 (background: 0), bool [B, G, G]: what is foreground.
+        float64 [B, G, G, 3] in 0 .. 1 (background: 0), and the foreground mask, bool [B, G, G].
     """
     b, n, d = tokens.shape
     grid = round(n**0.5)
@@ -65,7 +65,7 @@ def similarity_to(tokens: Tensor, patch: int) -> np.ndarray:
 
     Args:
         tokens: [B, N, D].
-        patch: its number, row by row.
+        patch: its number in raster order.
 
     Returns:
         float64 [B, G, G].
@@ -77,16 +77,16 @@ def similarity_to(tokens: Tensor, patch: int) -> np.ndarray:
 
 
 def agreement(prediction: Tensor, whole: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
-    """Cosine of predicted to true representations, and to those of the other images at the same patches.
+    """Cosine of predicted and true representations, and of predictions and other images at the same patches.
 
     Args:
         prediction: [B, M, Kt, D], of one context.
         whole: [B, N, D], the true representations of every patch.
-        targets: int64 [B, M, Kt], the patches that were predicted.
+        targets: int64 [B, M, Kt], the predicted patches.
 
     Returns:
-        own float64 [B, M, Kt]; others [B, M, Kt], the mean over the other images (None for B = 1): what position and average
-        image alone explain.
+        own float64 [B, M, Kt]; others [B, M, Kt], the mean over the other images (None for B = 1): the part that position and
+        the average image explain.
     """
     p, t = (torch.nn.functional.normalize(x.double(), dim=-1) for x in (prediction, whole))
     own, others = torch.empty(targets.shape, dtype=torch.float64), torch.empty(targets.shape, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""`ijepa-ds report RUN [RUN ...]`: runs beside each other in one HTML file that needs nothing else."""
+"""`ijepa-ds report RUN [RUN ...]`: compare runs in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ijepa_ds.visualize.report_runs import Run, read_run
 
 logger = logging.getLogger(__name__)
 _ALWAYS = ("model.name", "data.source", "data.crop_size", "optimization.batch_size", "optimization.lr", "run.seed")
-_MOST_RUNS = 8  # colours that can be told apart
+_MOST_RUNS = 8  # distinguishable colours
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the report; 0."""
+    """Write the report; return exit code 0."""
     if len(args.runs) > _MOST_RUNS:
-        raise ValueError(f"{len(args.runs)} runs: at most {_MOST_RUNS} can be told apart in one report")
+        raise ValueError(f"{len(args.runs)} runs: at most {_MOST_RUNS} fit in one report")
     names = _names(args.runs)
     runs = [read_run(path, name) for path, name in zip(args.runs, names, strict=True)]
     args.out.mkdir(parents=True, exist_ok=True)
@@ -47,14 +47,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Folder names, with as much of what stands before as tells them apart."""
+    """Folder names, with as many parent folders as make them unique."""
     whole = [path.resolve().parts for path in paths]
     if len(set(whole)) < len(whole):
-        raise ValueError("a run is named twice")
-    return ["/".join(parts[-_telling(parts, whole) :]) for parts in whole]
+        raise ValueError("a run is listed twice")
+    return ["/".join(parts[-_unique_parts(parts, whole) :]) for parts in whole]
 
 
-def _telling(parts: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> int:
+def _unique_parts(parts: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> int:
     count = 1
     while sum(other[-count:] == parts[-count:] for other in others) > 1:
         count += 1
@@ -62,7 +62,7 @@ def _telling(parts: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> int:
 
 
 def _table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[object]]], mark: bool = False) -> str:
-    """A table; with `mark`, rows whose cells differ are coloured."""
+    """An HTML table; with `mark`, rows with differing cells are coloured."""
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in ("", *head))
     lines = []
     for name, cells in rows:
@@ -88,7 +88,7 @@ def _alarms(runs: Sequence[Run]) -> str:
 
 
 def embedded(path: Path) -> str:
-    """A PNG as an address that carries it."""
+    """A PNG as a data URL."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a report that need more than curves: masks that a run logged, its features over training."""
+"""Pictures of a report: masks logged by a run, and PCA of its features over training."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ijepa_ds.weights import open_source
 
 _MOST_STEPS = 6  # checkpoints shown, evenly spaced
 _BATCH = 16
-_ENOUGH = 4  # images for that
-_COMPARED = 32  # images whose mean at each position is taken away: positions would dominate the components
+_ENOUGH = 4  # minimum number of images to subtract position means
+_COMPARED = 32  # images for the position means; positions would dominate the components
 
 
 def write_masks(path: Path, run_dir: Path) -> int | None:
-    """Write the last mask picture that a run logged; its step, or None where there is none."""
+    """Write the last mask picture logged by a run; return its step, or None if there is none."""
     found = read_picture(run_dir, "images/masks")
     if found is None:
         return None
@@ -35,20 +35,20 @@ def write_masks(path: Path, run_dir: Path) -> int | None:
 
 
 def write_pca(path: Path, run_dir: Path, images: Sequence[Path] | None, num: int) -> str:
-    """Draw the principal components of the target's features at the start and at each checkpoint; what to say about them.
+    """Draw PCA of the target's features at the start and at each checkpoint; return the caption.
 
-    Each column has components of its own: colours can be compared down a column, not along a row.
+    Components are computed per column: colours are comparable within a column only.
 
     Raises:
-        ValueError: the images cannot be read (the run's folder may be gone: give others).
+        ValueError: the images cannot be read.
     """
     source = open_source(run_dir, weights=False)
-    assert source.config is not None  # of a run it is known
+    assert source.config is not None  # always known for a run
     size = source.grid * source.patch_size
     try:
         pictures = read_pictures(images or [Path(source.config.data.source)], max(num, _COMPARED), size)
     except ValueError as error:
-        raise ValueError(f"{error}\n(the images of the report's PCA; give others with --images)") from error
+        raise ValueError(f"{error}\n(the images of the report's PCA; choose others with --images)") from error
     steps = list_steps(run_dir)
     if len(steps) > _MOST_STEPS:
         steps = [steps[i] for i in np.linspace(0, len(steps) - 1, _MOST_STEPS).round().astype(int)]
@@ -68,5 +68,5 @@ def write_pca(path: Path, run_dir: Path, images: Sequence[Path] | None, num: int
         panels += [Panel(title, colours[i]) for title, colours in columns]
     draw_row(path, panels, columns=1 + len(columns))
     kept = "only the checkpoints that the run kept are shown (run.keep_last)"
-    what = f"what {len(pictures.names)} images have in common at a position is taken away" if removed else "as they are"
-    return f"Target encoder, {what}; the first three components, each column with its own; step 0 is the start; {kept}."
+    what = f"the mean over {len(pictures.names)} images at each position is subtracted" if removed else "unchanged"
+    return f"Target encoder, {what}; first three components, computed per column; step 0 is the start; {kept}."

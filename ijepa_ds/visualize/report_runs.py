@@ -1,4 +1,4 @@
-"""What a report tells about one run, read from its directory."""
+"""Data of one run for a report, read from its directory."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ijepa_ds.telemetry.health import Alarm, read_alarms
 
 @dataclass(frozen=True)
 class Run:
-    """One run.
+    """One run of a report.
 
     Attributes:
         path: its directory.
-        name: how the report calls it.
+        name: its name in the report.
         config: as resolved.
         scalars: tag -> (steps, values).
-        facts: name -> text, in order: what it cost.
+        facts: name -> text, in order: time, throughput, memory.
         scores: "where: score" -> text, percent.
         alarms: oldest first.
     """
@@ -40,10 +40,10 @@ class Run:
 
 
 def read_run(path: Path, name: str) -> Run:
-    """Read a run directory, of a finished run or one that is training.
+    """Read the directory of a finished or running training.
 
     Raises:
-        ValueError: it is not a run directory, has no events, or something in it is damaged.
+        ValueError: not a run directory, no events, or damaged files.
     """
     if not (path / "config.yaml").is_file():
         raise ValueError(f"{path}: not a run directory (no config.yaml in it)")
@@ -87,10 +87,10 @@ def _duration(seconds: float) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no file.
+    """Read the object in a JSON file; empty if there is no file.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the file is damaged.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -99,7 +99,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _scores(path: Path) -> Iterator[tuple[str, str]]:
-    """Percentages of every `result.json` below the run, beside those of the untrained encoder."""
+    """Scores of every `result.json` below the run, with those of the untrained encoder."""
     for file in sorted(path.rglob("result.json")):
         result = read_json(file)
         scores = result.get("scores")

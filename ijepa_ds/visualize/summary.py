@@ -1,4 +1,4 @@
-"""`ijepa-ds summary`: a run on one page: its loss, its masks, its scores."""
+"""`ijepa-ds summary`: one picture of a run: loss, masks, scores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ijepa_ds.telemetry.events import read_picture, read_scalars
 logger = logging.getLogger(__name__)
 
 _WIDTH = 12.0  # inches
-_LOG_FROM = 20.0  # a loss that spans more than this factor is drawn on a logarithmic axis
+_LOG_FROM = 20.0  # a loss with a larger range (factor) gets a logarithmic axis
 _SMOOTH_FROM = 60  # points: longer curves also get a running mean
 _MASKS = "Masks: image, context seen, targets predicted"
 
@@ -35,16 +35,16 @@ def write_summary(
     subtitle: str = "",
     chance: float | None = None,
 ) -> None:
-    """Write one PNG.
+    """Write the summary as a PNG.
 
     Args:
         path: of the PNG.
         losses: steps [n] and values [n]; n may be 0.
         pictures: uint8 [H, W, 3], such as `draw_batch` makes; None: left out.
         scores: name -> (untrained or None, trained) in percent; empty: left out.
-        title: in large letters.
-        subtitle: in small ones below.
-        chance: percent right by chance, for the scores.
+        title: large text.
+        subtitle: small text below the title.
+        chance: chance level of the scores in percent.
     """
     below = 0.0
     if pictures is not None:
@@ -86,10 +86,10 @@ def _draw_loss(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
 
 
 def running_mean(values: np.ndarray, half: int) -> np.ndarray:
-    """Centred mean over `half` values on either side, fewer on both near an end; [n] -> [n]."""
+    """Centred running mean over `half` values on each side, fewer near the ends; [n] -> [n]."""
     total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     place = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(place, place[::-1]))  # one-sided windows bend a slope
+    reach = np.minimum(half, np.minimum(place, place[::-1]))  # one-sided windows would bias slopes
     return (total[place + reach + 1] - total[place - reach]) / (2 * reach + 1)
 
 
@@ -102,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the summary of a run; 0."""
+    """Write the summary of a run; return exit code 0."""
     scalars = read_scalars(args.run)
     if "loss" not in scalars:
         raise ValueError(f"{args.run}: its events have no 'loss'; give the directory of a training run (run.dir)")

@@ -1,4 +1,4 @@
-"""The model card that goes with exported weights: what they are, where they come from, how they are loaded."""
+"""The model card of exported weights: contents, origin and usage."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ _WHICH = {
     "target": "The target encoder: the float32 exponential moving average of the context encoder, which the paper evaluates.",
     "context": "The context encoder, which the optimiser trains. The paper evaluates the target encoder instead.",
     "unlabelled": "One encoder; its source did not say whether it is the context or the target encoder.",
-    "predictor": "The predictor alone: of use for looking at predictions, or to continue pretraining.",
+    "predictor": "The predictor alone, to inspect predictions or to continue pretraining.",
     "all": "Context encoder, target encoder (its float32 exponential moving average) and predictor: enough to continue "
     "pretraining. Use the target encoder for features.",
 }
 
 
 def model_card(source: Source, format_: str, which: str, dtype: str, file: str) -> str:
-    """README.md of an export, with the front matter that the Hugging Face hub reads.
+    """README.md of an export, with front matter for the Hugging Face hub.
 
     Args:
         source: what was exported.
         format_: timm, hf, published or safetensors.
         which: part, or all.
-        dtype: of the values in the file.
-        file: the name of the file of weights.
+        dtype: of the tensors.
+        file: name of the weights file.
     """
     size, side = source.size, source.grid * source.patch_size
     row = next((name for name, known in SIZES.items() if known == size), "own size")

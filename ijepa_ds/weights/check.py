@@ -1,4 +1,4 @@
-"""Whether tensors are an I-JEPA encoder or predictor: names, shapes, and positions that are the fixed sine-cosine."""
+"""Checks that tensors are an I-JEPA encoder or predictor: names, shapes, fixed sine-cosine positions."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from ijepa_ds.config.sizes import SIZES, Size
 from ijepa_ds.model.vit import Encoder, Predictor, sincos_position_embedding
 from ijepa_ds.weights.facts import WeightsError
 
-IGNORED = ("head.weight", "head.bias")  # a classifier on top is not the encoder's
+IGNORED = ("head.weight", "head.bias")  # a classification head is not part of the encoder
 _SHOWN = 6
 
 
 @dataclass(frozen=True)
 class PredictorSize:
-    """A predictor's shape; `heads` is None where the file does not say."""
+    """Size of a predictor; `heads` is None where unknown."""
 
     width: int
     depth: int
     heads: int | None
 
 
-def size_in(tensors: Mapping[str, Tensor], heads: int | None, where: str) -> tuple[Size, int, str | None]:
-    """An encoder's shape and patch size by its tensors, and a note when the heads had to be looked up.
+def infer_size(tensors: Mapping[str, Tensor], heads: int | None, where: str) -> tuple[Size, int, str | None]:
+    """Infer encoder size and patch size from tensors; the third value is a note when the heads were looked up.
 
     Args:
         tensors: under our names.
-        heads: where known; tensors do not tell.
-        where: what messages call the source.
+        heads: attention heads, where known; they cannot be inferred from the tensors.
+        where: name of the source in messages.
 
     Raises:
-        WeightsError: no patch embedding or block, or the heads are neither given nor those of a row of `config.sizes.SIZES`.
+        WeightsError: no patch embedding or block, or the heads are neither given nor in `config.sizes.SIZES`.
     """
     missing = [n for n in ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "pos_embed") if n not in tensors]
     if missing:
@@ -64,31 +64,31 @@ def _depth(tensors: Mapping[str, Tensor], stem: str) -> int:
     return 1 + max((int(match[1]) for match in found if match), default=-1)
 
 
-def predictor_size_in(tensors: Mapping[str, Tensor], heads: int | None, where: str) -> PredictorSize:
-    """The same for a predictor."""
+def infer_predictor_size(tensors: Mapping[str, Tensor], heads: int | None, where: str) -> PredictorSize:
+    """Infer the predictor size from tensors; arguments and errors as in `infer_size`."""
     if "predictor_embed.weight" not in tensors:
         raise WeightsError(f"{where}: the predictor has no predictor_embed.weight")
     return PredictorSize(tensors["predictor_embed.weight"].shape[0], _depth(tensors, "predictor_blocks"), heads)
 
 
 def encoder_shapes(size: Size, patch_size: int) -> dict[str, torch.Size]:
-    """Every parameter of an encoder."""
+    """Name and shape of every parameter of an encoder."""
     with torch.device("meta"):
         return {name: p.shape for name, p in Encoder(size, patch_size, 1).named_parameters()}
 
 
 def predictor_shapes(size: Size, predictor: PredictorSize) -> dict[str, torch.Size]:
-    """Every parameter of a predictor (heads do not show in them)."""
+    """Name and shape of every parameter of a predictor; they do not depend on the number of heads."""
     with torch.device("meta"):
         made = Predictor(size.width, predictor.width, predictor.depth, predictor.heads or 1, 1)
         return {name: p.shape for name, p in made.named_parameters()}
 
 
-def check_names(tensors: Mapping[str, Tensor], shapes: dict[str, torch.Size], tables: set[str], where: str) -> None:
-    """Refuse anything but exactly these parameters (and position tables).
+def check_parameters(tensors: Mapping[str, Tensor], shapes: dict[str, torch.Size], tables: set[str], where: str) -> None:
+    """Check that tensors are exactly these parameters (and position tables).
 
     Raises:
-        WeightsError: everything missing, unexpected or of another shape, at once.
+        WeightsError: lists all missing and unexpected tensors and wrong shapes.
     """
     problems = [f"{name} is missing" for name in shapes if name not in tensors]
     for name in tensors:
@@ -114,11 +114,11 @@ def _hint(name: str) -> str:
     return ""
 
 
-def learnt_grid(table: Tensor, where: str) -> tuple[int, int]:
-    """The grid of a position table `[1, G*G, D]`, and the grid that its positions were learnt on (`vit`).
+def infer_grids(table: Tensor, where: str) -> tuple[int, int]:
+    """Infer the grid of a position table `[1, G*G, D]`, and the grid it had in training.
 
     Raises:
-        WeightsError: not the fixed sine-cosine positions of a square grid.
+        WeightsError: these are not fixed sine-cosine positions of a square grid.
     """
     n, width = table.shape[-2:]
     grid = math.isqrt(n)

@@ -1,4 +1,4 @@
-"""Plain encoders out of any weights: one process, no DeepSpeed, no other ranks."""
+"""Builds plain encoders from any weights, in one process and without DeepSpeed."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ WHICH = ("target", "context", "untrained")
 
 
 def load_encoder(path_or_name: str | Path, which: str | None = None, heads: int | None = None) -> tuple[Encoder, Transform]:
-    """A frozen encoder, float32, on the CPU, in evaluation mode, and the transform that pictures need before it.
+    """Load a frozen encoder (float32, CPU, evaluation mode) and its image transform.
 
         encoder, transform = load_encoder("runs/vith14")
         tokens = encoder(transform(image)[None])  # [1, N, D]; tokens.mean(dim=1) is the feature that is evaluated
 
     Args:
-        path_or_name: whatever `open_source` takes; or the name of a repository in the local Hugging Face cache, such as
+        path_or_name: any path that `open_source` accepts; or a repository in the local Hugging Face cache, such as
             facebook/ijepa_vith14_1k (nothing is downloaded).
-        which: `target` (the EMA; what the paper evaluates), `context`, or `untrained` (the start values); None: the target,
-            or else the one encoder there is.
-        heads: attention heads, where the file does not say and the size is not one of `config.sizes.SIZES`.
+        which: `target` (the EMA; what the paper evaluates), `context`, or `untrained` (initial values); None: the target,
+            or the only encoder.
+        heads: attention heads, where the file does not say and the size is not in `config.sizes.SIZES`.
 
     Raises:
-        WeightsError: nothing known is there, or it is not what it seems.
-        CheckpointError: a run's checkpoints are broken.
+        WeightsError: the format is not known, or the file does not match it.
+        CheckpointError: a run without a usable checkpoint.
     """
     path = Path(path_or_name)
     encoder, facts = read_encoder(path if path.exists() else _in_cache(str(path_or_name)), which, heads)
@@ -44,7 +44,7 @@ def load_encoder(path_or_name: str | Path, which: str | None = None, heads: int 
 
 
 def read_encoder(path: str | Path, which: str | None = None, heads: int | None = None) -> tuple[Encoder, Facts]:
-    """The encoder of `load_encoder`, and everything known about it."""
+    """Load an encoder as `load_encoder` does, with its metadata."""
     if which not in (None, *WHICH):
         raise WeightsError(f"which: expected {', '.join(WHICH)}, got {which!r}")
     source = open_source(path, heads, weights=which != "untrained")
@@ -53,7 +53,7 @@ def read_encoder(path: str | Path, which: str | None = None, heads: int | None =
     which = which if which == "untrained" else source.choose(which)
     for note in source.notes:
         logger.info("%s: %s", source.path, note)
-    encoder = fill(source, which)
+    encoder = build_encoder(source, which)
     facts = Facts(
         source=str(source.path),
         kind=source.kind,
@@ -72,8 +72,8 @@ def read_encoder(path: str | Path, which: str | None = None, heads: int | None =
     return encoder, facts
 
 
-def fill(source: Source, part: str) -> Encoder:
-    """The encoder `part` of a source; `untrained`: the start values of its run's seed (0 without a run)."""
+def build_encoder(source: Source, part: str) -> Encoder:
+    """Build the encoder `part` of a source; `untrained`: initial values of the run's seed (0 without a run)."""
     encoder = Encoder(source.size, source.patch_size, source.grid, position_grid=source.position_grid)
     return fill_network(encoder, source, "encoder", None if part == "untrained" else source.parts[part])
 
@@ -84,8 +84,8 @@ def fill_network(network: Network, source: Source, label: str, tensors: Mapping[
     Args:
         network: is changed.
         source: its LayerNorm epsilon and seed are used.
-        label: `encoder` or `predictor`, for the start values.
-        tensors: by parameter name; None: the start values of the run's seed (0 without a run).
+        label: `encoder` or `predictor`, for the initial values.
+        tensors: by parameter name; None: the initial values of the run's seed (0 without a run).
     """
     for module in network.modules():
         if isinstance(module, LayerNorm):
@@ -101,7 +101,7 @@ def fill_network(network: Network, source: Source, label: str, tensors: Mapping[
 
 
 def _in_cache(name: str) -> Path:
-    """The folder of a repository that was downloaded before."""
+    """Folder of a repository in the local cache."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 

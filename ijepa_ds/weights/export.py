@@ -1,4 +1,4 @@
-"""`ijepa-ds export`: an encoder (or everything) out of a run, or out of any other weights, in a format that others read."""
+"""`ijepa-ds export`: write an encoder, or all networks, of a run or of other weights in a common format."""
 
 from __future__ import annotations
 
@@ -30,37 +30,37 @@ _FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
 
 
 def export(source: Source, out: Path, format_: str = "safetensors", which: str | None = None, dtype: str = "float32") -> Path:
-    """Write weights into a new folder, whole or not at all.
+    """Write weights into a new folder, atomically.
 
-    Tensors are read one after another; at most the exported ones are in memory.
+    Tensors are read one by one; only the exported ones are held in memory.
 
     Args:
         source: what to write (`open_source`).
-        out: folder to make: the weights, a model card, and what the format wants beside them.
+        out: folder to create, with the weights, a model card and the configuration files of the format.
         format_: `safetensors` (ours: any part, or all), `timm`, `hf` (`IJepaModel`), or `published` (all parts).
-        which: target, context, predictor or all; None: all for `published`, else the encoder that `Source.choose` takes.
+        which: target, context, predictor or all; None: all for `published`, else `Source.choose(None)`.
         dtype: float32, bfloat16 or float16.
 
     Returns:
-        The file of weights.
+        The weights file.
 
     Raises:
-        WeightsError: it cannot be written so; nothing is left behind.
+        WeightsError: this format cannot hold these weights; no files are left.
     """
     if which is None:
         which = "all" if format_ == "published" else source.choose(None)
-    formats.refuse(source, format_, which)
+    formats.check_exportable(source, format_, which)
     if out.suffix in _FILE_SUFFIXES:
         raise WeightsError(f"--out {out}: names a folder (the file in it gets its usual name): leave out {out.suffix}")
     if out.is_file() or out.is_dir() and any(out.iterdir()):
-        raise WeightsError(f"--out {out}: is there already and is not empty; name a new folder")
+        raise WeightsError(f"--out {out}: exists and is not empty; name a new folder")
     aside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         name = _write(source, aside, format_, which, dtype)
         (aside / "README.md").write_text(model_card(source, format_, which, dtype, name), encoding="utf-8")
-        open_source(aside if name == WEIGHTS else aside / name, heads=source.size.heads)  # what was written can be read
+        open_source(aside if name == WEIGHTS else aside / name, heads=source.size.heads)  # verify that it can be read back
         for path in (*aside.iterdir(), aside):
             fsync(path)
         if out.is_dir():
@@ -73,26 +73,26 @@ def export(source: Source, out: Path, format_: str = "safetensors", which: str |
 
 
 def _write(source: Source, folder: Path, format_: str, which: str, dtype: str) -> str:
-    """The format's files but the card; the name of the one with the weights."""
+    """Write all files but the model card; return the name of the weights file."""
     type_ = formats.DTYPES[dtype]
     if format_ == "published":
-        torch.save(formats.published(source, type_), folder / PUBLISHED)
+        torch.save(formats.published_checkpoint(source, type_), folder / PUBLISHED)
         return PUBLISHED
     if format_ == "hf":
         tensors = formats.hugging_face_tensors(source, which, type_)
         _write_json(folder / "config.json", formats.hugging_face_config(source, dtype))
         _write_json(folder / "preprocessor_config.json", formats.hugging_face_preprocessor(source))
     elif which == "all":
-        tensors = formats.several(source, type_, formats.LABELS)
+        tensors = formats.all_tensors(source, type_, formats.LABELS)
     else:
         tensors = formats.part_tensors(source, which, type_)
     if format_ == "timm":
         _write_json(folder / "config.json", formats.timm_config(source))
-    save_tensors(_held(tensors), folder / WEIGHTS, formats.metadata(source, which))
+    save_tensors(_contiguous(tensors), folder / WEIGHTS, formats.metadata(source, which))
     return WEIGHTS
 
 
-def _held(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
+def _contiguous(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
     return {name: value.contiguous() for name, value in tensors}
 
 
@@ -121,7 +121,7 @@ def add_size_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export; 0."""
+    """Export; return exit code 0."""
     source = resized(open_source(args.run, args.heads, args.step), args.image_size, args.patch_size)
     for note in source.notes:
         logger.info("%s: %s", source.path, note)

@@ -1,4 +1,4 @@
-"""What is known about weights beside their values."""
+"""Metadata of weights."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be used; the text names the file, what was found and what to do."""
+    """Weights cannot be used; the message names the file, what was found and what to do."""
 
 
 @dataclass(frozen=True)
 class Transform:
-    """From a picture to what an encoder takes, as in evaluation: no augmentation.
+    """Image transform for evaluation, without augmentation.
 
     Attributes:
-        size: side of the result in pixels.
-        mean: of each channel, of pixels in 0 .. 1.
-        std: of each channel.
+        size: side of the output in pixels.
+        mean: per channel, for pixels in 0 .. 1.
+        std: per channel.
     """
 
     size: int
@@ -35,29 +35,29 @@ class Transform:
     std: tuple[float, float, float]
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Shorter side to 256/224 of `size`, the centre of it, normalised: float32 [3, size, size]."""
+        """Resize the shorter side to 256/224 of `size`, centre-crop, normalise: float32 [3, size, size]."""
         pixels = torch.from_numpy(np.asarray(resize_centre_crop(image, self.size)).copy())
         return normalize(pixels[None], self.mean, self.std, torch.float32)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """About one encoder.
+    """Metadata of one encoder.
 
     Attributes:
-        source: the path that was read.
+        source: path of the weights.
         kind: run, export, published, timm or hugging face.
         which: target, context, untrained, or unlabelled (the file does not say).
-        step: optimiser steps it was trained for; None when the file does not say.
-        size: its shape.
+        step: optimiser steps; None where unknown.
+        size: encoder size.
         patch_size: pixels.
-        image_size: pixels; what it takes.
-        position_grid: patches along a side of the images that it learnt positions on.
-        mean: of each channel, of pixels in 0 .. 1, as in training.
-        std: of each channel.
-        eps: of its LayerNorms.
-        config: of the run, where the source knows it.
-        notes: what had to be assumed or was changed, a sentence each.
+        image_size: pixels.
+        position_grid: patches along a side in training.
+        mean: per channel, for pixels in 0 .. 1, as in training.
+        std: per channel.
+        eps: of the LayerNorms.
+        config: the run's configuration, where known.
+        notes: assumptions and changes, one sentence each.
     """
 
     source: str
@@ -76,5 +76,5 @@ class Facts:
 
     @property
     def transform(self) -> Transform:
-        """What turns a picture into the encoder's input."""
+        """The transform from an image to the encoder's input."""
         return Transform(self.image_size, self.mean, self.std)

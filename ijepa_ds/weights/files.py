@@ -1,4 +1,4 @@
-"""Single files of weights, opened safely: nothing in them is ever executed, and they must be what their name says."""
+"""Opens single weights files safely: no code in them is executed, and the content must match the file name."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _BEGINNINGS = (
 
 
 def open_safetensors(paths: Sequence[Path]) -> tuple[LazyTensors, dict[str, str]]:
-    """The tensors of one or several files, memory-mapped, and their metadata.
+    """Tensors (memory-mapped) and metadata of one or several safetensors files.
 
     Raises:
-        WeightsError: one is missing, damaged, or something else.
+        WeightsError: a file is missing, damaged or of another type.
     """
     readers: dict[str, Callable[[], Tensor]] = {}
     metadata: dict[str, str] = {}
     for path in paths:
-        expect(path)
+        check_type(path)
         try:
             file = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
@@ -49,8 +49,8 @@ def open_safetensors(paths: Sequence[Path]) -> tuple[LazyTensors, dict[str, str]
     return LazyTensors(readers), metadata
 
 
-def found(path: Path) -> str:
-    """What a file is by its content, in words."""
+def file_type(path: Path) -> str:
+    """Type of a file by its content, in words."""
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
@@ -72,7 +72,7 @@ def found(path: Path) -> str:
     try:
         head[:500].decode("utf-8")
     except UnicodeDecodeError:
-        return "nothing known here"
+        return "an unknown type of file"
     return "text"
 
 
@@ -89,15 +89,15 @@ def _zip(path: Path) -> str:
     return "a zip archive that is no PyTorch file"
 
 
-def expect(path: Path) -> str:
-    """What the file is: `SAFETENSORS`, `TORCH` or `OLD_TORCH`.
+def check_type(path: Path) -> str:
+    """Return the type of a weights file: `SAFETENSORS`, `TORCH` or `OLD_TORCH`.
 
     Raises:
-        WeightsError: it is something else, or not what its name says.
+        WeightsError: another type, or content that does not match the file name.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
-    content, suffix = found(path), path.suffix.lower()
+    content, suffix = file_type(path), path.suffix.lower()
     if suffix == ".safetensors":
         good, says = content == SAFETENSORS, SAFETENSORS
     elif suffix in TORCH_SUFFIXES:
@@ -110,44 +110,46 @@ def expect(path: Path) -> str:
 
 
 def load_torch(path: Path) -> Any:
-    """What a PyTorch file holds, tensors memory-mapped where the file allows it; code in it is never executed.
+    """Content of a PyTorch file, memory-mapped where the format allows it; code in it is never executed.
 
     Raises:
-        WeightsError: damaged, not what its name says, or with anything but plain data in it.
+        WeightsError: damaged, of another type, or with anything but plain data in it.
     """
-    mapped = expect(path) == TORCH
+    mapped = check_type(path) == TORCH
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        raise WeightsError(f"{path}: refused: it holds more than plain weights. {_calls(path, mapped, error)}") from error
+        raise WeightsError(
+            f"{path}: refused: it contains more than plain weights. {_describe_calls(path, mapped, error)}"
+        ) from error
     except Exception as error:  # a damaged pickle raises nearly anything
         raise WeightsError(f"{path}: a damaged PyTorch file ({type(error).__name__}: {error})") from error
 
 
-def _calls(path: Path, mapped: bool, error: Exception) -> str:
-    """What loading the file would have called. Torch's own advice, to trust the file, is not passed on."""
+def _describe_calls(path: Path, mapped: bool, error: Exception) -> str:
+    """Functions that loading the file would call. PyTorch's own advice, to trust the file, is left out."""
     names = set(re.findall(r"Unsupported global: GLOBAL (\S+)", str(error)))
     if mapped:
         try:
             names |= set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-        except Exception:  # a hostile file may break this too; it is refused either way
+        except Exception:  # a hostile file may break this too; it is rejected anyway
             pass
     what = f"Loading it would run code: {', '.join(sorted(names)[:8])}. " if names else ""
     return what + "Save the tensors alone (safetensors)"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        WeightsError: missing, or not one.
+        WeightsError: the file is missing or not a JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror}") from error
     except ValueError as error:
-        raise WeightsError(f"{path}: by its name JSON, found {found(path)} ({error})") from error
+        raise WeightsError(f"{path}: by its name JSON, found {file_type(path)} ({error})") from error
     if not isinstance(value, dict):
         raise WeightsError(f"{path}: expected a JSON object, found a {type(value).__name__}")
     return value

@@ -1,4 +1,4 @@
-"""What each format writes: tensors under its names, and the files beside them."""
+"""Content of each export format: tensors under its names, and its configuration files."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ from ijepa_ds.weights.facts import WeightsError
 from ijepa_ds.weights.names import hugging_face_names
 from ijepa_ds.weights.source import Source
 
-LABELS = {"context": "encoder", "target": "target_encoder", "predictor": "predictor"}  # part -> name in files of several
+LABELS = {
+    "context": "encoder",
+    "target": "target_encoder",
+    "predictor": "predictor",
+}  # part -> prefix in files with several parts
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# timm's models of the published runs: (width, depth, mlp, patch, image) -> name. Other shapes override one of them.
+# timm's models of the published runs: (width, depth, mlp, patch, image) -> name. Other sizes override _TIMM_OTHER.
 _TIMM = {
     (1280, 32, 5120, 14, 224): "vit_huge_patch14_gap_224",
     (1280, 32, 5120, 16, 448): "vit_huge_patch16_gap_448",
@@ -30,7 +34,7 @@ _TIMM_OTHER = "vit_base_patch16_gap_224"
 
 
 def encoder_tensors(source: Source, part: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """An encoder's parameters under our names, positions included; one is read at a time."""
+    """Parameters and positions of an encoder under our names, read one at a time."""
     table = sincos_position_embedding(source.size.width, source.grid, source.position_grid)
     yield "pos_embed", table.to(dtype)
     for name in check.encoder_shapes(source.size, source.patch_size):
@@ -38,7 +42,7 @@ def encoder_tensors(source: Source, part: str, dtype: torch.dtype) -> Iterator[t
 
 
 def predictor_tensors(source: Source, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """The same for the predictor."""
+    """Parameters and positions of the predictor under our names, read one at a time."""
     assert source.predictor is not None
     table = sincos_position_embedding(source.predictor.width, source.grid, source.position_grid)
     yield "predictor_pos_embed", table.to(dtype)
@@ -47,25 +51,25 @@ def predictor_tensors(source: Source, dtype: torch.dtype) -> Iterator[tuple[str,
 
 
 def part_tensors(source: Source, part: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Either of them."""
+    """Parameters and positions of one part."""
     return predictor_tensors(source, dtype) if part == "predictor" else encoder_tensors(source, part, dtype)
 
 
 def hugging_face_tensors(source: Source, part: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """An encoder's parameters as files of transformers have them."""
+    """An encoder's parameters under the names of transformers' files."""
     for name, value in encoder_tensors(source, part, dtype):
         theirs = hugging_face_names(name)
         yield from zip(theirs, (piece.clone() for piece in value.chunk(len(theirs))), strict=True)
 
 
-def several(source: Source, dtype: torch.dtype, parts: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
-    """All parts, each under its prefix."""
+def all_tensors(source: Source, dtype: torch.dtype, parts: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of all parts, each under its prefix."""
     for part, prefix in parts.items():
         yield from ((f"{prefix}.{name}", value) for name, value in part_tensors(source, part, dtype))
 
 
-def published(source: Source, dtype: torch.dtype) -> dict[str, Any]:
-    """A checkpoint as the published code writes it, without the optimiser's state."""
+def published_checkpoint(source: Source, dtype: torch.dtype) -> dict[str, Any]:
+    """A checkpoint in the published code's format, without optimiser state."""
     state: dict[str, Any] = {
         LABELS[part]: {"module." + name: value for name, value in part_tensors(source, part, dtype)} for part in LABELS
     }
@@ -76,7 +80,7 @@ def published(source: Source, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def metadata(source: Source, which: str) -> dict[str, str]:
-    """Of a safetensors file: what Hugging Face and timm expect, and everything that we know."""
+    """Metadata of a safetensors file: the key that Hugging Face and timm expect, and ours."""
     about = {
         "format": 1,
         "version": ijepa_ds.__version__,
@@ -97,7 +101,7 @@ def metadata(source: Source, which: str) -> dict[str, str]:
 
 
 def shown_config(source: Source) -> str | None:
-    """The run's configuration as YAML, without the places of its machine."""
+    """The run's configuration as YAML, without the machine's paths."""
     if source.config is None:
         return None
     run, data = source.config.run, source.config.data
@@ -132,7 +136,7 @@ def hugging_face_config(source: Source, dtype: str) -> dict[str, Any]:
 
 
 def hugging_face_preprocessor(source: Source) -> dict[str, Any]:
-    """preprocessor_config.json: shorter side to 256/224 of the image size, the centre of it."""
+    """preprocessor_config.json: resize the shorter side to 256/224 of the image size, centre-crop."""
     side = source.grid * source.patch_size
     return {
         "image_processor_type": "BitImageProcessor",
@@ -151,7 +155,7 @@ def hugging_face_preprocessor(source: Source) -> dict[str, Any]:
 
 
 def timm_model(source: Source) -> tuple[str, dict[str, Any]]:
-    """What timm calls an encoder, and the arguments with which `create_model` makes it."""
+    """The timm model name of an encoder, and the arguments of `create_model`."""
     size, side = source.size, source.grid * source.patch_size
     name = _TIMM.get((size.width, size.depth, size.mlp_hidden, source.patch_size, side))
     if name and size.heads == 16:
@@ -196,11 +200,11 @@ def timm_config(source: Source) -> dict[str, Any]:
     }
 
 
-def refuse(source: Source, format_: str, which: str) -> None:
-    """Say at once what cannot be written.
+def check_exportable(source: Source, format_: str, which: str) -> None:
+    """Check that a format can hold the weights.
 
     Raises:
-        WeightsError: parts that are missing, a predictor where a format has none, another LayerNorm, options of the encoder.
+        WeightsError: lists all problems: missing parts, a predictor, another LayerNorm eps, encoder options.
     """
     problems = []
     if format_ == "published" and which != "all":
@@ -212,9 +216,9 @@ def refuse(source: Source, format_: str, which: str) -> None:
     if which not in ("all", *source.parts):
         problems.append(f"no {which} in it (it has {', '.join(source.parts) or 'no weights yet'})")
     if format_ in ("timm", "published") and source.eps != 1e-6:
-        problems.append(f"its LayerNorms have eps {source.eps:g}, {format_} models 1e-6: they would compute something else")
-    options = [name for name in source.size.options if name != "drop_path"]  # of training only
+        problems.append(f"its LayerNorms have eps {source.eps:g}, {format_} models 1e-6: the outputs would differ")
+    options = [name for name in source.size.options if name != "drop_path"]  # used in training only
     if format_ in ("timm", "hf", "published") and options:
-        problems.append(f"it has {', '.join(options)}, which {format_} models of this kind do not: use --format safetensors")
+        problems.append(f"it has {', '.join(options)}, which {format_} models do not support: use --format safetensors")
     if problems:
-        raise WeightsError(f"{source.path}: cannot be exported so: " + "; ".join(problems))
+        raise WeightsError(f"{source.path}: cannot be exported in this format: " + "; ".join(problems))

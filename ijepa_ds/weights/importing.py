@@ -1,4 +1,4 @@
-"""`ijepa-ds import`: what weights of any kind are, checked; with `--out`, the same as our own safetensors."""
+"""`ijepa-ds import`: check and describe weights of any format; `--out` writes them as safetensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def describe(source: Source) -> str:
-    """A source in a few lines."""
+    """A short text about a source."""
     size, side = source.size, source.grid * source.patch_size
     row = next((f"'{name}'" for name, known in SIZES.items() if known == size), "own size")
     count = sum(math.prod(shape) for shape in check.encoder_shapes(size, source.patch_size).values())
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check, tell, and write when asked to; 0."""
+    """Check, describe and, with `--out`, write; return exit code 0."""
     source = resized(open_source(args.path, args.heads), args.image_size, args.patch_size)
     for note in source.notes:
         logger.info("%s: %s", source.path, note)

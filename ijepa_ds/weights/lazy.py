@@ -1,4 +1,4 @@
-"""Tensors that are read when asked for, and not kept."""
+"""A mapping of tensors that are read on access and not cached."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 class LazyTensors(Mapping[str, Tensor]):
-    """Names, and how the tensor of each is read."""
+    """Tensors by name; every access calls the tensor's reader."""
 
     def __init__(self, readers: Mapping[str, Callable[[], Tensor]]) -> None:
         self._readers = dict(readers)
 
     def __getitem__(self, name: str) -> Tensor:
-        """Read one."""
+        """Read a tensor."""
         return self._readers[name]()
 
     def __iter__(self) -> Iterator[str]:
@@ -23,14 +23,14 @@ class LazyTensors(Mapping[str, Tensor]):
         return iter(self._readers)
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Number of tensors."""
         return len(self._readers)
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is one of that name; nothing is read."""
+        """Whether the name exists; nothing is read."""
         return name in self._readers
 
 
 def prefixed(inner: Mapping[str, Tensor], prefix: str) -> LazyTensors:
-    """The entries whose names begin with `prefix`, without it."""
+    """Entries whose names start with `prefix`, with the prefix removed."""
     return LazyTensors({name[len(prefix) :]: partial(inner.__getitem__, name) for name in inner if name.startswith(prefix)})

@@ -1,4 +1,4 @@
-"""Names of parameters: ours (which are timm's and the published checkpoints') and Hugging Face's."""
+"""Maps parameter names between ours (the same as timm's and the published checkpoints') and Hugging Face's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BLOCK = {
     "mlp.fc2": ("output.dense",),
 }
 _OUTSIDE = {"patch_embed.proj": "embeddings.patch_embeddings.projection", "norm": "layernorm"}
-# What transformers 5 calls its modules -> what its files say.
+# Module names of transformers 5 -> names in its files.
 _MODULES = (
     (re.compile(r"^layers\.(\d+)\.attention\.([qkv])_proj\."), r"encoder.layer.\1.attention.attention.\2."),
     (re.compile(r"^layers\.(\d+)\.attention\.o_proj\."), r"encoder.layer.\1.attention.output.dense."),
@@ -33,7 +33,7 @@ _LETTERS = {"q": "query", "k": "key", "v": "value"}
 
 
 def hugging_face_names(name: str) -> tuple[str, ...]:
-    """Where transformers keeps one of our encoder's parameters: three names for qkv (stacked in this order), else one."""
+    """Names in transformers of one of our encoder's parameters: three for qkv (stacked in this order), else one."""
     if name == "pos_embed":
         return ("embeddings.position_embeddings",)
     stem, _, kind = name.rpartition(".")
@@ -44,7 +44,7 @@ def hugging_face_names(name: str) -> tuple[str, ...]:
 
 
 def file_name(key: str) -> str:
-    """A key of a transformers state dict as its files have it."""
+    """Map a key of a transformers state dict to its name in files."""
     key = key.removeprefix("ijepa.")
     for pattern, replacement in _MODULES:
         key, changed = pattern.subn(replacement, key)
@@ -54,17 +54,17 @@ def file_name(key: str) -> str:
 
 
 def from_hugging_face(theirs: Mapping[str, Tensor]) -> tuple[LazyTensors, list[str]]:
-    """A transformers encoder under our names, and what in it is no parameter of ours."""
+    """A transformers encoder under our names, and the keys that have no counterpart here."""
     keys = {file_name(key): key for key in theirs}
     depth = len({key.split(".")[2] for key in keys if key.startswith("encoder.layer.")})
     stems = [*_OUTSIDE, *(f"blocks.{i}.{part}" for i in range(depth) for part in _BLOCK)]
     readers: dict[str, Callable[[], Tensor]] = {}
     used: set[str] = set()
     for name in ["pos_embed", *(f"{stem}.{kind}" for stem in stems for kind in ("weight", "bias"))]:
-        wanted = hugging_face_names(name)
-        if all(key in keys for key in wanted):
-            readers[name] = partial(_joined, theirs, [keys[key] for key in wanted])
-            used.update(wanted)
+        names = hugging_face_names(name)
+        if all(key in keys for key in names):
+            readers[name] = partial(_joined, theirs, [keys[key] for key in names])
+            used.update(names)
     return LazyTensors(readers), sorted(keys.keys() - used)
 
 

@@ -1,4 +1,4 @@
-"""Recognise what a path is, and open it: runs, exports, published checkpoints, timm, Hugging Face."""
+"""Detects the format of a path and opens it: runs, exports, published checkpoints, timm, Hugging Face."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ijepa_ds.weights.check import PredictorSize
 from ijepa_ds.weights.facts import WeightsError
 from ijepa_ds.weights.lazy import LazyTensors, prefixed
 from ijepa_ds.weights.names import from_hugging_face
-from ijepa_ds.weights.source import Source, Told, assemble
+from ijepa_ds.weights.source import Description, Source, assemble
 
 METADATA = "ijepa_ds"  # our entry in a safetensors file's metadata
 WEIGHTS = "model.safetensors"  # in every folder that is exported
@@ -34,36 +34,36 @@ _PREFIXES = ("module.", "_orig_mod.")
 def open_source(
     path: str | Path, heads: int | None = None, step: int | None = None, weights: bool = True, verify: bool = True
 ) -> Source:
-    """Recognise what a path is, check it, open it.
+    """Detect the format of a path, check it and open it.
 
     Args:
         path: a run directory, a checkpoint folder, a folder or file exported here, a published checkpoint, a timm file or
             folder, or a Hugging Face folder.
-        heads: attention heads, where the file does not say and the size is not one of `config.sizes.SIZES`.
-        step: of a run, the checkpoint to take; None: the newest good one.
-        weights: False: only a run's shape is wanted, it may have no checkpoint yet.
-        verify: compare the checksums of a checkpoint folder.
+        heads: attention heads, where the file does not say and the size is not in `config.sizes.SIZES`.
+        step: checkpoint of a run; None: the newest valid one.
+        weights: False: read only a run's model size; it may have no checkpoint yet.
+        verify: verify the checksums of a checkpoint folder.
 
     Raises:
-        WeightsError: nothing known is there, or it is not what it seems; the text says what was found.
-        CheckpointError: a run's checkpoints are broken.
+        WeightsError: the format is not known or the file does not match it; the message says what was found.
+        CheckpointError: a run without a usable checkpoint.
     """
     path = Path(path)
     if path.is_dir():
         if (path / "manifest.json").is_file() or (path / "config.yaml").is_file():
-            source = _run(path, step, weights, verify)
+            source = _open_run(path, step, weights, verify)
         elif (path / "config.json").is_file():
-            source = _described_folder(path, heads)
+            source = _open_described_folder(path, heads)
         elif (path / WEIGHTS).is_file():
-            source = _file(path / WEIGHTS, heads)
+            source = _open_file(path / WEIGHTS, heads)
         else:
-            held = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+            names = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
             raise WeightsError(
                 f"{path}: neither a run directory (no config.yaml), a checkpoint folder (no manifest.json), nor a folder of "
-                f"weights (no config.json, no {WEIGHTS}); it holds {held}"
+                f"weights (no config.json, no {WEIGHTS}); it contains {names}"
             )
     elif path.is_file():
-        source = _file(path, heads)
+        source = _open_file(path, heads)
     else:
         raise WeightsError(f"{path}: no such file or folder")
     if step is not None and source.kind != "run":
@@ -71,8 +71,8 @@ def open_source(
     return source
 
 
-def _saved(reader: CheckpointReader, kind: str, prefix: str, shapes: dict[str, torch.Size]) -> LazyTensors:
-    """A part of a checkpoint, each parameter put together from its slices when asked for."""
+def _checkpoint_part(reader: CheckpointReader, kind: str, prefix: str, shapes: dict[str, torch.Size]) -> LazyTensors:
+    """A part of a checkpoint; each parameter is joined from its slices when it is read."""
 
     def read(name: str) -> Tensor:
         return reader.read(kind, prefix + name).view(shapes[name])
@@ -80,7 +80,7 @@ def _saved(reader: CheckpointReader, kind: str, prefix: str, shapes: dict[str, t
     return LazyTensors({name: partial(read, name) for name in shapes})
 
 
-def _run(path: Path, step: int | None, weights: bool, verify: bool) -> Source:
+def _open_run(path: Path, step: int | None, weights: bool, verify: bool) -> Source:
     reader: CheckpointReader | None = None
     if (path / "manifest.json").is_file():
         run_dir, reader = path.parent.parent, CheckpointReader(path, verify)
@@ -102,9 +102,9 @@ def _run(path: Path, step: int | None, weights: bool, verify: bool) -> Source:
     parts: dict[str, Mapping[str, Tensor]] = {}
     if reader:
         shapes = check.encoder_shapes(size, cfg.model.patch_size)
-        parts["context"] = _saved(reader, "master", "encoder.", shapes)
-        parts["target"] = _saved(reader, "ema", "encoder.", shapes)
-        parts["predictor"] = _saved(reader, "master", "predictor.", check.predictor_shapes(size, predictor))
+        parts["context"] = _checkpoint_part(reader, "master", "encoder.", shapes)
+        parts["target"] = _checkpoint_part(reader, "ema", "encoder.", shapes)
+        parts["predictor"] = _checkpoint_part(reader, "master", "predictor.", check.predictor_shapes(size, predictor))
     return Source(
         path=reader.folder if reader else run_dir,
         kind="run",
@@ -121,36 +121,36 @@ def _run(path: Path, step: int | None, weights: bool, verify: bool) -> Source:
     )
 
 
-def _file(path: Path, heads: int | None) -> Source:
-    if files.expect(path) == files.SAFETENSORS:
+def _open_file(path: Path, heads: int | None) -> Source:
+    if files.check_type(path) == files.SAFETENSORS:
         tensors, metadata = files.open_safetensors([path])
         if METADATA in metadata:
-            return _export(path, tensors, metadata[METADATA])
+            return _open_export(path, tensors, metadata[METADATA])
         beside = path.parent / "config.json"
         if path.name == WEIGHTS and beside.is_file() and not any("patch_embed.proj" in name for name in tensors):
-            return _described_folder(path.parent, heads)
-        return assemble(path, {"unlabelled": _clean(tensors)}, Told(kind="timm", heads=heads))
-    held = files.load_torch(path)
-    if not isinstance(held, dict):
-        raise WeightsError(f"{path}: expected a dictionary of weights, found a {type(held).__name__}")
-    if isinstance(held.get("encoder"), dict):
-        parts = {label: _clean(held[key]) for key, label in _LABELS.items() if isinstance(held.get(key), dict)}
-        return assemble(path, parts, Told(kind="published", heads=heads))
-    inner = next((held[key] for key in _WRAPPERS if isinstance(held.get(key), dict)), held)
-    return assemble(path, {"unlabelled": _clean(inner)}, Told(kind="timm", heads=heads))
+            return _open_described_folder(path.parent, heads)
+        return assemble(path, {"unlabelled": _clean(tensors)}, Description(kind="timm", heads=heads))
+    content = files.load_torch(path)
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: expected a dictionary of weights, found a {type(content).__name__}")
+    if isinstance(content.get("encoder"), dict):
+        parts = {label: _clean(content[key]) for key, label in _LABELS.items() if isinstance(content.get(key), dict)}
+        return assemble(path, parts, Description(kind="published", heads=heads))
+    inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
+    return assemble(path, {"unlabelled": _clean(inner)}, Description(kind="timm", heads=heads))
 
 
 def _clean(state: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """Tensors under plain names, without what wrappers put in front of all of them."""
+    """Tensors without a prefix that wrapper modules add to all names."""
     for prefix in _PREFIXES:
         if state and all(name.startswith(prefix) for name in state):
             state = prefixed(state, prefix)
     return state
 
 
-def _export(path: Path, tensors: LazyTensors, metadata: str) -> Source:
-    told = _read_metadata(path, metadata)
-    which, notes = told["which"], []
+def _open_export(path: Path, tensors: LazyTensors, metadata: str) -> Source:
+    about = _read_metadata(path, metadata)
+    which, notes = about["which"], []
     if which == "all":
         parts: dict[str, Mapping[str, Tensor]] = {label: prefixed(tensors, key + ".") for key, label in _LABELS.items()}
     else:
@@ -159,61 +159,61 @@ def _export(path: Path, tensors: LazyTensors, metadata: str) -> Source:
             inner, _ = from_hugging_face(tensors)
         parts = {which: inner}
     cfg = None
-    if told["config"]:
+    if about["config"]:
         try:
-            cfg = config.from_text(told["config"], str(path))
+            cfg = config.from_text(about["config"], str(path))
         except ConfigError as error:
             notes.append(f"the configuration in the file is not this version's ({error.problems[0]})")
-    model, predictor = told["model"], told["predictor"]
+    model, predictor = about["model"], about["predictor"]
     return assemble(
         path,
         parts,
-        Told(
+        Description(
             kind="export",
             heads=model["heads"],
             predictor_heads=predictor["heads"] if predictor else None,
-            mean=told["mean"],
-            std=told["std"],
-            eps=told["eps"],
-            step=told["step"],
+            mean=about["mean"],
+            std=about["std"],
+            eps=about["eps"],
+            step=about["step"],
             config=cfg,
             notes=notes,
         ),
-        known=(Size(**model), told["patch_size"], told["grid"], told["position_grid"]),
+        known=(Size(**model), about["patch_size"], about["grid"], about["position_grid"]),
     )
 
 
 def _read_metadata(path: Path, text: str) -> dict[str, Any]:
     try:
-        told = json.loads(text)
-        missing = _METADATA_KEYS - told.keys()
+        about = json.loads(text)
+        missing = _METADATA_KEYS - about.keys()
     except (ValueError, AttributeError) as error:
-        raise WeightsError(f"{path}: its metadata of this package are damaged ({error})") from error
-    if told.get("format") != 1 or missing:
-        raise WeightsError(f"{path}: exported by another version of this package (its metadata have another form)")
-    return told
+        raise WeightsError(f"{path}: its ijepa_ds metadata are damaged ({error})") from error
+    if about.get("format") != 1 or missing:
+        raise WeightsError(f"{path}: exported by another version of ijepa_ds (unknown metadata format)")
+    return about
 
 
-def _described_folder(folder: Path, heads: int | None) -> Source:
-    """A Hugging Face or timm folder: weights, and a config.json that says what they are."""
-    told = files.read_json(folder / "config.json")
+def _open_described_folder(folder: Path, heads: int | None) -> Source:
+    """Open a Hugging Face or timm folder: weights, and a config.json that describes them."""
+    described = files.read_json(folder / "config.json")
     state, metadata = _weights_in(folder)
     if METADATA in metadata:
-        return _export(folder, state, metadata[METADATA])
-    if "architecture" in told:
-        return assemble(folder, {"unlabelled": _clean(state)}, _told_by_timm(folder, told, heads))
-    if told.get("model_type") != "ijepa":
+        return _open_export(folder, state, metadata[METADATA])
+    if "architecture" in described:
+        return assemble(folder, {"unlabelled": _clean(state)}, _timm_description(folder, described, heads))
+    if described.get("model_type") != "ijepa":
         raise WeightsError(
-            f"{folder / 'config.json'}: model_type is {told.get('model_type')!r}; expected 'ijepa' (Hugging Face), or an "
+            f"{folder / 'config.json'}: model_type is {described.get('model_type')!r}; expected 'ijepa' (Hugging Face), or an "
             "architecture (timm)"
         )
     wrong = [
-        f"{key} is {told.get(key, default)!r}"
+        f"{key} is {described.get(key, default)!r}"
         for key, default in (("qkv_bias", True), ("hidden_act", "gelu"), ("num_channels", 3))
-        if told.get(key, default) != default
+        if described.get(key, default) != default
     ]
     if wrong:
-        raise WeightsError(f"{folder / 'config.json'}: not an encoder as here: {', '.join(wrong)}")
+        raise WeightsError(f"{folder / 'config.json'}: not supported: {', '.join(wrong)}")
     picture = files.read_json(p) if (p := folder / "preprocessor_config.json").is_file() else {}
     theirs, rest = from_hugging_face(state)
     strange = [n for n in rest if not n.startswith(("pooler.", "classifier.", "embeddings.mask_token"))]
@@ -223,26 +223,26 @@ def _described_folder(folder: Path, heads: int | None) -> Source:
     return assemble(
         folder,
         {"unlabelled": theirs},
-        Told(
+        Description(
             kind="hugging face",
-            heads=told.get("num_attention_heads", 12),
+            heads=described.get("num_attention_heads", 12),
             mean=picture.get("image_mean"),
             std=picture.get("image_std"),
-            eps=told.get("layer_norm_eps", 1e-12),
+            eps=described.get("layer_norm_eps", 1e-12),
             notes=notes,
         ),
     )
 
 
 def _weights_in(folder: Path) -> tuple[LazyTensors, dict[str, str]]:
-    """The tensors of a folder (safetensors or PyTorch, whole or in several files), and their metadata."""
+    """Tensors and metadata of a folder (safetensors or PyTorch, in one or several files)."""
     for name in (WEIGHTS, "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
             found = [folder / name]
         elif index.is_file():
             names = sorted(set(files.read_json(index)["weight_map"].values()))
-            found = [folder / Path(part).name for part in names]  # the name alone: it must not lead outside
+            found = [folder / Path(part).name for part in names]  # only the name: the path must stay inside the folder
         else:
             continue
         if name == WEIGHTS:
@@ -252,14 +252,14 @@ def _weights_in(folder: Path) -> tuple[LazyTensors, dict[str, str]]:
     raise WeightsError(f"{folder}: has a config.json but no weights ({WEIGHTS} or pytorch_model.bin)")
 
 
-def _told_by_timm(folder: Path, told: dict[str, Any], heads: int | None) -> Told:
+def _timm_description(folder: Path, described: dict[str, Any], heads: int | None) -> Description:
     import timm
 
     try:
         with torch.device("meta"):
-            model: Any = timm.create_model(told["architecture"], **told.get("model_args", {}))
+            model: Any = timm.create_model(described["architecture"], **described.get("model_args", {}))
         heads, eps = model.blocks[0].attn.num_heads, model.norm.eps
-    except Exception as error:  # a folder's arguments may fail anywhere in timm
-        raise WeightsError(f"{folder / 'config.json'}: timm cannot build {told['architecture']!r}: {error}") from error
-    picture = told.get("pretrained_cfg", {})
-    return Told(kind="timm", heads=heads, mean=picture.get("mean"), std=picture.get("std"), eps=eps)
+    except Exception as error:  # bad arguments may fail anywhere in timm
+        raise WeightsError(f"{folder / 'config.json'}: timm cannot build {described['architecture']!r}: {error}") from error
+    picture = described.get("pretrained_cfg", {})
+    return Description(kind="timm", heads=heads, mean=picture.get("mean"), std=picture.get("std"), eps=eps)

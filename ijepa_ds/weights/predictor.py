@@ -1,4 +1,4 @@
-"""The predictor out of any weights that have one, the three networks of a run together, and masks for them."""
+"""Builds predictors and complete I-JEPA models from weights, and masks for them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from ijepa_ds.config import MasksConfig
 from ijepa_ds.masks.sampler import Masks, build_sampler, check
 from ijepa_ds.model.ijepa import IJEPA
 from ijepa_ds.model.vit import Predictor
-from ijepa_ds.weights.encoder import fill, fill_network
+from ijepa_ds.weights.encoder import build_encoder, fill_network
 from ijepa_ds.weights.facts import WeightsError
 from ijepa_ds.weights.source import Source
 
 logger = logging.getLogger(__name__)
 
 
-def fill_predictor(source: Source, grid: int | None = None, trained: bool = True) -> Predictor:
-    """The predictor of a source, float32, on the CPU, frozen.
+def build_predictor(source: Source, grid: int | None = None, trained: bool = True) -> Predictor:
+    """Build the predictor of a source: float32, on the CPU, frozen.
 
     Args:
         source: opened weights.
-        grid: patches along a side of the images it shall predict for; None: as in training.
-        trained: False: the start values of its run's seed.
+        grid: patches along a side of the images; None: as in training.
+        trained: False: the initial values of the run's seed.
 
     Raises:
         WeightsError: the source has no predictor.
@@ -41,26 +41,26 @@ def fill_predictor(source: Source, grid: int | None = None, trained: bool = True
     return fill_network(predictor, source, "predictor", source.parts["predictor"] if trained else None)
 
 
-def fill_all(source: Source, grid: int | None = None) -> IJEPA:
-    """Context encoder, predictor and target encoder of a source, for images of `grid` x `grid` patches.
+def build_ijepa(source: Source, grid: int | None = None) -> IJEPA:
+    """Build context encoder, predictor and target encoder for images of `grid` x `grid` patches.
 
     Raises:
         WeightsError: one of them is missing.
     """
-    predictor = fill_predictor(source, grid)
-    context, target = (fill(source, source.choose(part)) for part in ("context", "target"))
+    predictor = build_predictor(source, grid)
+    context, target = (build_encoder(source, source.choose(part)) for part in ("context", "target"))
     for encoder in (context, target):
         encoder.set_grid(grid or source.grid)
     return IJEPA(context, predictor, target).eval()
 
 
 def masks_for(source: Source, grid: int, count: int, seed: int) -> Masks:
-    """Masks as the run draws them (the published ones where the weights come without a run), for `count` images.
+    """Sample masks for `count` images with the run's settings (the published ones for weights without a run).
 
-    On another grid than the run's, `masks.context_tokens` is chosen anew from the scales.
+    On another grid than the run's, `masks.context_tokens` is derived from the scales again.
 
     Raises:
-        ValueError: the settings are impossible on this grid.
+        ValueError: the mask settings do not fit this grid.
     """
     cfg = source.config.masks if source.config else MasksConfig()
     if grid != source.grid:

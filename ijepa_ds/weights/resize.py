@@ -1,4 +1,4 @@
-"""The same weights for images or patches of another size."""
+"""Resizes weights to another image or patch size."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _PATCHES = "patch_embed.proj.weight"
 
 
 def resized(source: Source, image_size: int | None = None, patch_size: int | None = None) -> Source:
-    """A source as if trained on other sizes; what changes is said in its notes.
+    """A source for another image or patch size; its notes list the changes.
 
-    Positions are the sine-cosine evaluated between the learnt ones: the same place of the picture keeps its position. The patch
-    embedding is resampled by the pseudo-inverse of the resizing of patches (FlexiViT, Beyer et al., CVPR 2023).
+    Sine-cosine positions are evaluated between the trained ones: a place in the image keeps its position. The patch
+    embedding is resampled with the pseudo-inverse of patch resizing (FlexiViT, Beyer et al., CVPR 2023).
 
     Args:
-        source: what to change; it stays as it is.
-        image_size: pixels; None: as it is.
-        patch_size: pixels; None: as it is.
+        source: not modified.
+        image_size: pixels; None: unchanged.
+        patch_size: pixels; None: unchanged.
 
     Raises:
         WeightsError: the image is not a whole number of patches.

@@ -1,4 +1,4 @@
-"""One view of every format: which parts there are, their tensors under our names, and the facts beside them."""
+"""A common view of every weight format: parts, tensors under our names, and metadata."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from ijepa_ds.weights.facts import IMAGENET_MEAN, IMAGENET_STD, WeightsError
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Opened weights. Tensors are read when asked for.
+    """Opened weights; tensors are read lazily.
 
     Attributes:
         path: what was opened.
         kind: run, export, published, timm or hugging face.
-        parts: context, target, predictor, or unlabelled for an encoder of which the file does not say which it is;
-            each under the names of `vit` (position tables left out).
-        size: the encoders' shape.
+        parts: context, target, predictor, or unlabelled where the file does not say which encoder it holds;
+            tensors by the parameter names of `model.vit` (position tables left out).
+        size: encoder size.
         patch_size: pixels.
         grid: patches along a side of an image.
-        position_grid: the grid on which the positions were learnt.
-        predictor: its shape, where there is one.
+        position_grid: patches along a side in training.
+        predictor: predictor size; None where there is none.
         step: optimiser steps; None where unknown.
-        config: of the run, where known.
-        notes: what had to be assumed.
+        config: the run's configuration, where known.
+        notes: assumptions made while reading.
     """
 
     path: Path
@@ -51,10 +51,10 @@ class Source:
     notes: tuple[str, ...] = ()
 
     def choose(self, which: str | None) -> str:
-        """The part that holds the encoder asked for; None: the target, or else the one encoder there is.
+        """Return the part to use for `which`; None: the target, or the only encoder.
 
         Raises:
-            WeightsError: it is not there.
+            WeightsError: there is no such part.
         """
         encoders = [name for name in self.parts if name != "predictor"]
         if which is None:
@@ -65,15 +65,15 @@ class Source:
             return which
         if encoders == ["unlabelled"]:
             raise WeightsError(
-                f"{self.path}: holds one encoder and does not say which it is, so '{which}' cannot be asked for; leave "
-                "it out to take it (other projects' conversions hold the context encoder)"
+                f"{self.path}: holds one encoder and does not say which it is, so '{which}' is not available; leave "
+                "the choice out to use it (conversions by other projects hold the context encoder)"
             )
         raise WeightsError(f"{self.path}: has no {which} (it has {', '.join(self.parts) or 'no weights yet'})")
 
 
 @dataclass(kw_only=True)
-class Told:
-    """What a file's surroundings tell about it."""
+class Description:
+    """Metadata found beside the tensors of a file."""
 
     kind: str
     heads: int | None = None
@@ -89,48 +89,58 @@ class Told:
 def assemble(
     path: Path,
     parts: Mapping[str, Mapping[str, Tensor]],
-    told: Told,
+    description: Description,
     known: tuple[Size, int, int, int] | None = None,
 ) -> Source:
-    """Check the parts of a file against each other and against the networks."""
+    """Build a `Source`, after checking the parts against each other and against the networks.
+
+    Args:
+        path: what was opened.
+        parts: tensors of each part, under our names.
+        description: metadata of the file.
+        known: encoder size, patch size, grid and training grid; None: inferred from the tensors.
+
+    Raises:
+        WeightsError: the parts are not those of an I-JEPA model, or do not fit together.
+    """
     encoders = {label: tensors for label, tensors in parts.items() if label != "predictor"}
-    notes = list(told.notes)
+    notes = list(description.notes)
     if known:
         size, patch, grid, learnt = known
     else:
-        size, patch, note = check.size_in(next(iter(encoders.values())), told.heads, str(path))
-        grid, learnt = check.learnt_grid(next(iter(encoders.values()))["pos_embed"], str(path))
+        size, patch, note = check.infer_size(next(iter(encoders.values())), description.heads, str(path))
+        grid, learnt = check.infer_grids(next(iter(encoders.values()))["pos_embed"], str(path))
         notes += [note] if note else []
-    if told.mean is None or told.std is None:
+    if description.mean is None or description.std is None:
         notes.append("mean and deviation of the pixels: ImageNet's, as in the published runs (the file does not say)")
     shapes = check.encoder_shapes(size, patch)
     for label, tensors in encoders.items():
-        check.check_names(tensors, shapes, {"pos_embed"}, f"{path} ({label})")
-        if "pos_embed" in tensors and check.learnt_grid(tensors["pos_embed"], f"{path} ({label})") != (grid, learnt):
+        check.check_parameters(tensors, shapes, {"pos_embed"}, f"{path} ({label})")
+        if "pos_embed" in tensors and check.infer_grids(tensors["pos_embed"], f"{path} ({label})") != (grid, learnt):
             raise WeightsError(f"{path}: the encoders' positions are of different grids")
     predictor = None
     if "predictor" in parts:
         where = f"{path} (predictor)"
-        predictor = check.predictor_size_in(parts["predictor"], told.predictor_heads, where)
+        predictor = check.infer_predictor_size(parts["predictor"], description.predictor_heads, where)
         tables = {"predictor_pos_embed"}
-        check.check_names(parts["predictor"], check.predictor_shapes(size, predictor), tables, where)
+        check.check_parameters(parts["predictor"], check.predictor_shapes(size, predictor), tables, where)
         if "predictor_pos_embed" in parts["predictor"]:
-            found = check.learnt_grid(parts["predictor"]["predictor_pos_embed"], where)
+            found = check.infer_grids(parts["predictor"]["predictor_pos_embed"], where)
             if found != (grid, learnt):
                 raise WeightsError(f"{where}: positions of a {found[0]} x {found[0]} grid, the encoder's are {grid} x {grid}")
     return Source(
         path=path,
-        kind=told.kind,
+        kind=description.kind,
         parts=parts,
         size=size,
         patch_size=patch,
         grid=grid,
         position_grid=learnt,
         predictor=predictor,
-        mean=tuple(told.mean or IMAGENET_MEAN),  # type: ignore[arg-type]
-        std=tuple(told.std or IMAGENET_STD),  # type: ignore[arg-type]
-        eps=told.eps,
-        step=told.step,
-        config=told.config,
+        mean=tuple(description.mean or IMAGENET_MEAN),  # type: ignore[arg-type]
+        std=tuple(description.std or IMAGENET_STD),  # type: ignore[arg-type]
+        eps=description.eps,
+        step=description.step,
+        config=description.config,
         notes=tuple(notes),
     )

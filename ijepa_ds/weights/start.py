@@ -1,4 +1,4 @@
-"""What a run starts from when it continues other weights (`model.init_from`), checked against its configuration."""
+"""Initial weights of a run from other weights (`model.init_from`), checked against its configuration."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from ijepa_ds.weights.source import Source
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Start values by parameter; tensors are read when asked for, so that a rank reads what its slices need.
+    """Initial values by parameter. Tensors are read lazily: a rank reads only what its slices need.
 
     Attributes:
-        source: where they come from, already of the run's image and patch size.
-        context: the part that the context encoder starts from.
-        target: the part that the target encoder starts from.
-        seed: of fresh values, where the source has no predictor.
-        notes: what a person should know about it, a sentence each.
+        source: the weights, already resized to the run's image and patch size.
+        context: part used for the context encoder.
+        target: part used for the target encoder.
+        seed: for the predictor, where the source has none.
+        notes: remarks for the log, one sentence each.
     """
 
     source: Source
@@ -40,7 +40,7 @@ class Start:
     notes: tuple[str, ...]
 
     def student(self, name: str, shape: torch.Size) -> Tensor:
-        """A trained parameter, `encoder.X` or `predictor.X`; any floating-point type."""
+        """Initial value of a trained parameter, `encoder.X` or `predictor.X`, of any floating-point type."""
         part, _, rest = name.partition(".")
         if part == "encoder":
             return self.source.parts[self.context][rest]
@@ -49,11 +49,11 @@ class Start:
         return initial_value(name, shape, self.seed)
 
     def teacher(self, name: str) -> Tensor:
-        """A parameter of the target encoder."""
+        """Initial value of a parameter of the target encoder."""
         return self.source.parts[self.target][name]
 
     def digest(self) -> str:
-        """Tells other weights apart: a checksum of the smaller tensors of each part."""
+        """Checksum of the smaller tensors of each part; ranks compare it."""
         total = hashlib.sha256()
         for label, tensors in sorted(self.source.parts.items()):
             for name in sorted(tensors):
@@ -62,10 +62,10 @@ class Start:
         return total.hexdigest()[:16]
 
 
-def settle(cfg: Config) -> Config:
-    """The configuration with `model.position_grid` set where `model.init_from` learnt its positions on another grid.
+def resolve_position_grid(cfg: Config) -> Config:
+    """Set `model.position_grid` where the weights of `model.init_from` were trained on another grid.
 
-    A run directory that was begun already says so itself: the weights are not needed any more when a run resumes.
+    A resumed run takes the value from its `config.yaml` and does not need the weights.
     """
     if cfg.model.init_from is None or cfg.model.position_grid is not None:
         return cfg
@@ -78,16 +78,16 @@ def settle(cfg: Config) -> Config:
 
 
 def open_start(cfg: Config, path: str | None = None, verify: bool = True) -> Start:
-    """Open what `model.init_from` names, and check that it fits.
+    """Open the weights of `model.init_from` and check that they fit the model.
 
     Args:
-        cfg: the run, settled.
-        path: what to open instead: a checkpoint that another rank chose.
+        cfg: the run, after `resolve_position_grid`.
+        path: opened instead of `model.init_from`: the checkpoint that rank 0 chose.
         verify: compare the checksums of a run's checkpoint.
 
     Raises:
-        WeightsError: it cannot be read, or does not fit; all differences at once.
-        CheckpointError: it is a run whose checkpoints are broken.
+        WeightsError: the weights cannot be read, or do not fit; lists all differences.
+        CheckpointError: a run without a usable checkpoint.
     """
     assert cfg.model.init_from is not None
     path = path or cfg.model.init_from
@@ -101,7 +101,7 @@ def open_start(cfg: Config, path: str | None = None, verify: bool = True) -> Sta
     problems = [*_encoder_problems(cfg, source), *_predictor_problems(cfg, source)]
     if problems:
         raise WeightsError(f"model.init_from: {path} does not fit this model: " + "; ".join(problems))
-    # what the run says about positions holds
+    # the run's own setting wins
     source = replace(source, position_grid=cfg.model.position_grid or cfg.grid)
     source = resized(source, cfg.data.crop_size, cfg.model.patch_size)
     context = "context" if "context" in encoders else encoders[0]
@@ -116,7 +116,7 @@ def _encoder_problems(cfg: Config, source: Source) -> list[str]:
 
 
 def _shape(size: Size) -> dict[str, Any]:
-    """What must agree: the start value of LayerScale and the drops of training may differ, once there is a LayerScale."""
+    """Fields that must agree. The initial value of LayerScale and the drop rate may differ."""
     return vars(replace(size, layer_scale=float(size.layer_scale > 0), drop_path=0.0))
 
 
@@ -144,7 +144,7 @@ def _notes(cfg: Config, source: Source, context: str, target: str) -> list[str]:
     if context == target:
         notes.append(f"one encoder ({context}): context and target encoder both start from it")
     if "predictor" not in source.parts:
-        notes.append("no predictor in it: it starts from fresh values of run.seed")
+        notes.append("no predictor: it is initialised from run.seed")
     if (source.mean, source.std) != (cfg.data.mean, cfg.data.std):
         notes.append(
             f"its pixels were normalised with mean {list(source.mean)}, deviation {list(source.std)}; this run's are "

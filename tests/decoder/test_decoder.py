@@ -141,7 +141,7 @@ def test_a_block_is_told_with_its_place(place: Path) -> None:
     source = open_source(place / "run")
     conditioner = Conditioner(source, "block", torch.device("cpu"))
     images = torch.randn(3, 3, 48, 48)
-    told = conditioner.tell(images, seed=4)
+    told = conditioner.compute(images, seed=4)
     assert told.masks is not None and told.vectors.shape == (3, 52)
     for i in range(3):
         top, left, height, width = (told.boxes[i] * 6).round().int().tolist()
@@ -149,7 +149,7 @@ def test_a_block_is_told_with_its_place(place: Path) -> None:
         assert told.masks.targets[i, 0].tolist() == expected
     output = conditioner.model(images, told.masks)
     torch.testing.assert_close(told.vectors[:, :48], output.prediction[:, 0, 0].mean(dim=1))
-    oracle = conditioner.tell(images, seed=4, oracle=True)
+    oracle = conditioner.compute(images, seed=4, oracle=True)
     torch.testing.assert_close(oracle.vectors[:, :48], output.target[:, 0].mean(dim=1))
     pixels = torch.full((3, 48, 48, 3), 9, dtype=torch.uint8)
     shown = (context_only(pixels, told.masks, 6) == 9).all(dim=-1).sum(dim=(1, 2))
@@ -176,8 +176,8 @@ def test_distances_of_a_block_are_of_its_patches() -> None:
     drawn = real.clone()
     drawn[0, :4, :4] = 255  # the first of 2 x 2 patches
     blocks = torch.tensor([[0, 1], [0, 1]])
-    torch.testing.assert_close(measure._apart(drawn, real, None, 2), torch.tensor([0.5, 0.0]))
-    torch.testing.assert_close(measure._apart(drawn, real, blocks, 2), torch.tensor([0.5**0.5, 0.0]))
+    torch.testing.assert_close(measure._pixel_distance(drawn, real, None, 2), torch.tensor([0.5, 0.0]))
+    torch.testing.assert_close(measure._pixel_distance(drawn, real, blocks, 2), torch.tensor([0.5**0.5, 0.0]))
 
 
 def test_intervals() -> None:

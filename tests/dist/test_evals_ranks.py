@@ -13,7 +13,7 @@ from ijepa_ds import config
 from ijepa_ds.evals.features import extract
 from ijepa_ds.evals.folders import batches, read_pair
 from ijepa_ds.weights import open_source
-from ijepa_ds.weights.encoder import fill
+from ijepa_ds.weights.encoder import build_encoder
 from tests.dist import jobs
 from tests.dist.pool import free_port
 from tests.evals.test_evals import run_dir, write_images
@@ -69,7 +69,7 @@ def test_features_do_not_depend_on_how_the_checkpoint_was_written(ranks, tmp_pat
     write_images(tmp_path / "train", {"ant": 12, "bee": 9, "cow": 10}, size=48)
     write_images(tmp_path / "test", {"ant": 3}, size=48)
     weights = write_published(tmp_path / "x-ep3.pth.tar")
-    encoder = fill(open_source(weights, heads=3), "target")
+    encoder = build_encoder(open_source(weights, heads=3), "target")
     cfg = jobs.tiny_config()
     pixels = [next(batches(read_pair(str(tmp_path / "train"), str(tmp_path / "train")).train.paths, 48, 31, 1))]
     expected = extract(encoder, pixels, cfg.data.mean, cfg.data.std, "cpu")

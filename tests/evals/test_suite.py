@@ -70,24 +70,26 @@ def test_lowshot_agrees_with_sklearn_and_chooses_away_from_the_test() -> None:
 
 def test_few_images_of_each_class() -> None:
     labels = torch.tensor([0] * 30 + [1] * 20 + [2] * 3)
-    few = lowshot.draw(labels, 10, seed=0)
+    few = lowshot.draw_per_class(labels, 10, seed=0)
     assert labels[few].bincount().tolist() == [10, 10, 3] and few.tolist() == sorted(set(few.tolist()))
-    assert torch.equal(few, lowshot.draw(labels, 10, seed=0)) and not torch.equal(few, lowshot.draw(labels, 10, seed=1))
+    assert torch.equal(few, lowshot.draw_per_class(labels, 10, seed=0)) and not torch.equal(
+        few, lowshot.draw_per_class(labels, 10, seed=1)
+    )
     with pytest.raises(ValueError, match="--per-class"):
-        lowshot.draw(labels, 0, seed=0)
+        lowshot.draw_per_class(labels, 0, seed=0)
 
 
 def test_a_list_of_images(tmp_path: Path) -> None:
     names = ["ant/0.png", "ant/1.png", "bee/0.png", "bee/only.png"]
     file = tmp_path / "few.txt"
     file.write_text("only.png\nant/1.png\n\n")
-    assert lowshot.listed(file, names).tolist() == [1, 3]
-    for text, message in [("x.png\n", "--train lacks: x.png"), ("0.png", "several images bear"), ("", "no names")]:
+    assert lowshot.find_listed(file, names).tolist() == [1, 3]
+    for text, message in [("x.png\n", "--train lacks: x.png"), ("0.png", "match several images"), ("", "no names")]:
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
-            lowshot.listed(file, names)
+            lowshot.find_listed(file, names)
     with pytest.raises(ValueError, match="--list.*not a file"):
-        lowshot.listed(tmp_path / "absent", names)
+        lowshot.find_listed(tmp_path / "absent", names)
 
 
 # --- attentive

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ijepa_ds.evals import sweep
-from ijepa_ds.evals.sweep import Head, Recipe, heads_of
+from ijepa_ds.evals.sweep import Head, Recipe, all_heads
 from tests.evals.test_evals import clusters
 
 ONE = Recipe(optimizers=("sgd",), lr=(0.05,), weight_decay=(0.0005,), layers=("last",), heads=("linear",))
@@ -85,7 +85,7 @@ def test_a_converged_head_is_scikit_learns() -> None:
 
 def test_the_papers_sweep_has_all_combinations() -> None:
     recipe = Recipe(lr=(0.01, 0.05, 0.001))
-    heads = heads_of(recipe)
+    heads = all_heads(recipe)
     assert len(set(heads)) == len(heads) == 2 * 3 * 2 * 2 * 2
     assert len({str(head) for head in heads}) == len(heads)
     assert [recipe.factor(epoch) for epoch in (0, 14.9, 15, 30, 45)] == pytest.approx([1, 1, 0.1, 0.01, 0.001])
@@ -109,7 +109,7 @@ def test_a_diverged_head_scores_nothing() -> None:
     x, y = problem()
     recipe = replace(ONE, lr=(0.05, 1e30), epochs=8)
     scores = sweep.train(lambda epoch: x * 1e5, y, 6, recipe).accuracies(x * 1e5, y)
-    assert [scores[head] == 0 for head in heads_of(recipe)] == [False, True]
+    assert [scores[head] == 0 for head in all_heads(recipe)] == [False, True]
     assert all(math.isfinite(score) for score in scores.values())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -21,6 +22,10 @@ _SETTINGS = {  # name: grid, settings
     ),
     "grid 7, overlap": (7, MasksConfig(min_keep=3, allow_overlap=True, truncation_group=24)),
 }
+
+
+def test_every_sampler_is_a_choice_of_the_configuration() -> None:
+    assert get_args(get_type_hints(MasksConfig)["sampler"]) == tuple(SAMPLERS)
 
 
 @pytest.fixture(params=list(SAMPLERS))

@@ -15,7 +15,7 @@ from ijepa_ds.model import attention
 from ijepa_ds.model.ijepa import IJEPA
 from ijepa_ds.model.vit import Encoder, initialise
 from ijepa_ds.visualize import looking, patches
-from ijepa_ds.weights import WeightsError, fill_all, masks_for, open_source
+from ijepa_ds.weights import WeightsError, build_ijepa, masks_for, open_source
 from tests.weights_cases import write_published, write_run
 
 KINDS = ("masks", "pca", "similarity", "attention", "predict")
@@ -83,7 +83,7 @@ def test_predict_reports_the_cosines_of_the_trained_networks(run: tuple[Path, IJ
 
 
 def test_the_networks_of_a_run_are_read_whole(run: tuple[Path, IJEPA]) -> None:
-    loaded, written = fill_all(open_source(run[0])), run[1]
+    loaded, written = build_ijepa(open_source(run[0])), run[1]
     names = [name for name, _ in written.named_parameters()]
     assert [name for name, _ in loaded.named_parameters()] == names
     for (name, ours), (_, theirs) in zip(loaded.named_parameters(), written.named_parameters(), strict=True):
@@ -104,7 +104,7 @@ def test_an_encoder_alone_cannot_predict(
     assert visualize("predict", tmp_path / "e", images, tmp_path / "none") == 2
     assert "has no predictor" in capsys.readouterr().err and not (tmp_path / "none").exists()
     with pytest.raises(WeightsError, match="no predictor"):
-        fill_all(open_source(tmp_path / "e"))
+        build_ijepa(open_source(tmp_path / "e"))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from ijepa_ds.config import load
 from ijepa_ds.weights import load_encoder
 from ijepa_ds.weights.facts import WeightsError
-from ijepa_ds.weights.formats import refuse
+from ijepa_ds.weights.formats import check_exportable
 from ijepa_ds.weights.open import open_source
 from tests.weights_cases import small_config, write_run
 
@@ -26,6 +26,6 @@ def test_a_run_with_options(tmp_path: Path) -> None:
     source = open_source(tmp_path / "run", None, None)
     for format_ in ("timm", "hf"):
         with pytest.raises(WeightsError, match="qk_norm, swiglu, rope, registers, layer_scale, which .* --format safetensors"):
-            refuse(source, format_, "target")
-    refuse(source, "safetensors", "target")
+            check_exportable(source, format_, "target")
+    check_exportable(source, "safetensors", "target")
     assert load(tmp_path / "run" / "config.yaml").model == cfg.model

@@ -222,7 +222,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no such file or folder"):
         open_source(tmp_path / "no")
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(WeightsError, match="neither a run directory.*holds notes.txt"):
+    with pytest.raises(WeightsError, match="neither a run directory.*contains notes.txt"):
         open_source(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(WeightsError, match="no weights"):
