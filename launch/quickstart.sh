@@ -64,8 +64,8 @@ scenes() {  # split, number of images, seed
 }
 
 train() {
-    local gpus=0 ranks=2 port bfloat16
-    local -a number=() precision=()
+    local gpus=0 ranks=2 port
+    local -a number=()
     if ijepa_ds_has_gpu; then gpus=$(python -c 'import torch; print(torch.cuda.device_count())'); fi
     if [ "$gpus" -gt 0 ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
         ranks=$gpus  # the launcher uses the devices named there, unless --num_gpus is given
@@ -75,17 +75,12 @@ train() {
         fi
         number=(--num_gpus "$ranks")
     fi
-    if [ "$gpus" -eq 0 ]; then  # a CPU that emulates bfloat16 takes 8 times as long for it
-        bfloat16=$(python -c 'from ijepa_ds.model import cpu; print(cpu.computes_bfloat16())')
-        [ "$bfloat16" = True ] || precision=(model.precision=float32)
-    fi
     port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
     # --hostfile '': ignore a cluster's hostfile in /job; this script uses one machine.
     phase "training with $ranks ranks on $([ "$gpus" -gt 0 ] && echo GPUs || echo "the CPU")" \
         deepspeed --log_level warning --hostfile '' --master_port "$port" ${number[@]+"${number[@]}"} \
         --module ijepa_ds.train --config "$IJEPA_DS_REPO/configs/quickstart.yaml" \
-        --deepspeed_config "$IJEPA_DS_REPO/ds_configs/zero3.json" "data.source=$work/scenes/train" "run.dir=$run" \
-        ${precision[@]+"${precision[@]}"}
+        --deepspeed_config "$IJEPA_DS_REPO/ds_configs/zero3.json" "data.source=$work/scenes/train" "run.dir=$run"
     # The launcher returns 0 when its child died of a signal, so check the trainer's own marker.
     [ -f "$run/completed.json" ] || { echo "quickstart.sh: training ended without $run/completed.json" >&2; exit 1; }
 }

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from ijepa_ds.arguments import add_local_rank, add_out, add_run
 from ijepa_ds.distributed.environment import world_from_environment
 from ijepa_ds.distributed.exchange import gather_on_first
-from ijepa_ds.distributed.world import shut_down_distributed
+from ijepa_ds.distributed.world import initialise_distributed, shut_down_distributed
 from ijepa_ds.exits import USER_ERROR
-from ijepa_ds.training import job
+from ijepa_ds.training import job, precision
 
 MEASURES = ("checkpoint", "comm", "ema", "fit", "state", "step", "train")
 
@@ -32,8 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     try:
         rank, _, world_size = world_from_environment()
-        run = job.read(arguments, world_size)
-        figures = importlib.import_module(f"ijepa_ds.bench.{arguments.measure}_rank").measure(*run, rank, arguments.steps)
+        cfg, ds_config, plan = job.read(arguments, world_size)
+        cfg, ds_config = precision.resolve(cfg, ds_config, rank, initialise_distributed())
+        measure = importlib.import_module(f"ijepa_ds.bench.{arguments.measure}_rank").measure
+        figures = measure(cfg, ds_config, plan, rank, arguments.steps)
     except (ValueError, OSError) as error:
         print(f"\nijepa-ds bench {arguments.measure}: cannot run this:\n{error}\n", file=sys.stderr, flush=True)
         return USER_ERROR

@@ -146,7 +146,7 @@ def lock(run_dir: Path) -> IO[str]:
 
 
 def _check_owner(cfg: Config, owner: Path) -> None:
-    before = config.load(owner, [])
+    before = config.resolve_auto(config.load(owner, []), cfg.model.precision)  # a hand-written file may say auto
     if config.fingerprint(before) != config.fingerprint(cfg):
         changes = "\n".join("  " + line for line in config.difference(before, cfg))
         raise ValueError(

@@ -3,6 +3,7 @@
 from ijepa_ds.config.batch import BatchPlan, plan_batch
 from ijepa_ds.config.checks import check, problems
 from ijepa_ds.config.loading import from_text, load
+from ijepa_ds.config.precision import AUTO, resolve_auto
 from ijepa_ds.config.saving import LENGTH, difference, fingerprint, save_resolved, to_text
 from ijepa_ds.config.schema import Config, ConfigError, DataConfig, OptimizationConfig, Problem, RunConfig, flatten
 from ijepa_ds.config.sizes import ModelConfig, PredictorConfig
@@ -10,6 +11,7 @@ from ijepa_ds.config.stages import at_step
 from ijepa_ds.masks.settings import MasksConfig
 
 __all__ = [
+    "AUTO",
     "LENGTH",
     "BatchPlan",
     "Config",
@@ -30,6 +32,7 @@ __all__ = [
     "load",
     "plan_batch",
     "problems",
+    "resolve_auto",
     "save_resolved",
     "to_text",
 ]

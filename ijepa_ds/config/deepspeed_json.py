@@ -13,6 +13,7 @@ from ijepa_ds.config import deepspeed_keys as keys
 from ijepa_ds.config import yaml_tree
 from ijepa_ds.config.batch import BatchPlan
 from ijepa_ds.config.build import suggest
+from ijepa_ds.config.precision import AUTO
 from ijepa_ds.config.schema import Config, ConfigError, Problem
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def load_deepspeed(path: Path, cfg: Config, plan: BatchPlan) -> dict[str, Any]:
 def read_deepspeed(
     path: Path, plan: BatchPlan, clip_grad: float, precision: str, compile_blocks: bool = False
 ) -> dict[str, Any]:
-    """The same for a training that has no `Config`; a `clip_grad` of 0 does not clip."""
+    """The same for a training that has no `Config`; a `clip_grad` of 0 does not clip, precision `auto` is left out."""
     text = yaml_tree.read_text(path)
     try:
         written = json.loads(text, parse_constant=lambda name: _refuse(f"{path}: {name} is not valid JSON; write a number"))
@@ -63,6 +64,19 @@ def read_deepspeed(
     if lines:
         raise ConfigError(lines)
     return _complete(written, plan, clip_grad, precision)
+
+
+def add_precision(ds_config: dict[str, Any], precision: str) -> dict[str, Any]:
+    """A copy of `ds_config` with the keys for weights in `precision`: "bfloat16" or "float32"."""
+    result, accumulation = dict(ds_config), ds_config["gradient_accumulation_steps"]
+    if precision == "bfloat16":
+        result["bf16"] = {"enabled": True}
+        if accumulation > 1 and result["zero_optimization"]["stage"] > 0:
+            result["data_types"] = {"grad_accum_dtype": "fp32"}
+        elif accumulation > 1:
+            text = "ZeRO stage 0 sums the gradients of %d micro-batches in bfloat16; stages 1 to 3 in float32"
+            logger.warning(text, accumulation)
+    return result
 
 
 def _refuse(line: str) -> Any:
@@ -140,11 +154,4 @@ def _complete(written: dict[str, Any], plan: BatchPlan, clip_grad: float, precis
     }
     if zero.get("offload_optimizer", {}).get("device") in ("cpu", "nvme"):
         result["zero_force_ds_cpu_optimizer"] = False  # otherwise it requires its own Adam, which is compiled at start
-    if precision == "bfloat16":
-        result["bf16"] = {"enabled": True}
-        if plan.accumulation > 1 and zero["stage"] > 0:
-            result["data_types"] = {"grad_accum_dtype": "fp32"}
-        elif plan.accumulation > 1:
-            text = "ZeRO stage 0 sums the gradients of %d micro-batches in bfloat16; stages 1 to 3 in float32"
-            logger.warning(text, plan.accumulation)
-    return result
+    return result if precision == AUTO else add_precision(result, precision)

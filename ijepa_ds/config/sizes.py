@@ -69,8 +69,10 @@ class ModelConfig:
     heads: Count | None = key(None, "attention heads; `null`: as the named size")
     mlp_hidden: Count | None = key(None, "hidden width of a block's MLP; `null`: as the named size")
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
-    precision: Literal["bfloat16", "float32"] = key(
-        "bfloat16", "of matrix products; master weights, EMA, LayerNorm, softmax and loss are always float32"
+    precision: Literal["auto", "bfloat16", "float32"] = key(
+        "bfloat16",
+        "of matrix products (`auto`: the faster one, measured at a fresh start); master weights, EMA, LayerNorm, softmax and loss "
+        "are always float32",
     )
     target_precision: Literal["same", "bfloat16"] = key(
         "same",

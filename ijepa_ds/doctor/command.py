@@ -160,7 +160,8 @@ def _examine(run_: _Run, found: list[Row]) -> dict[str, Any]:
 def _plan(run_: _Run, probes: dict[str, Any], found: list[Row]) -> float:
     """Check the planned memory of a rank; return the bytes of the checkpoints that are kept."""
     assert run_.cfg
-    work = work_of(run_.cfg)
+    on_gpus = any(isinstance(told["gpus"], list) and told["gpus"] for told in probes.values())
+    work = work_of(config.resolve_auto(run_.cfg, "bfloat16" if on_gpus else "float32"))
     if run_.ds_config and run_.batch and probes:
         spread = spread_of(run_.ds_config, run_.batch, len(run_.hosts), max(host.slots for host in run_.hosts))
         need = memory_of(work, spread).peak / GIB

@@ -97,7 +97,7 @@ def work_of(cfg: Config, tokens: Tokens | None = None) -> Work:
         targets=cfg.masks.num_targets,
         tokens=tokens or drawn_tokens(cfg),
         checkpointing=model.recompute if model.activation_checkpointing else "none",
-        weight_bytes=2 if model.precision == "bfloat16" else 4,
+        weight_bytes=4 if model.precision == "float32" else 2,  # auto: bfloat16, as on a GPU
     )
 
 

@@ -11,6 +11,7 @@ from ijepa_ds import config
 from ijepa_ds.arguments import add_json, add_run
 from ijepa_ds.config import Config, deepspeed_json, published
 from ijepa_ds.config.schedules import Schedule, steps_per_epoch
+from ijepa_ds.config.sizes import size_of
 from ijepa_ds.model.work import work_of
 from ijepa_ds.plan import report, search
 from ijepa_ds.plan.hardware import DEVICES, device_of
@@ -42,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     batch = config.check(cfg, world)
     ds_config = deepspeed_json.load_deepspeed(args.deepspeed_config, cfg, batch)
     device = device_of(args.gpu, args.gpus_per_node)
+    if args.gpu == "cpu" and cfg.model.precision == config.AUTO:
+        cfg = config.resolve_auto(cfg, _faster_here(cfg))
     spread, work, steps = spread_of(ds_config, batch, args.nodes, args.gpus_per_node), work_of(cfg), _steps(cfg, args.images)
     plan = report.plan_of(cfg, work, spread, device, steps, args.decode_rate, args.write_gbps)
     result, fits, text = report.to_dict(plan), plan.fits, report.table(plan)
@@ -77,6 +80,13 @@ def _advice(best: search.Candidate) -> str:
     extra = "true" if recompute != "none" else "false"
     extra += f" model.recompute={recompute}" if recompute != "none" else ""
     return f"use {keys} and optimization.max_micro_batch={plan.spread.micro_batch} model.activation_checkpointing={extra}"
+
+
+def _faster_here(cfg: Config) -> str:
+    from ijepa_ds.model import cpu
+
+    size = size_of(cfg.model)
+    return cpu.measure_rates(size.width, size.mlp_hidden).faster
 
 
 def _steps(cfg: Config, images: int | None) -> int | None:

@@ -39,7 +39,8 @@ def check_folders(path: Path, rungs: Sequence[Rung]) -> list[str]:
         if not owner.is_file():
             continue
         try:
-            lines = config.difference(config.load(owner), rung.cfg)
+            before = config.load(owner)
+            lines = config.difference(before, config.resolve_auto(rung.cfg, before.model.precision))
         except ValueError as error:
             lines = [str(error)]
         if lines:

@@ -46,7 +46,7 @@ class Engine:
         if cfg.model.compile and device.type == "cpu":
             raise ValueError("model.compile: needs a GPU: on a CPU the networks have kernels of their own. Leave it out")
         self.cfg, self.device = cfg, device
-        self.compute_dtype = torch.bfloat16 if cfg.model.precision == "bfloat16" else torch.float32
+        self.compute_dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[cfg.model.precision]
         zero = ds_config.get("zero_optimization", {"stage": 0})
         self.stage = zero["stage"]
         if zero.get("offload_optimizer", {}).get("device") == "nvme":

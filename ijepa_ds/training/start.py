@@ -23,7 +23,7 @@ from ijepa_ds.data.sources import is_index, open_index, open_source
 from ijepa_ds.distributed.agreement import agree
 from ijepa_ds.distributed.exchange import broadcast_object, gather_objects
 from ijepa_ds.distributed.world import barrier, initialise_distributed
-from ijepa_ds.model import cpu
+from ijepa_ds.training import precision
 from ijepa_ds.training.bad_samples import BadSamples, found_before
 from ijepa_ds.training.engine import Engine
 from ijepa_ds.training.live_eval import LiveEval
@@ -72,6 +72,7 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     lock = agree(lambda: run_dir.lock(Path(cfg.run.dir)) if rank == 0 else None)
     agree(lambda: run_dir.check_writable(Path(cfg.run.dir)))
     agree(lambda: rank_log.open_log(Path(cfg.run.dir), rank, plan.world_size))
+    cfg, ds_config = precision.resolve(cfg, ds_config, rank, device)
     cfg = broadcast_object(agree(lambda: resolve_position_grid(cfg) if rank == 0 else None))
     folder = _find_images(cfg, rank)
     schedule = agree(lambda: _schedule(cfg, folder))
@@ -93,11 +94,6 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     if rank == 0:
         writer.sweep(Path(cfg.run.dir))
         logger.info(_banner(cfg, plan, engine, folder, schedule, reader, start, watch.where()))
-        if engine.compute_dtype == torch.bfloat16 and device.type == "cpu" and not cpu.computes_bfloat16():
-            logger.warning(
-                "this CPU has no bfloat16 arithmetic and emulates it: steps take about 8 times as long as in float32. "
-                "Set model.precision=float32 (in a new run.dir)"
-            )
     barrier()
     return Run(
         cfg=cfg,

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from ijepa_ds import config
+
 # Like the real one, the runner dies of SIGTERM and forwards nothing; its child stands for the ranks.
 DEEPSPEED = """#!/bin/bash
 echo "deepspeed $*" >>"$CALLS"
@@ -25,7 +27,7 @@ echo "ijepa-ds $*" >>"$CALLS"
 [ "$1 $2" != "data scenes" ] || { mkdir -p "$4"; echo '{}' >"$4/scenes.json"; }
 """
 PYTHON = """#!/bin/bash
-case $* in *computes_bfloat16*) echo "$BFLOAT16" ;; *) echo 29511 ;; esac
+echo 29511
 """
 
 
@@ -61,7 +63,6 @@ class Checkout:
             "FAILS": "",
             "HANGS": "",
             "FORGETS": "",
-            "BFLOAT16": "True",
         }
         return subprocess.Popen(
             ["bash", str(self.repository / "launch" / "quickstart.sh")],
@@ -136,11 +137,12 @@ def test_from_nothing_to_a_picture_and_then_again(checkout: Checkout) -> None:
     assert "not trained again" in output
 
 
-def test_a_cpu_that_emulates_bfloat16_trains_in_float32(checkout: Checkout) -> None:
-    code, _, errors = checkout.run(BFLOAT16="False")
+def test_the_trainer_chooses_the_precision(checkout: Checkout, repository: Path) -> None:
+    code, _, errors = checkout.run()
     assert code == 0, errors
     training = next(line for line in checkout.called() if line.startswith("deepspeed"))
-    assert training.endswith(" model.precision=float32")
+    assert "model.precision" not in training
+    assert config.load(repository / "configs" / "quickstart.yaml").model.precision == "auto"
 
 
 def test_a_failure_gives_its_exit_code_and_the_next_call_trains(checkout: Checkout) -> None:

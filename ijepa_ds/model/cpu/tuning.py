@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from ijepa_ds.model.cpu import linear
-
-
-def computes_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices itself; others emulate it, several times slower than float32."""
-    if platform.machine() in ("x86_64", "AMD64"):
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def tune(model: nn.Module, dtype: torch.dtype) -> None:
