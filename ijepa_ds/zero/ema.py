@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from ijepa_ds.zero.layout import Piece, ZeroLayout
-from ijepa_ds.zero.publish import gather_flat, own_share, publish_partitions
 
 
 class ShardedEMA:
@@ -45,15 +44,16 @@ class ShardedEMA:
         named = {name: p for name, p in student.named_parameters() if p.requires_grad}
         self.targets = dict(teacher.named_parameters())
         _check_pairs(named, self.targets, student)
-        self.layout = ZeroLayout(engine, named)
-        if self.layout.kind == "flat":
-            self._flat_targets = self._share_flat_buffers()
-        homes = [self._home(slot) for slot in range(self.layout.num_slots)]
-        self._shared = [home is not None for home in homes]  # of slots: the teacher's own weights are the average
-        self.average = [
-            self.layout.copy_of_master(slot, "average") if home is None else home.copy_(self.layout.master(slot))
-            for slot, home in enumerate(homes)
-        ]
+        self.layout = layout = ZeroLayout(engine, named)
+        self._teacher = layout.bind(self.targets)
+        self._aliased = [self.can_alias_teacher(slot) for slot in range(layout.num_slots)]
+        self.average = []
+        for slot, aliased in enumerate(self._aliased):
+            values = layout.storage(slot, self._teacher) if aliased else None
+            if values is None:
+                self.average.append(layout.copy_of_master(slot, "average"))
+            else:
+                self.average.append(values.copy_(layout.master(slot)))
         self.publish()
 
     @property
@@ -84,57 +84,26 @@ class ShardedEMA:
     @torch.no_grad()
     def publish(self) -> None:
         """Write the average into the teacher's weights, in their type."""
-        layout = self.layout
-        if layout.kind == "partitioned":
-            publish_partitions([(self.targets[p.name], layout._partition(self.average[p.slot], p)) for p in layout.pieces])
-            layout.order_gathers_after_writes()
-        elif layout.kind == "flat":
-            for slot, index in enumerate(layout._keys):
-                group = layout.optimizer.real_dp_process_group[index]
-                gather_flat(self._flat_targets[slot], None if self._shared[slot] else self.average[slot], group)
-        else:
-            apart = [p for p in layout.pieces if not self._shared[p.slot]]
-            if apart:
-                torch._foreach_copy_([self.targets[p.name].data.view(-1) for p in apart], [self.average[p.slot] for p in apart])
+        pairs = zip(self.average, self._aliased, strict=True)
+        self.layout.publish([None if aliased else average for average, aliased in pairs], self._teacher)
 
-    def _home(self, slot: int) -> Tensor | None:
-        """Weights of the teacher, 1-D, that can be this slot's average themselves: float32, laid out and placed like it.
+    def can_alias_teacher(self, slot: int) -> bool:
+        """Whether the teacher's own weights can hold a slot's average: float32, in one tensor, on the same device.
 
-        The average then takes no memory of its own, and publishing it no copy.
+        The average then takes no memory of its own. One slot, two ranks, stages 1 and 2:
+
+            student, flat        [ share of rank 0 | share of rank 1 ]   weights, whole on every rank
+            master on rank 1                       [ float32         ]
+            teacher, flat        [ share of rank 0 | share of rank 1 ]   weights, whole on every rank
+            average on rank 1                      [ this view       ]   if the teacher is float32; else a buffer of its own
+
+        At stage 0 the slot is one parameter, and the view is all of it. At stage 3 the teacher's partitions are separate
+        tensors, so that one view cannot cover a slot.
         """
-        layout, home = self.layout, None
-        if layout.in_files(slot):
-            return None
-        master = layout.master(slot)
-        if layout.kind == "flat":
-            group = layout.optimizer.real_dp_process_group[layout._keys[slot]]
-            home = own_share(self._flat_targets[slot], master.numel(), group)
-        elif layout.replicated:
-            (name,) = [piece.name for piece in layout.pieces if piece.slot == slot]
-            target = self.targets[name].data
-            home = target.view(-1) if target.is_contiguous() else None
-        fits = home is not None and home.dtype == master.dtype and home.device == master.device
-        return home if fits else None
-
-    def _share_flat_buffers(self) -> list[Tensor]:
-        """Move the teacher's weights into flat buffers laid out like the student's, one a slot."""
-        layout, flats = self.layout, []
-        names = {id(p): name for name, p in layout.named.items()}
-        for index in layout._keys:
-            source, group = layout._flats[index], layout._groups[index]
-            foreign = sum(id(p) not in names for p in group)
-            if foreign:
-                raise ValueError(
-                    f"optimizer group {index} holds {foreign} parameters that are not the student's beside its own: "
-                    "give the student's parameters groups of their own, so that the teacher can share their layout"
-                )
-            flat = torch.zeros_like(source)
-            for parameter in group:
-                at = (parameter.data_ptr() - source.data_ptr()) // source.element_size()
-                target = self.targets[names[id(parameter)]]
-                target.data = flat.narrow(0, at, parameter.numel()).view(parameter.shape)
-            flats.append(flat)
-        return flats
+        if self.layout.in_files(slot):
+            return False
+        values, master = self.layout.storage(slot, self._teacher), self.layout.master(slot)
+        return values is not None and (values.dtype, values.device) == (master.dtype, master.device)
 
 
 def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
