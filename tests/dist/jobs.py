@@ -347,3 +347,27 @@ def waits_of_a_step(stage: int, precision: str) -> dict[str, list[str]]:
             torch.cuda.set_sync_debug_mode("default")
         found[part] = [f"{one.filename}:{one.lineno}" for one in caught if "synchronizing" in str(one.message)]
     return found
+
+
+def resolve_precision(folder: str, stage: int) -> tuple[str, dict[str, Any]]:
+    """`model.precision: auto` where the ranks would measure different types as the faster one."""
+    from dataclasses import replace
+
+    from deepspeed import comm as dist
+
+    from ijepa_ds.distributed.world import initialise_distributed
+    from ijepa_ds.model.cpu import Rates
+    from ijepa_ds.training import precision
+
+    cfg = tiny_config("auto")
+    cfg = replace(cfg, run=replace(cfg.run, dir=folder))
+    device = initialise_distributed()
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    ds_config, _ = spread(cfg, stage, world_size)
+    measure = precision.cpu.measure_rates
+    precision.cpu.measure_rates = lambda width, hidden: Rates(1.0, 2.0) if rank == 0 else Rates(2.0, 1.0)
+    try:
+        cfg, ds_config = precision.resolve(cfg, ds_config, rank, device)
+    finally:
+        precision.cpu.measure_rates = measure
+    return cfg.model.precision, ds_config

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ijepa_ds import config
 from ijepa_ds.checkpoint.folder import list_steps
 from ijepa_ds.checkpoint.reader import CheckpointReader
 from ijepa_ds.checkpoint.run_dir import lock
@@ -131,6 +132,21 @@ def test_one_process_equals_two(place: Path) -> None:
     one, two = losses(place / "one"), losses(place / "two")
     assert one.keys() == two.keys() == {1, 2, 3}
     np.testing.assert_allclose([one[s] for s in one], [two[s] for s in one], rtol=1e-5)
+
+
+def test_the_precision_is_chosen_once_and_kept(place: Path) -> None:
+    arguments = ("model.precision=auto", "run.checkpoint_every=2", "optimization.steps=4")
+    first = start(place, *arguments, ranks=2)
+    assert first.returncode == 0, first.stdout + first.stderr
+    chosen = config.load(place / "out" / "config.yaml").model.precision
+    assert f"model.precision auto: {chosen} (float32 " in first.stdout
+    assert ("bf16" in json.loads((place / "out" / "deepspeed.json").read_text())) == (chosen == "bfloat16")
+    shutil.rmtree(place / "out" / "checkpoints" / "step_00000004")
+    again = start(place, *arguments, ranks=2)
+    assert again.returncode == 0 and "step 2" in again.stdout, again.stdout + again.stderr
+    assert f"model.precision auto: {chosen} (as in " in again.stdout
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[chosen]
+    assert f"model.precision: {chosen} -> {other}" in refused(start(place, *arguments[1:], f"model.precision={other}"))
 
 
 def refused(result: subprocess.CompletedProcess[str]) -> str:

@@ -77,6 +77,14 @@ def test_one_encoder_and_a_fresh_predictor(ranks: Callable[[int], Pool], tmp_pat
     assert torch.equal(reader.read("master", name), initial_value(name, torch.Size((24, 48)), 3).flatten())
 
 
+@pytest.mark.parametrize("stage", [0, 3])
+def test_ranks_that_measure_different_precisions_take_that_of_rank_0(
+    stage: int, ranks: Callable[[int], Pool], tmp_path: Path
+) -> None:
+    one, other = ranks(2).run("resolve_precision", folder=str(tmp_path), stage=stage)
+    assert one == other and one[0] == "bfloat16" and one[1]["bf16"] == {"enabled": True}
+
+
 def first_loss(cfg: Config, model: IJEPA) -> float:
     """The loss of a run's first global batch, computed without its engine."""
     o = cfg.optimization
