@@ -1,1 +1,1 @@
-"""DeepSpeed's ZeRO seen from outside: where master weights are, and the sharded EMA built on them."""
+"""ZeRO's master weights and Adam moments at every stage, and the sharded EMA."""

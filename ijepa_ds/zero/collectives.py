@@ -1,7 +1,7 @@
-"""What the ranks send each other: calls, bytes and host seconds of every collective that DeepSpeed issues.
+"""Calls, bytes and host seconds of every collective that DeepSpeed issues.
 
-Bytes are the message, whatever the algorithm moves for it: the reduced tensor of an all-reduce, the whole result of an
-all-gather, the whole input of a reduce-scatter (so that `plan` and NCCL's own tests count alike).
+Bytes are the size of the message, as `plan` and NCCL's tests count them: the reduced tensor of an all-reduce, the whole
+result of an all-gather, the whole input of a reduce-scatter.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from deepspeed import comm
 from torch import Tensor
 
-# DeepSpeed's method -> (what it is, the argument whose bytes count, its position among the arguments)
+# DeepSpeed's method -> (kind, the argument whose bytes are counted, its position)
 _METHODS = {
     "all_reduce": ("all_reduce", "tensor", 0),
     "all_reduce_coalesced": ("all_reduce", "tensors", 0),
@@ -36,13 +36,14 @@ class Traffic:
 
     calls: int = 0
     bytes: int = 0
-    seconds: float = 0.0  # the host spent in the call and in waiting; on CUDA that is launching only
+    seconds: float = 0.0  # host time in the call and in waiting; on CUDA only the launch
 
 
 class Collectives:
-    """Counts between `with` and its end; `totals` has a `Traffic` for each kind.
+    """Counts collectives inside a `with` block; `totals` has a `Traffic` for each kind.
 
-    Raises (at the start): RuntimeError when no process group has been made.
+    Raises:
+        RuntimeError: on entry, if there is no process group.
     """
 
     def __init__(self) -> None:
@@ -51,32 +52,32 @@ class Collectives:
         self._backend: Any = None
 
     def __enter__(self) -> Collectives:
-        """Start counting."""
+        """Replace the backend's methods by counting ones."""
         self._backend = comm.comm.cdb
         if self._backend is None:
-            raise RuntimeError("no process group yet: collectives can be counted after engine.initialise_distributed")
+            raise RuntimeError("no process group yet: call distributed.world.initialise_distributed first")
         for method, (kind, name, position) in _METHODS.items():
             setattr(self._backend, method, self._counted(getattr(self._backend, method), kind, name, position))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        """Stop counting."""
+        """Restore the backend's methods."""
         for method in _METHODS:
-            delattr(self._backend, method)  # the class's own shows again
+            delattr(self._backend, method)  # the class's method is visible again
 
     @property
     def bytes(self) -> int:
-        """Of all kinds."""
+        """Bytes of all kinds."""
         return sum(traffic.bytes for traffic in self.totals.values())
 
     @property
     def seconds(self) -> float:
-        """Of all kinds."""
+        """Host seconds of all kinds."""
         return sum(traffic.seconds for traffic in self.totals.values())
 
     def _counted(self, function: Callable[..., Any], kind: str, name: str, position: int) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
-            if self._inside:  # a coalesced call that falls back on single ones
+            if self._inside:  # a coalesced call may issue single ones
                 return function(*arguments, **named)
             traffic = self.totals.setdefault(kind, Traffic())
             traffic.calls += 1
@@ -93,13 +94,13 @@ class Collectives:
 
 
 class _Work:
-    """A pending collective whose waiting is timed."""
+    """A pending collective; the time spent in `wait` is counted."""
 
     def __init__(self, work: Any, traffic: Traffic) -> None:
         self._work, self._traffic = work, traffic
 
     def wait(self, *arguments: Any, **named: Any) -> Any:
-        """As the pending work's own."""
+        """Wait as the wrapped object does."""
         start = time.perf_counter()
         try:
             return self._work.wait(*arguments, **named)

@@ -1,8 +1,8 @@
 """Master weights and Adam moments that DeepSpeed 0.19 keeps in files between steps (`offload_optimizer.device: nvme`).
 
-DeepSpeed reads a sub-group's files with O_DIRECT before it updates it, writes them back after it, and leaves empty tensors
-behind. Between steps the files themselves are the state: here they are mapped into memory, so that everyone else sees plain
-float32 tensors. What is written to a mapping is in the page cache; the kernel writes it out before the next direct read,
+DeepSpeed reads the files of a sub-group with O_DIRECT before it updates the sub-group, writes them back afterwards, and
+leaves empty tensors in memory. Between steps the files hold the state. Here they are mapped into memory, so that other code
+sees plain float32 tensors. Writes to a mapping go to the page cache; the kernel flushes them before the next direct read,
 and drops pages that a direct write made stale.
 """
 
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-SECTOR = 128  # float32 numbers in the 512 bytes that a direct read's address must be a multiple of
+SECTOR = 128  # float32 values in 512 bytes, the alignment of a direct read
 
 
 def check_async_io() -> None:
-    """Refuse to start where DeepSpeed's asynchronous I/O cannot be built.
+    """Check that DeepSpeed's asynchronous I/O can be built.
 
     Raises:
-        ValueError: says what to install.
+        ValueError: it cannot; with what to install.
     """
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
@@ -37,28 +37,30 @@ def check_async_io() -> None:
 
 
 def mapped(path: Path, numel: int, create: bool = False) -> Tensor:
-    """`[numel]` float32 on the CPU that is a file's content; written pages go to the file by themselves."""
+    """Map a file as a CPU tensor, float32 `[numel]`; writes to the tensor reach the file."""
     if create:
         path.unlink(missing_ok=True)
     elif path.stat().st_size < 4 * numel:
-        raise OSError(f"{path} is shorter than the {numel} float32 numbers that DeepSpeed should have written there")
+        raise OSError(
+            f"{path}: expected at least {numel} float32 values written by DeepSpeed, found {path.stat().st_size} bytes"
+        )
     return torch.from_file(str(path), shared=True, size=numel, dtype=torch.float32)
 
 
 class SwapFiles:
-    """Stage 3's sub-groups that live in files. Small ones (under 1 MiB) stay in memory."""
+    """Stage-3 sub-groups whose state is in files; those below 1 MiB stay in memory."""
 
     def __init__(self, optimizer: Any) -> None:
-        """Of DeepSpeed's ZeRO-3 optimizer."""
+        """Wrap DeepSpeed's ZeRO-3 `optimizer`."""
         self._optimizer, self._swapper = optimizer, optimizer.optimizer_swapper
         self._write_gradients = self._swapper.swap_out_gradients
         self._swapper.swap_out_gradients = self._swap_out_gradients
 
     def _swap_out_gradients(self, parameter: Any, gradient_offsets: list[int], gradient_tensors: list[Tensor]) -> None:
-        """DeepSpeed's, but gradients off a sector boundary stay in memory.
+        """Write gradients to files as DeepSpeed does, but keep those off a sector boundary in memory.
 
-        Each is read back to where it lies among the others, by a direct read, which wants an address on such a boundary.
-        Without it the step is made with something else, and nothing says so.
+        DeepSpeed reads each gradient back by a direct read to its offset in the sub-group. Such a read needs an aligned
+        address; without one, the step silently uses wrong gradients.
         """
         info = self._swapper.swap_params_info[parameter.ds_id]
         files: list[tuple[int, Tensor]] = []
@@ -72,29 +74,29 @@ class SwapFiles:
 
     @property
     def folder(self) -> Path:
-        """This rank's."""
+        """This rank's swap folder."""
         return Path(self._swapper.swap_folder)
 
     def has(self, group: int) -> bool:
-        """Whether a sub-group's state is in files."""
+        """Whether the state of a sub-group is in files."""
         return bool(self._optimizer._swappable_optimizer_subgroup(group))
 
     def numel(self, group: int) -> int:
-        """Elements of a sub-group on this rank."""
+        """Number of elements of a sub-group on this rank."""
         return int(self._optimizer.fp16_partitioned_groups_flat_numel[group])
 
     def master(self, group: int) -> Tensor:
-        """`[numel]`: the master weights of a sub-group."""
+        """Master weights of a sub-group, float32 `[numel]`."""
         return self._map(group, self._info(group).tensors[0].swap_path)
 
     def moments(self, group: int, state: dict[str, Any]) -> dict[str, Tensor]:
-        """Adam's, of a sub-group, given what the inner optimizer has for it; empty before its first step."""
+        """Adam's moments of a sub-group; empty before the first step. `state`: the inner optimizer's entry for it."""
         if not state:
             return {}
         return {"step": state["step"], **{key: self._map(group, self._path(group, key)) for key in MOMENTS}}
 
     def set_moments(self, group: int, state: dict[str, Any]) -> None:
-        """Move new moments, already in the inner optimizer's `state` of a sub-group, to files."""
+        """Move the moments in `state`, the inner optimizer's entry for a sub-group, to files."""
         info, holder = self._info(group), self._holder(group)
         del info.tensors[1:]
         info.has_state_tensors = False
@@ -107,11 +109,11 @@ class SwapFiles:
             context.release_memory()
 
     def forget_moments(self) -> None:
-        """As before the first step."""
+        """Reset to the state before the first step."""
         self._swapper.purge_state()
 
     def beside(self, group: int, name: str) -> Tensor:
-        """A new file-backed buffer like a sub-group's master weights, with their values."""
+        """A new file-backed copy of a sub-group's master weights."""
         buffer = mapped(Path(self._path(group, name)), self.numel(group), create=True)
         return buffer.copy_(self.master(group))
 
@@ -122,7 +124,7 @@ class SwapFiles:
         return self._swapper.swap_params_info[self._holder(group).ds_id]
 
     def _path(self, group: int, key: str) -> str:
-        return str(self.folder / f"{key}-{self._holder(group).ds_id}.tensor.swp")  # DeepSpeed's own name for a moment
+        return str(self.folder / f"{key}-{self._holder(group).ds_id}.tensor.swp")  # DeepSpeed's file name
 
     def _map(self, group: int, path: str) -> Tensor:
         return mapped(Path(path), self.numel(group))

@@ -1,6 +1,6 @@
-"""A float32 exponential moving average of a DeepSpeed engine's weights, sharded exactly like its master weights.
+"""A float32 exponential moving average (EMA) of a DeepSpeed engine's weights, sharded like its master weights.
 
-Useful alone, to anyone who trains a teacher under DeepSpeed:
+It can be used on its own, to train any teacher under DeepSpeed:
 
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)  # model.student, model.teacher
     ema = ShardedEMA(engine, model.student, model.teacher)
@@ -9,9 +9,9 @@ Useful alone, to anyone who trains a teacher under DeepSpeed:
     if engine.was_step_applied():
         ema.update(momentum)
 
-The state costs 4 bytes x parameters / ranks from stage 1 on, and nothing at stages 0 to 2 where the teacher is float32: the
-average is then this rank's part of the teacher's own weights. Under ZeRO-3 an update moves nothing between ranks; under
-stages 1 and 2 it costs one all-gather of the teacher, in the teacher's type, for each parameter group.
+Memory on each rank is 4 bytes x parameters / ranks from stage 1 on. At stages 0 to 2 a float32 teacher needs none: its own
+weights hold the average. An update communicates nothing at stage 3; at stages 1 and 2 it costs one all-gather of the teacher,
+in the teacher's type, for each parameter group.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from ijepa_ds.zero.layout import Piece, ZeroLayout
 
 
 class ShardedEMA:
-    """Keeps `teacher` at the moving average of `student`'s float32 master weights."""
+    """Sets `teacher` to the moving average of the float32 master weights of `student`."""
 
     @torch.no_grad()
     def __init__(self, engine: Any, student: nn.Module, teacher: nn.Module) -> None:
-        """Start the average at the student's present master weights, and publish it to the teacher.
+        """Set the average to the current master weights of the student, and publish it to the teacher.
 
         Args:
             engine: the initialised DeepSpeed engine that optimises `student`.
-            student: module inside the engine's model, trainable. From stage 1 on with flat groups (stages 1 and 2), its
-                parameters must be in optimizer groups of their own.
-            teacher: module of the same parameters (names and shapes) inside the engine's model, frozen.
+            student: trainable module inside the engine's model. At stages 1 and 2 its parameters must be in optimizer
+                groups of their own.
+            teacher: frozen module inside the engine's model, with the same parameter names and shapes.
 
         Raises:
-            ValueError: names, shapes or `requires_grad` do not match; parameters are tied; groups are mixed; the engine
-                hides its master weights or has none in float32 (`zero_support`).
+            ValueError: names, shapes or `requires_grad` do not match; parameters are tied; groups are mixed; the master
+                weights are not accessible or not float32 (`zero.support`).
         """
         named = {name: p for name, p in student.named_parameters() if p.requires_grad}
         self.targets = dict(teacher.named_parameters())
@@ -58,14 +58,14 @@ class ShardedEMA:
 
     @property
     def pieces(self) -> list[Piece]:
-        """What this rank holds of each parameter; `average[piece.slot]` is laid out like the master weights."""
+        """The parts of parameters on this rank; `average[piece.slot]` is laid out like the master weights."""
         return self.layout.pieces
 
     @torch.no_grad()
     def update(self, momentum: float) -> None:
-        """Average <- momentum * average + (1 - momentum) * master weights; then publish to the teacher.
+        """Set average = momentum * average + (1 - momentum) * master weights, and publish it to the teacher.
 
-        Call it after an applied optimizer step only.
+        Call it only after an optimizer step that was applied.
         """
         masters = [self.layout.master(slot) for slot in range(self.layout.num_slots)]
         torch._foreach_lerp_(self.average, masters, 1.0 - momentum)
@@ -73,9 +73,10 @@ class ShardedEMA:
 
     @torch.no_grad()
     def distance(self) -> Tensor:
-        """[sum of (average - master)^2, sum of master^2] over what this rank holds; stays on the device.
+        """Sums for the relative distance of teacher and student, float32 `[2]` on the device.
 
-        Their ratio, summed over the ranks first, is the squared relative distance of teacher and student.
+        They are sum((average - master)^2) and sum(master^2) over this rank's elements. Summed over the ranks, their ratio is
+        the squared relative distance.
         """
         masters = [self.layout.master(slot) for slot in range(self.layout.num_slots)]
         apart = [(average - master).square().sum() for average, master in zip(self.average, masters, strict=True)]
@@ -83,7 +84,7 @@ class ShardedEMA:
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Write the average into the teacher's weights, in their type."""
+        """Copy the average into the teacher's weights, in their type."""
         pairs = zip(self.average, self._aliased, strict=True)
         self.layout.publish([None if aliased else average for average, aliased in pairs], self._teacher)
 
@@ -126,7 +127,7 @@ def _check_pairs(named: dict[str, nn.Parameter], targets: dict[str, nn.Parameter
         elif _shape(ours) != _shape(theirs):
             problems.append(f"'{name}' is {_shape(ours)} in the student, {_shape(theirs)} in the teacher")
         if theirs is ours:
-            problems.append(f"'{name}' is one tensor in both: the teacher needs weights of its own")
+            problems.append(f"'{name}' is the same tensor in both: the teacher needs weights of its own")
         elif theirs.requires_grad:
             problems.append(f"'{name}' of the teacher is trainable: call teacher.requires_grad_(False) first")
     if problems:
@@ -135,7 +136,7 @@ def _check_pairs(named: dict[str, nn.Parameter], targets: dict[str, nn.Parameter
 
 
 def _tied(module: nn.Module) -> list[str]:
-    """Names of parameters that are one tensor, a text for each tensor."""
+    """For each tensor with several names, those names in one text."""
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(f"'{name}'")

@@ -1,4 +1,4 @@
-"""Whole parameters out of what the ranks hold of them, at any ZeRO stage."""
+"""Assembles whole parameters from the parts on all ranks, at any ZeRO stage."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ijepa_ds.zero.layout import Piece, ZeroLayout
 
 
 def gathered(layout: ZeroLayout, buffers: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Put parameters together, one after the other; every rank calls this and gets all. Nothing of the engine is changed.
+    """Assemble parameters one after the other, on every rank; every rank calls it. The engine does not change.
 
     Args:
-        layout: where the parts are.
-        buffers: one a slot, laid out like the master weights: they themselves, Adam's moments, an average.
+        layout: positions of the parts.
+        buffers: one for each slot, laid out like the master weights (those, a moment, or an average).
 
     Yields:
-        name, float32 [numel] on the device of the buffers; the tensor is the caller's.
+        Name and values, float32 `[numel]` on the parameters' device. The tensor is not reused.
 
     Raises:
         RuntimeError: the ranks together do not hold every value exactly once.
@@ -27,7 +27,7 @@ def gathered(layout: ZeroLayout, buffers: Sequence[Tensor]) -> Iterator[tuple[st
     pieces: dict[str, list[Piece]] = {}
     for piece in layout.pieces:
         pieces.setdefault(piece.name, []).append(piece)
-    device = next(iter(layout.named.values())).device  # the collectives'; offloaded buffers are in host memory
+    device = next(iter(layout.named.values())).device  # for collectives; offloaded buffers are in host memory
     held, total = torch.zeros((), dtype=torch.int64, device=device), 0
     for name, parameter in layout.named.items():
         whole = torch.zeros(getattr(parameter, "ds_numel", parameter.numel()), dtype=torch.float32, device=device)
@@ -41,4 +41,4 @@ def gathered(layout: ZeroLayout, buffers: Sequence[Tensor]) -> Iterator[tuple[st
     if not layout.replicated:
         dist.all_reduce(held)
     if int(held) != total:
-        raise RuntimeError(f"the ranks hold {int(held)} of {total} values: this sharding is not understood")
+        raise RuntimeError(f"the ranks hold {int(held)} of {total} values: this sharding is not supported")

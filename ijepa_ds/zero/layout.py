@@ -21,18 +21,25 @@ __all__ = ["Piece", "ZeroLayout"]
 
 
 class ZeroLayout:
-    """Map of the parameters in `named` onto this rank's float32 buffers."""
+    """Map of named parameters onto this rank's float32 buffers.
+
+    Attributes:
+        kind: kind of layout (`masters.py`).
+        replicated: whether every rank holds all parameters (stage 0).
+        pieces: the parts of parameters on this rank.
+        named: the parameters.
+    """
 
     def __init__(self, engine: Any, named: dict[str, Any]) -> None:
-        """Read the layout off an initialised engine.
+        """Read the layout of an initialised engine.
 
         Args:
             engine: what `deepspeed.initialize` returned.
-            named: trainable parameters by name. Order decides the order of `pieces`.
+            named: trainable parameters by name; `pieces` follow their order.
 
         Raises:
-            ValueError: a parameter is not optimised by the engine, the engine keeps no float32 masters, or it runs in a way
-                that hides them (`zero_support`).
+            ValueError: a parameter is not optimised by the engine, or the engine's master weights are not float32 or not
+                accessible (`zero.support`).
         """
         check_deepspeed()
         reasons = unsupported(engine)
@@ -56,7 +63,7 @@ class ZeroLayout:
 
     @property
     def num_slots(self) -> int:
-        """How many master buffers this rank has."""
+        """Number of master buffers on this rank."""
         return len(self._masters.keys)
 
     def holder(self, slot: int) -> Tensor:
@@ -64,7 +71,7 @@ class ZeroLayout:
         return self._masters.holder(slot)
 
     def master(self, slot: int) -> Tensor:
-        """1-D view of this slot's master weights. Fetch it anew each step: DeepSpeed may re-create it."""
+        """Master weights of a slot, a 1-D view. Valid for one step: DeepSpeed may re-create the buffer."""
         files = self._files_of(slot)
         if files:
             return files.master(self._masters.keys[slot])
@@ -78,12 +85,12 @@ class ZeroLayout:
         return self._files if self._files is not None and self._files.has(self._masters.keys[slot]) else None
 
     def copy_of_master(self, slot: int, name: str) -> Tensor:
-        """A new buffer like this slot's master weights, with their values, where they are: in memory, or in a file `name`."""
+        """A copy of a slot's master weights: in memory, or in a file called `name` if they are in a file."""
         files = self._files_of(slot)
         return files.beside(self._masters.keys[slot], name) if files else self.master(slot).clone()
 
     def scratch(self, numel: int, name: str) -> Tensor:
-        """`[numel]` float32 of any content on the host: in a file where the state is, pinned on a GPU machine."""
+        """Uninitialised float32 `[numel]` on the host: pinned on a GPU machine; in a file if the state is on disk."""
         if self._files is not None:
             return mapped(self._files.folder / name, numel, create=True)
         return torch.empty(numel, dtype=torch.float32, pin_memory=torch.cuda.is_available())
@@ -101,17 +108,17 @@ class ZeroLayout:
         return {key: value.view(-1) if key != "step" else value for key, value in state.items()}
 
     def forget_moments(self) -> None:
-        """Adam's state as before the first step; at stage 0 with bfloat16 DeepSpeed makes one to allocate, and counts it."""
+        """Clear Adam's state; at stage 0 with bfloat16 DeepSpeed takes one step to allocate it, and counts that step."""
         self._masters.inner.state.clear()
         if self._files is not None:
             self._files.forget_moments()
 
     def set_moments(self, slot: int, exp_avg: Tensor, exp_avg_sq: Tensor, step: int) -> None:
-        """Give a slot Adam's state. The tensors are taken over, not copied; `step` gets a tensor of its own."""
+        """Set Adam's state of a slot. The moments are used without a copy; each slot gets its own `step` tensor."""
         holder = self.holder(slot)
         fused = bool(self._masters.inner.defaults.get("fused"))
         files = self._files_of(slot)
-        shape = exp_avg.shape if files else holder.shape  # on disk: empty until it is read
+        shape = exp_avg.shape if files else holder.shape  # a holder on disk is empty until DeepSpeed reads it
         state = self._masters.inner.state[holder] = {
             "step": torch.tensor(float(step), dtype=torch.float32, device=holder.device if fused else "cpu"),
             "exp_avg": exp_avg.view(shape),

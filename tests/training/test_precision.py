@@ -75,7 +75,9 @@ def test_a_run_that_continues_keeps_its_type(kept: str, measured: object, tmp_pa
 
     checkpoint = tmp_path / "step_00000003"
     checkpoint.mkdir()
-    manifest = {"format": 1, "step": 3, "files": [], "config": config.to_text(begun)}
+    (checkpoint / "shard").touch()
+    files = [{"file": "shard", "bytes": 0, "sha256": ""}]
+    manifest = {"format": 1, "step": 3, "adam_step": 3, "files": files, "config": config.to_text(begun)}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     for where in ({"branch_from": str(checkpoint)}, {"resume": str(checkpoint)}):
         cfg, _ = precision.resolve(auto(tmp_path / "b", **where), DS_CONFIG, 0, CPU)

@@ -14,10 +14,11 @@ from torch import nn
 
 from ijepa_ds.model.cpu.tuning import tune
 
-_FLOPS = 2.5e8  # of one matrix product
-_TOKENS = (64, 1024)  # rows of a product: at least, at most
-_SECONDS = 0.02  # for each type
-_REPEATS = (3, 50)
+_WIDTH, _HIDDEN = 384, 1536  # the layer is at most this large: emulated bfloat16 reaches only about 1 GFLOP/s
+_ROWS = 16  # of the first pass; fast passes are followed by larger ones
+_FLOPS = 2.5e8  # of the largest matrix product
+_SECONDS = 0.025  # for each type
+_PASSES = 4  # at least
 
 
 class Rates(NamedTuple):
@@ -37,39 +38,42 @@ class Rates(NamedTuple):
 
 
 def measure_rates(width: int, hidden: int, clock: Callable[[], float] = time.perf_counter) -> Rates:
-    """Time one MLP layer in both types, with the kernels that `tune` chooses; about 50 ms.
+    """Time one MLP layer in both types, with the kernels that `tune` chooses.
+
+    It takes about 50 ms, and some tenths of a second where bfloat16 is emulated.
 
     Args:
         width: input features (the encoder's width).
         hidden: output features (its MLP's hidden width).
         clock: seconds.
     """
-    low, high = _TOKENS
-    tokens = int(min(high, max(low, _FLOPS // (2 * width * hidden))))
-    return Rates(*(_rate(tokens, width, hidden, dtype, clock) for dtype in (torch.float32, torch.bfloat16)))
+    width, hidden = min(width, _WIDTH), min(hidden, _HIDDEN)
+    return Rates(*(_rate(width, hidden, dtype, clock) for dtype in (torch.float32, torch.bfloat16)))
 
 
-def _rate(tokens: int, width: int, hidden: int, dtype: torch.dtype, clock: Callable[[], float]) -> float:
-    """FLOPs a second: the best of a few passes after a first one."""
+def _rate(width: int, hidden: int, dtype: torch.dtype, clock: Callable[[], float]) -> float:
+    """FLOPs a second of the best pass."""
     generator = torch.Generator().manual_seed(0)  # the global generator keeps its state
     layer = nn.utils.skip_init(nn.Linear, width, hidden, dtype=dtype)
     tune(layer, dtype)
-    x, gradient = (torch.randn(tokens, n, generator=generator).to(dtype) for n in (width, hidden))
-    x.requires_grad_()
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.normal_(generator=generator)
+    most = max(_ROWS, int(_FLOPS / (2 * width * hidden)))
+    inputs, gradients = (torch.randn(most, n, generator=generator).to(dtype) for n in (width, hidden))
 
-    def seconds() -> float:
+    def seconds(rows: int) -> float:
+        x, gradient = inputs[:rows].requires_grad_(), gradients[:rows]
+        layer.zero_grad()
         began = clock()
         layer(x).backward(gradient)
         return clock() - began
 
-    spent = seconds()
-    best, least, most = float("inf"), *_REPEATS
-    for repeat in range(most):
-        best = min(best, taken := seconds())
-        spent += taken
-        if spent > _SECONDS and repeat + 1 >= (least if spent < 5 * _SECONDS else 1):
-            break
-    return 3 * 2.0 * tokens * width * hidden / best
+    rows, best, spent, passes = _ROWS, 0.0, 0.0, 0
+    while spent < _SECONDS or passes < _PASSES:
+        taken = seconds(rows)
+        best = max(best, 3 * 2.0 * rows * width * hidden / taken)  # the product, and two in the backward pass
+        spent, passes = spent + taken, passes + 1
+        if taken < _SECONDS / _PASSES:
+            rows = min(4 * rows, most)
+    return best
