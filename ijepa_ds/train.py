@@ -1,6 +1,6 @@
 """Pretraining: `deepspeed [...] --module ijepa_ds.train --config configs/X.yaml --deepspeed_config ds_configs/Y.json`.
 
-`python -m ijepa_ds.train ...` runs the same on one process. What a run writes is in `docs/running.md`.
+`python -m ijepa_ds.train ...` trains in one process. `docs/running.md` describes the files of a run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = logging.getLogger("ijepa_ds")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m ijepa_ds.train", description="Pretrain an I-JEPA model.")
     with_example(parser, TRAINING, "docs/running.md")
     add_run(parser)
@@ -45,11 +45,11 @@ def _is_rank_zero() -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the trainer; the process's exit code (`docs/checkpoints.md` lists them)."""
+    """Run the trainer; returns the exit code (`docs/checkpoints.md`)."""
     try:
         return _run(argv)
     finally:
-        _let_go_of_dead_streams()
+        _close_broken_streams()
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -71,7 +71,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
         run = start.prepare(cfg, ds_config, plan, rank, watch)
     except (ValueError, OSError, CheckpointError) as error:
-        watch.close()  # all ranks are refused
+        watch.close()  # every rank has the same error
         return _refuse(error, "cannot run this")
     except Exception:
         return _fail(watch)
@@ -92,7 +92,7 @@ def _run(argv: Sequence[str] | None) -> int:
         except Exception:
             return _fail(watch)
         watch.close()
-        barrier()  # past it, ranks may end in any order
+        barrier()  # afterwards ranks may end in any order
         shut_down_distributed()
     return code
 
@@ -102,11 +102,11 @@ def _here() -> str:
 
 
 def _fail(watch: Watch) -> int:
-    """An error nobody foresaw: of all ranks that meet one now, the first shows its traceback, after the others are still."""
+    """Report an unexpected error. If several ranks fail, only the first one shows its traceback."""
     text = traceback.format_exc()
     rank_log.note(text)
     first = watch.claim_failure()
-    # When the other side of a broken connection is to blame, the watch names it and ends this process meanwhile.
+    # If another rank caused this (a broken connection), the watch reports that rank and ends this process meanwhile.
     time.sleep(4 if first else 15)
     rank_log.show(f"\n{text}")
     rank_log.say(f"\nijepa_ds failed: {_here()}, see above{rank_log.pointer()}\n")
@@ -114,7 +114,7 @@ def _fail(watch: Watch) -> int:
 
 
 def _refuse(error: Exception, what: str) -> int:
-    """One message by rank 0. The others give it time to speak: then the launcher ends them, or they were alone."""
+    """Report an error that the user can correct, once: other ranks wait, and the launcher ends them after rank 0."""
     if os.environ.get("IJEPA_DS_TRACEBACK"):
         rank_log.show(traceback.format_exc())
     rank_log.note(traceback.format_exc())
@@ -126,12 +126,12 @@ def _refuse(error: Exception, what: str) -> int:
 
 
 def _say(text: str, stream: TextIO) -> None:
-    with suppress(OSError):  # the terminal may be gone
+    with suppress(OSError):  # the terminal may be closed
         print(f"\n{text}", file=stream, flush=True)
 
 
-def _let_go_of_dead_streams() -> None:
-    """What cannot be printed, as the terminal is gone or the disk is full, must not change the exit code."""
+def _close_broken_streams() -> None:
+    """Discard output that cannot be written (closed terminal, full disk), so that it does not change the exit code."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -71,8 +71,8 @@ class ModelConfig:
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     precision: Literal["auto", "bfloat16", "float32"] = key(
         "bfloat16",
-        "of matrix products (`auto`: the faster one, measured at a fresh start); master weights, EMA, LayerNorm, softmax and loss "
-        "are always float32",
+        "of matrix products (`auto`: the faster one, measured at a fresh start); master weights, EMA, LayerNorm, softmax and "
+        "loss are always float32",
     )
     target_precision: Literal["same", "bfloat16"] = key(
         "same",

@@ -1,4 +1,4 @@
-"""A decoder's weights under ZeRO, with a sharded float32 moving average of their own."""
+"""A decoder under ZeRO, with a sharded float32 moving average of its weights."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ class _Pair(nn.Module):
         self.decoder = Decoder(shape, width)
         self.average = Decoder(shape, width).requires_grad_(False)
 
-    def forward(self, noisy: Tensor, time: Tensor, told: Tensor, clean: Tensor, weight: Tensor) -> Tensor:
-        """The loss of a micro-batch."""
-        return network.loss(self.decoder(noisy, time, told), clean, weight)
+    def forward(self, noisy: Tensor, time: Tensor, condition: Tensor, clean: Tensor, weight: Tensor) -> Tensor:
+        """Compute the loss of a micro-batch (`network.loss`)."""
+        return network.loss(self.decoder(noisy, time, condition), clean, weight)
 
 
 class ShardedLearner(Learner):
     """Weights, optimizer and moving average of a decoder on all ranks, at any ZeRO stage."""
 
     def __init__(self, shape: Shape, width: int, device: torch.device, ds_config: dict[str, Any], seed: int) -> None:
-        """Build and shard.
+        """Build and shard the network.
 
         Args:
-            shape: of the network.
-            width: numbers of a condition.
-            device: this rank's.
+            shape: shape of the network.
+            width: width of a condition.
+            device: this rank's device.
             ds_config: the complete DeepSpeed configuration (`config.deepspeed_json.read_deepspeed`).
-            seed: of the start.
+            seed: seed of the start values.
         """
         self.rank, _, self.world_size = world_from_environment()
         self.device, self.shape, self.width = device, shape, width
@@ -63,7 +63,7 @@ class ShardedLearner(Learner):
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
         norm_once(self.engine.optimizer)
         self.decoder = self.engine.module.decoder
-        for name in _BUFFERS:  # DeepSpeed has given them the weights' type
+        for name in _BUFFERS:  # DeepSpeed has cast them to the type of the weights
             setattr(self.decoder, name, getattr(self.decoder, name).float())
         self.layout = ZeroLayout(self.engine, dict(self.decoder.named_parameters()))
         self.layout.forget_moments()
@@ -71,16 +71,16 @@ class ShardedLearner(Learner):
         if device.type == "cpu":
             cpu.keep_memory()
 
-    def backward(self, noisy: Tensor, time: Tensor, told: Tensor, clean: Tensor, weight: Tensor) -> Tensor:
-        """Gradients of a micro-batch; its loss."""
-        loss = self.engine(noisy, time, told, clean, weight)
+    def backward(self, noisy: Tensor, time: Tensor, condition: Tensor, clean: Tensor, weight: Tensor) -> Tensor:
+        """Compute the gradients of a micro-batch; returns its loss."""
+        loss = self.engine(noisy, time, condition, clean, weight)
         self.engine.backward(loss)
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # no update: DeepSpeed counts its micro-batches here
         return loss.detach()
 
     def update(self, lr: float, decay: float) -> None:
-        """One step of the weights and of their average; none where the gradient is not finite."""
+        """Update weights and average; a step whose gradient is not finite is skipped."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
@@ -88,11 +88,11 @@ class ShardedLearner(Learner):
             self.ema.update(decay)
 
     def mean(self, value: Tensor) -> float:
-        """Of all ranks' values."""
+        """Mean of a value over the ranks."""
         return float(mean_over_ranks(value.clone()))
 
     def average(self) -> Decoder | None:
-        """The averaged decoder, to draw with and to save; on rank 0. Called by every rank."""
+        """The averaged decoder on rank 0, None elsewhere; every rank calls it."""
         whole = Decoder(self.shape, self.width).requires_grad_(False).to(self.device) if self.rank == 0 else None
         for name, values in gathered(self.ema.layout, self.ema.average):
             if whole is not None:
@@ -103,7 +103,7 @@ class ShardedLearner(Learner):
         return whole
 
     def tensors(self) -> Tensors | None:
-        """All that continuing needs, in host memory; on rank 0. Called by every rank."""
+        """The training state in host memory on rank 0, None elsewhere; every rank calls it."""
         slots = range(self.layout.num_slots)
         moments = [self.layout.moments(slot) for slot in slots]
         buffers = {
@@ -119,7 +119,7 @@ class ShardedLearner(Learner):
 
     @torch.no_grad()
     def load(self, tensors: Tensors, step: int) -> None:
-        """Continue after `step` steps; whoever wrote the tensors."""
+        """Restore the state after `step` steps, saved on any number of ranks at any stage."""
         for name in _BUFFERS:
             getattr(self.decoder, name).copy_(tensors["buffers"][name])
         moments = [
@@ -141,6 +141,6 @@ class ShardedLearner(Learner):
         self.ema.publish()
 
     def describe(self) -> str:
-        """One line about what runs where."""
+        """Number of parameters, ZeRO stage and devices, in one line."""
         numbers = sum(getattr(p, "ds_numel", p.numel()) for p in self.decoder.parameters())
         return f"decoder of {numbers:,} parameters under ZeRO-{self.stage} on {self.world_size} x {self.device.type}"

@@ -1,6 +1,6 @@
-"""What happens around the steps: one ordered list, called once a step.
+"""Everything beside the computation of a step: one ordered list of members, called once a step.
 
-The order matters, and the same calls happen at the same steps on every rank, because most members talk to other ranks.
+Most members communicate, so every rank calls the same members in the same order at the same steps.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from ijepa_ds.training.start import Run
 
 @dataclass(kw_only=True)
 class Made:
-    """A step that was just made.
+    """A finished step.
 
     Attributes:
         step: its 0-based number.
-        last: whether the schedule ends with it.
-        applied: whether the optimizer applied it, or skipped it because gradients were not finite.
-        losses: scalars on the device, one a micro-batch of this rank.
+        last: whether it is the last step of the schedule.
+        applied: whether the optimizer applied it; False if it was skipped because gradients were not finite.
+        losses: scalars on the device, one for each micro-batch of this rank.
         result: of the last micro-batch.
         masks: of the last micro-batch.
-        asked: number of the signal that any rank has received; 0: none. Known once `Saves` has run.
+        asked: signal number that some rank has received, 0 for none; set by `Saves`.
     """
 
     step: int
@@ -53,33 +53,33 @@ class Made:
 
     @property
     def done(self) -> int:
-        """Steps done, this one included."""
+        """Number of steps done, including this one."""
         return self.step + 1
 
 
 class Member(Protocol):
-    """One thing that happens after every step."""
+    """Something to do after every step."""
 
     def after_step(self, made: Made) -> None:
-        """Do what is due; may raise to end the run."""
+        """Do what is due after the step; may raise to end the run."""
 
 
 @dataclass
 class BadImages:
-    """Ranks tell each other which images they could not read, whenever a point is logged."""
+    """Exchanges unreadable images between ranks whenever a point is logged."""
 
     run: Run
     batches: StepImages
 
     def after_step(self, made: Made) -> None:
-        """Exchange what was found since the last call."""
+        """Exchange the images found since the last call."""
         if made.done % self.run.cfg.run.log_every == 0 or made.last:
             self.run.bad.agree(self.batches.loader)
 
 
 @dataclass
 class Report:
-    """Progress bar, TensorBoard, health alarms."""
+    """Updates progress bar, TensorBoard and health alarms."""
 
     run: Run
     batches: StepImages
@@ -93,7 +93,7 @@ class Report:
 
 @dataclass
 class Skips:
-    """Steps that the optimizer skipped are named; too many in a row end the run."""
+    """Reports skipped steps; too many in a row end the run."""
 
     skipped: SkippedSteps
 
@@ -104,20 +104,20 @@ class Skips:
 
 @dataclass
 class Saves:
-    """A save under way goes on when the threads of all ranks have ended."""
+    """Continues an asynchronous save once the writing threads of all ranks have finished."""
 
     agreement: Agreement
     saver: Saver
 
     def after_step(self, made: Made) -> None:
-        """Receive what `Around.before_update` has posted: the signal, and whether any rank still writes."""
+        """Receive the maxima posted by `Around.before_update`: a signal, and whether some rank is still writing."""
         made.asked, writing = self.agreement.wait()
         self.saver.advance(made.done, bool(writing))
 
 
 @dataclass
 class Evaluations:
-    """The run's own evaluation, where `eval.every` asks for one."""
+    """Evaluates the target encoder every `eval.every` steps."""
 
     run: Run
     reporter: Reporter
@@ -133,7 +133,7 @@ class Evaluations:
 
 @dataclass
 class Checkpoints:
-    """Saves begin when they are due, at the end, and when a signal asks the run to stop."""
+    """Starts a save when it is due, at the end, and after a signal to stop."""
 
     run: Run
     batches: StepImages
@@ -142,7 +142,7 @@ class Checkpoints:
     mark: Callable[[str], None]
 
     def after_step(self, made: Made) -> None:
-        """Begin a save if one is due; wait for it if it is the last one."""
+        """Start a save if one is due; wait for it if the run ends."""
         if not (made.last or made.asked or self.saver.due(made.done)):
             return
         self.reporter.before_checkpoint()
@@ -151,14 +151,14 @@ class Checkpoints:
         self.saver.start(made.done, facts, self.run.bad.rows(), self.mark)
         if (made.last or made.asked) and not self.saver.finish(self.mark):
             raise CheckpointError(
-                "the last state could not be saved (the reason stands above): make room, or mend the disk, then run the same "
+                "the last state could not be saved (reason above). Free disk space or repair the disk, then run the same "
                 "command: it continues from the newest checkpoint"
             )
         self.mark("checkpoint")
 
 
 class Stops:
-    """Ends the run after a signal, once everything is saved."""
+    """Ends the run after a signal, when the state is saved."""
 
     def after_step(self, made: Made) -> None:
         """Raise `Stopped` if any rank was asked to stop."""
@@ -168,7 +168,7 @@ class Stops:
 
 
 class Around:
-    """Everything around the steps of a run. Enter it before the first step; leaving it closes loader and log."""
+    """The members around the steps of a run; a context manager that closes loader and log."""
 
     def __init__(self, run: Run, stop: StopRequests) -> None:
         """Open the log, the loader and the buffers of checkpoints.
@@ -204,13 +204,13 @@ class Around:
         )
 
     def __enter__(self) -> Around:
-        """Mark the run as not completed."""
+        """Remove the marker of a completed run."""
         if self._run.rank == 0:
             (Path(self._run.cfg.run.dir) / run_dir.COMPLETED).unlink(missing_ok=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close everything; mark the run as completed if nothing was raised."""
+        """Close loader and log; mark the run as completed if nothing was raised."""
         try:
             if isinstance(error, ValueError):
                 self._run.bad.note_before_stopping(self.batches.loader)
@@ -222,22 +222,22 @@ class Around:
             run_dir.mark_completed(Path(self._run.cfg.run.dir), facts)
 
     def mark(self, part: str) -> None:
-        """A part of the step ends here: for the clock, and for whoever watches for hangs."""
+        """Record the end of a part of the step, for the clock and for the hang watch."""
         self._reporter.clock.mark(part)
         self._run.watch.beat(part)
 
     def forward(self, step: int, micro: int) -> AbstractContextManager[object]:
-        """Enter it around a forward pass: probes look at attention where one is due."""
+        """Context for a forward pass: records attention if a probe is due."""
         return self._reporter.watching(step, micro)
 
     def after_backward(self, result: Output) -> None:
-        """Count the loss of a micro-batch; it stays on the device."""
+        """Add the loss of a micro-batch; it stays on the device."""
         self.mark("backward")
         self._reporter.add(result.loss)
         self._losses.append(result.loss.detach())
 
     def before_update(self) -> None:
-        """Start to exchange signals and the state of saves; that is under way while the optimizer works."""
+        """Start the all-reduce of signals and save state; it overlaps with the optimizer."""
         self._agreement.post(self._stop.received, self._saver.busy)
 
     def after_step(self, step: int, result: Output, masks: Masks, applied: bool) -> None:
@@ -250,7 +250,7 @@ class Around:
             applied: whether the optimizer applied the step.
 
         Raises:
-            Stopped, TrainingError, CheckpointError, ValueError: the run ends here.
+            Stopped, TrainingError, CheckpointError, ValueError: the run ends.
         """
         losses, self._losses = self._losses, []
         last = step + 1 == self._run.schedule.total_steps

@@ -1,4 +1,4 @@
-"""Images that cannot be read: found by any rank, known to all, written to RUN/bad_samples.jsonl."""
+"""Unreadable images: ranks exchange them, and rank 0 writes them to RUN/bad_samples.jsonl."""
 
 from __future__ import annotations
 
@@ -18,13 +18,20 @@ FILE = "bad_samples.jsonl"
 
 
 class BadSamples:
-    """What all ranks know of unreadable images; rank 0 writes it down."""
+    """The unreadable images that any rank has found; the same on all ranks after `agree`."""
 
     def __init__(self, cfg: DataConfig, index: ImageIndex, run: Path, rank: int, found: Mapping[int, str]) -> None:
-        """Start with what the index says and an earlier attempt of the run found.
+        """Start with those of the index and those of an earlier attempt.
+
+        Args:
+            cfg: limits.
+            index: the run's images.
+            run: run directory.
+            rank: this rank.
+            found: position -> reason, of an earlier attempt.
 
         Raises:
-            ValueError: that is too many already.
+            ValueError: they are too many already.
         """
         self._cfg, self._index, self._rank = cfg, index, rank
         self._path = run / FILE
@@ -35,18 +42,18 @@ class BadSamples:
             self._write(self._rows({**index.bad, **self.found}))
 
     def __len__(self) -> int:
-        """Return how many images are unreadable, those that the index knew included."""
+        """Return the number of unreadable images, including those of the index."""
         return len(self._index.bad) + len(self.found)
 
     def rows(self) -> list[tuple[str, str, int]]:
-        """What a checkpoint keeps of the images found while training: path, reason, position."""
+        """Path, reason and position of images found while training; saved in checkpoints."""
         return [(row["path"], row["reason"], row["index"]) for row in self._rows(self.found)]
 
     def agree(self, batches: ImageBatches) -> None:
-        """Put together what the ranks found; every rank calls it at the same step.
+        """Exchange new unreadable images; every rank calls it at the same step.
 
         Raises:
-            ValueError: too many, with the list; on every rank alike.
+            ValueError: they are too many; with the list, on every rank.
         """
         mine = {at: why for at, why in batches.found.items() if at not in self.found}
         if not max_over_ranks(len(mine)):
@@ -62,14 +69,14 @@ class BadSamples:
         check_limits(self._cfg, self._index, {**self._index.bad, **self.found})
 
     def note_before_stopping(self, batches: ImageBatches) -> None:
-        """Write down what this rank alone found, when there is no next step to agree at."""
+        """Write those that only this rank has found; called when no further step follows."""
         self._write(self._rows({at: why for at, why in batches.found.items() if at not in self.found}))
 
     def _rows(self, bad: Mapping[int, str]) -> list[dict[str, Any]]:
         return [{"path": self._index.display_path(at), "reason": why, "index": at} for at, why in sorted(bad.items())]
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
-        """Add the rows that are not in the file yet."""
+        """Append the rows that the file does not have yet."""
         if not rows:
             return
         before = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
@@ -78,6 +85,6 @@ class BadSamples:
 
 
 def found_before(manifest: Mapping[str, Any]) -> dict[int, str]:
-    """Position -> reason of what the run found until a checkpoint."""
+    """Position -> reason of the images in a checkpoint's manifest."""
     rows = manifest.get("bad_samples", [])
-    return {row[2]: row[1] for row in rows if len(row) == 3}  # without a position, as of 0.1.0: found again when met
+    return {row[2]: row[1] for row in rows if len(row) == 3}  # rows of 0.1.0 have no position; such images are found again

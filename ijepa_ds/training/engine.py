@@ -1,6 +1,6 @@
-"""The DeepSpeed engine around the networks: start, optimizer groups, hyper-parameters, one step.
+"""The DeepSpeed engine around the networks: start values, optimizer groups, hyper-parameters, one step.
 
-With `zero_*.py`, `collectives.py` and `checkpoint.py` the only importer of deepspeed; no deepspeed name goes past this file.
+No deepspeed object leaves this file and `ijepa_ds.zero`.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 
 
 class Engine:
-    """The networks under ZeRO, their optimizer and the EMA target."""
+    """The networks under ZeRO, their optimizer and the EMA of the target encoder."""
 
     def __init__(self, cfg: Config, ds_config: dict[str, Any], device: torch.device, start: Start | None = None) -> None:
-        """Build, shard and fill with start values.
+        """Build and shard the networks, and set their start values.
 
         Args:
-            cfg: the run.
+            cfg: the run, with a concrete `model.precision`.
             ds_config: the complete DeepSpeed configuration (`config.deepspeed_json.load_deepspeed`).
             device: this rank's, from `initialise_distributed`.
             start: weights to start from; None: the start values of `cfg.run.seed`.
@@ -51,16 +51,16 @@ class Engine:
         self.stage = zero["stage"]
         if zero.get("offload_optimizer", {}).get("device") == "nvme":
             check_async_io()
-        if device.type == "cpu":  # on a GPU the networks are not in host memory, and glibc keeps its own ways
+        if device.type == "cpu":  # on a GPU the networks are not in host memory
             cpu.give_memory_back()
         with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=self.stage == 3):
             model = ijepa.build(cfg)
         place_buffers(model, device)
         if device.type == "cuda":
-            # The masks' lengths change from step to step, and cuDNN's attention plans anew for each: 1.5 ms a call on an H100.
+            # Mask lengths change from step to step; cuDNN's attention makes a new plan for each: 1.5 ms a call on an H100.
             torch.backends.cuda.enable_cudnn_sdp(False)
         if self.stage == 3:
-            # One gather a block instead of one a layer: small gathers are what makes untuned ZeRO-3 slow.
+            # One gather for each block instead of each layer: many small gathers are slow.
             set_z3_leaf_modules(model, list(BLOCKS), raise_if_not_found=False)
         if device.type == "cpu":
             cpu.tune(model, self.compute_dtype)
@@ -68,7 +68,7 @@ class Engine:
             compile_blocks(model)
         groups = parameter_groups(model)
         o = cfg.optimization
-        # fused: one kernel for all of a shard, on CUDA and on CPU
+        # fused: one kernel for a whole shard, on CUDA and on CPU
         optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=0.0, fused=True)
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
         norm_once(self.deepspeed.optimizer)
@@ -91,7 +91,7 @@ class Engine:
 
     @torch.no_grad()
     def _fill(self, seed: int, start: Start | None) -> None:
-        """Write the start values into this rank's master weights, then into the model."""
+        """Write the start values into this rank's master weights, then update the model."""
         shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in self.layout.named.items()}
         for piece in self.layout.pieces:
             shape = shapes[piece.name]
@@ -105,44 +105,49 @@ class Engine:
 
     @torch.no_grad()
     def _fill_average(self, start: Start) -> None:
-        """Write the target encoder's own start into this rank's slices of the average, then into the target."""
+        """Write the target encoder's start values into this rank's slices of the average, then update the target."""
         for piece in self.ema.pieces:
             average = self.ema.layout.view(self.ema.average[piece.slot], piece)
             average.copy_(start.teacher(piece.name).reshape(-1)[piece.start : piece.start + piece.numel])
         self.ema.publish()
 
     def forward(self, images: Tensor, masks: Masks, mark: Callable[[str], None] | None = None) -> ijepa.Output:
-        """One micro-batch through target, context encoder and predictor (`ijepa.IJEPA.forward`).
+        """One micro-batch through target encoder, context encoder and predictor (`ijepa.IJEPA.forward`).
 
-        Images of another size than the last ones set the grid of patches; positions are evaluated between the learnt ones.
+        The image size sets the grid of patches; position embeddings are interpolated to it.
+
+        Args:
+            images: `[B, 3, H, W]`, normalised.
+            masks: contexts `[B, C, Kc]` and targets `[B, M, Kt]`.
+            mark: called with the name of each part when it is done.
         """
         self.deepspeed.module.set_grid(images.shape[-1] // self.cfg.model.patch_size)
         return self.deepspeed(images, masks, mark)
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of one micro-batch; averaged over ranks and accumulation by DeepSpeed."""
+        """Compute the gradients of one micro-batch; DeepSpeed averages over ranks and accumulated micro-batches."""
         self.deepspeed.backward(loss)
         if not self.deepspeed.is_gradient_accumulation_boundary():
             self.deepspeed.step()  # no update: DeepSpeed counts its micro-batches here
 
     def optimizer_step(self, lr: float, weight_decay: float) -> bool:
-        """AdamW after the last micro-batch of a step; whether it was applied, or skipped as its gradients are not finite."""
+        """Run AdamW after the last micro-batch of a step; False if the step was skipped because a gradient is not finite."""
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
             group["weight_decay"] = weight_decay if group["decay"] else 0.0
-        if self.layout.kind == "plain":  # DeepSpeed keeps no norm there
+        if self.layout.kind == "plain":  # without a wrapper, DeepSpeed computes no norm
             gradients = [p.grad for p in self.layout.named.values() if p.grad is not None]
             self._norm = torch.nn.utils.get_total_norm(gradients)
             skip = ~torch.isfinite(self._norm)
-            self.deepspeed.optimizer.found_inf = skip.float()  # the fused kernel then leaves weights and moments alone
+            self.deepspeed.optimizer.found_inf = skip.float()  # the fused kernel then changes neither weights nor moments
         self.deepspeed.step()
         if self.layout.kind != "plain":
             self._norm = self.deepspeed.get_global_grad_norm()
             return bool(self.deepspeed.was_step_applied())
-        return not bool(skip)  # waits for the device, as DeepSpeed itself does at the other stages
+        return not bool(skip)  # waits for the device, as DeepSpeed does at the other stages
 
     def step(self, settings: StepSettings, mark: Callable[[str], None]) -> bool:
-        """The optimizer, then the EMA.
+        """Run the optimizer, then update the EMA.
 
         Args:
             settings: learning rate, weight decay and EMA momentum of the step.
@@ -159,11 +164,11 @@ class Engine:
         return applied
 
     def gradient_norm(self) -> float:
-        """2-norm of the last step's gradient before clipping; a host synchronisation."""
+        """2-norm of the last step's gradient before clipping; synchronises with the device."""
         return float("nan") if self._norm is None else float(self._norm)
 
     def describe(self) -> str:
-        """One line about what runs where."""
+        """ZeRO stage, devices, types and number of parameters, in one line."""
         return (
             f"ZeRO-{self.stage}, {dist.get_world_size()} x {self.device.type}, weights {self.compute_dtype}, masters and "
             f"EMA float32 ({self.layout.kind}); encoder {self.num_parameters['encoder']:,} parameters, "
@@ -172,9 +177,9 @@ class Engine:
 
 
 def parameter_groups(model: ijepa.IJEPA) -> list[dict[str, Any]]:
-    """Optimizer groups: encoder and predictor apart (the EMA needs that), each with and without weight decay.
+    """Optimizer groups: encoder and predictor separately, because the EMA needs it, each with and without weight decay.
 
-    Biases and 1-D parameters are not decayed; the mask token (3-D) is, as in the published runs.
+    Biases and 1-D parameters have no weight decay; the mask token (3-D) has, as in the published runs.
     """
     groups = []
     for part in (model.encoder, model.predictor):

@@ -1,4 +1,4 @@
-"""Images and masks of a step: functions of (step, micro-batch), whatever the number of ranks."""
+"""Images and masks of a step: functions of step and micro-batch, independent of the number of ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Mark = Callable[[str], None]
 
 
 class StepImages:
-    """Reads micro-batches in order and turns them into the network's input."""
+    """Reads micro-batches in order and normalises them for the network."""
 
     def __init__(self, run: Run, resolutions: Resolutions, mark: Mark) -> None:
         """Open the loader at the run's next step.
@@ -24,7 +24,7 @@ class StepImages:
         Args:
             run: the run.
             resolutions: image size of every step.
-            mark: called with "data_wait" when the pixels have arrived.
+            mark: called with "data_wait" when the pixels are there.
         """
         self._run, self._resolutions, self._mark = run, resolutions, mark
         self.loader = ImageBatches(
@@ -40,7 +40,7 @@ class StepImages:
             bad=run.bad.found,
             device=run.engine.device,
         )
-        self.pixels: Tensor | None = None  # uint8 [B, S, S, 3], of the last micro-batch
+        self.pixels: Tensor | None = None  # last micro-batch, uint8 [B, S, S, 3]
 
     def next(self, step: int, micro: int) -> Tensor:
         """The normalised images of a micro-batch, `[B, 3, S, S]`, on the training device.
@@ -65,7 +65,7 @@ class StepMasks:
     """Draws the masks of every micro-batch."""
 
     def __init__(self, run: Run, resolutions: Resolutions, mark: Mark) -> None:
-        """Prepare.
+        """Keep the samplers.
 
         Args:
             run: the run.

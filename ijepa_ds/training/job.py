@@ -1,4 +1,4 @@
-"""What a training command asks for, read and checked before a process group or a model exists. Needs no PyTorch."""
+"""Reads and checks the configuration of a training command. Needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ logger = logging.getLogger(__name__)
 
 
 def read(arguments: argparse.Namespace, world_size: int) -> tuple[Config, dict[str, Any], BatchPlan]:
-    """Everything that can be refused before a process group or a model exists.
+    """Read both files; runs before a process group or a model exists.
+
+    Args:
+        arguments: with `config`, `deepspeed_config` and `overrides`.
+        world_size: number of ranks.
+
+    Returns:
+        The run, the DeepSpeed configuration (see `deepspeed_json.load_deepspeed`) and how the batch is cut.
 
     Raises:
         ValueError: with all problems found.

@@ -1,7 +1,7 @@
-"""k-NN and RankMe of the live target while a run trains, on images apart; the best checkpoint is marked and kept.
+"""k-NN and RankMe of the target encoder during training, on separate images; the best checkpoint is marked and kept.
 
-The sharded float32 average is put together in a plain encoder, parameter by parameter; the trained networks, their optimizer
-and every random number are left as they are.
+The sharded float32 average is gathered into a plain encoder, parameter by parameter. Networks, optimizer and random numbers
+do not change.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _BATCH = 256
 
 
 class LiveEval:
-    """What `eval.every` asks for. Every rank has one and calls `run` at the same steps."""
+    """The evaluation of `eval.every`. Every rank has one and calls `run` at the same steps."""
 
     def __init__(self, cfg: Config, engine: Engine, rank: int, world_size: int, start: int) -> None:
-        """Find the images; forget evaluations after step `start`, from before a resume.
+        """Find the images, and read the history up to step `start`.
 
         Raises:
-            ValueError: sources that cannot be used.
+            ValueError: the images cannot be used.
         """
         assert cfg.eval.train is not None and cfg.eval.test is not None  # config.checks
         self._cfg, self._engine, self._world = cfg, engine, World(rank, rank, world_size)
@@ -59,18 +59,18 @@ class LiveEval:
         self.history = [entry for entry in _read(self._file) if entry["step"] <= start]
 
     def due(self, done: int, last: int) -> bool:
-        """Whether to evaluate after `done` of `last` steps."""
+        """Whether an evaluation is due after `done` of `last` steps."""
         return done % self._cfg.eval.every == 0 or done == last
 
     def run(self, done: int, beat: Callable[[str], None]) -> dict[str, float]:
-        """Evaluate the target as it is now; called by every rank.
+        """Evaluate the current target encoder; every rank calls it.
 
         Args:
-            done: steps.
-            beat: told that work goes on.
+            done: number of steps done.
+            beat: called while the evaluation makes progress.
 
         Returns:
-            scores by their names in TensorBoard; empty when an image could not be read, which is logged and stops nothing.
+            On rank 0, scores by their TensorBoard tags; empty if an image could not be read, which is logged.
         """
         began = time.perf_counter()
         gather_target(self._engine, self._encoder)
@@ -79,13 +79,13 @@ class LiveEval:
             mine = {part: self._features(part, beat) for part in self._parts}
         except (ValueError, OSError) as error:
             problem = str(error)
-        self._encoder.to("cpu")  # its room on the device is the training's
+        self._encoder.to("cpu")  # free the device memory for training
         shares = gather_on_first((problem, mine))
         if shares is None:
             return {}
         problems = [text for text, _ in shares if text]
         if problems:
-            logger.warning("evaluation at step %d left out: %s", done, problems[0])
+            logger.warning("evaluation at step %d skipped: %s", done, problems[0])
             return {}
         train, test = (torch.cat([share[part] for _, share in shares]) for part in ("train", "test"))
         name = f"{self._cfg.eval.k}-NN"
@@ -103,7 +103,7 @@ class LiveEval:
         return extract(self._encoder, images, data.mean, data.std, device, dtype)
 
     def _images(self, part: str, beat: Callable[[str], None]) -> Iterator[np.ndarray]:
-        """This rank's share of a part; decoded once where they fit in memory."""
+        """This rank's images of a part, uint8 `[n, S, S, 3]`; kept decoded between evaluations if they fit in memory."""
         images, size = self._parts[part], self._cfg.data.crop_size
         share = self._world.share(len(images.labels))
         if part not in self._kept:
@@ -123,7 +123,7 @@ class LiveEval:
             yield batch
 
     def _note(self, done: int, scores: dict[str, float]) -> None:
-        """Add to the history; mark the best so far by k-NN, of equals the first."""
+        """Add scores to the history, and mark the step with the best k-NN score, the first of equals."""
         self.history = [entry for entry in self.history if entry["step"] < done] + [{"step": done} | scores]
         name = f"{self._cfg.eval.k}-NN"
         known = [entry for entry in self.history if name in entry]
@@ -131,16 +131,16 @@ class LiveEval:
             _write(self._file, self.history)
             _write(self._file.with_name(BEST), max(known, key=lambda entry: entry[name]))
         except OSError as error:
-            logger.error("%s cannot be written (%s): training goes on", self._file, error.strerror)
+            logger.error("%s cannot be written (%s): training continues", self._file, error.strerror)
 
 
 @torch.no_grad()
 def gather_target(engine: Engine, encoder: Encoder) -> None:
-    """Fill a plain float32 encoder, on every rank, with the sharded average; nothing of the engine is changed.
+    """Copy the sharded average into a plain float32 encoder on every rank. The engine does not change.
 
     Args:
-        engine: whose target.
-        encoder: of the same shape, unsharded.
+        engine: has the average.
+        encoder: an encoder of the same shape that is not sharded.
 
     Raises:
         RuntimeError: the ranks together do not hold every value exactly once.
@@ -149,11 +149,11 @@ def gather_target(engine: Engine, encoder: Encoder) -> None:
     for name, whole in gathered(engine.ema.layout, engine.ema.average):
         parameters.pop(name).copy_(whole.view_as(encoder.get_parameter(name)))
     if parameters:
-        raise RuntimeError(f"the target has no {', '.join(sorted(parameters))}: this sharding is not understood")
+        raise RuntimeError(f"the target has no {', '.join(sorted(parameters))}: this sharding is not supported")
 
 
 def _some(images: Labelled, limit: int) -> Labelled:
-    """At most `limit` images, the same ones each time."""
+    """A fixed random subset of at most `limit` images."""
     n = len(images.labels)
     if n <= limit:
         return images

@@ -8,11 +8,11 @@ from ijepa_ds.training.start import Run
 
 
 def train(run: Run, stop: StopRequests) -> None:
-    """Make the remaining steps of the schedule.
+    """Train for the remaining steps of the schedule.
 
     Args:
-        run: what `start.prepare` built.
-        stop: signals received; looked at once a step.
+        run: from `start.prepare`.
+        stop: signals received; read once a step.
 
     Raises:
         Stopped: a signal arrived on some rank; the state after the current step is saved.

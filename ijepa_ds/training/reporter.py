@@ -1,4 +1,4 @@
-"""Progress of a run: the terminal's bar, TensorBoard, and the one host synchronisation of the loop."""
+"""Progress bar and TensorBoard points; the only place of the loop that waits for the device."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from ijepa_ds.telemetry.metrics import Clock, effective_rank, feature_std, peak_
 from ijepa_ds.training.engine import Engine
 
 logger = logging.getLogger(__name__)
-STALL = 0.05  # share of the time spent waiting for data above which the user is warned
+STALL = 0.05  # warn if a larger share of the time is spent waiting for data
 
 
 class Reporter:
-    """Collects what happens on every rank; rank 0 writes it."""
+    """Collects figures on every rank; rank 0 writes them."""
 
     def __init__(self, cfg: Config, engine: Engine, schedule: Schedule, start: int, rank: int) -> None:
-        """Open the log; points after step `start` of an earlier attempt are hidden."""
+        """Open the log; TensorBoard hides points after step `start` of an earlier attempt."""
         self.cfg, self.engine, self.schedule, self.rank = cfg, engine, schedule, rank
         self.clock = Clock(engine.device)
         self.last_loss = math.nan
@@ -66,15 +66,15 @@ class Reporter:
         )
 
     def add(self, loss: Tensor) -> None:
-        """Count a micro-batch's loss, if it is finite; stays on the device."""
+        """Add a micro-batch's loss if it is finite; it stays on the device."""
         loss = loss.detach()
         self._loss += torch.stack([loss.nan_to_num(0.0, 0.0, 0.0), loss.isfinite().float()])
 
     def watching(self, step: int, micro: int) -> AbstractContextManager[object]:
-        """Entered around the forward pass of each micro-batch: sees the target encoder's attention where a probe is due."""
+        """Context for the forward pass of a micro-batch: records the target encoder's attention if a probe is due."""
         if self.rank != 0 or micro != 0 or not self._probes_after(step):
             return nullcontext()
-        self._entropy = EntropyProbe(size_of(self.cfg.model).depth)  # its attentions are the first of a forward pass
+        self._entropy = EntropyProbe(size_of(self.cfg.model).depth)  # the target encoder runs first in a forward pass
         return self._entropy
 
     def _probes_after(self, step: int) -> bool:
@@ -82,7 +82,15 @@ class Reporter:
         return bool(every) and ((step + 1) % every == 0 or step == 0)
 
     def after_step(self, step: int, output: Output, masks: Masks, pixels: Tensor, applied: bool, bad: int) -> None:
-        """Write what is due after 0-based `step`; tensors are those of its last micro-batch, `bad` counts unreadable images.
+        """Write what is due after a step.
+
+        Args:
+            step: 0-based.
+            output: of the last micro-batch.
+            masks: of the last micro-batch.
+            pixels: of the last micro-batch, uint8 `[B, S, S, 3]`.
+            applied: whether the optimizer applied the step.
+            bad: number of unreadable images.
 
         Raises:
             TrainingError: no loss since the last point was finite.
@@ -98,7 +106,7 @@ class Reporter:
             picture = draw_batch(pixels[:8], Masks(masks.context[:8], masks.targets[:8]), self.cfg.model.patch_size)
             self._log.image(done, "images/masks", torch.from_numpy(picture))
         self.clock.mark("report")
-        with suppress(OSError):  # the terminal is gone, or the disk that the output goes to is full
+        with suppress(OSError):  # the terminal is closed, or the disk of the output is full
             self._bar.update()
 
     def _write_scalars(self, step: int, masks: Masks, bad: int) -> None:
@@ -137,7 +145,7 @@ class Reporter:
         self._steps, self._since = 0, now
 
     def _utilisation(self, rate: float, masks: Masks, step: int) -> float:
-        """MFU at `rate` images a second, for the lengths of the last step's masks."""
+        """MFU at `rate` images a second, with the mask lengths of the last step."""
         if self.rank != 0:
             return 0.0  # only rank 0 writes
         flops = training_flops(config.at_step(self.cfg, step), masks.context.shape[-1], masks.targets.shape[-1])
@@ -152,10 +160,10 @@ class Reporter:
                 self.cfg.data.prefetch,
             )
             self._warned = True
-        self._settled = True  # the first point holds the start of the loader
+        self._settled = True  # the first point includes the start of the loader
 
     def before_checkpoint(self) -> None:
-        """Bring TensorBoard up to date with what is saved."""
+        """Flush TensorBoard, so that its points reach the saved step."""
         self._log.flush()
 
     def _write_probes(self, done: int, output: Output) -> None:
@@ -165,7 +173,7 @@ class Reporter:
             return
         prediction, target = output.prediction, output.target
         if not bool(torch.isfinite(target).all() & torch.isfinite(prediction).all()):
-            return  # the next point says so, and stops
+            return  # the next point ends the run
         similarity = torch.nn.functional.cosine_similarity(prediction.float(), target[:, None].expand(prediction.shape), dim=-1)
         entropies = self._entropy.values() if self._entropy else []
         self._entropy = None
@@ -184,7 +192,7 @@ class Reporter:
         )
 
     def _point(self, done: int, values: dict[str, float]) -> None:
-        """Log scalars; raise the alarms that they give cause for."""
+        """Log scalars and the alarms that they trigger."""
         self._log.scalars(done, values)
         for alarm in self._health.point(done, values) if self._health else ():
             self._alarms += 1
@@ -196,7 +204,7 @@ class Reporter:
         self._point(done, values)
 
     def close(self) -> None:
-        """Write what is pending; also after a failure."""
+        """Write pending points; also called after a failure."""
         with suppress(OSError):
             self._bar.close()
         self._log.close()

@@ -1,7 +1,7 @@
-"""Small crops first: images and masks of the steps in which `data.early_crop_size` makes them smaller.
+"""Smaller images at first: `data.early_crop_size` during the first `data.early_steps`.
 
-The loader's crops are shrunk on the training device, so that order, windows and flips stay what they are, for every loader;
-parameters, and what a checkpoint holds, do not change with the number of patches.
+The loader's crops are shrunk on the training device, so that order, windows and flips stay the same with every loader.
+Parameters and checkpoints do not depend on the number of patches.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from ijepa_ds.masks.sampler import Sampler, build_sampler
 
 
 class Resolutions:
-    """What a step's images and masks are like: a function of the step."""
+    """Image size and mask sampler of each step."""
 
     def __init__(self, cfg: Config) -> None:
-        """Prepare the samplers of both stages."""
+        """Build the samplers of both stages."""
         self._cfg = cfg
         self._samplers = {
             step < cfg.data.early_steps: _sampler(config.at_step(cfg, step)) for step in {0, cfg.data.early_steps}
         }
 
     def sampler(self, step: int) -> Sampler:
-        """Draws the step's masks; its `grid` is that of the step's images."""
+        """The mask sampler of a step; its `grid` is that of the step's images."""
         return self._samplers[step < self._cfg.data.early_steps]
 
     def shrink(self, pixels: Tensor, step: int) -> Tensor:
-        """The step's images, uint8 `[B, S, S, 3]`, from the loader's."""
+        """Resize the loader's images, uint8 `[B, S, S, 3]`, to the size of the step."""
         return shrunk(pixels, config.at_step(self._cfg, step).data.crop_size)
 
 
@@ -38,7 +38,7 @@ def _sampler(cfg: Config) -> Sampler:
 
 
 def shrunk(pixels: Tensor, size: int) -> Tensor:
-    """Antialiased bilinear resizing: uint8 `[B, S, S, 3]` to `[B, size, size, 3]`."""
+    """Resize uint8 `[B, S, S, 3]` to `[B, size, size, 3]`, bilinear with antialiasing."""
     if pixels.shape[1] == size:
         return pixels
     planes = pixels.permute(0, 3, 1, 2).float()

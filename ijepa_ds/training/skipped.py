@@ -1,4 +1,4 @@
-"""What happens when a step's loss or gradients are not finite: the step is skipped and named, and too many stop the run."""
+"""Steps skipped because their loss or gradients were not finite: they are reported, and too many in a row end the run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ijepa_ds.durable import append_lines
 from ijepa_ds.errors import TrainingError
 
 logger = logging.getLogger(__name__)
-_NAMED = 4  # images named in the message; the file has all
+_NAMED = 4  # images named in the message; the file has all of them
 
 
 class SkippedSteps:
-    """Counts skipped steps in a row; every rank has one."""
+    """Counts skipped steps in a row; one object on every rank."""
 
     def __init__(self, cfg: Config, plan: BatchPlan, folder: ImageIndex, rank: int) -> None:
         self._cfg, self._folder, self._rank = cfg, folder, rank
@@ -31,15 +31,15 @@ class SkippedSteps:
         self._in_a_row = 0
 
     def note(self, step: int, applied: bool, losses: list[Tensor]) -> None:
-        """Take notice of a step.
+        """Count a step, and report it if it was skipped.
 
         Args:
             step: 0-based.
             applied: whether the optimizer applied it; the same on every rank.
-            losses: scalars, of this rank's micro-batches; looked at only when the step was skipped.
+            losses: scalars, of this rank's micro-batches; read only if the step was skipped.
 
         Raises:
-            TrainingError: it was one too many in a row.
+            TrainingError: `run.max_nonfinite` steps in a row were skipped.
         """
         if applied:
             self._in_a_row = 0
@@ -48,33 +48,33 @@ class SkippedSteps:
         bad = [micro for micro, loss in enumerate(losses) if not bool(torch.isfinite(loss))]
         numbers = [self._share.numbers(step * self._share.accumulation + micro) for micro in bad]
         mine = (socket.gethostname(), np.concatenate(numbers).tolist() if numbers else [])
-        told = {rank: found for rank, found in enumerate(gather_objects(mine)) if found[1]}
-        text = self._describe(step + 1, told)
+        blamed = {rank: found for rank, found in enumerate(gather_objects(mine)) if found[1]}
+        text = self._describe(step + 1, blamed)
         if self._rank == 0:
-            self._write(step + 1, told)
+            self._write(step + 1, blamed)
             logger.error("%s", text)
         if self._in_a_row >= self._cfg.run.max_nonfinite:
             raise TrainingError(
-                f"{text}. {self._in_a_row} in a row (run.max_nonfinite): nothing is trained any more. Look at those images, "
-                "lower optimization.lr, or set optimization.clip_grad; older checkpoints are kept"
+                f"{text}. {self._in_a_row} skipped steps in a row (run.max_nonfinite). Check those images, lower "
+                "optimization.lr, or set optimization.clip_grad; older checkpoints are kept"
             )
 
-    def _describe(self, done: int, told: dict[int, tuple[str, list[int]]]) -> str:
-        what = "the loss is not finite on " if told else "the gradients are not finite, all losses are"
+    def _describe(self, done: int, blamed: dict[int, tuple[str, list[int]]]) -> str:
+        what = "the loss is not finite on " if blamed else "the gradients are not finite, all losses are"
         parts = []
-        for rank, (host, numbers) in told.items():
+        for rank, (host, numbers) in blamed.items():
             names = ", ".join(self._names(numbers[:_NAMED]))
             more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
             parts.append(f"rank {rank} (host {host}; samples {numbers[0]}..{numbers[-1]}: {names}{more})")
         return f"step {done} SKIPPED: {what}{', '.join(parts)}; all images are in skipped_steps.jsonl"
 
-    def _write(self, done: int, told: dict[int, tuple[str, list[int]]]) -> None:
+    def _write(self, done: int, blamed: dict[int, tuple[str, list[int]]]) -> None:
         first = (done - 1) * self._share.batch_size
-        whole = [("", list(range(first, first + self._share.batch_size)))]  # when no single loss is to blame
+        whole = [("", list(range(first, first + self._share.batch_size)))]  # if all losses are finite: the whole batch
         line = {
             "step": done,
-            "ranks": {rank: host for rank, (host, _) in told.items()},
-            "images": [name for _, numbers in told.values() or whole for name in self._names(numbers)],
+            "ranks": {rank: host for rank, (host, _) in blamed.items()},
+            "images": [name for _, numbers in blamed.values() or whole for name in self._names(numbers)],
         }
         append_lines(Path(self._cfg.run.dir) / "skipped_steps.jsonl", [json.dumps(line)])
 

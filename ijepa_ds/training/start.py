@@ -1,4 +1,4 @@
-"""What must be in place before the first step: ranks, run directory, images, checkpoint, engine."""
+"""Prepares a run before its first step: ranks, run directory, images, checkpoint, engine."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from ijepa_ds.training.live_eval import LiveEval
 from ijepa_ds.weights.start import Start, open_start, resolve_position_grid
 
 logger = logging.getLogger(__name__)
-INDEX = "images.index"  # of the run's images, in its folder: what all ranks read, and a later start compares with
+INDEX = "images.index"  # index of the run's images in its folder: all ranks read it, and a resumed run compares with it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything a run needs, ready to train."""
+    """Everything that training needs."""
 
     cfg: Config
     plan: BatchPlan
@@ -45,13 +45,13 @@ class Run:
     start: int  # steps already done
     rank: int
     bad: BadSamples
-    facts: dict[str, Any]  # what every manifest says beside the step
+    facts: dict[str, Any]  # written into every manifest beside the step
     lock: IO[str] | None  # held by rank 0
     watch: Watch
     live: LiveEval | None  # the run's own evaluation
 
     def is_finished(self) -> bool:
-        """Whether no step is left; says so and marks the run as completed."""
+        """Whether no step is left; if so, log it and mark the run as completed."""
         if self.start < self.schedule.total_steps:
             return False
         out = Path(self.cfg.run.dir)
@@ -62,10 +62,18 @@ class Run:
 
 
 def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, watch: Watch) -> Run:
-    """Join the other ranks, find the data and the checkpoint, build the engine.
+    """Join the other ranks, find the images and the checkpoint, build the engine.
+
+    Args:
+        cfg: the run; `model.precision` may be `auto`.
+        ds_config: from `deepspeed_json.load_deepspeed`.
+        plan: how the batch is cut.
+        rank: this rank.
+        watch: watches for hangs from here on.
+
 
     Raises:
-        ValueError, CheckpointError: something the user has to mend; the same on every rank.
+        ValueError, CheckpointError: something the user has to correct; the same on every rank.
     """
     device = initialise_distributed()
     watch.follow(cfg.run.hang_timeout)
@@ -112,18 +120,18 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
 
 
 def _find_start(cfg: Config, rank: int) -> CheckpointReader | None:
-    """Rank 0 lists the checkpoints; all of them read them, a share each, and agree on the newest good one."""
+    """The newest valid checkpoint: rank 0 lists them, and each rank verifies a share of the files."""
     steps = broadcast_object(agree(lambda: run_dir.look(cfg) if rank == 0 else None))
 
-    def say(*text: object) -> None:
+    def report(*text: object) -> None:
         if rank == 0:
             logger.error(*text)
 
-    return run_dir.find_start(cfg, steps, restore.open_together, say)
+    return run_dir.find_start(cfg, steps, restore.open_together, report)
 
 
 def _find_images(cfg: Config, rank: int) -> ImageIndex:
-    """Rank 0 scans the source once; all others map what it wrote, and see whether they have the same files."""
+    """Rank 0 scans the source once and writes an index; the others open it and check that they see the same files."""
     path = Path(cfg.run.dir) / INDEX
 
     def scan() -> None:
@@ -134,7 +142,7 @@ def _find_images(cfg: Config, rank: int) -> ImageIndex:
         if before and before.checksum != index.checksum and any((path.parent / "checkpoints").glob("step_*")):
             raise ValueError(
                 f"data.source has other images than when {path.parent} was begun ({len(before)} then, {len(index)} now): "
-                f"{describe(changes(before, index))}; restore them, or start anew in another run.dir"
+                f"{describe(changes(before, index))}; restore them, or start again in another run.dir"
             )
         index.save(path)
 
@@ -157,14 +165,14 @@ def _schedule(cfg: Config, folder: ImageIndex) -> Schedule:
 
 
 def _start(cfg: Config, rank: int) -> Start:
-    """The weights that `model.init_from` names: rank 0 chooses and verifies, the others open the same."""
+    """The weights that `model.init_from` names: rank 0 chooses and verifies them, the others open the same ones."""
     first = agree(lambda: open_start(cfg) if rank == 0 else None)
     path = broadcast_object(str(first.source.path) if first else None)
     start = agree(lambda: first or open_start(cfg, path, verify=False))
     seen = gather_objects((start.digest(), socket.gethostname()))
     different = [f"rank {other} on {host}" for other, (digest, host) in enumerate(seen) if digest != seen[0][0]]
     if different:
-        raise ValueError(f"model.init_from: {path} is not the same everywhere: not rank 0's for {', '.join(different)}")
+        raise ValueError(f"model.init_from: {path} differs between hosts: not that of rank 0 for {', '.join(different)}")
     if rank == 0:
         for note in start.notes:
             logger.info("model.init_from: %s", note)
@@ -183,17 +191,17 @@ def _facts(cfg: Config, plan: BatchPlan, folder: ImageIndex) -> dict[str, Any]:
 
 
 def _check_continues(reader: CheckpointReader, folder: ImageIndex) -> None:
-    """The order of samples is a function of the list of images: another list would repeat some and skip others."""
+    """Refuse another list of images: their order depends on it, so some samples would repeat and others be skipped."""
     saved, now = reader.manifest.get("data_checksum"), folder.checksum
     if saved != now:
         raise ValueError(
             f"data.source has other images than when {reader.folder} was saved ({reader.manifest.get('images')} then, "
-            f"{len(folder)} now, checksum {saved} then, {now} now): restore them, or start anew in another run.dir"
+            f"{len(folder)} now, checksum {saved} then, {now} now): restore them, or start again in another run.dir"
         )
 
 
 def _check_same_data(folder: ImageIndex) -> None:
-    """All ranks must see the same files: a rank with another list would train on other samples, silently."""
+    """Check that all ranks see the same files; a rank with another list would silently train on other samples."""
     seen = gather_objects((folder.checksum, len(folder), socket.gethostname()))
     different = [f"rank {rank} on {host}: {n} images" for rank, (sum_, n, host) in enumerate(seen) if sum_ != seen[0][0]]
     if different:

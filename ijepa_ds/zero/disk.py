@@ -41,9 +41,7 @@ def mapped(path: Path, numel: int, create: bool = False) -> Tensor:
     if create:
         path.unlink(missing_ok=True)
     elif path.stat().st_size < 4 * numel:
-        raise OSError(
-            f"{path}: expected at least {numel} float32 values written by DeepSpeed, found {path.stat().st_size} bytes"
-        )
+        raise OSError(f"{path} is shorter than the {numel} float32 numbers that DeepSpeed writes there")
     return torch.from_file(str(path), shared=True, size=numel, dtype=torch.float32)
 
 

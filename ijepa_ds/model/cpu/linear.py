@@ -1,7 +1,7 @@
-"""Matrix products through oneDNN, on processors where torch's own library leaves half of their arithmetic unused.
+"""Linear layers through oneDNN, on processors where it is faster than PyTorch's default library.
 
-torch multiplies float32 matrices with MKL, which takes AVX-512 on Intel's processors only: on an AMD EPYC (Zen 5) it reaches a
-quarter to a half of what oneDNN does, which torch has in it too (measured: docs/performance.md). Both are float32 throughout.
+PyTorch multiplies float32 matrices with MKL, which uses AVX-512 only on Intel processors. On an AMD EPYC (Zen 5), MKL reaches
+a quarter to a half of the rate of oneDNN, which PyTorch includes, too (docs/performance.md). Both compute in float32.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 @functools.cache
 def onednn_is_faster() -> bool:
-    """Whether float32 products should go through oneDNN: with AVX-512, but not made by Intel. No timing: the same every run."""
+    """Whether float32 products use oneDNN: AVX-512 and not Intel. It is not timed, so that all runs choose the same."""
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
         return False
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
@@ -30,7 +30,7 @@ def onednn_is_faster() -> bool:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x @ weight.T + bias` without gradient: `[..., K]`, `[N, K]`, `[N]` -> `[..., N]`, float32, on the CPU."""
+    """`x @ weight.T + bias` without gradient, float32 on the CPU: `[..., K]`, `[N, K]`, `[N]` -> `[..., N]`."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
@@ -39,8 +39,8 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
-        """As `product`."""
-        # The parameter itself is kept, never a view of it: ZeRO-3 empties it now, and fills it again for the backward pass.
+        """Compute `product`."""
+        # Save the parameter, not a view: ZeRO-3 empties it after this call and fills it again for the backward pass.
         ctx.save_for_backward(x, weight)
         return product(x, weight, bias)
 
@@ -56,7 +56,7 @@ class Product(torch.autograd.Function):
 
 
 def outer(gradient: Tensor, x: Tensor) -> Tensor:
-    """`gradient.T @ x`: `[M, N]`, `[M, K]` -> `[N, K]`. oneDNN wants its first factor row by row: copied is what is smaller."""
+    """`gradient.T @ x`: `[M, N]`, `[M, K]` -> `[N, K]`. oneDNN needs a contiguous first factor, so the cheaper copy is made."""
     (m, n), k = gradient.shape, x.shape[1]
     if m * n <= m * k + n * k:
         return product(gradient.t(), x.t())
@@ -64,16 +64,16 @@ def outer(gradient: Tensor, x: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` by `Product` for float32."""
+    """`nn.Linear` that uses `Product` for float32."""
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """`[..., K]` -> `[..., N]`."""
+        """Apply the layer: `[..., K]` -> `[..., N]`."""
         usual = x.dtype != torch.float32 or self.weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
         return super().forward(x) if usual or x.ndim < 2 else Product.apply(x, self.weight, self.bias)
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Have every `nn.Linear` in `model` compute its products by oneDNN; parameters and names stay."""
+    """Change every `nn.Linear` in `model` to `Linear`; parameters and their names stay."""
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear

@@ -1,4 +1,4 @@
-"""What training on a CPU needs that a GPU does not (measured: docs/LOG.md)."""
+"""Kernels and memory settings for training on a CPU (measurements: docs/LOG.md)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ijepa_ds.model.cpu import linear
 
 
 def tune(model: nn.Module, dtype: torch.dtype) -> None:
-    """Make steps of this process fast.
+    """Choose faster kernels for the modules of `model`, whose weights have type `dtype`.
 
-    The fused attention kernel's bfloat16 backward is several times slower here than plain matrix products; float32 products
-    are slow on some processors (`cpu_linear`).
+    In bfloat16, attention uses plain matrix products: the backward pass of the fused kernel is several times slower on CPUs.
+    In float32, linear layers use oneDNN where it is faster (`cpu.linear`).
     """
     if dtype == torch.float32 and linear.onednn_is_faster():
         linear.use_onednn(model)
@@ -27,15 +27,15 @@ def tune(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def give_memory_back() -> None:
-    """From here on freed tensors go back to the system at once: a start frees as much as it keeps."""
+    """Return freed memory to the system at once from now on; start-up frees as much as it keeps."""
     _memory(mmap_from=1 << 18, trim_from=1 << 18)
 
 
 def keep_memory() -> None:
-    """From here on freed tensors stay with this process, for the next step: the system would page-fault them in again.
+    """Keep freed memory in this process from now on, which saves page faults in the next step.
 
-    What is kept is in pieces, a third of the state of a large model (docs/LOG.md): nothing is kept where that could be missed,
-    which is when what the ranks of this machine hold now takes more than a quarter of it.
+    Fragmentation costs up to a third of the state of a large model (docs/LOG.md). So nothing is kept if the ranks of this
+    machine already use more than a quarter of its memory.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
@@ -49,16 +49,16 @@ def keep_memory() -> None:
 
 
 def _reserve_huge_pages(libc: ctypes.CDLL, block: int = 950 << 20, blocks: int = 2) -> None:
-    """Have the next tensors of this process lie in huge pages, whose first touch and use cost less.
+    """Place the next tensors of this process in huge pages, which have fewer page faults and TLB misses.
 
-    The heap is made larger, in addresses only, and what is new in it marked. torch's own way (THP_MEM_ALLOC_ENABLE) places
-    every tensor of 2 MiB and more at a huge page's border, and what is left of its last page goes unused: 300 MiB in a step of
-    ViT-S (docs/LOG.md).
+    This extends the heap by untouched addresses and marks them with `madvise`. PyTorch's option THP_MEM_ALLOC_ENABLE instead
+    aligns every tensor of 2 MiB and more to a huge page and wastes the rest of its last page: 300 MiB in a step of ViT-S
+    (docs/LOG.md).
 
     Args:
         libc: the C library.
-        block: bytes, below what `_memory` has mapped apart.
-        blocks: in all less than what it has given back.
+        block: bytes of one allocation, below the `mmap_from` given to `_memory`.
+        blocks: number of allocations; their sum must be below `trim_from`.
     """
     if not all(hasattr(libc, name) for name in ("sbrk", "madvise", "mallopt")):
         return
@@ -68,14 +68,14 @@ def _reserve_huge_pages(libc: ctypes.CDLL, block: int = 950 << 20, blocks: int =
     huge_page, madv_hugepage = 1 << 21, 14
     begin = libc.sbrk(0)
     for address in [libc.malloc(block) for _ in range(blocks)]:
-        libc.free(address)  # not touched: no memory yet, and now the end of the heap
+        libc.free(address)  # never touched, so no memory is used; the heap now ends here
     begin, end = -(-begin // huge_page) * huge_page, libc.sbrk(0) // huge_page * huge_page
     if end > begin:
-        libc.madvise(begin, end - begin, madv_hugepage)  # refused where the system has none: then as before
+        libc.madvise(begin, end - begin, madv_hugepage)  # fails without effect where huge pages are disabled
 
 
 def _memory(mmap_from: int, trim_from: int) -> None:
-    """Tell glibc, in bytes, from what size on memory is mapped, and from how much on what is free is given back."""
+    """Set glibc's thresholds in bytes: `mmap_from` for separate mappings, `trim_from` for returning free memory."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         m_trim_threshold, m_mmap_threshold = -1, -3
