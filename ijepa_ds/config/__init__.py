@@ -3,7 +3,7 @@
 from ijepa_ds.config.batch import BatchPlan, plan_batch
 from ijepa_ds.config.checks import check, problems
 from ijepa_ds.config.loading import from_text, load
-from ijepa_ds.config.precision import AUTO, resolve_auto
+from ijepa_ds.config.precision import AUTO, Precision, resolve_auto
 from ijepa_ds.config.saving import LENGTH, difference, fingerprint, save_resolved, to_text
 from ijepa_ds.config.schema import Config, ConfigError, DataConfig, OptimizationConfig, Problem, RunConfig, flatten
 from ijepa_ds.config.sizes import ModelConfig, PredictorConfig
@@ -21,6 +21,7 @@ __all__ = [
     "ModelConfig",
     "OptimizationConfig",
     "PredictorConfig",
+    "Precision",
     "Problem",
     "RunConfig",
     "at_step",

@@ -82,7 +82,7 @@ def _advice(best: search.Candidate) -> str:
     return f"use {keys} and optimization.max_micro_batch={plan.spread.micro_batch} model.activation_checkpointing={extra}"
 
 
-def _faster_here(cfg: Config) -> str:
+def _faster_here(cfg: Config) -> config.Precision:
     from ijepa_ds.model import cpu
 
     size = size_of(cfg.model)

@@ -10,7 +10,7 @@ import torch
 
 from ijepa_ds import config
 from ijepa_ds.checkpoint.folder import check_files
-from ijepa_ds.config import Config, deepspeed_json
+from ijepa_ds.config import Config, Precision, deepspeed_json
 from ijepa_ds.config.sizes import size_of
 from ijepa_ds.distributed.agreement import agree
 from ijepa_ds.distributed.exchange import broadcast_object
@@ -47,7 +47,7 @@ def resolve(cfg: Config, ds_config: dict[str, Any], rank: int, device: torch.dev
     return cfg, ds_config
 
 
-def _choose(cfg: Config, device: torch.device) -> str:
+def _choose(cfg: Config, device: torch.device) -> Precision:
     """The type for `auto`; logs it with the reason."""
     precision, reason = _continued(cfg)
     if precision == config.AUTO:
@@ -60,7 +60,7 @@ def _choose(cfg: Config, device: torch.device) -> str:
     return precision
 
 
-def _continued(cfg: Config) -> tuple[str, str]:
+def _continued(cfg: Config) -> tuple[Precision, str]:
     """The type of what the run continues and where it is written; `auto` for a fresh start."""
     owner = Path(cfg.run.dir) / "config.yaml"
     if owner.is_file():

@@ -67,7 +67,7 @@ def test_a_gpu_takes_bfloat16_without_a_measurement(measured: object, tmp_path: 
 
 
 @pytest.mark.parametrize("kept", ["float32", "bfloat16"])
-def test_a_run_that_continues_keeps_its_type(kept: str, measured: object, tmp_path: Path) -> None:
+def test_a_run_that_continues_keeps_its_type(kept: config.Precision, measured: object, tmp_path: Path) -> None:
     begun = config.resolve_auto(auto(tmp_path / "a"), kept)
     run_dir.write_facts(begun, DS_CONFIG, {})
     assert precision.resolve(auto(tmp_path / "a"), DS_CONFIG, 0, CPU)[0] == begun

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -28,7 +28,7 @@ class Rates(NamedTuple):
     bfloat16: float
 
     @property
-    def faster(self) -> str:
+    def faster(self) -> Literal["float32", "bfloat16"]:
         """The faster type: "float32" or "bfloat16"."""
         return "bfloat16" if self.bfloat16 > self.float32 else "float32"
 
