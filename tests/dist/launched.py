@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -44,6 +45,16 @@ TINY = [
     "optimization.warmup_steps=2",
     "optimization.lr=0.001",
 ]
+
+
+def environment(*folders: Path) -> dict[str, str]:
+    """For a process started as a user starts it: imports from this checkout and `folders`, computes on one CPU thread.
+
+    Without Torch's compiler, which DeepSpeed loads when it is imported: 2 s of CPU a process.
+    """
+    path = ":".join(map(str, (REPOSITORY, *folders)))
+    given = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TORCHDYNAMO_DISABLE": "1"}
+    return {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")} | given
 
 
 def prepare(place: Path, images: int = 24) -> Path:
@@ -128,20 +139,40 @@ class Run:
         os.kill(self.ranks[rank].pid or 0, number)
 
 
-def finished(place: Path, arguments: list[str], ranks: int, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """A run to its end, as `subprocess.run` would give it; `ranks` = 0: one process that no launcher started."""
+def finished(
+    place: Path,
+    arguments: list[str],
+    ranks: int,
+    timeout: float = 120,
+    program: str = "ijepa_ds.train",
+    port: int | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, and return what `subprocess.run` would return.
+
+    Args:
+        place: the folder it runs in.
+        arguments: of its command line.
+        ranks: how many processes; 0: one process without a launcher's variables.
+        timeout: seconds.
+        program: a module, or a Python file in `place`.
+        port: of rank 0's store; by default a free one.
+    """
     context = forks()
     out, err = (place / f"{name}-{time.monotonic_ns()}.txt" for name in ("stdout", "stderr"))
-    port = free_port()
+    port = port or free_port()
     processes = [
-        context.Process(target=_rank, args=(rank, ranks, port, str(place), str(out), arguments, [], None, str(err)))
+        context.Process(target=_rank, args=(rank, ranks, port, str(place), str(out), arguments, [], None, str(err), program))
         for rank in range(max(1, ranks))
     ]
     for process in processes:
         process.start()
-    end = time.monotonic() + timeout
-    for process in processes:
-        process.join(max(0.0, end - time.monotonic()))
+    end, ended_others = time.monotonic() + timeout, False
+    while any(process.is_alive() for process in processes) and time.monotonic() < end:
+        if not ended_others and any(process.exitcode for process in processes):
+            for process in processes:
+                process.terminate()  # as DeepSpeed's launcher does when a rank fails
+            ended_others = True
+        time.sleep(0.02)
     late = [process for process in processes if process.is_alive()]
     for process in late:
         process.kill()
@@ -162,6 +193,7 @@ def _rank(
     faults: list[dict[str, Any]],
     samples: Path | None,
     error_log: str | None = None,
+    program: str = "ijepa_ds.train",
 ) -> None:
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that a script started behind itself ignore it
@@ -184,10 +216,18 @@ def _rank(
     injected.inject(rank, faults)
     if samples:
         injected.log_samples(samples, rank)
-    code = train.main(arguments)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    sys.exit(code)
+    try:
+        if program == "ijepa_ds.train":
+            sys.exit(train.main(arguments))
+        sys.argv = [program, *arguments]
+        sys.path.insert(0, place)
+        if program.endswith(".py"):
+            runpy.run_path(program, run_name="__main__")
+        else:
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 def read_completed(run: Path) -> dict[str, Any]:

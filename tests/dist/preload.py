@@ -1,6 +1,7 @@
 """Imported once by the fork server of `pool.py` and `launched.py`: a process that imports this itself takes 9 s of CPU."""
 
 import os
+from contextlib import suppress
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
@@ -17,3 +18,6 @@ import ijepa_ds.cluster.watch  # noqa: E402
 import ijepa_ds.data.vision  # noqa: E402
 import ijepa_ds.train  # noqa: E402
 import ijepa_ds.training.loop  # noqa: E402, F401
+
+with suppress(ImportError):  # without DALI, the runs take torchvision
+    import ijepa_ds.data.dali  # noqa: F401

@@ -35,7 +35,7 @@ def test_a_run_made_to_fail_raises_its_alarm(name: str, place: Path) -> None:  #
     module, overrides = FAILURES[name]
     if name == "stalled_loader":
         large_images(place)
-    done = start(place, "run.dir=out", "run.picture_every=0", "model.precision=float32", *overrides, stage=0, module=module)
+    done = start(place, "run.dir=out", "run.picture_every=0", "model.precision=float32", *overrides, stage=0, program=module)
     assert done.returncode == 0, done.stderr
     alarms = [alarm for alarm in read_alarms(place / "out") if alarm.name == name]
     assert alarms, done.stdout + done.stderr

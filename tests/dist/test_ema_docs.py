@@ -1,6 +1,5 @@
 """The example of docs/ema.md is a program: it runs as it stands."""
 
-import os
 import re
 import subprocess
 import sys
@@ -8,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.dist.launched import REPOSITORY, environment, finished
 from tests.dist.pool import free_port
 
 pytestmark = pytest.mark.dist
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(("ranks", "stage"), [(0, 2), (2, 3)])
@@ -20,11 +19,11 @@ def test_the_example_runs(ranks: int, stage: int, tmp_path: Path) -> None:
     assert '{"stage": 3}' in program
     (tmp_path / "distil.py").write_text(program.replace('{"stage": 3}', f'{{"stage": {stage}}}'))
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(free_port())]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
-        environment.pop(name, None)
-    command = [*(launcher if ranks else [sys.executable]), "distil.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    if ranks:
+        command = [*launcher, "distil.py"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+    else:
+        done = finished(tmp_path, [], 0, program="distil.py")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = re.findall(r"loss (\d\.\d{4}), (\d+) averaged numbers", done.stdout)
     assert len(lines) == max(ranks, 1)

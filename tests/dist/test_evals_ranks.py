@@ -1,7 +1,6 @@
 """Features through the launcher: the same on one rank and on three, no image lost or doubled, one message when one fails."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,22 +14,22 @@ from ijepa_ds.evals.folders import batches, read_pair
 from ijepa_ds.weights import open_source
 from ijepa_ds.weights.encoder import build_encoder
 from tests.dist import jobs
+from tests.dist.launched import environment, finished
 from tests.dist.pool import free_port
 from tests.evals.test_evals import run_dir, write_images
 from tests.weights_cases import write_published
 
 __all__ = ["run_dir"]  # a fixture
 pytestmark = pytest.mark.dist
-REPOSITORY = Path(__file__).parents[2]
 DEEPSPEED = str(Path(sys.executable).parent / "deepspeed")
 
 
-def evaluate(place: Path, ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`ranks` = 0: python -m; else the deepspeed launcher."""
-    launcher = [DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(free_port()), "--module"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    command = [*(launcher if ranks else [sys.executable, "-m"]), "ijepa_ds.evals", *arguments]
-    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=180)
+def evaluate(place: Path, ranks: int, *arguments: str, launcher: bool = False) -> subprocess.CompletedProcess[str]:
+    """`ranks` = 0: one process of its own; `launcher`: by `deepspeed`, as a user starts it."""
+    if not launcher:
+        return finished(place, list(arguments), ranks, program="ijepa_ds.evals")
+    command = [DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(free_port()), "--module", "ijepa_ds.evals"]
+    return subprocess.run([*command, *arguments], cwd=place, env=environment(), capture_output=True, text=True, timeout=180)
 
 
 def test_three_ranks_score_what_one_scores(run_dir: Path, tmp_path: Path) -> None:
@@ -42,7 +41,7 @@ def test_three_ranks_score_what_one_scores(run_dir: Path, tmp_path: Path) -> Non
     for ranks in (0, 3):
         out = tmp_path / f"out{ranks}"
         swapped = ["--train", "test", "--test", "train", "--out", str(out)]
-        done = evaluate(tmp_path, ranks, *options, *swapped)
+        done = evaluate(tmp_path, ranks, *options, *swapped, launcher=ranks > 0)
         assert done.returncode == 0, done.stdout + done.stderr
         results.append(json.loads((out / "result.json").read_text()))
     one, three = results

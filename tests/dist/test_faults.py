@@ -16,7 +16,7 @@ import pytest
 from ijepa_ds.checkpoint.folder import list_steps
 from ijepa_ds.checkpoint.reader import CheckpointReader, newest
 from ijepa_ds.exits import LOST, STOPPED
-from tests.dist.launched import REPOSITORY, TINY, Run, prepare
+from tests.dist.launched import TINY, Run, environment, prepare
 from tests.dist.pool import free_port
 
 pytestmark = pytest.mark.dist
@@ -88,7 +88,7 @@ def test_a_stopped_process_is_named_and_the_job_ends(rank: int, place: Path) -> 
 
 @pytest.mark.parametrize(("number", "rank"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 0), (signal.SIGINT, None)])
 def test_a_signal_saves_and_stops_all_ranks(number: int, rank: int | None, place: Path) -> None:
-    run = Run(place, "optimization.steps=100000", "run.checkpoint_every=100000", stage=3)
+    run = Run(place, "optimization.steps=5000", "run.checkpoint_every=5000", stage=3)
     run.wait_for("step/s, loss")
     for which in (0, 1) if rank is None else (rank,):  # Ctrl-C reaches every process of the terminal
         run.signal(which, number)
@@ -194,13 +194,12 @@ def test_a_signal_to_the_deepspeed_launcher_saves_and_leaves_no_orphans(number: 
     """`deepspeed` dies of it and leaves its children: the ranks notice that it is gone."""
     command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
     command += ["--module", "ijepa_ds.train", "--config", "run.yaml", "--deepspeed_config", "zero2.json", *TINY]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     log = place / "log.txt"
     with log.open("w") as file:
         runner = subprocess.Popen(
-            [*command, "optimization.steps=100000", "run.checkpoint_every=100000"],
+            [*command, "optimization.steps=5000", "run.checkpoint_every=5000"],
             cwd=place,
-            env=environment,
+            env=environment(),
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,

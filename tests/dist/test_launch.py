@@ -17,11 +17,10 @@ from ijepa_ds.checkpoint.folder import list_steps
 from ijepa_ds.checkpoint.reader import CheckpointReader
 from ijepa_ds.checkpoint.run_dir import lock
 from ijepa_ds.weights import read_encoder
-from tests.dist.launched import finished
+from tests.dist.launched import REPOSITORY, environment, finished
 from tests.dist.pool import free_port
 
 pytestmark = pytest.mark.dist
-REPOSITORY = Path(__file__).parents[2]
 DEEPSPEED = str(Path(sys.executable).parent / "deepspeed")
 TINY = [
     "run.log_every=1",
@@ -62,13 +61,13 @@ def start(
     ranks: int = 0,
     stage: int = 2,
     monitor: bool = False,
-    module: str = "ijepa_ds.train",
+    program: str = "ijepa_ds.train",
     port: int | None = None,
     command: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """A run to its end: its ranks forked (`launched.finished`), which saves ten seconds of imports.
+    """A run to its end: its ranks forked (`launched.finished`), which saves nine seconds of imports a process.
 
-    With `command`, another `module` or a `port` as a user starts it: `ranks` = 0: python -m; else the deepspeed launcher.
+    With `command` as a user starts it: `ranks` = 0: python -m; else the deepspeed launcher.
     `monitor`: with DeepSpeed's own TensorBoard block.
     """
     spread = json.loads((REPOSITORY / "ds_configs" / f"zero{stage}.json").read_text())
@@ -76,16 +75,15 @@ def start(
         spread["tensorboard"] = {"enabled": True, "output_path": "monitor", "job_name": "deepspeed"}
     (place / "spread.json").write_text(json.dumps(spread))
     arguments = ["--config", "run.yaml", "--deepspeed_config", "spread.json"]
-    if not (command or port or module != "ijepa_ds.train"):
-        return finished(place, [*arguments, *TINY, *overrides], ranks)
+    if not command:
+        return finished(place, [*arguments, *TINY, *overrides], ranks, program=program, port=port)
     launcher = [sys.executable, "-m"]
     if ranks:
-        launcher = [DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(port or free_port()), "--module"]
-    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{place}", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        launcher = [DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(free_port()), "--module"]
     return subprocess.run(
-        [*launcher, module, *arguments, *TINY, *overrides],
+        [*launcher, program, *arguments, *TINY, *overrides],
         cwd=place,
-        env=environment,
+        env=environment(place),
         capture_output=True,
         text=True,
         timeout=120,
@@ -105,16 +103,17 @@ def losses(run: Path) -> dict[int, float]:
 
 
 def test_two_ranks_zero3_through_the_launcher_then_resume_exactly(place: Path) -> None:
-    straight = start(place, "run.dir=straight", ranks=2, stage=3, command=True)
+    straight = start(place, "run.dir=straight", ranks=2, stage=3)
     assert straight.returncode == 0, straight.stdout + straight.stderr
-    assert json.loads((place / "straight" / "completed.json").read_text())["steps"] == 6
-    for name in ("config.yaml", "deepspeed.json", "environment.json"):
-        assert (place / "straight" / name).stat().st_size > 0
     # the same run, interrupted after step 3 (as a crash after its checkpoint would leave it), then the same command
     assert start(place, "run.dir=broken", "run.checkpoint_every=3", ranks=2, stage=3).returncode == 0
     shutil.rmtree(place / "broken" / "checkpoints" / "step_00000006")
     again = start(place, "run.dir=broken", "run.checkpoint_every=3", ranks=2, stage=3, command=True)
     assert again.returncode == 0 and "step 3" in again.stdout, again.stdout + again.stderr
+    for run in ("straight", "broken"):
+        assert json.loads((place / run / "completed.json").read_text())["steps"] == 6
+        for name in ("config.yaml", "deepspeed.json", "environment.json"):
+            assert (place / run / name).stat().st_size > 0
     assert losses(place / "broken") == losses(place / "straight")
     one, other = (CheckpointReader(place / run / "checkpoints" / "step_00000006") for run in ("straight", "broken"))
     for name in one.names("ema"):
@@ -161,7 +160,7 @@ def test_bad_input_is_one_message(place: Path) -> None:
     (place / "empty").mkdir()
     (place / "junk").mkdir()
     (place / "junk" / "a.jpg").write_text("not an image")
-    assert "empty" in refused(start(place, "data.source=empty", command=True))
+    assert "empty" in refused(start(place, "data.source=empty"))
     assert "junk" in refused(start(place, "data.source=junk"))
     assert "nowhere" in refused(start(place, "data.source=nowhere"))
     message = refused(start(place, "optimization.learning_rate=1", "modle.name=huge"))
@@ -223,7 +222,7 @@ def test_only_one_rank_sees_a_problem(place: Path) -> None:
         "from ijepa_ds.train import main\n"
         "sys.exit(main())\n"
     )
-    message = refused(start(place, ranks=2, module="run"))
+    message = refused(start(place, ranks=2, program="run.py"))
     assert "not mounted here" in message and "on rank 1 only" in message
 
 
@@ -243,7 +242,7 @@ def vanish_while_training(place: Path, pattern: str, *overrides: str) -> subproc
         "from ijepa_ds.train import main\n"
         "sys.exit(main())\n"
     )
-    return start(place, "optimization.steps=6", *overrides, module="run")
+    return start(place, "optimization.steps=6", *overrides, program="run.py")
 
 
 def test_an_image_that_vanishes_is_named_and_kept_in_the_checkpoint(place: Path) -> None:

@@ -110,10 +110,10 @@ def first_loss(cfg: Config, model: IJEPA) -> float:
 
 
 def test_the_trainer_continues_a_published_checkpoint_at_its_loss(place: Path) -> None:  # noqa: F811
-    """Through the launcher, two ranks, ZeRO-3; then resumed, when the weights are gone."""
+    """Two ranks, ZeRO-3; then resumed, when the weights are gone."""
     path = write_published(place / "x-ep3.pth.tar")
     arguments = (*LIKE_THE_ORACLE, "model.init_from=x-ep3.pth.tar", "run.checkpoint_every=2")
-    result = start(place, *arguments, "optimization.steps=2", ranks=2, stage=3, command=True)
+    result = start(place, *arguments, "optimization.steps=2", ranks=2, stage=3)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "a fresh start from the weights of" in result.stdout
     cfg = config.load(place / "out" / "config.yaml", [])

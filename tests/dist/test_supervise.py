@@ -13,7 +13,7 @@ import pytest
 
 from ijepa_ds.checkpoint.folder import list_steps
 from ijepa_ds.checkpoint.reader import CheckpointReader
-from tests.dist.launched import REPOSITORY, TINY, Run, prepare
+from tests.dist.launched import TINY, Run, environment, prepare
 from tests.dist.pool import free_port
 from tests.dist.test_faults import processes_of
 
@@ -38,12 +38,11 @@ def start(place: Path, log: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "ijepa_ds.cli", "supervise", "--run", "supervised", "--backoff", "0.1", "--"]
     command += [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
     command += ["--module", "slow", "--config", "run.yaml", "--deepspeed_config", "zero2.json", *TINY]
-    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{place}", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     with log.open("wb") as file:
         return subprocess.Popen(
             [*command, "run.dir=supervised", f"optimization.steps={STEPS}", "run.checkpoint_every=5"],
             cwd=place,
-            env=environment,
+            env=environment(place),
             stdout=file,
             stderr=subprocess.STDOUT,
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ijepa_ds.checkpoint.folder import list_steps
-from tests.dist.launched import REPOSITORY, TINY, prepare
+from tests.dist.launched import TINY, environment, prepare
 from tests.dist.pool import free_port
 from tests.dist.test_faults import processes_of
 
@@ -36,11 +36,10 @@ def test_a_closed_terminal_saves_and_leaves_nothing(tmp_path: Path) -> None:
     place = prepare(tmp_path)
     command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
     command += ["--module", "ijepa_ds.train", "--config", "run.yaml", "--deepspeed_config", "zero2.json", *TINY]
-    command += ["optimization.steps=100000", "run.checkpoint_every=100000"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    command += ["optimization.steps=5000", "run.checkpoint_every=5000"]
     closing = [sys.executable, "-c", CLOSING, *command]
     try:
-        done = subprocess.run(closing, cwd=place, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(closing, cwd=place, env=environment(), capture_output=True, text=True, timeout=120)
         assert done.stdout == "closed\n", done.stdout + done.stderr
         end = time.monotonic() + 60
         while processes_of(place):
