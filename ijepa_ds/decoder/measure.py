@@ -28,6 +28,7 @@ from ijepa_ds.data.transforms import load_eval_images
 from ijepa_ds.decoder import network
 from ijepa_ds.decoder.condition import PLACE, Conditioner
 from ijepa_ds.decoder.pictures import decoder_pixels, encoder_input, open_images
+from ijepa_ds.durable import write_text
 from ijepa_ds.weights import open_source
 
 logger = logging.getLogger(__name__)
@@ -99,10 +100,7 @@ def run(args: argparse.Namespace) -> int:
         "sampler_steps": args.sampler_steps,
         "seed": args.seed,
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    aside = args.out / ".result.json.partial"
-    aside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    aside.replace(args.out / "result.json")
+    write_text(args.out / "result.json", json.dumps(result, indent=2) + "\n")
     for name, kinds in result["differences"].items():
         for kind, value in kinds.items():
             low, high = value["interval_95"]

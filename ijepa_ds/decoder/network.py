@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ijepa_ds.durable import save_tensors
+from ijepa_ds.durable import replacing, save_tensors
 
 FILES = ("decoder.json", "decoder.safetensors")
 NOISE_STEPS = 1000
@@ -157,23 +156,15 @@ def sample(decoder: Decoder, conditions: Tensor, seeds: list[int], steps: int = 
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
-def commit(aside: Path, path: Path) -> None:
-    """Flush a file to disk, then rename it."""
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    aside.replace(path)
-
-
 def save(folder: Path, decoder: Decoder, facts: dict[str, Any]) -> None:
     """Write weights, shape and facts, each file atomically."""
+    description = {"format": _FORMAT, "shape": asdict(decoder.shape), "width": decoder.width} | facts
     for name in FILES:
-        aside = folder / f".{name}.partial"
-        if name.endswith(".json"):
-            description = {"format": _FORMAT, "shape": asdict(decoder.shape), "width": decoder.width} | facts
-            aside.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        else:
-            save_tensors({key: value.contiguous() for key, value in decoder.state_dict().items()}, aside)
-        commit(aside, folder / name)
+        with replacing(folder / name) as partial:
+            if name.endswith(".json"):
+                partial.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            else:
+                save_tensors({key: value.contiguous() for key, value in decoder.state_dict().items()}, partial)
 
 
 def load(folder: Path) -> tuple[Decoder, dict[str, Any]]:

@@ -23,6 +23,7 @@ from ijepa_ds.decoder.learner import Learner
 from ijepa_ds.decoder.network import Shape
 from ijepa_ds.decoder.options import add_arguments, shape_of
 from ijepa_ds.decoder.pictures import Pictures, decoder_pixels, encoder_input, image_numbers, open_images, training_batches
+from ijepa_ds.durable import replacing
 from ijepa_ds.telemetry.event_log import Log
 from ijepa_ds.weights import open_source
 
@@ -193,9 +194,8 @@ class Trainer:
         log.flush()
         facts = self._task() | {"step": self.done, "which_step": self.source.step, "precision": self.args.precision}
         network.save(self.args.out, average, facts)
-        aside = self.args.out / f".{STATE}.partial"
-        torch.save({"task": self._task(), "step": self.done, "tensors": tensors}, aside)
-        network.commit(aside, self.args.out / STATE)
+        with replacing(self.args.out / STATE) as partial:
+            torch.save({"task": self._task(), "step": self.done, "tensors": tensors}, partial)
 
     def _samples(self, average: network.Decoder) -> Tensor:
         """Images above samples of the averaged decoder: uint8 [2 S, n S, 3]; always the same images, blocks and noise."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from ijepa_ds.durable import write_text
 from ijepa_ds.plotting.bars import write_bars
 from ijepa_ds.plotting.spectrum import write_spectra
 
@@ -22,10 +23,7 @@ def write_result(out: Path, result: dict[str, Any]) -> list[Path]:
     Returns:
         the files written, without TensorBoard's.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    aside = out / f".{RESULT}.partial"
-    aside.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    aside.replace(out / RESULT)
+    write_text(out / RESULT, json.dumps(result, indent=2, allow_nan=False) + "\n")
     written, title = [out / RESULT], f"{result['checkpoint']['which']} encoder{_step(result)}"
     percent = {name: score for name, score in result["scores"].items() if name not in result["unranked"]}
     if percent:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from ijepa_ds import config
@@ -12,6 +11,7 @@ from ijepa_ds.arguments import add_json, add_run
 from ijepa_ds.config import Config, deepspeed_json, published
 from ijepa_ds.config.schedules import Schedule, steps_per_epoch
 from ijepa_ds.config.sizes import size_of
+from ijepa_ds.durable import write_text
 from ijepa_ds.model.work import work_of
 from ijepa_ds.plan import report, search
 from ijepa_ds.plan.hardware import DEVICES, device_of
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(text)
         if args.json:
-            _write(args.json, json.dumps(result, indent=1) + "\n")
+            write_text(args.json, json.dumps(result, indent=1) + "\n")
     if args.plot:
         from ijepa_ds.plan import picture
 
@@ -94,16 +94,6 @@ def _steps(cfg: Config, images: int | None) -> int | None:
     if images:
         return Schedule.of(cfg, steps_per_epoch(images, cfg.optimization.batch_size)).total_steps
     return cfg.optimization.steps
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    with open(aside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def _positive(text: str) -> int:

@@ -7,6 +7,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ijepa_ds.durable import replacing
+
 INK = "#1f2933"
 MUTED = "#7b8794"
 RULE = "#d9dee3"
@@ -27,8 +29,6 @@ def plain_axes(axes: Axes, title: str) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG to a temporary file, then rename it, so that readers never see a partial file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, dpi=DPI, format="png", facecolor="white")
-    partial.replace(path)
+    """Write a figure as PNG; readers never see a partial file."""
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=DPI, format="png", facecolor="white")

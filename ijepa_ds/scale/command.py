@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ijepa_ds.arguments import add_json
+from ijepa_ds.durable import write_text
 from ijepa_ds.scale import execute, ladder
 from ijepa_ds.scale.ladder import Ladder
 from ijepa_ds.scale.rung import Rung
@@ -45,14 +46,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(whole: Ladder, chosen: Sequence[Rung], out: Path | None) -> int:
-    from ijepa_ds.scale import paper, results
+    from ijepa_ds.scale import paper
 
     rungs = [*chosen, *([whole.next] if whole.next else [])]
     plans = paper.plans_of(rungs)
     logger.info("%s", paper.table(rungs, plans))
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        results.write(out, json.dumps([paper.to_dict(r, p) for r, p in zip(rungs, plans, strict=True)], indent=1) + "\n")
+        write_text(out, json.dumps([paper.to_dict(r, p) for r, p in zip(rungs, plans, strict=True)], indent=1) + "\n")
     return 0 if all(plan.fits for plan in plans) else 1
 
 
@@ -66,8 +66,8 @@ def _report(whole: Ladder) -> None:
     found["laws"] = {title: results.plain(law) for title, law in laws.items()}
     found["next"] = paper.predict(whole, rows, laws)
     whole.out.mkdir(parents=True, exist_ok=True)
-    results.write(whole.out / "results.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
-    results.write(whole.out / "results.csv", results.to_csv(rows))
+    write_text(whole.out / "results.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
+    write_text(whole.out / "results.csv", results.to_csv(rows))
     picture.write(whole.out / "scaling.png", whole, rows, laws)
     logger.info("%s", tables.text(whole, found))
     logger.info("written: %s", ", ".join(str(whole.out / name) for name in ("results.json", "results.csv", "scaling.png")))

@@ -20,6 +20,7 @@ from ijepa_ds.checkpoint.writer import BEST
 from ijepa_ds.config import Config
 from ijepa_ds.config.sizes import size_of
 from ijepa_ds.distributed.exchange import gather_on_first
+from ijepa_ds.durable import write_text
 from ijepa_ds.evals import knn, rank
 from ijepa_ds.evals.features import extract
 from ijepa_ds.evals.folders import Labelled, batches, read_pair
@@ -166,6 +167,4 @@ def _read(file: Path) -> list[dict]:
 
 
 def _write(file: Path, content: object) -> None:
-    aside = file.with_name(f".{file.name}.partial")
-    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    aside.replace(file)
+    write_text(file, json.dumps(content, indent=1) + "\n")

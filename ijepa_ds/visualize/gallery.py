@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ijepa_ds.durable import write_text
+
 CSS = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
@@ -56,15 +58,7 @@ def page(title: str, body: str) -> str:
     )
 
 
-def write_page(path: Path, text: str) -> None:
-    """Write a file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
-
-
 def write_index(out: Path, title: str, words: str, shown: Sequence[Shown], facts: Mapping[str, object]) -> None:
     """Write `out/index.html`: text, figures and a table of facts."""
     body = f"<p>{html.escape(words)}</p>\n" + "\n".join(figure(item) for item in shown)
-    write_page(out / "index.html", page(title, f"{body}\n<h2>Made from</h2>\n{facts_table(facts)}"))
+    write_text(out / "index.html", page(title, f"{body}\n<h2>Made from</h2>\n{facts_table(facts)}"))

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ijepa_ds.durable import replacing
 from ijepa_ds.masks.sampler import Masks
 from ijepa_ds.model import attention
 from ijepa_ds.model.ijepa import IJEPA
@@ -71,10 +72,8 @@ def draw_masks(look: Look, args: argparse.Namespace) -> Page:
 
 
 def _save_pixels(pixels: np.ndarray, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    Image.fromarray(pixels).save(aside, format="PNG")
-    aside.replace(path)
+    with replacing(path) as partial:
+        Image.fromarray(pixels).save(partial, format="PNG")
 
 
 def _features(look: Look, args: argparse.Namespace) -> tuple[Tensor, dict[str, object]]:

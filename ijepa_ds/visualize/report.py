@@ -12,8 +12,9 @@ from pathlib import Path
 from ijepa_ds import config
 from ijepa_ds.arguments import add_out
 from ijepa_ds.config.schema import flatten
+from ijepa_ds.durable import write_text
 from ijepa_ds.plotting.curves import CHARTS, draw_chart
-from ijepa_ds.visualize.gallery import Shown, figure, page, write_page
+from ijepa_ds.visualize.gallery import Shown, figure, page
 from ijepa_ds.visualize.report_pictures import write_masks, write_pca
 from ijepa_ds.visualize.report_runs import Run, read_run
 
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     sections = [_facts(runs), _alarms(runs), _curves(runs, args.out), _scores(runs)]
     sections += [_masks(runs, args.out), _pca(runs, args), _configuration(runs)]
     title = args.title or " and ".join(names)
-    write_page(args.out / "report.html", page(title, "\n".join(sections)))
+    write_text(args.out / "report.html", page(title, "\n".join(sections)))
     logger.info("written: %s", args.out / "report.html")
     return 0
 

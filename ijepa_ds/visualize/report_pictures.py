@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ijepa_ds.checkpoint.folder import list_steps
+from ijepa_ds.durable import replacing
 from ijepa_ds.plotting.heat import Panel, draw_row
 from ijepa_ds.telemetry.events import read_picture
 from ijepa_ds.visualize.looking import encoder_of, read_pictures, tokens_of
@@ -28,9 +29,8 @@ def write_masks(path: Path, run_dir: Path) -> int | None:
     if found is None:
         return None
     step, pixels = found
-    aside = path.with_name(f".{path.name}.partial")
-    Image.fromarray(pixels).save(aside, format="PNG")
-    aside.replace(path)
+    with replacing(path) as partial:
+        Image.fromarray(pixels).save(partial, format="PNG")
     return step
 
 
