@@ -1,4 +1,4 @@
-"""`ijepa-ds bench checkpoint`: what a save costs the step that it falls on, beside one that is waited for, in one run."""
+"""`ijepa-ds bench checkpoint`: times asynchronous and synchronous saves in one run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ijepa_ds.bench.launch import add_job_arguments, report_ranks
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
     add_job_arguments(parser)
-    parser.add_argument("--saves", type=int, default=3, help="saves of each kind")
+    parser.add_argument("--saves", type=int, default=3, help="saves of each kind (3)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def report(ranks: list[dict[str, Any]]) -> str:
-    """The figures, for people: medians over saves, of the slowest rank."""
+    """The figures as text: medians over the saves, of the slowest rank."""
 
     def most(key: str) -> float:
         return max(median(rank[key]) for rank in ranks)

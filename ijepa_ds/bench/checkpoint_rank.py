@@ -90,7 +90,7 @@ def _turns(steps: Steps, saver: Saver, device: torch.device, saves: int) -> dict
 
 
 def _raw(path: Path, size: int) -> dict[str, float]:
-    """Bytes, and seconds to write and flush them, all ranks at once."""
+    """Bytes, and the seconds to write and flush them while all ranks write."""
     size = min(size, _RAW)
     values = torch.arange(size // 4, dtype=torch.float32)
     barrier()

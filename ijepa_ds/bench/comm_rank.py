@@ -1,4 +1,4 @@
-"""What every rank of `ijepa-ds bench comm` does: collectives of several sizes, then steps whose collectives are counted."""
+"""What every rank of `ijepa-ds bench comm` does: time collectives of several sizes, then count those of a step."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SIZES = (1 << 20, 1 << 24, 1 << 26)  # bytes of the whole tensor
 
 
 def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, repeats: int) -> dict[str, Any]:
-    """Seconds of collectives, of the slowest rank; bytes of a step."""
+    """Records: seconds of collectives on the slowest rank, and bytes of a step."""
     running = RandomSteps(cfg, ds_config, plan, rank)
     engine, watch, config = running.engine, running.watch, settings(cfg, running.engine, plan)
     for _ in range(WARM):
         running.step(counts=False)
-    with Traffic() as traffic:  # the third step: ZeRO-3 has learnt the order of the modules
+    with Traffic() as traffic:  # after ZeRO-3 has recorded the order of the modules
         running.step(counts=False)
     works = _collectives(plan.world_size, engine.device, engine.compute_dtype)
     for repeat in range(WARM + repeats):
@@ -42,7 +42,7 @@ def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
 
 
 def _collectives(world_size: int, device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
-    """Name and size -> the collective."""
+    """Name and size -> a function that runs the collective."""
     works: dict[str, Callable[[], Any]] = {}
     for size in SIZES:
         numel = size // dtype.itemsize // world_size * world_size

@@ -163,7 +163,7 @@ def _ours(setting: Setting) -> Cost:
 
 
 def _decode_only(setting: Setting) -> Cost:
-    """The same decoder on the same windows, and nothing else."""
+    """The same decoder on the same windows, without the rest of the pipeline."""
     from ijepa_ds.data.dali import DaliBackend
 
     backend = DaliBackend(setting.plan(), setting.cfg, setting.device, decode_only=True)
@@ -175,7 +175,7 @@ def _decode_only(setting: Setting) -> Cost:
 
 
 class _Crops(Dataset):
-    """What a torchvision user writes, with the crops of the plan."""
+    """A typical torchvision data set, with the crops of the plan."""
 
     def __init__(self, setting: Setting) -> None:
         plan = setting.plan()
@@ -203,12 +203,12 @@ class _Crops(Dataset):
 
 
 def _stack(images: list[Tensor]) -> tuple[Tensor, int, float]:
-    """The batch, and how much processor time its worker has used since it began."""
+    """The batch, the id of its worker, and the CPU seconds the worker has used."""
     return torch.stack(images), os.getpid(), time.process_time()
 
 
 class _PillowRow:
-    """The DataLoader, whose workers stay between repeats and tell what they used."""
+    """The DataLoader; its workers are kept between repeats and report their CPU time."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
@@ -231,7 +231,7 @@ class _PillowRow:
             images.to(self._setting.device, self._setting.dtype, non_blocking=True)
 
         here = _timed(self._setting, step)
-        next(batches, None)  # the end of the epoch: workers rest
+        next(batches, None)  # the end of the epoch: workers become idle
         size = self._setting.batch_size
         spans = [(used[-1] - used[0], size * (len(used) - 1)) for used in stamps.values()]
         there = sum(seconds for seconds, _ in spans) / sum(images for _, images in spans)

@@ -1,4 +1,4 @@
-"""What every rank of `ijepa-ds bench ema` does: updates of the sharded average, and of an unsharded one by a loop, in turns."""
+"""What every rank of `ijepa-ds bench ema` does: time updates of the sharded EMA and of an unsharded loop, interleaved."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ijepa_ds.training.engine import Engine
 
 @torch.no_grad()
 def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, repeats: int) -> dict[str, Any]:
-    """Both ways; records of the slowest rank."""
+    """Records of both updates, of the slowest rank."""
     engine = Engine(cfg, ds_config, initialise_distributed())
     watch, config = Stopwatch(engine.device), settings(cfg, engine, plan)
     shapes = [getattr(p, "ds_shape", p.shape) for p in engine.deepspeed.module.encoder.parameters()]

@@ -1,4 +1,4 @@
-"""`ijepa-ds bench eval`: what reading images costs an evaluation beside the forward pass, and what a linear sweep takes."""
+"""`ijepa-ds bench eval`: throughput of feature extraction with and without reading images, and time of a linear sweep."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print; 0."""
+    """Measure and print the figures; 0."""
     check_at_least(args, num=1, repeats=1, batch_size=1, threads=1, features=0, classes=2)
     subject = open_subject(args.checkpoint, None, None, None)
     device = str(device_of(args.device))
@@ -51,12 +51,12 @@ def run(args: argparse.Namespace) -> int:
     if args.features:
         heads, seconds, busy = time_sweep(subject.facts.size.width, args.features, args.classes, device)
         what = f"sweep of {heads} heads on {args.features:,} features, {args.classes} classes"
-        print(f"{what}: {seconds:.1f} s, {busy:.1f} processor seconds")
+        print(f"{what}: {seconds:.1f} s, {busy:.1f} CPU seconds")
     return 0
 
 
 def compare(subject: Subject, paths: list[str], args: argparse.Namespace, device: str) -> tuple[list[float], list[float]]:
-    """Seconds of the forward pass on images in memory, and of reading them as well; by turns, `args.repeats` of each."""
+    """Seconds of the forward pass on images in memory, and with reading them; interleaved, `args.repeats` of each."""
     facts, settings = subject.facts, Settings(size=subject.facts.image_size, mean=subject.facts.mean, std=subject.facts.std)
     dtype = PRECISIONS[args.precision]
     kept = list(batches(paths, settings.size, args.batch_size, args.threads))
@@ -66,7 +66,7 @@ def compare(subject: Subject, paths: list[str], args: argparse.Namespace, device
         extract(subject.encoder, images(), facts.mean, facts.std, device, dtype)
         return time.perf_counter() - start
 
-    extract(subject.encoder, kept[:1], facts.mean, facts.std, device, dtype)  # the first one is slow
+    extract(subject.encoder, kept[:1], facts.mean, facts.std, device, dtype)  # warm-up
     forward, whole = [], []
     for _ in tqdm(range(args.repeats), desc="features", unit="repeat", mininterval=5):
         forward.append(timed(lambda: iter(kept)))
@@ -75,7 +75,7 @@ def compare(subject: Subject, paths: list[str], args: argparse.Namespace, device
 
 
 def time_sweep(width: int, features: int, classes: int, device: str) -> tuple[int, float, float]:
-    """Heads, seconds and processor seconds of the default linear sweep on random cached features of four layers."""
+    """Number of heads, wall seconds and CPU seconds of the default linear sweep on random features of four layers."""
     rng = torch.Generator().manual_seed(0)
     x, labels = torch.randn(features, 4 * width, generator=rng), torch.randint(0, classes, (features,), generator=rng)
     recipe = sweep.Recipe()

@@ -1,4 +1,4 @@
-"""`ijepa-ds bench fit`: does a model fit on this machine, and what does a step of it cost; a few real steps tell."""
+"""`ijepa-ds bench fit`: memory and time of a few real steps on this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GIB, MIB = 2**30, 2**20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
     add_job_arguments(parser)
-    parser.add_argument("--steps", type=int, default=5, help="optimiser steps, at least 4; the last one counts collectives")
+    parser.add_argument("--steps", type=int, default=5, help="optimizer steps, at least 4; the last one counts collectives (5)")
 
 
 def run(args: argparse.Namespace) -> int:

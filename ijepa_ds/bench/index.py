@@ -1,4 +1,4 @@
-"""`ijepa-ds bench index`: what a large index costs: opening it, looking up batches, memory of several readers."""
+"""`ijepa-ds bench index`: open time, lookup time and memory of a large index with several readers."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from ijepa_ds.data.index_file import ENTRY, Container, Part
 from ijepa_ds.data.samples import SamplePlan, Share
 
 logger = logging.getLogger(__name__)
-_NAME = b"n00000000/n00000000_00000000.JPEG"  # as long as those of ImageNet-22k
+_NAME = b"n00000000/n00000000_00000000.JPEG"  # as long as the names of ImageNet-22k
 _PER_CLASS = 640
 _WAIT = "ready"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `ijepa-ds bench index`."""
-    parser.add_argument("--entries", type=int, default=14_000_000, help="synthetic images (default 14 million)")
-    parser.add_argument("--readers", type=int, default=8, help="processes (default 8)")
+    parser.add_argument("--entries", type=int, default=14_000_000, help="synthetic images (14 million)")
+    parser.add_argument("--readers", type=int, default=8, help="reader processes (8)")
     add_batch_size(parser, 128, "images in a batch of a reader")
-    parser.add_argument("--batches", type=int, default=500, help="each reader looks up (default 500)")
-    parser.add_argument("--folder", type=Path, help="for the index, about 100 bytes an entry (default: a temporary one)")
+    parser.add_argument("--batches", type=int, default=500, help="batches that each reader looks up (500)")
+    parser.add_argument("--folder", type=Path, help="for the index, about 100 bytes per entry (default: temporary)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print; 0."""
+    """Measure and print the figures; 0."""
     check_at_least(args, entries=1, readers=1, batch_size=1, batches=1)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         path = Path(folder) / "synthetic.index"
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def synthetic(count: int) -> ImageIndex:
-    """An index of `count` images that do not exist."""
+    """An index of `count` synthetic images; there are no files."""
     entries = np.zeros(count, ENTRY)
     number = np.arange(count)
     names = np.tile(np.frombuffer(_NAME, np.uint8), (count, 1))
@@ -95,11 +95,11 @@ def measure(path: Path, readers: int, batch_size: int, batches: int) -> list[dic
         for rank in range(readers)
     ]
     figures = []
-    for signal in ("look", "memory"):  # all have opened, then all have looked up, before any goes on
+    for signal in ("look", "memory"):  # all readers wait for each other after opening and after looking up
         for process in running:
             assert process.stdout and process.stdin
             if process.stdout.readline().strip() != _WAIT:
-                raise RuntimeError("a reader died (its message stands above)")
+                raise RuntimeError("a reader process died; see its message above")
         for process in running:
             assert process.stdin
             process.stdin.write(f"{signal}\n")
@@ -113,7 +113,7 @@ def measure(path: Path, readers: int, batch_size: int, batches: int) -> list[dic
 
 
 def _read(path: str, readers: int, batch_size: int, batches: int, rank: int) -> None:
-    """A reader: one rank of a run."""
+    """What a reader does, as one rank of a run."""
     before = _own_memory()
     start = time.perf_counter()
     index = ImageIndex.open(Path(path))
@@ -142,7 +142,7 @@ def _own_memory() -> int:
 
 
 def _mapped(path: str) -> tuple[int, int]:
-    """Resident bytes of a mapped file: by this process, and its part of what is shared (Linux's Rss and Pss)."""
+    """Resident bytes of a mapped file in this process: all (Rss), and with shared pages divided among processes (Pss)."""
     resident = shared = 0
     inside = False
     for line in Path("/proc/self/smaps").read_text().splitlines():

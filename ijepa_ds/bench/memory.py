@@ -1,4 +1,4 @@
-"""Bytes: what the model's state takes on a rank, measured and by formula."""
+"""Memory of the model state on a rank, measured and by formula."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PUBLISHED = 20  # bytes a parameter on every rank: float32 weights, gradients, t
 
 
 def live_bytes() -> int:
-    """Bytes of all tensors that this process holds, every storage once."""
+    """Bytes of all tensors of this process; each storage counts once."""
     gc.collect()
     storages: dict[int, int] = {}
 
@@ -29,7 +29,7 @@ def live_bytes() -> int:
         try:
             if not isinstance(thing, Tensor):
                 continue
-        except (ReferenceError, RuntimeError):  # a proxy whose object is gone
+        except (ReferenceError, RuntimeError):  # a weak proxy to a deleted object
             continue
         for tensor in (thing, getattr(thing, "grad", None) if thing.is_leaf else None, getattr(thing, "ds_tensor", None)):
             if isinstance(tensor, Tensor) and type(tensor).__name__ != "FakeTensor":
@@ -38,7 +38,7 @@ def live_bytes() -> int:
 
 
 def held_bytes(engine: Engine) -> dict[str, int]:
-    """Bytes of this rank's model state by part, in memory: every storage once, in the first part that has it."""
+    """Bytes of the model state of this rank in memory, by part; a shared storage counts in the first part only."""
     model, layout = engine.deepspeed.module, engine.layout
     slots = [slot for slot in range(layout.num_slots) if not layout.in_files(slot)]
     moments = [value for slot in slots for key, value in layout.moments(slot).items() if key != "step"]
@@ -76,29 +76,29 @@ def state_bytes(stage: int, world_size: int, encoder: int, predictor: int, width
     trained = encoder + predictor
     weights, optimizer = width * (trained + encoder), 8 * trained  # with the target; two moments
     if stage == 3 or width == 2:
-        optimizer += 4 * encoder  # the EMA apart from the target
+        optimizer += 4 * encoder  # the EMA is stored separately from the target
     if stage > 0 or width == 2:
-        optimizer += 4 * trained  # masters apart from the weights
+        optimizer += 4 * trained  # masters are stored separately from the weights
     if stage == 0:
         return weights + optimizer
     return (weights // world_size if stage == 3 else weights) + optimizer // world_size
 
 
 def resident_bytes() -> tuple[int, int]:
-    """(now, at most since the last reset) of this process's resident memory."""
+    """Resident bytes of this process: now, and the peak since the last reset."""
     text = Path("/proc/self/status").read_text()
     now, most = (int(re.search(rf"{key}:\s+(\d+) kB", text)[1]) * 1024 for key in ("VmRSS", "VmHWM"))  # type: ignore[index]
     return now, most
 
 
 def reset_peak(device: torch.device) -> None:
-    """Count peaks from here."""
+    """Reset the peak memory counters of this process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        pass  # the peak then includes what came before
+        pass  # the peak then includes earlier memory
 
 
 def largest_block(model: nn.Module) -> int:

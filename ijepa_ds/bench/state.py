@@ -1,4 +1,4 @@
-"""`ijepa-ds bench state`: bytes of model state on a rank at every ZeRO stage, beside the formula and the published way."""
+"""`ijepa-ds bench state`: model state of a rank at every ZeRO stage, measured, by formula, and of the published code."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ MIB = 2**20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
     add_job_arguments(parser)
-    parser.add_argument("--stages", type=_stages, default=[0, 1, 2, 3], metavar="N[,N]", help="of ZeRO, by turns (0,1,2,3)")
+    parser.add_argument("--stages", type=_stages, default=[0, 1, 2, 3], metavar="N[,N]", help="ZeRO stages (0,1,2,3)")
 
 
 def _stages(text: str) -> list[int]:
-    """One argument, because a list of them would take the overrides behind it for stages."""
+    """Parse `0,1,2`. One argument: `nargs` would also consume the overrides that follow."""
     if not all(part in ("0", "1", "2", "3") for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected stages from 0 to 3 with commas between them, as in 1,2")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected stages 0 to 3 separated by commas, such as 1,2")
     return [int(part) for part in text.split(",")]
 
 
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def report(ranks: list[dict[str, Any]]) -> str:
-    """The figures, for people: MiB of the rank that holds most."""
+    """The figures as text: MiB of the rank with the most state."""
     parts = ("weights", "target", "masters", "moments", "EMA")
     lines = [
         "",

@@ -21,7 +21,7 @@ STAGES = (0, 1, 2, 3)
 
 
 def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, stages: int) -> dict[str, Any]:
-    """This rank's figures for every stage whose bit is set in `stages`."""
+    """The figures of this rank for every stage whose bit is set in `stages`."""
     device = initialise_distributed()
     images = open_source(cfg.data.source, ScanOptions(max_pixels=cfg.data.max_pixels))
     small = replace(cfg, model=replace(cfg.model, name="tiny", width=None, depth=2, heads=None, mlp_hidden=None))

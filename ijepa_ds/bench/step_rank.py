@@ -1,6 +1,6 @@
-"""What every rank of `ijepa-ds bench step` does: steps on random pixels, with the masks of a run, each part timed by itself.
+"""What every rank of `ijepa-ds bench step` does: steps on random pixels with the masks of a run, each part timed.
 
-Then as many steps in a row, as a run takes them: the device is not waited for, and the host works ahead. These count for MFU.
+Then the same number of steps without synchronisation in between, as in a run; throughput and MFU come from these.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ijepa_ds.model.mfu import measured_peak
 from ijepa_ds.telemetry.metrics import peak_memory_gib
 from ijepa_ds.training.engine import Engine
 
-WARM = 2  # steps before anything counts: ZeRO-3 learns the order of the modules in them
+WARM = 2  # warm-up steps: ZeRO-3 records the order of the modules
 
 
 class RandomSteps:
@@ -59,7 +59,7 @@ class RandomSteps:
 
 
 def flops_of(cfg: Config, masks: list[Masks]) -> list[float]:
-    """FLOPs an image in each of some steps."""
+    """FLOPs per image of each step."""
     return [training_flops(cfg, one.context.shape[-1], one.targets.shape[-1]) for one in masks]
 
 

@@ -25,9 +25,9 @@ PHASES = ("forward", "backward", "optimizer", "ema")
 
 
 class Phases:
-    """Seconds and traffic of a step's phases.
+    """Seconds and traffic of the phases of a step.
 
-    On a CPU the processor's seconds count beside those of the clock: other work on the machine does not stretch them.
+    CPU seconds are recorded as well as wall seconds: other load on the machine does not change them.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -39,7 +39,7 @@ class Phases:
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Any:
-        """Time (or, in a step that counts, count) what happens inside."""
+        """Time the block, or count its traffic while `counting` is set."""
         self._wait()
         started, busy = time.perf_counter(), time.process_time()
         with self.traffic[phase] if self.counting else contextlib.nullcontext():
@@ -60,7 +60,7 @@ class Steps:
     def __init__(
         self, engine: Engine, cfg: Config, plan: BatchPlan, rank: int, folder: ImageIndex, phases: Phases | None = None
     ) -> None:
-        """Open the images; `phases` times the parts of a step."""
+        """Start the loader; `phases` times the parts of a step."""
         self.engine, self.done = engine, 0
         self._cfg, self._plan, self._rank = cfg, plan, rank
         self._phases: Callable[[str], AbstractContextManager[Any]] = phases or (lambda _: contextlib.nullcontext())
@@ -80,7 +80,7 @@ class Steps:
         )
 
     def step(self) -> Tensor:
-        """One more; this rank's loss, a scalar on the device."""
+        """One optimizer step; the loss of this rank, a scalar on the device."""
         engine, plan, step = self.engine, self._plan, self.done
         total = torch.zeros((), device=engine.device)
         for micro in range(plan.accumulation):
@@ -103,5 +103,5 @@ class Steps:
         return total
 
     def close(self) -> None:
-        """End the decoding thread."""
+        """Stop the loader."""
         self._batches.close()

@@ -1,4 +1,4 @@
-"""Time of named parts of a repeated piece of work, on any device; waits for the device, so it belongs to benchmarks only."""
+"""Times named parts of repeated work on any device. It synchronises the device: for benchmarks only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ijepa_ds.training.engine import Engine
 
 
 class Stopwatch:
-    """`with watch("part")` adds to the present repeat; `watch.next()` begins another.
+    """`with watch("part")` adds to the current repeat; `watch.next()` starts another.
 
     Attributes:
         samples: part -> seconds of each repeat.
@@ -29,7 +29,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        """Seconds of what happens inside, until the device has done it."""
+        """Add the seconds of the block, until the device has finished."""
         if self._off:
             yield
             return
@@ -40,18 +40,18 @@ class Stopwatch:
         self._row[part] += time.perf_counter() - began
 
     def next(self, counts: bool = True) -> None:
-        """This repeat is over; forget it unless it counts."""
+        """End the repeat; it is discarded unless it counts."""
         for part, seconds in self._row.items() if counts else ():
             self.samples[part].append(seconds)
         self._row.clear()
 
     def slowest(self) -> dict[str, list[float]]:
-        """`samples`, of the slowest rank in each repeat."""
+        """`samples` of the slowest rank in each repeat."""
         every = gather_objects(dict(self.samples))
         return {part: [max(values) for values in zip(*(one[part] for one in every), strict=True)] for part in every[0]}
 
     def in_a_row(self, work: Callable[[], object], times: int) -> float:
-        """Seconds of one of `times` repeats of `work`, of the slowest rank, with nobody waiting in between for a part of it."""
+        """Mean seconds of `times` calls of `work` on the slowest rank, without synchronisation in between."""
         self._off = True
         self._wait()
         began = time.perf_counter()
@@ -68,7 +68,7 @@ class Stopwatch:
 
 
 def settings(cfg: Config, engine: Engine, plan: BatchPlan) -> dict[str, Any]:
-    """What was measured, for a record."""
+    """The `config` of a record: model, batch and ranks."""
     return {
         "model": cfg.model.name,
         "parameters": engine.num_parameters,
@@ -85,5 +85,5 @@ def settings(cfg: Config, engine: Engine, plan: BatchPlan) -> dict[str, Any]:
 
 
 def records_of(prefix: str, samples: dict[str, list[float]], config: dict[str, Any]) -> list[dict[str, Any]]:
-    """A record in seconds for each part."""
+    """One record in seconds for each part."""
     return [record(f"{prefix}.{part}", "s", values, config) for part, values in samples.items()]

@@ -1,4 +1,4 @@
-"""Counts what really travels between ranks: every collective that reaches torch's dispatcher, whoever called it."""
+"""Counts the traffic between ranks: every collective that reaches torch's dispatcher."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TWICE = {"allreduce", "allreduce_coalesced"}  # a reduce-scatter and an all-gath
 
 
 class Traffic(TorchDispatchMode):
-    """Collectives while it is entered: their number, and the bytes of their whole result (or input), by name.
+    """Context manager that counts collectives by name: calls, and bytes of the larger of result and input.
 
     A rank sends and receives (W - 1) / W of these bytes, an all-reduce twice that.
     """
@@ -24,7 +24,7 @@ class Traffic(TorchDispatchMode):
         self.bytes: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count, then do."""
+        """Count the operation, then run it."""
         if func.namespace == "c10d":
             name = func._schema.name.removeprefix("c10d::").strip("_")
             sides = [sum(t.nbytes for t in tree_leaves(a) if isinstance(t, Tensor)) for a in args]
@@ -34,7 +34,7 @@ class Traffic(TorchDispatchMode):
 
     @property
     def moved(self) -> int:
-        """Bytes through which every rank goes, all-reduces counted twice."""
+        """Bytes of all collectives; all-reduces count twice."""
         return sum(count * (2 if name in TWICE else 1) for name, count in self.bytes.items())
 
 
