@@ -89,7 +89,7 @@ def test_what_differs_is_shown(runs: list[Path], tmp_path: Path) -> None:
 
 
 def test_what_is_no_run(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    for given, message in (([tmp_path], "no config.yaml"), ([runs[0], runs[0]], "named twice"), ([runs[0]] * 9, "at most 8")):
+    for given, message in (([tmp_path], "no config.yaml"), ([runs[0], runs[0]], "listed twice"), ([runs[0]] * 9, "at most 8")):
         assert cli.main(["report", *map(str, given), "--out", str(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
