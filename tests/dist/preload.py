@@ -16,6 +16,7 @@ import torch.utils.tensorboard  # noqa: E402, F401
 
 import ijepa_ds.cluster.watch  # noqa: E402
 import ijepa_ds.data.vision  # noqa: E402
+import ijepa_ds.evals.run  # noqa: E402
 import ijepa_ds.train  # noqa: E402
 import ijepa_ds.training.loop  # noqa: E402, F401
 

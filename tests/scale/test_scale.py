@@ -83,6 +83,7 @@ def scale(path: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
+@pytest.mark.slow
 def test_a_ladder_is_run_continued_and_told(tmp_path: Path, repository: Path) -> None:
     path = ladder_file(tmp_path, repository)
     ladder = read(path)

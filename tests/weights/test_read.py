@@ -244,6 +244,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
 # --- from Python, and evaluation
 
 
+@pytest.mark.slow
 def test_load_encoder_needs_neither_deepspeed_nor_dali(tmp_path: Path) -> None:
     """In an interpreter that cannot import them."""
     write_run(tmp_path / "run")
