@@ -16,4 +16,4 @@ check() {
 check ruff check .
 check mypy
 printf '\n== pytest\n'
-exec python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder "$@"  # replaces this shell, so pytest receives its signals
+exec python -m pytest -n 2 --dist loadscope --no-loadscope-reorder "$@"  # replaces this shell, so pytest receives its signals

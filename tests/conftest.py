@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,21 +29,33 @@ def shared() -> Path:
     return folder
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is no GPU; group and order the tests for the workers of pytest-xdist."""
+    """Skip tests marked `gpu` where there is no GPU; order the tests for the workers of pytest-xdist."""
     gpu = torch.cuda.is_available()
     for item in items:
         if item.get_closest_marker("gpu") and not gpu:
             item.add_marker(pytest.mark.skip(reason="NO CUDA GPU: this test needs one"))
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
     if "PYTEST_XDIST_WORKER" in os.environ:  # the long ones first, so that no worker waits for another at the end
         marks = ("dist", "slow")
-        items.sort(key=lambda item: [group_of(item) != "pool", *(not item.get_closest_marker(mark) for mark in marks)])
+        items.sort(key=lambda item: [group_of(item.nodeid) != "dist", *(not item.get_closest_marker(m) for m in marks)])
 
 
-def group_of(item: pytest.Item) -> str:
-    """Tests of one group run in one worker: those of a file share its fixtures, all on the pool of ranks share the pool."""
-    if "ranks" in getattr(item, "fixturenames", ()):
-        return "pool"
-    return str(item.path.relative_to(REPOSITORY / "tests").with_suffix(""))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker whole groups. (`--dist loadgroup` of pytest-xdist 3.8 has no effect under pytest 9.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return ByGroup(config, log)
+
+
+def group_of(nodeid: str) -> str:
+    """What one worker runs in sequence: a file, whose tests share fixtures, or all tests that start several ranks.
+
+    Ranks of two tests at once would slow each other: DeepSpeed's collectives on CPUs wait by spinning.
+    """
+    file = nodeid.partition("::")[0]
+    return "dist" if file.startswith("tests/dist/") else file

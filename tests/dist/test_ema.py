@@ -160,7 +160,7 @@ def test_a_skipped_step_leaves_the_average_alone(name: str, ranks: Ranks) -> Non
         ({"stage": 2, "spoil": "missing"}, "'norm.bias' is only in the student\n'norm.weight' is only in the student"),
         ({"stage": 3, "spoil": "copied"}, "'embed.bias' is empty in the teacher: a copy.deepcopy of a model"),
         ({"stage": 1, "spoil": "trainable"}, "'embed.bias' of the teacher is trainable: call teacher.requires_grad_(False)"),
-        ({"stage": 0, "spoil": "shared"}, "'embed.bias' is one tensor in both"),
+        ({"stage": 0, "spoil": "shared"}, "'embed.bias' is the same tensor in both"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_with_the_reason(mode: dict, reason: str, ranks: Ranks) -> None:
