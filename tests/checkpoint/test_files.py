@@ -106,5 +106,5 @@ def test_manifest_cannot_lead_outside(tmp_path: Path) -> None:
     (tmp_path / "outside").write_text("secret")
     manifest["files"][0]["file"] = "../../outside"
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="refusing to follow"):
+    with pytest.raises(CheckpointError, match="refusing to open"):
         CheckpointReader(folder)

@@ -130,7 +130,7 @@ def test_prune_refuses_where_it_would_hurt(tmp_path: Path, capsys: pytest.Captur
         assert "in use by another run" in capsys.readouterr().err
     flip(shard(tmp_path, 20))
     assert command("prune", str(tmp_path), "--keep-last", "1") == 2
-    assert "not whole" in capsys.readouterr().err and list_steps(tmp_path) == [10, 20]
+    assert "newest checkpoint is broken" in capsys.readouterr().err and list_steps(tmp_path) == [10, 20]
 
 
 class Bomb:
@@ -166,7 +166,7 @@ def test_a_manifest_that_leads_outside_is_refused(name: str, tmp_path: Path) -> 
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][0]["file"] = name
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="refusing to follow"):
+    with pytest.raises(CheckpointError, match="refusing to open"):
         CheckpointReader(folder)
 
 

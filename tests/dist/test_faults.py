@@ -129,7 +129,7 @@ def test_losses_that_are_not_finite_are_named_and_three_in_a_row_stop_the_run(pl
     run = Run(place, "optimization.steps=20", "run.checkpoint_every=4", faults=[once, forever])
     assert set(run.wait()) <= {2, LOST}, run.output
     assert "step 3 SKIPPED: the loss is not finite on rank 1" in run.output
-    assert "3 in a row (run.max_nonfinite)" in run.output and "step 9 SKIPPED" not in run.output
+    assert "3 skipped steps in a row (run.max_nonfinite)" in run.output and "step 9 SKIPPED" not in run.output
     lines = [json.loads(line) for line in (place / "out" / "skipped_steps.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 6, 7, 8]
     assert all(len(line["images"]) == 4 and line["ranks"] == {"1": HOST} for line in lines)
