@@ -12,6 +12,22 @@ import torch
 torch.set_num_threads(1)  # tests share two cores with each other's processes
 
 REPOSITORY = Path(__file__).parents[1]
+POOL = {  # files whose tests use the fixture `ranks` of tests/dist/conftest.py
+    f"tests/dist/test_{name}.py"
+    for name in (
+        "agreement",
+        "bench",
+        "decoder_ranks",
+        "elastic",
+        "ema",
+        "evals_ranks",
+        "plan",
+        "start",
+        "state",
+        "traffic",
+        "zero",
+    )
+}
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="NO CUDA GPU: this test needs one"))
     if "PYTEST_XDIST_WORKER" in os.environ:  # the long ones first, so that no worker waits for another at the end
         marks = ("dist", "slow")
-        items.sort(key=lambda item: [group_of(item.nodeid) != "dist", *(not item.get_closest_marker(m) for m in marks)])
+        items.sort(key=lambda item: [group_of(item.nodeid) != "pool", *(not item.get_closest_marker(m) for m in marks)])
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -53,9 +69,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def group_of(nodeid: str) -> str:
-    """What one worker runs in sequence: a file, whose tests share fixtures, or all tests that start several ranks.
+    """What one worker runs in sequence: a file, whose tests share fixtures, or all files that use the pool of ranks.
 
-    Ranks of two tests at once would slow each other: DeepSpeed's collectives on CPUs wait by spinning.
+    Two pools at once would slow each other: DeepSpeed's collectives on CPUs wait by spinning.
     """
     file = nodeid.partition("::")[0]
-    return "dist" if file.startswith("tests/dist/") else file
+    return "pool" if file in POOL else file
