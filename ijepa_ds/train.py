@@ -21,7 +21,7 @@ from ijepa_ds.arguments import TRAINING, add_local_rank, add_run, with_example
 from ijepa_ds.cluster import rank_log
 from ijepa_ds.cluster.environment import settle
 from ijepa_ds.cluster.stop import Stopped, StopRequests
-from ijepa_ds.errors import CheckpointError
+from ijepa_ds.errors import CheckpointError, TrainingError
 from ijepa_ds.exits import FAILED, STOPPED, USER_ERROR
 from ijepa_ds.training import job
 
@@ -75,8 +75,6 @@ def _run(argv: Sequence[str] | None) -> int:
         return _refuse(error, "cannot run this")
     except Exception:
         return _fail(watch)
-    from ijepa_ds.errors import TrainingError
-
     code = 0
     with StopRequests() as stop:
         watch.on_launcher_lost = lambda: stop.request(signal.SIGHUP)

@@ -71,7 +71,6 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
         rank: this rank.
         watch: watches for hangs from here on.
 
-
     Raises:
         ValueError, CheckpointError: something the user has to correct; the same on every rank.
     """
