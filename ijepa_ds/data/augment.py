@@ -23,6 +23,7 @@ _GRAY = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
 _ORDERS = tuple(itertools.permutations(range(4)))
 # Draws of a sample: apply jitter, four factors, their order, apply grayscale, apply blur, sigma.
 _JITTER, _FACTORS, _ORDER, _GRAYSCALE, _BLUR, _SIGMA, _DRAWS = 0, slice(1, 5), 5, 6, 7, 8, 9
+_BELOW_ONE = 1 - 2.0**-24  # largest float32 below 1: float64 draws close to 1 become 1.0 when they are converted
 
 
 def network_input(pixels: Tensor, first: int, cfg: DataConfig, seed: int, dtype: torch.dtype) -> Tensor:
@@ -64,15 +65,16 @@ def augment(images: Tensor, numbers: Tensor, cfg: DataConfig, seed: int) -> Tens
         float32 [B, 3, S, S] in 0 .. 1, contiguous.
     """
     drawn = uniform(seed, STREAM_AUGMENT, numbers, _DRAWS).float()  # [B, draws]
+    chance = drawn.clamp(max=_BELOW_ONE)  # for what is compared or selects
     if any(cfg.color_jitter):
-        jittered = color_jitter(images, drawn[:, _FACTORS], drawn[:, _ORDER], cfg.color_jitter)
-        images = _where(drawn[:, _JITTER] < cfg.color_jitter_probability, jittered, images)
+        jittered = color_jitter(images, drawn[:, _FACTORS], chance[:, _ORDER], cfg.color_jitter)
+        images = _where(chance[:, _JITTER] < cfg.color_jitter_probability, jittered, images)
     if cfg.grayscale:
-        images = _where(drawn[:, _GRAYSCALE] < cfg.grayscale, grayscale(images).expand_as(images), images)
+        images = _where(chance[:, _GRAYSCALE] < cfg.grayscale, grayscale(images).expand_as(images), images)
     if cfg.blur:
         low, high = cfg.blur_sigma
         blurred = gaussian_blur(images, low + (high - low) * drawn[:, _SIGMA], high)
-        images = _where(drawn[:, _BLUR] < cfg.blur, blurred, images)
+        images = _where(chance[:, _BLUR] < cfg.blur, blurred, images)
     return images.contiguous()
 
 
@@ -82,7 +84,7 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor, strengths: tupl
     Args:
         images: float32 [B, 3, S, S] in 0 .. 1.
         factors: [B, 4] in 0 .. 1, position of each change within its range.
-        order: [B] in 0 .. 1, selects one of the 24 orders.
+        order: [B] in [0, 1), selects one of the 24 orders.
         strengths: As torchvision's ColorJitter: factors from max(0, 1 - s) to 1 + s; hue from -s to s of a full turn.
 
     Returns:

@@ -7,6 +7,7 @@ import torch
 from torchvision.transforms.v2 import functional as reference
 
 from ijepa_ds.config import DataConfig
+from ijepa_ds.counter import STREAM_AUGMENT, uniform
 from ijepa_ds.data import augment as module
 from ijepa_ds.data.augment import adjust_hue, augment, color_jitter, gaussian_blur, grayscale, network_input
 from ijepa_ds.data.transforms import normalize
@@ -101,6 +102,34 @@ def test_off_is_off_and_on_is_as_often_as_asked():
         normalize(pixels, off.mean, off.std, torch.float32),
         atol=1e-5, rtol=1e-5,
     )  # fmt: skip
+
+
+CLOSE_TO_ONE = {"jitter": (20131499, 0), "order": (13848639, 5), "grayscale": (44686469, 6), "blur": (44031187, 7)}
+
+
+@pytest.mark.parametrize("what", CLOSE_TO_ONE)
+def test_a_draw_that_rounds_to_one_selects_the_last_order_and_is_below_a_probability_of_one(what):
+    """With seed 0 and order 24 of 24, sample 13,848,639 ended a run."""
+    number, draw = CLOSE_TO_ONE[what]
+    index = torch.tensor([number, number + 1])
+    drawn = uniform(0, STREAM_AUGMENT, index, 9)
+    assert drawn[0, draw] < 1 and drawn[0, draw].float() == 1
+    off = DataConfig(source="", crop_size=SIDE)
+    always = {
+        "jitter": replace(off, color_jitter=(0.4, 0.0, 0.0, 0.0), color_jitter_probability=1.0),
+        "order": replace(off, color_jitter=(0.8, 0.8, 0.8, 0.2), color_jitter_probability=1.0),
+        "grayscale": replace(off, grayscale=1.0),
+        "blur": replace(off, blur=1.0),
+    }[what]
+    x, factors = images(2), drawn[:, 1:5].float()
+    last = torch.tensor([23.5 / 24, float(drawn[1, 5])])
+    expected = {
+        "jitter": lambda: color_jitter(x, factors, last, always.color_jitter),
+        "order": lambda: color_jitter(x, factors, last, always.color_jitter),
+        "grayscale": lambda: grayscale(x).expand_as(x),
+        "blur": lambda: gaussian_blur(x, 0.1 + 1.9 * drawn[:, 8].float(), 2.0),
+    }[what]()
+    torch.testing.assert_close(augment(x, index, always, 0), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.gpu
