@@ -13,6 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Version of everything that is drawn: order, crops, flips, masks, augmentations, start values. A change of any drawn number
+# needs a new version and a changelog line. Checkpoints record it; a run resumes only under its own version.
+ORDER_VERSION = 1
+
 STREAM_CROP = 1  # index: global sample number
 STREAM_FLIP = 2  # index: global sample number
 STREAM_MASK_SIZE = 3  # index: step

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import torch
 
-from ijepa_ds import config
+from ijepa_ds import config, counter
 from ijepa_ds.checkpoint import restore, run_dir, writer
 from ijepa_ds.checkpoint.reader import CheckpointReader
 from ijepa_ds.cluster import rank_log
@@ -183,6 +183,7 @@ def _facts(cfg: Config, plan: BatchPlan, folder: ImageIndex) -> dict[str, Any]:
         "micro_batch": plan.micro_batch,
         "images": len(folder),
         "data_checksum": folder.checksum,
+        "order_version": counter.ORDER_VERSION,
         "fingerprint": config.fingerprint(cfg),
         "config": config.to_text(cfg),
         "versions": run_dir.versions(),
@@ -190,7 +191,18 @@ def _facts(cfg: Config, plan: BatchPlan, folder: ImageIndex) -> dict[str, Any]:
 
 
 def _check_continues(reader: CheckpointReader, folder: ImageIndex) -> None:
-    """Refuse another list of images: their order depends on it, so some samples would repeat and others be skipped."""
+    """Refuse another list of images or another order version: some samples would repeat and others be skipped.
+
+    Checkpoints of before `counter.ORDER_VERSION` record none; they were drawn under version 1.
+    """
+    version = reader.manifest.get("order_version", 1)
+    if version != counter.ORDER_VERSION:
+        raise ValueError(
+            f"{reader.folder} was saved under order version {version}, this revision of ijepa_ds has order version "
+            f"{counter.ORDER_VERSION}: it would draw other samples, crops and masks for the remaining steps. Continue with the "
+            "revision that saved it (`versions` in its manifest.json), or start another run.dir from its weights "
+            "(model.init_from)"
+        )
     saved, now = reader.manifest.get("data_checksum"), folder.checksum
     if saved != now:
         raise ValueError(

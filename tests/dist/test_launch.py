@@ -16,6 +16,7 @@ from ijepa_ds import config
 from ijepa_ds.checkpoint.folder import list_steps
 from ijepa_ds.checkpoint.reader import CheckpointReader
 from ijepa_ds.checkpoint.run_dir import lock
+from ijepa_ds.counter import ORDER_VERSION
 from ijepa_ds.weights import read_encoder
 from tests.dist.launched import REPOSITORY, environment, finished
 from tests.dist.pool import free_port
@@ -170,6 +171,16 @@ def test_bad_input_is_one_message(place: Path) -> None:
     assert "another configuration" in message and "lr" in message
     (place / "run.yaml").unlink()
     assert "run.yaml" in refused(start(place))
+
+
+def test_a_checkpoint_of_another_order_version_is_refused(place: Path) -> None:
+    assert start(place, "optimization.steps=2").returncode == 0
+    path = place / "out" / "checkpoints" / "step_00000002" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest.pop("order_version") == ORDER_VERSION
+    path.write_text(json.dumps(manifest | {"order_version": ORDER_VERSION + 1}))
+    message = refused(start(place, "optimization.steps=2"))
+    assert f"order version {ORDER_VERSION + 1}" in message and f"order version {ORDER_VERSION}:" in message
 
 
 def test_a_world_size_that_does_not_divide_the_batch(place: Path) -> None:

@@ -1,0 +1,63 @@
+"""A checkpoint is continued only with the images and the order version it was saved with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ijepa_ds import counter
+from ijepa_ds.checkpoint.reader import CheckpointReader
+from ijepa_ds.config import BatchPlan
+from ijepa_ds.training import start
+from tests.checkpoint.test_files import write
+from tests.dist.jobs import tiny_config
+
+
+class Images(SimpleNamespace):
+    """Stands for an `ImageIndex`."""
+
+    def __len__(self) -> int:
+        return 24
+
+
+IMAGES: Any = Images(checksum="abc")
+
+
+def saved(run_dir: Path, **facts: object) -> CheckpointReader:
+    folder = write(run_dir, 10, torch.zeros(8), [])
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"images": 24, "data_checksum": "abc"} | facts))
+    return CheckpointReader(folder)
+
+
+def test_the_same_version_and_none_continue(tmp_path: Path) -> None:
+    start._check_continues(saved(tmp_path / "same", order_version=counter.ORDER_VERSION), IMAGES)
+    if counter.ORDER_VERSION == 1:
+        start._check_continues(saved(tmp_path / "none"), IMAGES)
+
+
+def test_another_order_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = saved(tmp_path, order_version=7)
+    with pytest.raises(ValueError, match=rf"{reader.folder} .* order version 7, .* version {counter.ORDER_VERSION}:"):
+        start._check_continues(reader, IMAGES)
+    monkeypatch.setattr(counter, "ORDER_VERSION", 2)  # a checkpoint without a version has version 1
+    with pytest.raises(ValueError, match=r"order version 1, .* version 2: .*revision that saved it.*run\.dir.*init_from"):
+        start._check_continues(saved(tmp_path / "old"), IMAGES)
+
+
+def test_other_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"other images than when .*20 then, 24 now, checksum xyz then, abc now"):
+        start._check_continues(saved(tmp_path, data_checksum="xyz", images=20), IMAGES)
+
+
+def test_a_manifest_records_both(tmp_path: Path) -> None:
+    plan = BatchPlan(world_size=1, micro_batch=8, accumulation=1)
+    facts = start._facts(tiny_config(), plan, IMAGES)
+    assert facts["order_version"] == counter.ORDER_VERSION
+    assert (facts["images"], facts["data_checksum"]) == (24, "abc")
+    start._check_continues(saved(tmp_path, **facts), IMAGES)
