@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.dist import launched, loop
 from tests.dist.pool import Pool
 
 
@@ -22,3 +24,9 @@ def ranks() -> Iterator[Callable[[int], Pool]]:
     yield get
     for pool in pools.values():
         pool.close()
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a folder `images`, for `loop.train`."""
+    return launched.prepare(tmp_path_factory.mktemp("images"), loop.IMAGES)

@@ -20,7 +20,7 @@ from ijepa_ds.config import (
     RunConfig,
     at_step,
 )
-from ijepa_ds.config.schedules import Schedule
+from ijepa_ds.config.schedules import StepSettings
 from ijepa_ds.masks.sampler import Masks, build_sampler
 
 REPOSITORY = Path(__file__).parents[2]
@@ -63,11 +63,6 @@ def shared_buffers() -> list[str]:
     return [path.name for path in Path("/dev/shm").glob(f"deepspeed_*_{os.environ['MASTER_PORT']}_*")]
 
 
-def schedule_of(cfg: Config) -> Schedule:
-    """Ten steps an epoch."""
-    return Schedule.of(cfg, 10)
-
-
 def batch(cfg: Config, step: int, first: int, count: int) -> tuple[Tensor, Masks]:
     """Positions [first, first + count) of the global batch of a step: images and masks, functions of the position."""
     cfg = at_step(cfg, step)
@@ -105,76 +100,34 @@ def make_engine(cfg: Config, stage: int, world_size: int, extra: dict[str, Any] 
     return Engine(cfg, ds_config, device, start), plan
 
 
-def train_steps(engine: Any, cfg: Config, plan: BatchPlan, rank: int, first: int, last: int) -> list[float]:
-    """Steps first ... last - 1; this rank's losses."""
-    schedule, losses = schedule_of(cfg), []
-    for step in range(first, last):
-        total = 0.0
-        for micro in range(plan.accumulation):
-            position = (micro * plan.world_size + rank) * plan.micro_batch
-            output = engine.forward(*_moved(engine, *batch(cfg, step, position, plan.micro_batch)))
-            engine.backward(output.loss)
-            total += float(output.loss.detach()) / plan.accumulation
-        if engine.optimizer_step(schedule.lr(step), schedule.weight_decay(step)):
-            engine.ema.update(schedule.momentum(step))
-        losses.append(total)
-    return losses
+def settle(engine: Any, cfg: Config, plan: BatchPlan, steps: int) -> None:
+    """First steps before a measurement: DeepSpeed allocates and learns the order of modules in them."""
+    from deepspeed import comm as dist
+
+    for step in range(steps):
+        images, masks = _moved(engine, *batch(cfg, step, dist.get_rank() * plan.micro_batch, plan.micro_batch))
+        engine.backward(engine.forward(images, masks).loss)
+        engine.step(StepSettings(1e-3, 0.05, 0.99), lambda part: None)
+
+
+def save_again(stage: int, resume: str, folder: str, **optimization: Any) -> str:
+    """Load a checkpoint and save it at once; the new checkpoint."""
+    from deepspeed import comm as dist
+
+    from ijepa_ds.checkpoint import restore
+    from ijepa_ds.distributed.world import initialise_distributed
+
+    initialise_distributed()
+    engine, _ = make_engine(tiny_config(**optimization), stage, dist.get_world_size())
+    reader = restore.open_together(Path(resume))
+    restore.load(engine.layout, engine.ema, reader)
+    return _save(engine, Path(folder), reader.manifest["step"])
 
 
 def _moved(engine: Any, images: Tensor, masks: Masks) -> tuple[Tensor, Masks]:
     """A batch where the engine computes, in the type it computes in."""
     device = engine.device
     return images.to(device, engine.compute_dtype), Masks(masks.context.to(device), masks.targets.to(device))
-
-
-def train_and_save(
-    stage: int,
-    folder: str,
-    steps: int,
-    precision: str = "float32",
-    resume: str | None = None,
-    first: int = 0,
-    extra: dict[str, Any] | None = None,
-    checkpointing: bool = False,
-    model: dict[str, Any] | None = None,
-    also: int = 0,
-    **optimization: Any,
-) -> dict[str, Any]:
-    """Train `first` ... `steps` (from the checkpoint `resume`, if given) and save, after `also` steps as well; what it saw."""
-    from deepspeed import comm as dist
-
-    from ijepa_ds.checkpoint import restore
-    from ijepa_ds.checkpoint.reader import CheckpointReader
-    from ijepa_ds.distributed.world import initialise_distributed
-
-    initialise_distributed()
-    cfg = tiny_config(precision, checkpointing, model, **optimization)
-    engine, plan = make_engine(cfg, stage, dist.get_world_size(), extra)
-    if resume:
-        restore.load(engine.layout, engine.ema, CheckpointReader(Path(resume)))
-    losses = train_steps(engine, cfg, plan, dist.get_rank(), first, also)
-    early = _save(engine, Path(folder), also) if also else None
-    losses += train_steps(engine, cfg, plan, dist.get_rank(), max(first, also), steps)
-    saved = _save(engine, Path(folder), steps)
-    target = _gathered_target(engine)
-    return {"losses": losses, "folder": saved, "early": early, "kind": engine.layout.kind, "target": target}
-
-
-def resume_elsewhere(stage: int, resume: str, folder: str, first: int, last: int, **optimization: Any) -> dict[str, Any]:
-    """Load a checkpoint of `first` steps, save it again at once, train on to `last` steps and save that."""
-    from deepspeed import comm as dist
-
-    from ijepa_ds.checkpoint import restore
-    from ijepa_ds.distributed.world import initialise_distributed
-
-    initialise_distributed()
-    cfg = tiny_config(**optimization)
-    engine, plan = make_engine(cfg, stage, dist.get_world_size())
-    restore.load(engine.layout, engine.ema, restore.open_together(Path(resume)))
-    again = _save(engine, Path(folder) / "again", first)
-    losses = train_steps(engine, cfg, plan, dist.get_rank(), first, last)
-    saved = _save(engine, Path(folder), last)
-    return {"again": again, "folder": saved, "losses": losses, "target": _gathered_target(engine)}
 
 
 def bench_saves(stage: int, place: str, saves: int) -> dict[str, Any]:
@@ -220,7 +173,7 @@ def start_values(stage: int) -> dict[str, np.ndarray]:
     from ijepa_ds.distributed.world import initialise_distributed
 
     initialise_distributed()
-    return _gathered_target(make_engine(tiny_config(), stage, dist.get_world_size())[0])
+    return gathered_target(make_engine(tiny_config(), stage, dist.get_world_size())[0])
 
 
 def bench_state(place: str, precision: str) -> dict[str, Any]:
@@ -265,10 +218,10 @@ def start_from(stage: int, path: str, folder: str, precision: str = "float32") -
     images, masks = batch(cfg, 0, dist.get_rank() * plan.micro_batch, plan.micro_batch)
     with torch.no_grad():
         loss = float(engine.forward(*_moved(engine, images, masks)).loss)
-    return {"loss": loss, "target": _gathered_target(engine), "folder": _save(engine, Path(folder), 1)}
+    return {"loss": loss, "target": gathered_target(engine), "folder": _save(engine, Path(folder), 1)}
 
 
-def _gathered_target(engine: Any) -> dict[str, np.ndarray]:
+def gathered_target(engine: Any) -> dict[str, np.ndarray]:
     """The target encoder's weights as the forward pass sees them, whole, on every rank."""
     import deepspeed
 
@@ -277,42 +230,6 @@ def _gathered_target(engine: Any) -> dict[str, np.ndarray]:
         with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
             result[name] = parameter.detach().float().cpu().numpy().copy()
     return result
-
-
-def train_through_nan(stage: int, precision: str, steps: int, broken: int) -> dict[str, Any]:
-    """Train; the loss of the last rank is not a number at 0-based step `broken`. Masters and EMA before and after that step."""
-    from deepspeed import comm as dist
-
-    from ijepa_ds.distributed.world import initialise_distributed
-
-    initialise_distributed()
-    cfg, rank = tiny_config(precision), dist.get_rank()
-    engine, plan = make_engine(cfg, stage, dist.get_world_size())
-    forward, schedule, applied, states = engine.forward, schedule_of(cfg), [], []
-    for step in range(steps):
-        images, masks = batch(cfg, step, rank * plan.micro_batch, plan.micro_batch)
-        output = forward(*_moved(engine, images, masks))
-        engine.backward(output.loss * float("nan") if (step, rank) == (broken, dist.get_world_size() - 1) else output.loss)
-        applied.append(engine.optimizer_step(schedule.lr(step), schedule.weight_decay(step)))
-        if applied[-1]:
-            engine.ema.update(schedule.momentum(step))
-        tensors = [engine.layout.master(slot) for slot in range(engine.layout.num_slots)] + engine.ema.average
-        states.append([tensor.detach().cpu().clone().numpy() for tensor in tensors])
-        adam_step = int(engine.layout.moments(0)["step"])
-    return {"applied": applied, "states": states, "adam_step": adam_step}
-
-
-def norm_of_first_step(stage: int, precision: str) -> float:
-    """Of the gradient, as the engine tells it."""
-    from deepspeed import comm as dist
-
-    from ijepa_ds.distributed.world import initialise_distributed
-
-    initialise_distributed()
-    cfg = tiny_config(precision)
-    engine, plan = make_engine(cfg, stage, dist.get_world_size())
-    train_steps(engine, cfg, plan, dist.get_rank(), 0, 1)
-    return engine.gradient_norm()
 
 
 def waits_of_a_step(stage: int, precision: str) -> dict[str, list[str]]:
@@ -324,7 +241,7 @@ def waits_of_a_step(stage: int, precision: str) -> dict[str, list[str]]:
     initialise_distributed()
     cfg = tiny_config(precision)
     engine, plan = make_engine(cfg, stage, 1)
-    train_steps(engine, cfg, plan, 0, 0, 3)
+    settle(engine, cfg, plan, 3)
     images, _ = _moved(engine, *batch(cfg, 3, 0, plan.micro_batch))
     sampler, found, output = build_sampler(cfg.masks, cfg.grid, 3, cfg.optimization.batch_size), {}, None
     masks = sampler.sample(2, 0, plan.micro_batch, engine.device)  # what is made at the first use only

@@ -21,7 +21,7 @@ def count(stage: int, extra: dict[str, Any] | None = None, precision: str = "flo
     world = dist.get_world_size()
     cfg = jobs.tiny_config(precision, model={"depth": DEPTH})
     engine, plan = jobs.make_engine(cfg, stage, world, extra)
-    jobs.train_steps(engine, cfg, plan, dist.get_rank(), 0, 3)
+    jobs.settle(engine, cfg, plan, 3)
     phases = {name: Traffic() for name in ("forward", "backward", "optimizer", "ema")}
     images, masks = jobs.batch(cfg, 3, dist.get_rank() * plan.micro_batch, plan.micro_batch)
     with phases["forward"]:

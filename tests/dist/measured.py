@@ -89,7 +89,7 @@ def measure(stage: int, extra: dict[str, Any] | None = None, **settings: Any) ->
     cfg = config_of(ranks=dist.get_world_size(), **settings)
     engine, plan = jobs.make_engine(cfg, stage, dist.get_world_size(), extra)
     rank = dist.get_rank()
-    jobs.train_steps(engine, cfg, plan, rank, 0, 2)
+    jobs.settle(engine, cfg, plan, 2)
     layout = engine.layout
     parts = {
         "masters": sum(layout.master(slot).numel() for slot in range(layout.num_slots)) * 4,

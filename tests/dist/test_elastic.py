@@ -8,17 +8,15 @@ import pytest
 
 from ijepa_ds.bench.checkpoint import report
 from ijepa_ds.checkpoint.reader import CheckpointReader
-from ijepa_ds.model.ijepa import IJEPA
 from tests import reference
-from tests.dist import jobs
 from tests.dist.launched import prepare
 from tests.dist.pool import Pool
-from tests.dist.test_zero import assert_same_bits, relative, worst
+from tests.dist.test_zero import TRAIN, assert_same_bits, mean_losses, plain_run, relative, worst
 
 pytestmark = pytest.mark.dist
 Ranks = Callable[[int], Pool]
 Place = tuple[int, int]  # world size, ZeRO stage
-SAVED, LAST = 10, 60  # steps
+SAVED, LAST = 10, 24  # steps
 CASES = [  # saved at, resumed at, optimization.max_micro_batch
     ((2, 3), (1, 2), 128),
     ((2, 3), (4, 2), 128),
@@ -31,21 +29,21 @@ CASES = [  # saved at, resumed at, optimization.max_micro_batch
 
 
 @pytest.fixture(scope="module")
-def undisturbed() -> tuple[IJEPA, list[float]]:
-    """All steps by the obvious single-process trainer, float32."""
-    cfg = jobs.tiny_config()
-    return reference.train(cfg, jobs.schedule_of(cfg), LAST, lambda step: jobs.batch(cfg, step, 0, 8))
+def undisturbed(images: Path) -> reference.Trained:
+    """All steps by the reference."""
+    return plain_run(images, LAST)
 
 
 @pytest.fixture(scope="module")
-def saved(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Place], str]:
+def saved(ranks: Ranks, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Place], str]:
     """The checkpoint of the first steps at a world size and stage; made once."""
     made: dict[Place, str] = {}
 
     def save(at: Place) -> str:
         if at not in made:
-            folder = str(tmp_path_factory.mktemp("saved"))
-            made[at] = ranks(at[0]).run("train_and_save", stage=at[1], folder=folder, steps=SAVED)[0]["folder"]
+            run = str(tmp_path_factory.mktemp("saved"))
+            settings: dict = {**TRAIN, "place": str(images), "run": run, "stage": at[1], "until": SAVED}
+            made[at] = ranks(at[0]).run("train", **settings)[0]["folder"]
         return made[at]
 
     return save
@@ -64,27 +62,22 @@ def test_resumed_elsewhere_equals_undisturbed(
     saved: Callable[[Place], str],
     ranks: Ranks,
     tmp_path: Path,
-    undisturbed: tuple[IJEPA, list[float]],
+    images: Path,
+    undisturbed: reference.Trained,
 ) -> None:
-    results = ranks(after[0]).run(
-        "resume_elsewhere",
-        stage=after[1],
-        resume=saved(before),
-        folder=str(tmp_path),
-        first=SAVED,
-        last=LAST,
-        max_micro_batch=micro_batch,
-    )
-    assert_same_bits(saved(before), results[0]["again"])  # weights, moments, EMA: nothing got lost on the way
-    for folder, steps in ((results[0]["again"], SAVED), (results[0]["folder"], LAST)):
+    world, stage = after
+    again = ranks(world).run("save_again", stage=stage, resume=saved(before), folder=str(tmp_path / "again"))[0]
+    assert_same_bits(saved(before), again)  # weights, moments, EMA: nothing got lost on the way
+    settings: dict = {**TRAIN, "place": str(images), "stage": stage, "max_micro_batch": micro_batch}
+    results = ranks(world).run("train", **settings, run=str(tmp_path / "run"), resume=saved(before), until=LAST)
+    for folder, steps in ((again, SAVED), (results[0]["folder"], LAST)):
         manifest = CheckpointReader(Path(folder)).manifest
         assert (manifest["world_size"], manifest["zero_stage"], manifest["adam_step"]) == (*after, steps)
 
-    model, losses = undisturbed
-    np.testing.assert_allclose(np.mean([r["losses"] for r in results], axis=0), losses[SAVED:], rtol=1e-4)
-    differences = worst(results[0]["folder"], model)  # of every parameter: also of those without weight decay
+    np.testing.assert_allclose(mean_losses(results), undisturbed.losses[SAVED:], rtol=1e-4)
+    differences = worst(results[0]["folder"], undisturbed.model)  # of every parameter: also of those without weight decay
     assert max(differences.values()) < 1e-4, differences
-    for parameter, value in model.target_encoder.named_parameters():  # what the forward pass really uses
+    for parameter, value in undisturbed.model.target_encoder.named_parameters():  # what the forward pass really uses
         for result in results:
             assert relative(result["target"][parameter], value.detach().numpy()) < 1e-4, parameter
 

@@ -12,13 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ijepa_ds.model.ijepa import IJEPA
 from ijepa_ds.telemetry.events import read_scalars
 from tests import reference
-from tests.dist import jobs
 from tests.dist.launched import REPOSITORY, TINY, prepare
 from tests.dist.pool import Pool, free_port
-from tests.dist.test_zero import assert_same_bits, relative, worst
+from tests.dist.test_zero import BROKEN, SETTINGS, STEPS, TRAIN, assert_same_bits, plain_run, relative, worst
 
 pytestmark = [pytest.mark.dist, pytest.mark.gpu]
 
@@ -32,73 +30,79 @@ def gpu() -> Iterator[Pool]:
 
 
 @pytest.fixture(scope="module")
-def plain() -> tuple[IJEPA, list[float]]:
-    """50 steps of the obvious single-process trainer on the CPU, float32."""
-    cfg = jobs.tiny_config()
-    return reference.train(cfg, jobs.schedule_of(cfg), 50, lambda step: jobs.batch(cfg, step, 0, 8))
+def plain(images: Path) -> reference.Trained:
+    """20 steps of the reference on the CPU, float32."""
+    return plain_run(images, 20)
 
 
+@pytest.fixture(scope="module")
+def clipped(images: Path) -> reference.Trained:
+    """Steps of the reference with accumulation, clipping and a skipped step."""
+    return plain_run(images, STEPS, (BROKEN,), **SETTINGS)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_fifty_steps_equal_plain_pytorch_on_the_cpu(stage: int, gpu: Pool, tmp_path: Path, plain: tuple) -> None:
-    (result,) = gpu.run("train_and_save", stage=stage, folder=str(tmp_path), steps=50)
-    np.testing.assert_allclose(result["losses"], plain[1], rtol=1e-3)
-    differences = worst(result["folder"], plain[0])
-    assert max(differences.values()) < 1e-3, differences
-    for name, parameter in plain[0].target_encoder.named_parameters():  # what the forward pass really uses
-        assert relative(result["target"][name], parameter.detach().numpy()) < 1e-3, name
-
-
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_bfloat16_tracks_float32(stage: int, gpu: Pool, tmp_path: Path, plain: tuple) -> None:
-    (result,) = gpu.run("train_and_save", stage=stage, folder=str(tmp_path), steps=50, precision="bfloat16")
-    np.testing.assert_allclose(result["losses"], plain[1], rtol=0.02)
+def test_the_loop_equals_plain_pytorch_on_the_cpu(
+    stage: int, precision: str, gpu: Pool, tmp_path: Path, images: Path, clipped: reference.Trained
+) -> None:
+    settings: dict = {**TRAIN, **SETTINGS, "place": str(images), "run": str(tmp_path), "precision": precision}
+    (result,) = gpu.run("train", stage=stage, broken=BROKEN, **settings)
+    kept = [step for step in range(STEPS) if step != BROKEN]
+    assert [step["applied"] for step in result["steps"]] == [step != BROKEN for step in range(STEPS)]
+    tolerance = 1e-3 if precision == "float32" else 0.03
+    np.testing.assert_allclose(np.array(result["losses"])[kept], np.array(clipped.losses)[kept], rtol=tolerance)
+    norms = [result["steps"][step]["norm"] for step in kept]
+    np.testing.assert_allclose(norms, np.array(clipped.norms)[kept], rtol=tolerance)
+    if precision == "float32":
+        differences = worst(result["folder"], clipped.model)
+        assert max(differences.values()) < 1e-3, differences
+        for name, parameter in clipped.model.target_encoder.named_parameters():  # what the forward pass really uses
+            assert relative(result["target"][name], parameter.detach().numpy()) < 1e-3, name
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_resume_goes_on_where_it_was(stage: int, precision: str, gpu: Pool, tmp_path: Path) -> None:
+def test_resume_goes_on_where_it_was(stage: int, precision: str, gpu: Pool, tmp_path: Path, images: Path) -> None:
     """What is read is what was saved, to the bit; the steps after it, as far as the kernels add up in one order."""
-    settings: dict = {"stage": stage, "precision": precision}
-    (straight,) = gpu.run("train_and_save", **settings, folder=str(tmp_path / "a"), steps=12, also=6)
-    (again,) = gpu.run("resume_elsewhere", **settings, resume=straight["early"], folder=str(tmp_path / "b"), first=6, last=12)
-    assert_same_bits(straight["early"], again["again"])
-    np.testing.assert_allclose(again["losses"], straight["losses"][6:], rtol=1e-3 if precision == "float32" else 0.02)
+    settings: dict = {**TRAIN, "place": str(images), "stage": stage, "precision": precision, "until": 12, "every": 6}
+    (straight,) = gpu.run("train", **settings, run=str(tmp_path / "a"))
+    early = straight["saved"][0]
+    (again,) = gpu.run("save_again", stage=stage, precision=precision, resume=early, folder=str(tmp_path / "again"))
+    assert_same_bits(early, again)
+    (resumed,) = gpu.run("train", **settings, run=str(tmp_path / "b"), resume=early)
+    np.testing.assert_allclose(resumed["losses"], straight["losses"][6:], rtol=1e-3 if precision == "float32" else 0.02)
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_a_gpu_goes_on_from_any_stage_and_back(stage: int, gpu: Pool, tmp_path: Path, plain: tuple) -> None:
-    (begun,) = gpu.run("train_and_save", stage=(stage + 1) % 4, folder=str(tmp_path / "a"), steps=20)
-    (done,) = gpu.run("resume_elsewhere", stage=stage, resume=begun["folder"], folder=str(tmp_path / "b"), first=20, last=50)
-    assert_same_bits(begun["folder"], done["again"])
-    np.testing.assert_allclose(begun["losses"] + done["losses"], plain[1], rtol=1e-3)
-    assert max(worst(done["folder"], plain[0]).values()) < 1e-3
+def test_a_gpu_goes_on_from_any_stage_and_back(
+    stage: int, gpu: Pool, tmp_path: Path, images: Path, plain: reference.Trained
+) -> None:
+    settings: dict = {**TRAIN, "place": str(images)}
+    (begun,) = gpu.run("train", **settings, stage=(stage + 1) % 4, run=str(tmp_path / "a"), until=10)
+    (done,) = gpu.run("train", **settings, stage=stage, resume=begun["folder"], run=str(tmp_path / "b"), until=20)
+    np.testing.assert_allclose(begun["losses"] + done["losses"], plain.losses, rtol=1e-3)
+    assert max(worst(done["folder"], plain.model).values()) < 1e-3
 
 
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("recompute", ["full", "selective"])
 def test_recomputed_and_accumulated_steps_are_the_same(
-    stage: int, recompute: str, gpu: Pool, tmp_path: Path, plain: tuple
+    stage: int, recompute: str, gpu: Pool, tmp_path: Path, images: Path, plain: reference.Trained
 ) -> None:
     (result,) = gpu.run(
-        "train_and_save", stage=stage, folder=str(tmp_path), steps=20, checkpointing=True, max_micro_batch=4,
+        "train", **TRAIN, place=str(images), stage=stage, run=str(tmp_path), until=20, checkpointing=True, max_micro_batch=4,
         model={"recompute": recompute},
     )  # fmt: skip
-    np.testing.assert_allclose(result["losses"], plain[1][:20], rtol=1e-3)
+    np.testing.assert_allclose(result["losses"], plain.losses, rtol=1e-3)
 
 
-def test_weights_and_states_on_the_host_give_the_same_steps(gpu: Pool, tmp_path: Path, plain: tuple) -> None:
+def test_weights_and_states_on_the_host_give_the_same_steps(
+    gpu: Pool, tmp_path: Path, images: Path, plain: reference.Trained
+) -> None:
     host = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
-    (result,) = gpu.run("train_and_save", stage=3, folder=str(tmp_path), steps=20, extra=host)
-    np.testing.assert_allclose(result["losses"], plain[1][:20], rtol=1e-3)
-
-
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_loss_that_is_not_finite_leaves_the_weights_alone(stage: int, gpu: Pool) -> None:
-    (result,) = gpu.run("train_through_nan", stage=stage, precision="bfloat16", steps=4, broken=2)
-    assert result["applied"] == [True, True, False, True]
-    assert result["adam_step"] == 3
-    for before, after in zip(*result["states"][1:3], strict=True):
-        assert (before == after).all()
+    (result,) = gpu.run("train", **TRAIN, place=str(images), stage=3, run=str(tmp_path), until=20, extra=host)
+    np.testing.assert_allclose(result["losses"], plain.losses, rtol=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -115,9 +119,12 @@ def test_the_host_waits_for_nothing_but_the_norm(stage: int, precision: str, gpu
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_compiled_blocks_give_the_same_steps(stage: int, gpu: Pool, tmp_path: Path, plain: tuple) -> None:
-    (result,) = gpu.run("train_and_save", stage=stage, folder=str(tmp_path), steps=20, model={"compile": True})
-    np.testing.assert_allclose(result["losses"], plain[1][:20], rtol=1e-3)
+def test_compiled_blocks_give_the_same_steps(
+    stage: int, gpu: Pool, tmp_path: Path, images: Path, plain: reference.Trained
+) -> None:
+    settings: dict = {**TRAIN, "place": str(images), "run": str(tmp_path), "until": 20, "model": {"compile": True}}
+    (result,) = gpu.run("train", stage=stage, **settings)
+    np.testing.assert_allclose(result["losses"], plain.losses, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

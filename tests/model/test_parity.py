@@ -123,7 +123,7 @@ def test_weights_after_training(oracle: tuple[dict, dict[str, Tensor]]) -> None:
     cfg = config_of(figures["config"])
     schedule = Schedule.of(cfg, figures["config"]["iterations_per_epoch"])
     model = model_of(cfg, tensors, "init")
-    optimizer, ema = make_optimizer(model), EMA(model)
+    optimizer, ema = make_optimizer(model, cfg), EMA(model)
     for step, row in enumerate(figures["steps"]):
         output = model(tensors[f"step{step}/images"], masks_of(tensors, step))
         assert float(output.loss.detach()) == pytest.approx(row["loss"], rel=1e-5), f"step {step}"
