@@ -16,6 +16,7 @@ from ijepa_ds.config.schedules import Schedule
 from tests.dist import jobs
 
 IMAGES = 22  # a batch of 8 straddles two epochs
+PEAK = 1e9  # FLOP/s for MFU, instead of a measurement
 
 
 def config_of(place: str, run: str, resume: str | None = None, every: int = 1000, **settings: Any) -> Config:
@@ -118,7 +119,7 @@ def train(
         with mock.patch("ijepa_ds.cluster.rank_log.open_log"):  # this process goes on to other runs
             prepared = start.prepare(cfg, ds_config, plan, rank, watch)
         recorder = Recorder(prepared, stop, until or 0, broken, inputs)
-        with suppress(Stopped):
+        with suppress(Stopped), mock.patch("ijepa_ds.training.reporter.measured_peak", lambda *_: PEAK):
             loop.train(prepared, stop)
     finally:
         watch.close()

@@ -9,9 +9,12 @@ import torch
 from deepspeed.ops.op_builder import AsyncIOBuilder
 
 from ijepa_ds.checkpoint.reader import CheckpointReader
-from ijepa_ds.config import PredictorConfig
+from ijepa_ds.config import Config, PredictorConfig
+from ijepa_ds.config.schedules import Schedule
+from ijepa_ds.model.flops import training_flops
 from ijepa_ds.model.ijepa import IJEPA
 from ijepa_ds.model.vit import initial_value
+from ijepa_ds.telemetry.events import read_scalars
 from tests import reference
 from tests.dist import loop
 from tests.dist.pool import Pool
@@ -116,6 +119,7 @@ def test_the_loop_equals_plain_pytorch(
     np.testing.assert_allclose(mean_losses(results)[kept], np.array(clipped.losses)[kept], rtol=1e-4 if exact else 0.02)
     manifest = CheckpointReader(Path(results[0]["folder"])).manifest
     assert (manifest["step"], manifest["adam_step"]) == (STEPS, STEPS - 1)
+    assert_points_agree(tmp_path, results, schedule, cfg)
     if exact:
         differences = worst(results[0]["folder"], clipped.model)
         assert max(differences.values()) < 1e-4, differences
@@ -128,6 +132,25 @@ def test_the_loop_equals_plain_pytorch(
         moved = CheckpointReader(Path(results[0]["folder"])).read("ema", name).numpy() - start
         wanted = clipped.model.target_encoder.blocks[1].mlp.fc1.weight.detach().flatten().numpy() - start
         assert np.linalg.norm(moved - wanted) < 0.1 * np.linalg.norm(wanted)
+
+
+def assert_points_agree(run: Path, results: list[dict], schedule: Schedule, cfg: Config) -> None:
+    """The points in TensorBoard are those of all ranks, under the number of steps done."""
+    points = {tag: dict(zip(*read_scalars(run)[tag], strict=True)) for tag in read_scalars(run)}
+    losses = mean_losses(results)
+    for done, steps in ((10, range(10)), (12, range(10, 12))):  # run.log_every is 10, and the last step
+        kept = [step for step in steps if step != BROKEN]
+        if BROKEN not in steps:  # in the broken step one loss of several is missing
+            assert points["loss"][done] == pytest.approx(losses[kept].mean(), rel=1e-5)
+        assert points["schedule/lr"][done] == pytest.approx(schedule.lr(done - 1), rel=1e-6)
+        assert points["schedule/weight_decay"][done] == pytest.approx(schedule.weight_decay(done - 1), rel=1e-6)
+        assert points["schedule/ema_momentum"][done] == pytest.approx(schedule.momentum(done - 1), rel=1e-6)
+        assert points["gradient/norm"][done] == pytest.approx(results[0]["steps"][done - 1]["norm"], rel=1e-5)
+        assert points["optimizer/skipped_steps"][done] == 1
+        rate = points["speed/images_per_second"][done]
+        assert rate * points["speed/seconds_per_step"][done] == pytest.approx(cfg.optimization.batch_size, rel=1e-4)
+        flops = training_flops(cfg, points["tokens/context"][done], points["tokens/target"][done])
+        assert points["speed/mfu"][done] == pytest.approx(rate * flops / (loop.PEAK * len(results)), rel=1e-4)
 
 
 @pytest.fixture(scope="module")
