@@ -1,0 +1,227 @@
+"""The mutations of `python -m tests.mutate`: one changed line each, and the tests that must notice it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutation(NamedTuple):
+    """One change of the code."""
+
+    file: str
+    old: str  # occurs once in the file
+    new: str
+    tests: str  # arguments of pytest
+
+    def __str__(self) -> str:
+        """One line for lists."""
+        old, new = (" ".join(text.split()) for text in (self.old, self.new))
+        return f"{self.file}: {old} -> {new or '(removed)'}"
+
+
+def _loop(world: int, stage: int, precision: str = "float32") -> str:
+    return f"tests/dist/test_zero.py::test_the_loop_equals_plain_pytorch[{world}-{stage}-{precision}]"
+
+
+_LOOP = _loop(2, 3)
+_PARITY = "tests/model/test_parity.py"
+_SCHEDULES = "tests/config/test_schedules.py tests/model/test_parity.py"
+_VIT = "tests/model/test_vit.py tests/model/test_parity.py -m not\\ slow"
+_FILES = "tests/checkpoint -m not\\ slow"
+_PLAN = "tests/plan tests/model/test_mfu.py -m not\\ slow"
+_WATCH = "tests/cluster/test_judge.py"
+_MASKS = "tests/masks"
+_EVALS = "tests/evals/test_evals.py"
+_WEIGHTS = "tests/weights/test_write.py tests/weights/test_read.py tests/weights/test_options.py -m not\\ slow"
+_HEALTH = "tests/telemetry"
+
+MUTATIONS = [
+    # The loop and what it passes on.
+    Mutation("ijepa_ds/training/loop.py", "engine.step(schedule.at(step), ", "engine.step(schedule.at(step + 1), ", _LOOP),
+    Mutation("ijepa_ds/training/loop.py", "sampler.sample(step, micro)", "sampler.sample(step, 0)", _LOOP),
+    Mutation("ijepa_ds/training/engine.py", "        if applied:\n", "        if True:\n", _LOOP),
+    Mutation("ijepa_ds/training/engine.py", "self.ema.update(settings.momentum)", "self.ema.update(0.99)", _LOOP),
+    Mutation("ijepa_ds/training/engine.py", "betas=o.betas", "betas=(0.9, 0.999)", _LOOP),
+    Mutation("ijepa_ds/training/engine.py", "eps=o.eps", "eps=1e-8", _LOOP),
+    Mutation(
+        "ijepa_ds/training/engine.py",
+        'group["weight_decay"] = weight_decay if group["decay"] else 0.0',
+        'group["weight_decay"] = weight_decay',
+        _LOOP,
+    ),
+    Mutation("ijepa_ds/training/engine.py", "p.shape)) > 1 and not", "p.shape)) > 2 and not", _LOOP),
+    Mutation("ijepa_ds/training/engine.py", "(settings.lr, settings.weight_decay)", "(settings.lr, 0.0)", _LOOP),
+    Mutation(
+        "ijepa_ds/training/engine.py", "found_inf = skip.float()", "found_inf = torch.zeros_like(skip).float()", _loop(2, 0)
+    ),
+    Mutation("ijepa_ds/training/engine.py", "return not bool(skip)", "return True", _loop(2, 0)),
+    Mutation("ijepa_ds/training/engine.py", "        self._fill(cfg.run.seed, start)", "        self._fill(0, start)", _LOOP),
+    Mutation("ijepa_ds/training/feed.py", "plan.batch_size + run.plan.position(run.rank, micro)", "plan.batch_size", _LOOP),
+    Mutation("ijepa_ds/training/feed.py", "step * run.plan.batch_size + run", "run", _LOOP),
+    Mutation("ijepa_ds/training/feed.py", "sampler.sample(step, plan.position", "sampler.sample(0, plan.position", _LOOP),
+    Mutation("ijepa_ds/training/feed.py", "plan.position(self._run.rank, micro)", "plan.position(self._run.rank, 0)", _LOOP),
+    Mutation("ijepa_ds/training/feed.py", "seed=run.cfg.run.seed,", "seed=0,", _LOOP),
+    Mutation("ijepa_ds/training/feed.py", "run.cfg.data, run.cfg.run.seed,", "run.cfg.data, 0,", _LOOP),
+    Mutation("ijepa_ds/config/batch.py", "(micro * self.world_size + rank)", "(rank * self.accumulation + micro)", _LOOP),
+    Mutation("ijepa_ds/config/deepspeed_json.py", '"gradient_clipping": clip_grad,', '"gradient_clipping": 0.0,', _LOOP),
+    Mutation("ijepa_ds/training/resolution.py", "cfg.grid, cfg.run.seed,", "cfg.grid, 0,", _LOOP),
+    Mutation(
+        "ijepa_ds/training/reporter.py",
+        "self._steps * self.cfg.optimization.batch_size",
+        "self._steps * (self.cfg.optimization.batch_size // torch.distributed.get_world_size())",
+        _LOOP,
+    ),
+    Mutation(
+        "ijepa_ds/training/reporter.py",
+        '"schedule/lr": self.schedule.lr(step)',
+        '"schedule/lr": self.schedule.lr(step + 1)',
+        _LOOP,
+    ),
+    Mutation("ijepa_ds/training/reporter.py", "(self._peak * torch.distributed.get_world_size())", "self._peak", _LOOP),
+    Mutation("ijepa_ds/training/reporter.py", "self._skipped += not applied", "self._skipped += applied", _LOOP),
+    Mutation(
+        "ijepa_ds/training/skipped.py",
+        "self._in_a_row = 0\n            return",
+        "return",
+        "tests/dist/test_faults.py -k finite",
+    ),
+    Mutation(
+        "ijepa_ds/zero/norm.py",
+        "torch._foreach_norm([g.detach() for g in kept], 2,",
+        "torch._foreach_norm([g.detach() for g in kept], 1,",
+        _LOOP,
+    ),
+    # The average of the target encoder.
+    Mutation("ijepa_ds/zero/ema.py", "masters, 1.0 - momentum)", "masters, momentum)", _LOOP),
+    Mutation(
+        "ijepa_ds/zero/ema.py",
+        "torch._foreach_lerp_(self.average, masters, 1.0 - momentum)\n        self.publish()",
+        "torch._foreach_lerp_(self.average, masters, 1.0 - momentum)",
+        _LOOP,
+    ),
+    # Schedules.
+    Mutation(
+        "ijepa_ds/config/schedules.py",
+        "self.start_lr + t / self.warmup_steps",
+        "self.start_lr + (t - 1) / self.warmup_steps",
+        _SCHEDULES,
+    ),
+    Mutation("ijepa_ds/config/schedules.py", "k = self._t(step) - 1", "k = self._t(step)", _SCHEDULES),
+    Mutation("ijepa_ds/config/schedules.py", "return min(step + 1, self.horizon)", "return step + 1", _SCHEDULES),
+    Mutation("ijepa_ds/config/schedules.py", "max(1, self.horizon - self.warmup_steps)", "max(1, self.horizon)", _SCHEDULES),
+    Mutation(
+        "ijepa_ds/config/schedules.py",
+        "total, horizon = o.steps, int(o.ipe_scale * o.steps)",
+        "total, horizon = o.steps, o.steps",
+        _SCHEDULES,
+    ),
+    Mutation("ijepa_ds/config/schedules.py", "max(0, t - self.cooldown)", "max(0, t - self.cooldown - 1)", _SCHEDULES),
+    # The method.
+    Mutation("ijepa_ds/model/ijepa.py", "F.smooth_l1_loss(", "F.mse_loss(", _PARITY),
+    Mutation("ijepa_ds/model/vit.py", "10000.0 **", "1000.0 **", _PARITY),
+    Mutation(
+        "ijepa_ds/model/vit.py", "np.concatenate([columns, rows], axis=2)", "np.concatenate([rows, columns], axis=2)", _PARITY
+    ),
+    Mutation(
+        "ijepa_ds/model/vit.py",
+        "(positions + 0.5) * learnt_grid / grid - 0.5",
+        "positions * learnt_grid / grid",
+        "tests/weights tests/model",
+    ),
+    Mutation("ijepa_ds/model/vit.py", "query = self.mask_token + take(position", "query = take(position", _PARITY),
+    Mutation(
+        "ijepa_ds/model/vit.py",
+        "x = x + take(position, context.flatten(1))",
+        "x = x + 0 * take(position, context.flatten(1))",
+        _PARITY,
+    ),
+    Mutation("ijepa_ds/model/vit.py", "self.predictor_norm(x[:, kc:])", "x[:, kc:]", _PARITY),
+    Mutation("ijepa_ds/model/vit.py", ".normal_(0.0, 0.02, ", ".normal_(0.0, 0.03, ", _VIT),
+    Mutation("ijepa_ds/model/vit.py", "self.training and torch.is_grad_enabled()", "True", _VIT),
+    Mutation("ijepa_ds/model/blocks.py", "eps: float = 1e-6", "eps: float = 1e-5", _VIT),
+    # Checkpoints.
+    Mutation("ijepa_ds/checkpoint/saver.py", "if not copied.is_finite():", "if False:", _FILES + " tests/dist/test_faults.py"),
+    Mutation("ijepa_ds/checkpoint/folder.py", 'path.stat().st_size != entry["bytes"]', "False", _FILES),
+    Mutation("ijepa_ds/checkpoint/folder.py", "steps if last is None else sorted({*steps, last})", "steps", _FILES),
+    Mutation("ijepa_ds/checkpoint/writer.py", "(keep_every and step % keep_every == 0)", "False", _FILES),
+    Mutation("ijepa_ds/checkpoint/writer.py", " and step != best:", ":", _FILES),
+    Mutation("ijepa_ds/checkpoint/writer.py", "if newest is not None and step > newest:", "if False:", _FILES),
+    Mutation("ijepa_ds/checkpoint/run_dir.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", _FILES),
+    Mutation(
+        "ijepa_ds/checkpoint/restore.py",
+        'layout.set_moments(slot, moments["exp_avg"], moments["exp_avg_sq"], adam_step)',
+        'layout.set_moments(slot, moments["exp_avg"], moments["exp_avg_sq"], 1)',
+        "tests/dist/test_zero.py::test_resume_is_exact_to_the_last_bit[2]",
+    ),
+    Mutation(
+        "ijepa_ds/checkpoint/restore.py",
+        'buffer.copy_(reader.read("ema", "encoder." + piece.name, piece))',
+        'buffer.copy_(reader.read("master", "encoder." + piece.name, piece))',
+        "tests/dist/test_zero.py::test_resume_is_exact_to_the_last_bit[2]",
+    ),
+    # Weights.
+    Mutation(
+        "ijepa_ds/weights/names.py",
+        '"attention.attention.query", "attention.attention.key"',
+        '"attention.attention.key", "attention.attention.query"',
+        _WEIGHTS,
+    ),
+    Mutation("ijepa_ds/weights/names.py", '"norm1": ("layernorm_before",)', '"norm1": ("layernorm_after",)', _WEIGHTS),
+    Mutation("ijepa_ds/weights/resize.py", "if grid != source.grid:", "if False:", _WEIGHTS),
+    Mutation("ijepa_ds/weights/resize.py", "[patch_size] * 2", "[source.patch_size] * 2", _WEIGHTS),
+    # Formulas of the planner.
+    Mutation(
+        "ijepa_ds/plan/memory.py",
+        "4.0 * every * share * copies, 8.0 * every * share",
+        "4.0 * every * share * copies, 4.0 * every * share",
+        _PLAN,
+    ),
+    Mutation("ijepa_ds/plan/memory.py", "weights += b * every / spread.hpz", "weights += 0", _PLAN),
+    Mutation(
+        "ijepa_ds/plan/memory.py",
+        "host, masters, moments, ema = masters + moments + ema, 0.0, 0.0, 0.0",
+        "host, masters, moments = masters + moments, 0.0, 0.0",
+        _PLAN,
+    ),
+    Mutation(
+        "ijepa_ds/plan/memory.py", "encoder_to_backward = 2 * sum(predictor)", "encoder_to_backward = sum(predictor)", _PLAN
+    ),
+    Mutation("ijepa_ds/plan/traffic.py", '"all_reduce": 2, "all_gather": 1', '"all_reduce": 1, "all_gather": 1', _PLAN),
+    Mutation("ijepa_ds/plan/traffic.py", "(rounds if spread.stage == 2 else 1)", "1", _PLAN),
+    Mutation("ijepa_ds/plan/traffic.py", "2 * world * math.ceil(numel / (2 * world))", "numel", _PLAN),
+    Mutation("ijepa_ds/plan/timing.py", "min(device.link_gbps, machine) if crosses", "device.link_gbps if crosses", _PLAN),
+    Mutation("ijepa_ds/plan/timing.py", "exposed += max(0.0, spent - hideable)", "exposed += spent", _PLAN),
+    Mutation(
+        "ijepa_ds/model/flops.py", "size.depth * 4.0 * tokens * tokens * d", "size.depth * 2.0 * tokens * tokens * d", _PLAN
+    ),
+    Mutation("ijepa_ds/model/flops.py", "context=3 * (patch", "context=2 * (patch", _PLAN),
+    # The watch.
+    Mutation("ijepa_ds/cluster/judge.py", "now - peer.heard > SILENCE", "now - peer.heard > 2 * SILENCE", _WATCH),
+    Mutation("ijepa_ds/cluster/judge.py", "if peer.place != place]", "]", _WATCH),
+    Mutation("ijepa_ds/cluster/judge.py", "0 < timeout < now - progress", "timeout < now - progress", _WATCH),
+    Mutation("ijepa_ds/cluster/judge.py", "fewest = min(", "fewest = max(", _WATCH),
+    Mutation("ijepa_ds/cluster/judge.py", "if not peer.report.communicates]", "]", _WATCH),
+    Mutation("ijepa_ds/cluster/judge.py", "if not well or rank == min(well):", "if rank == 0:", _WATCH),
+    Mutation(
+        "ijepa_ds/cluster/supervise.py",
+        "0 if step > self._reached else self._fruitless + 1",
+        "self._fruitless + 1",
+        "tests/cluster/test_supervise.py",
+    ),
+    # Masks.
+    Mutation(
+        "ijepa_ds/masks/published.py", "corners(draw[:, :m], target, grid - 1)", "corners(draw[:, :m], target, grid)", _MASKS
+    ),
+    Mutation("ijepa_ds/masks/published.py", "1.0, self.grid - 1),", "1.1, self.grid - 1),", _MASKS),
+    Mutation("ijepa_ds/masks/unbiased.py", "math.log(aspect) for aspect in", "aspect for aspect in", _MASKS),
+    Mutation("ijepa_ds/masks/sampler.py", "first = step * self.batch_size + first_position", "first = first_position", _MASKS),
+    Mutation("ijepa_ds/masks/blocks.py", "area = int(patches)", "area = round(patches)", _MASKS),
+    # Evaluations and alarms.
+    Mutation("ijepa_ds/evals/knn.py", "F.normalize(query, dim=1)", "query", _EVALS),
+    Mutation("ijepa_ds/evals/knn.py", "bank = F.normalize(train_features, dim=1)", "bank = train_features", _EVALS),
+    Mutation("ijepa_ds/evals/knn.py", "(similarity - 1) / temperature", "(similarity - 1)", _EVALS),
+    Mutation("ijepa_ds/evals/features.py", "[:, -output.shape[1] :]", "[:, : output.shape[1]]", _EVALS),
+    Mutation("ijepa_ds/telemetry/health.py", "elif value < share * highest:", "elif value < highest / 100:", _HEALTH),
+    Mutation("ijepa_ds/telemetry/health.py", "self.limits.rest if message", "0 if message", _HEALTH),
+]
+EXPLAINED: dict[tuple[str, str], str] = {}  # (file, old): why no test can notice it
