@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -45,10 +50,55 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """A folder for runs: 24 small images, `run.yaml`, `zero0.json` ... `zero3.json`. What works there is ended at the end."""
+    from tests.dist.launched import prepare
+    from tests.processes import kill_all_of
+
+    yield prepare(tmp_path)
+    kill_all_of(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def _empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("current-directory")
+
+
+@pytest.fixture(autouse=True)
+def _current_directory(_empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test reads or writes the current directory: it is an empty folder, and stays one."""
+    monkeypatch.chdir(_empty_folder)
+    yield
+    assert not (left := list(_empty_folder.iterdir())), f"written to the current directory: {left}"
+
+
+def pytest_configure() -> None:
+    """Let SIGTERM end pytest as Ctrl-C does, so that fixtures end the processes they started."""
+    me = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == me:
+            pytest.exit("ended by SIGTERM", returncode=128 + number)
+        os._exit(128 + number)  # a fork of pytest, which has no fixtures
+
+    signal.signal(signal.SIGTERM, end)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Seed every global random number generator, before the fixtures of the test are made."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is no GPU; order the tests for the workers of pytest-xdist."""
-    gpu = torch.cuda.is_available()
+    """Skip tests marked `gpu` or `nightly` where they cannot or need not run; order the tests for pytest-xdist's workers."""
+    gpu, nightly = torch.cuda.is_available(), os.environ.get("IJEPA_DS_NIGHTLY") == "1"
     for item in items:
+        if item.get_closest_marker("nightly") and not nightly:
+            item.add_marker(pytest.mark.skip(reason="NIGHTLY: runs where IJEPA_DS_NIGHTLY=1 and in .ci/run"))
         if item.get_closest_marker("gpu") and not gpu:
             item.add_marker(pytest.mark.skip(reason="NO CUDA GPU: this test needs one"))
     if "PYTEST_XDIST_WORKER" in os.environ:  # the long ones first, so that no worker waits for another at the end

@@ -5,6 +5,7 @@ Shapes: n images, M targets, C contexts, N patches.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -133,6 +134,7 @@ def _target_sizes(cfg: MasksConfig, grid: int) -> set[Size]:
     return possible_sizes(grid, cfg.target_scale, cfg.target_aspect, grid, coupled=False)
 
 
+@functools.lru_cache(maxsize=256)
 def _longest_context(cfg: MasksConfig, grid: int, share: float) -> int:
     """Return the longest context that this share of images reaches at the first draw and the fallback always reaches.
 

@@ -21,6 +21,8 @@ import numpy as np
 from PIL import Image
 
 from tests.dist.pool import forks, free_port
+from tests.processes import die_with_parent
+from tests.waiting import limit, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = [
@@ -110,29 +112,38 @@ class Run:
         """What all ranks have printed."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
-    def wait(self, timeout: float = 60) -> list[int]:
+    def wait(self, timeout: float = 300) -> list[int]:
         """The exit codes of all ranks; -N after signal N.
 
         Raises:
             AssertionError: some did not end; they are killed.
         """
-        end = time.monotonic() + timeout
+        end = time.monotonic() + limit(timeout)
         for process in self.ranks:
             process.join(max(0.0, end - time.monotonic()))
         late = [rank for rank, process in enumerate(self.ranks) if process.is_alive()]
         for rank in late:
             self.signal(rank, signal.SIGKILL)
             self.ranks[rank].join()
-        assert not late, f"ranks {late} did not end within {timeout} s:\n{self.output}"
+        assert not late, f"ranks {late} did not end within {limit(timeout):.0f} s:\n{self.output}"
         return [process.exitcode or 0 for process in self.ranks]
 
-    def wait_for(self, text: str, timeout: float = 60) -> None:
+    def wait_for(self, text: str, timeout: float = 300) -> None:
         """Until the output holds `text`."""
-        end = time.monotonic() + timeout
-        while text not in self.output:
-            assert time.monotonic() < end, f"no '{text}' within {timeout} s:\n{self.output}"
-            assert any(process.is_alive() for process in self.ranks), f"ended without '{text}':\n{self.output}"
-            time.sleep(0.05)
+
+        def printed() -> bool:
+            alive = any(process.is_alive() for process in self.ranks)
+            there = text in self.output  # read after `alive`: a rank may print it and end
+            assert there or alive, f"ended without '{text}':\n{self.output}"
+            return there
+
+        wait_until(printed, timeout, lambda: f"'{text}' in\n{self.output}")
+
+    def kill(self) -> None:
+        """End the ranks that are left."""
+        for process in self.ranks:
+            process.kill()
+            process.join()
 
     def signal(self, rank: int, number: int) -> None:
         """Send a signal to one rank."""
@@ -143,7 +154,7 @@ def finished(
     place: Path,
     arguments: list[str],
     ranks: int,
-    timeout: float = 120,
+    timeout: float = 600,
     program: str = "ijepa_ds.train",
     port: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
@@ -166,7 +177,7 @@ def finished(
     ]
     for process in processes:
         process.start()
-    end, ended_others = time.monotonic() + timeout, False
+    end, ended_others = time.monotonic() + limit(timeout), False
     while any(process.is_alive() for process in processes) and time.monotonic() < end:
         if not ended_others and any(process.exitcode for process in processes):
             for process in processes:
@@ -178,7 +189,7 @@ def finished(
         process.kill()
         process.join()
     texts = [path.read_text(errors="replace") if path.exists() else "" for path in (out, err)]
-    assert not late, f"{len(late)} of {len(processes)} ranks did not end within {timeout} s:\n" + "\n".join(texts)
+    assert not late, f"{len(late)} of {len(processes)} ranks did not end within {limit(timeout):.0f} s:\n" + "\n".join(texts)
     code = next((process.exitcode for process in processes if process.exitcode), 0)
     return subprocess.CompletedProcess(arguments, code, *texts)
 
@@ -196,6 +207,7 @@ def _rank(
     program: str = "ijepa_ds.train",
 ) -> None:
     os.setsid()
+    die_with_parent()  # the fork server, which ends with pytest
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that a script started behind itself ignore it
     for path, descriptor in ((log, 1), (error_log or log, 2)):
         with open(path, "ab", buffering=0) as file:

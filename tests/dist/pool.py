@@ -11,6 +11,9 @@ import socket
 import traceback
 from typing import Any
 
+from tests.processes import die_with_parent
+from tests.waiting import limit
+
 
 def forks() -> Any:
     """Processes forked from a server that has imported everything (`preload.py`); one server a test session."""
@@ -27,6 +30,7 @@ def free_port() -> int:
 
 
 def _worker(rank: int, world_size: int, port: int, accelerator: str, pipe: Any) -> None:
+    die_with_parent()  # the fork server, which ends with pytest
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -79,7 +83,7 @@ class Pool:
             self._pipes.append(ours)
             self._processes.append(process)
 
-    def run(self, function: str, timeout: float = 240, module: str = "tests.dist.jobs", **arguments: Any) -> list[Any]:
+    def run(self, function: str, timeout: float = 600, module: str = "tests.dist.jobs", **arguments: Any) -> list[Any]:
         """Call `module.function(**arguments)` on every rank; the results in rank order.
 
         Raises:
@@ -89,7 +93,7 @@ class Pool:
             pipe.send((module, function, arguments))
         results, failures, silent = [], [], []
         for rank, pipe in enumerate(self._pipes):
-            if not pipe.poll(10 if failures else timeout):
+            if not pipe.poll(limit(10 if failures else timeout)):
                 silent.append(rank)
                 continue
             try:
@@ -102,7 +106,7 @@ class Pool:
         if failures or silent:
             self.close()
             self._start()  # a failed rank leaves the others somewhere in a collective
-            raise AssertionError("\n".join(failures) or f"ranks {silent} did not answer within {timeout} s")
+            raise AssertionError("\n".join(failures) or f"ranks {silent} did not answer within {limit(timeout):.0f} s")
         return results
 
     def close(self) -> None:

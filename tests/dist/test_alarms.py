@@ -8,12 +8,12 @@ from PIL import Image
 
 from ijepa_ds.telemetry.events import read_scalars
 from ijepa_ds.telemetry.health import read_alarms
-from tests.dist.test_launch import place, start  # noqa: F401  (a fixture)
+from tests.dist.launches import start
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 
-def large_images(place: Path) -> None:  # noqa: F811
+def large_images(place: Path) -> None:
     """Decoding them takes far longer than a step of the network."""
     for i in range(8):
         pixels = np.random.default_rng(i).integers(0, 256, (1600, 1600, 3), dtype=np.uint8)
@@ -31,7 +31,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_a_run_made_to_fail_raises_its_alarm(name: str, place: Path) -> None:  # noqa: F811
+def test_a_run_made_to_fail_raises_its_alarm(name: str, place: Path) -> None:
     module, overrides = FAILURES[name]
     if name == "stalled_loader":
         large_images(place)
@@ -45,7 +45,7 @@ def test_a_run_made_to_fail_raises_its_alarm(name: str, place: Path) -> None:  #
     assert f"alarms/{name}/text_summary" in text_tags(place / "out")
 
 
-def test_a_run_as_it_should_be_raises_none(place: Path) -> None:  # noqa: F811
+def test_a_run_as_it_should_be_raises_none(place: Path) -> None:
     healthy = ["optimization.steps=12", "optimization.warmup_steps=4", "model.precision=float32"]
     done = start(place, "run.dir=out", *healthy, stage=3, ranks=2)
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,17 +15,14 @@ import pytest
 from ijepa_ds.checkpoint.folder import list_steps
 from ijepa_ds.checkpoint.reader import CheckpointReader, newest
 from ijepa_ds.exits import LOST, STOPPED
-from tests.dist.launched import TINY, Run, environment, prepare
+from tests.dist.launched import TINY, Run, environment
 from tests.dist.pool import free_port
+from tests.processes import kill_all_of, processes_of
+from tests.waiting import limit, wait_until
 
 UNDER_WAY = "checkpoint of step 5 is safe"  # the progress bar comes every 15 s only, where there is no terminal
 pytestmark = pytest.mark.dist
 HOST = socket.gethostname()
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    return prepare(tmp_path)
 
 
 @pytest.fixture
@@ -48,9 +44,7 @@ def test_a_killed_rank_ends_the_job_and_is_named(moment: str, place: Path) -> No
     fault = {"rank": victim, "moment": moment, "at": at, "action": "kill"}
     arguments = ("run.checkpoint_every=2", "optimization.steps=8", "model.precision=float32")
     run = Run(place, *arguments, stage=3 if moment == "backward" else 2, faults=[fault])
-    began = time.monotonic()
     codes = run.wait()
-    assert time.monotonic() - began < 60
     assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == LOST, run.output
     assert f"rank {victim} on host {HOST} (process {run.ranks[victim].pid}) has died" in run.output
     reader = newest(place / "out")
@@ -80,7 +74,7 @@ def test_a_stopped_process_is_named_and_the_job_ends(rank: int, place: Path) -> 
     run = Run(place, "run.hang_timeout=4", "optimization.steps=5000", "run.checkpoint_every=5")
     run.wait_for(UNDER_WAY)
     run.signal(rank, signal.SIGSTOP)
-    run.ranks[1 - rank].join(30)
+    run.ranks[1 - rank].join(limit(120))
     assert run.ranks[1 - rank].exitcode == LOST, run.output
     assert f"rank {rank} on host {HOST} (process {run.ranks[rank].pid}) hangs" in run.output and "SIGSTOP" in run.output
     run.signal(rank, signal.SIGCONT)
@@ -93,7 +87,7 @@ def test_a_signal_saves_and_stops_all_ranks(number: int, rank: int | None, place
     run.wait_for(UNDER_WAY)
     for which in (0, 1) if rank is None else (rank,):  # Ctrl-C reaches every process of the terminal
         run.signal(which, number)
-    assert run.wait(30) == [STOPPED, STOPPED], run.output
+    assert run.wait() == [STOPPED, STOPPED], run.output
     (step,) = list_steps(place / "out")
     assert f"stopped by {signal.Signals(number).name} after step {step}; saved" in run.output
     assert CheckpointReader(place / "out" / "checkpoints" / f"step_{step:08d}").manifest["step"] == step
@@ -113,7 +107,7 @@ def test_a_full_disk_is_said_and_training_goes_on(place: Path, small_disk: Path)
     kept = list_steps(run_dir)
     assert kept and newest(run_dir)
     ballast.unlink()  # room again: the next try succeeds, soon
-    run.wait_for(f"checkpoint of step {int(first[1]) + 10}", timeout=30)
+    run.wait_for(f"checkpoint of step {int(first[1]) + 10}")
     run.signal(0, signal.SIGTERM)
     assert run.wait() == [STOPPED, STOPPED], run.output
     reader = newest(run_dir)
@@ -177,19 +171,6 @@ def test_a_checkpoint_of_another_configuration_is_passed_over_and_other_ranks_go
     assert not CheckpointReader(foreign).manifest["fingerprint"].startswith("00000000")  # it was saved anew
 
 
-def processes_of(place: Path) -> list[int]:
-    """Living processes that work in `place`."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-            if state not in "ZX" and Path(os.readlink(entry / "cwd")) == place:
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
-
-
 @pytest.mark.parametrize(("number", "whom"), [(signal.SIGTERM, "runner"), (signal.SIGUSR1, "launcher")])
 def test_a_signal_to_the_deepspeed_launcher_saves_and_leaves_no_orphans(number: int, whom: str, place: Path) -> None:
     """`deepspeed` dies of it and leaves its children: the ranks notice that it is gone."""
@@ -206,20 +187,13 @@ def test_a_signal_to_the_deepspeed_launcher_saves_and_leaves_no_orphans(number: 
             start_new_session=True,
         )
     try:
-        end = time.monotonic() + 90
-        while UNDER_WAY not in log.read_text():
-            assert time.monotonic() < end and runner.poll() is None, log.read_text()
-            time.sleep(0.1)
+        wait_until(lambda: UNDER_WAY in log.read_text() or runner.poll() is not None, 400, log.read_text)
+        assert runner.poll() is None, log.read_text()
         (launcher,) = (int(pid) for pid in Path(f"/proc/{runner.pid}/task/{runner.pid}/children").read_text().split())
         os.kill(runner.pid if whom == "runner" else launcher, number)
-        end = time.monotonic() + 60
-        while processes_of(place):
-            assert time.monotonic() < end, (processes_of(place), log.read_text())
-            runner.poll()
-            time.sleep(0.1)
+        wait_until(lambda: runner.poll() is not None and not processes_of(place), 200, log.read_text)
         assert "stopped by SIGHUP (its launcher or terminal is gone)" in log.read_text(), log.read_text()
         assert len(list_steps(place / "out")) == 1
     finally:
-        for process in processes_of(place):
-            os.kill(process, signal.SIGKILL)
+        kill_all_of(place)
         runner.wait()

@@ -5,12 +5,10 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from ijepa_ds import config
 from ijepa_ds.checkpoint.folder import list_steps
@@ -18,89 +16,9 @@ from ijepa_ds.checkpoint.reader import CheckpointReader
 from ijepa_ds.checkpoint.run_dir import lock
 from ijepa_ds.counter import ORDER_VERSION
 from ijepa_ds.weights import read_encoder
-from tests.dist.launched import REPOSITORY, environment, finished
-from tests.dist.pool import free_port
+from tests.dist.launches import losses, refused, start
 
 pytestmark = pytest.mark.dist
-DEEPSPEED = str(Path(sys.executable).parent / "deepspeed")
-TINY = [
-    "run.log_every=1",
-    "run.probe_every=2",
-    "run.picture_every=3",
-    "data.crop_size=32",
-    "data.source=images",
-    "model.name=tiny",
-    "model.patch_size=8",
-    "model.width=32",
-    "model.depth=1",
-    "model.heads=2",
-    "model.predictor.depth=1",
-    "model.predictor.width=16",
-    "masks.sampler=unbiased",
-    "masks.min_keep=1",
-    "masks.target_scale=[0.1, 0.2]",
-    "optimization.batch_size=8",
-    "optimization.warmup_steps=2",
-    "optimization.lr=0.001",
-]
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A folder with 24 small photographs-to-be and an empty-but-for-the-sections YAML."""
-    for i in range(24):
-        (tmp_path / "images" / f"class{i % 3}").mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(i).integers(0, 256, (40, 48, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / f"class{i % 3}" / f"{i}.jpg")
-    (tmp_path / "run.yaml").write_text("run: {dir: out}\noptimization: {batch_size: 8, steps: 6, warmup_steps: 1}\n")
-    return tmp_path
-
-
-def start(
-    place: Path,
-    *overrides: str,
-    ranks: int = 0,
-    stage: int = 2,
-    monitor: bool = False,
-    program: str = "ijepa_ds.train",
-    port: int | None = None,
-    command: bool = False,
-) -> subprocess.CompletedProcess[str]:
-    """A run to its end: its ranks forked (`launched.finished`), which saves nine seconds of imports a process.
-
-    With `command` as a user starts it: `ranks` = 0: python -m; else the deepspeed launcher.
-    `monitor`: with DeepSpeed's own TensorBoard block.
-    """
-    spread = json.loads((REPOSITORY / "ds_configs" / f"zero{stage}.json").read_text())
-    if monitor:
-        spread["tensorboard"] = {"enabled": True, "output_path": "monitor", "job_name": "deepspeed"}
-    (place / "spread.json").write_text(json.dumps(spread))
-    arguments = ["--config", "run.yaml", "--deepspeed_config", "spread.json"]
-    if not command:
-        return finished(place, [*arguments, *TINY, *overrides], ranks, program=program, port=port)
-    launcher = [sys.executable, "-m"]
-    if ranks:
-        launcher = [DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(free_port()), "--module"]
-    return subprocess.run(
-        [*launcher, program, *arguments, *TINY, *overrides],
-        cwd=place,
-        env=environment(place),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def losses(run: Path) -> dict[int, float]:
-    """Loss of every step, from TensorBoard's files; a later attempt's points win."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    found = {}
-    for file in sorted(run.glob("events.*"), key=lambda p: p.stat().st_mtime):
-        events = EventAccumulator(str(file))
-        events.Reload()
-        found |= {point.step: point.value for point in events.Scalars("loss")}
-    return found
 
 
 def test_two_ranks_zero3_through_the_launcher_then_resume_exactly(place: Path) -> None:
@@ -147,14 +65,6 @@ def test_the_precision_is_chosen_once_and_kept(place: Path) -> None:
     assert f"model.precision auto: {chosen} (as in " in again.stdout
     other = {"float32": "bfloat16", "bfloat16": "float32"}[chosen]
     assert f"model.precision: {chosen} -> {other}" in refused(start(place, *arguments[1:], f"model.precision={other}"))
-
-
-def refused(result: subprocess.CompletedProcess[str]) -> str:
-    """The message of a refused run: one, without a traceback."""
-    assert result.returncode != 0
-    assert result.stderr.count("ijepa_ds cannot run this") == 1, result.stderr
-    assert "Traceback" not in result.stderr
-    return result.stderr
 
 
 def test_bad_input_is_one_message(place: Path) -> None:

@@ -12,10 +12,9 @@ from ijepa_ds import cli
 from ijepa_ds.checkpoint.folder import list_steps
 from ijepa_ds.telemetry.dashboard import LAYOUT
 from ijepa_ds.telemetry.events import read_scalars
-from tests.dist.test_launch import losses, place, start
+from tests.dist.launches import losses, start
 from tests.evals.test_evals import write_images
 
-__all__ = ["place"]  # a fixture
 pytestmark = pytest.mark.dist
 EVAL = ("eval.every=2", "eval.train=votes", "eval.test=scored", "eval.k=5", "run.checkpoint_every=2", "run.keep_last=1")
 

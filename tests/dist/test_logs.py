@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 
 from ijepa_ds.exits import LOST
-from tests.dist.launched import Run, prepare
+from tests.dist.launched import Run
 
 pytestmark = pytest.mark.dist
 
 
-def test_the_first_failing_rank_speaks_last_and_all_is_in_the_logs(tmp_path: Path) -> None:
-    place = prepare(tmp_path)
+def test_the_first_failing_rank_speaks_last_and_all_is_in_the_logs(place: Path) -> None:
     run = Run(place, "optimization.steps=9", faults=[{"rank": 1, "moment": "forward", "at": 4, "action": "raise"}])
     assert run.wait() == [LOST, 1], run.output
     logs = place / "out" / "logs"

@@ -38,7 +38,7 @@ CASES = [
 
 @pytest.mark.parametrize(("stage", "world", "name", "checkpointing"), CASES)
 def test_plan_is_what_runs(stage: int, world: int, name: str, checkpointing: bool, ranks: Ranks, repository: Path) -> None:
-    settings: dict[str, Any] = {"name": name, "micro_batch": 2, "activation_checkpointing": checkpointing}
+    settings: dict[str, Any] = {"name": name, "depth": 4, "micro_batch": 2, "activation_checkpointing": checkpointing}
     results = ranks(world).run("measure", module="tests.dist.measured", stage=stage, **settings)
     for found in results:
         work, spread = planned(stage, world, repository, found["tokens"], **settings)

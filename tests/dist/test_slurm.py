@@ -12,7 +12,7 @@ from ijepa_ds.checkpoint.folder import list_steps
 from tests.dist.launched import REPOSITORY, TINY, prepare, read_completed
 from tests.dist.slurm import Slurm, why_not
 
-pytestmark = [pytest.mark.dist, pytest.mark.slow]
+pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.nightly]
 FILES = ["--config", "run.yaml", "--deepspeed_config", "zero3.json"]
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.dist import launched
 from tests.dist.launched import Run
 from tests.dist.test_zero import assert_same_bits
 
@@ -20,12 +19,10 @@ def checkpoint(place: Path, run: str, step: int) -> str:
     return str(place / run / "checkpoints" / f"step_{step:08d}")
 
 
-def test_a_longer_run_and_a_branch_equal_a_straight_one(tmp_path: Path) -> None:
-    place = launched.prepare(tmp_path)
-
+def test_a_longer_run_and_a_branch_equal_a_straight_one(place: Path) -> None:
     def train(*overrides: str, ranks: int = 2) -> tuple[int, str]:
         run = Run(place, *STAGES, *overrides, ranks=ranks, stage=3)
-        codes = run.wait(120)
+        codes = run.wait(600)
         return max(codes), run.output
 
     length = ("optimization.steps=6", "optimization.cooldown_steps=2")

@@ -20,8 +20,8 @@ from ijepa_ds.model.ijepa import IJEPA, build
 from ijepa_ds.weights import open_source, read_encoder
 from ijepa_ds.weights.export import export
 from tests.dist import jobs
+from tests.dist.launches import losses, refused, start
 from tests.dist.pool import Pool
-from tests.dist.test_launch import losses, place, refused, start  # noqa: F401 (a fixture)
 from tests.weights_cases import oracle_tensors, write_published, write_run
 
 pytestmark = pytest.mark.dist
@@ -109,7 +109,7 @@ def first_loss(cfg: Config, model: IJEPA) -> float:
         return float(model(images, masks).loss)
 
 
-def test_the_trainer_continues_a_published_checkpoint_at_its_loss(place: Path) -> None:  # noqa: F811
+def test_the_trainer_continues_a_published_checkpoint_at_its_loss(place: Path) -> None:
     """Two ranks, ZeRO-3; then resumed, when the weights are gone."""
     path = write_published(place / "x-ep3.pth.tar")
     arguments = (*LIKE_THE_ORACLE, "model.init_from=x-ep3.pth.tar", "run.checkpoint_every=2")
@@ -132,7 +132,7 @@ def test_the_trainer_continues_a_published_checkpoint_at_its_loss(place: Path) -
     assert again.returncode == 0 and "nothing to do" in again.stdout, again.stdout + again.stderr
 
 
-def test_the_trainer_continues_at_another_image_size(place: Path) -> None:  # noqa: F811
+def test_the_trainer_continues_at_another_image_size(place: Path) -> None:
     write_published(place / "x.pth.tar")
     arguments = (*LIKE_THE_ORACLE, "model.init_from=x.pth.tar", "data.crop_size=64", "optimization.steps=2")
     result = start(place, *arguments)
@@ -154,14 +154,14 @@ def test_the_trainer_continues_at_another_image_size(place: Path) -> None:  # no
         (["model.init_from=images"], "neither a run directory"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(changes: list[str], message: str, place: Path) -> None:  # noqa: F811
+def test_weights_that_do_not_fit_are_refused(changes: list[str], message: str, place: Path) -> None:
     write_published(place / "x.pth.tar")
     result = start(place, *LIKE_THE_ORACLE, "optimization.steps=2", "model.init_from=x.pth.tar", *changes)
     assert message in refused(result)
     assert not (place / "out" / "config.yaml").exists()
 
 
-def test_the_recorded_published_file(shared: Path, place: Path) -> None:  # noqa: F811
+def test_the_recorded_published_file(shared: Path, place: Path) -> None:
     folder = shared / "oracle" / "small"
     c = json.loads((folder / "figures.json").read_text())["config"]
     sizes = [

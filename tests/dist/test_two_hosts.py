@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.dist.launched import REPOSITORY, TINY, prepare, read_completed
+from tests.dist.launches import losses
 from tests.dist.pool import free_port
-from tests.dist.test_launch import losses
 from tests.dist.two_hosts import TwoHosts, why_not
 
-pytestmark = [pytest.mark.dist, pytest.mark.slow]
+pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.nightly]
 BIN = Path(sys.executable).parent
 FILES = ["--config", "run.yaml", "--deepspeed_config", "zero3.json"]
 LONG = ["optimization.steps=300", "run.checkpoint_every=20"]

@@ -31,6 +31,7 @@ from ijepa_ds.plan.traffic import Message, links_of, traffic_of
 from tests.dist import measured
 
 PUBLISHED = "configs/in1k_vith14.yaml"
+NIGHTLY = [pytest.mark.slow, pytest.mark.nightly]
 GPUS = Spread(stage=3, nodes=2, gpus=8, micro_batch=128, accumulation=1)
 
 
@@ -121,8 +122,10 @@ def test_tokens_are_those_of_the_runs_own_masks(h14: Config) -> None:
         *[("small", {"depth": 4, "activation_checkpointing": True, "recompute": kind}) for kind in ("full", "selective")],
         ("small", {"depth": 4}),
         *[pytest.param("small", {"depth": 4} | options, marks=pytest.mark.slow) for options in OPTIONS],
-        *[pytest.param(name, {}, marks=pytest.mark.slow) for name in ("small", "base", "large")],
-        pytest.param("large", {"activation_checkpointing": True}, marks=pytest.mark.slow),
+        *[pytest.param(name, {}, marks=pytest.mark.slow) for name in ("small", "base")],
+        ("large", {"depth": 4}),
+        ("large", {"depth": 4, "activation_checkpointing": True}),
+        *[pytest.param("large", how, marks=NIGHTLY) for how in ({}, {"activation_checkpointing": True})],
     ],
 )
 def test_activations_are_what_the_allocator_held(name: str, options: dict) -> None:

@@ -1,0 +1,53 @@
+"""Processes that tests start: which are alive, which work in a folder, and how none of them outlives its test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+from ijepa_ds.cluster.processes import end_with_parent
+
+
+def die_with_parent() -> None:
+    """In a process that a test has started: the kernel ends it when its parent ends, even if that was killed."""
+    parent = os.getppid()
+    end_with_parent(signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the call
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def take_all_signals() -> None:
+    """Under nohup, or in the background of a script, signals are ignored, and so by all that is started."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def processes_of(place: Path) -> list[int]:
+    """Living processes that work in `place`."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            if state not in "ZX" and Path(os.readlink(entry / "cwd")) == place and int(entry.name) != os.getpid():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def kill_all_of(place: Path) -> None:
+    """Kill the processes that work in `place`, and those that they start meanwhile."""
+    while pids := processes_of(place):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
