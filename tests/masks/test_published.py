@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -12,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ijepa_ds import counter
 from ijepa_ds.config import MasksConfig
-from ijepa_ds.masks.blocks import possible_sizes
+from ijepa_ds.masks.blocks import Size, possible_sizes
 from ijepa_ds.masks.published import Published
 from ijepa_ds.masks.sampler import build_sampler, check
 
@@ -160,6 +162,49 @@ def test_redraws_and_relaxations_follow_the_published_rule() -> None:
     for measure in (lambda a: a[..., 0], lambda a: a[..., 1], lambda a: a[..., 0] == cfg.min_keep + 1):
         a, b = measure(slow).mean(1), measure(fast).mean(1)
         assert abs(a.mean() - b.mean()) < 3.5 * math.sqrt((a.var() + b.var()) / steps)
+
+
+def _contexts(cfg: MasksConfig, grid: int, step: int, target: Size, block: Size) -> tuple[np.ndarray, list[int]]:
+    """Contexts [n, N] of one step, and the attempt at which each was accepted; one image and one draw at a time."""
+
+    def patches(draw: np.ndarray, size: Size) -> set[int]:
+        top, left = (int(u * (grid - side)) for u, side in zip(draw, size, strict=True))
+        return {y * grid + x for y in range(top, top + size[0]) for x in range(left, left + size[1])}
+
+    n, m = cfg.truncation_group, cfg.num_targets
+    contexts, attempts = np.zeros((n, grid * grid), dtype=bool), []
+    for image in range(n):
+        number = np.array([step * n + image])
+        first = counter.uniform_np(0, counter.STREAM_MASK, number, 2 * (m + 1)).reshape(m + 1, 2)
+        targets = [patches(draw, target) for draw in first[:m]]
+        for attempt in itertools.count():
+            draw = first[m]
+            if attempt:
+                draw = counter.uniform_np(counter.fold(0, attempt), counter.STREAM_MASK, number, 2)[0]
+            kept_away = targets[: m - attempt // 20]  # draws 20 to 39 may overlap the last target
+            left = patches(draw, block) - set().union(*kept_away)
+            if len(left) > cfg.min_keep:
+                break
+        contexts[image, list(left)] = True
+        attempts.append(attempt)
+    return contexts, attempts
+
+
+def test_relaxation_happens_at_attempts_20_40_and_60_exactly() -> None:
+    """The first 20 draws keep away from every target, the next 20 from all but the last, and so on."""
+    square = {"target_scale": (0.4, 0.4), "target_aspect": (1, 1), "context_scale": (0.4, 0.4)}  # blocks of 5 x 5 patches
+    cfg = MasksConfig(**square, num_targets=3, min_keep=9, truncation_group=64)
+    planner = build_sampler(cfg, 8, seed=0, batch_size=64).planner
+    seen: Counter[int] = Counter()
+    for step in range(4):
+        plan = planner.plan(step, 0, 64)
+        assert plan.target_size == (5, 5)
+        contexts, attempts = _contexts(cfg, 8, step, (5, 5), (5, 5))
+        assert np.array_equal(plan.available[:, 0], contexts)
+        seen.update(attempts)
+    # accepted by the first draw after a relaxation: a relaxation one attempt later changes each of these images; one
+    # attempt earlier changes about as many
+    assert min(seen[attempt] for attempt in (20, 40, 60)) > 10, sorted(seen.items())
 
 
 def test_cut_keeps_the_first_patches_in_raster_order_for_the_whole_group() -> None:

@@ -145,10 +145,11 @@ def test_dropped_branches_belong_to_the_sample() -> None:
         still = encoder(images, context)
     torch.testing.assert_close(encoder.eval()(images, context), still)
     changed = (whole - still).flatten(1).abs().amax(1) > 1e-3
-    assert 0.5 < float(changed.float().mean()) <= 1.0  # two branches of the last block, each left out by half
+    assert changed.all()  # the two branches of the last block are each left out, or doubled
     encoder.train()(images, context)
     kept = torch.stack([m.keep.flatten() for m in encoder.modules() if isinstance(m, DropPath)])
-    assert set(kept.unique().tolist()) == {0.0, 2.0} and 0.3 < float((kept == 0).float().mean()) < 0.7
+    assert set(kept.unique().tolist()) == {0.0, 2.0}
+    assert float((kept == 0).float().mean()) == pytest.approx(0.5, abs=0.177)  # 4 standard errors of 128 draws
 
 
 def test_overrides_keep_the_rows_ratio() -> None:
