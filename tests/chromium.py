@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import limit
+
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --enable-logging=stderr"
@@ -29,7 +31,7 @@ def open_page(address: str, folder: Path, width: int, *more: str) -> str:
     """What the page's document is after loading; an error in its console fails the test."""
     profile = ["--user-data-dir=" + str(folder / f"profile{width}"), f"--window-size={width},900"]
     command = [chromium(), *FLAGS, *profile, *more, "--dump-dom", address]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=limit(600), check=True)
     problems = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
     assert not problems, problems
     return done.stdout

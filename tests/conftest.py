@@ -60,6 +60,25 @@ def place(tmp_path: Path) -> Iterator[Path]:
     kill_all_of(tmp_path)
 
 
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A run with a checkpoint whose EMA encoder is blind: it gives all images the same vector."""
+    from tests.evals_cases import write_blind_run
+
+    return write_blind_run(tmp_path)
+
+
+@pytest.fixture(params=["two-contexts", "small"])
+def oracle(request: pytest.FixtureRequest) -> Any:
+    """Figures and tensors of one recorded run; `two-contexts` is in tests/recorded, `small` in shared/."""
+    from tests.oracle import DATA, read_oracle
+
+    if request.param == "two-contexts":
+        return read_oracle(DATA / "oracle-two-contexts.json", DATA / "oracle-two-contexts.safetensors")
+    folder = request.getfixturevalue("shared") / "oracle" / "small"
+    return read_oracle(folder / "figures.json", folder / "tensors.safetensors")
+
+
 @pytest.fixture(scope="session")
 def _empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("current-directory")

@@ -5,7 +5,7 @@ Deeds joined by + are done in order.
 save:N  a whole checkpoint of step N        complete  the marker of a finished run      exit:CODE, kill:SIGNAL
 train   as a rank that trains: a request to stop saves one more step and ends with 75   refuse  the same, but cannot save
 launch:DEED,DEED  as DeepSpeed's launcher: does them in a child and takes its exit code  leave:DEED,DEED  ends before it
-hang    sleeps and takes no signals         deaf      ignores SIGTERM for two seconds, then sleeps
+hang    sleeps and takes no signals         deaf      sleeps and ignores SIGTERM
 """
 
 import json
@@ -62,9 +62,6 @@ def do(run: Path, deed: str) -> None:
         if what == "deaf":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         (run / f"rank-{os.getpid()}").touch()
-        if what == "deaf":
-            time.sleep(2)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(300)
 
 

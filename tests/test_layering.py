@@ -1,13 +1,13 @@
 """Imports point one way, and third-party objects stop at their file."""
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+from tests.processes import modules_after
 
 PACKAGE = "ijepa_ds"
 # From the ground floor up. A package imports from floors below its own, and from itself; a new package gets a floor.
@@ -214,14 +214,6 @@ def test_every_package_says_what_it_is_for(repository: Path) -> None:
     for file in (repository / PACKAGE).rglob("__init__.py"):
         docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
         assert docstring and docstring.splitlines()[0].endswith("."), f"{file}: its docstring is one sentence"
-
-
-def modules_after(statement: str) -> set[str]:
-    """Names of all modules that a fresh interpreter has loaded after `statement`."""
-    code = f"{statement}\nimport sys\nprint(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
 
 
 def test_importing_the_package_or_its_command_line_does_nothing() -> None:

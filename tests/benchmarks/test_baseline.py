@@ -9,9 +9,7 @@ from torch import Tensor
 
 from benchmarks.baseline import Method, Shape, Training
 from benchmarks.baseline_data import MaskCollator
-from tests.model.test_parity import DATA, assert_close, oracle
-
-__all__ = ["oracle"]  # the fixture
+from tests.oracle import DATA, assert_close
 
 
 def method_of(c: dict, tensors: dict[str, Tensor]) -> Method:

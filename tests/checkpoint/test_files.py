@@ -2,39 +2,15 @@
 
 import json
 import logging
-import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from ijepa_ds.checkpoint.folder import checksum, folder_name, list_steps
+from ijepa_ds.checkpoint.folder import list_steps
 from ijepa_ds.checkpoint.reader import CheckpointReader, newest
 from ijepa_ds.errors import CheckpointError
-
-
-@dataclass
-class Range:
-    """A slice of a flattened parameter."""
-
-    start: int
-    numel: int
-
-
-def write(run_dir: Path, step: int, values: torch.Tensor, cuts: list[int]) -> Path:
-    """A checkpoint of one parameter `w`, cut over as many files as there are parts."""
-    folder = run_dir / "checkpoints" / folder_name(step)
-    folder.mkdir(parents=True)
-    files, edges = [], [0, *cuts, values.numel()]
-    for rank, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
-        path = folder / f"shard_{rank:05d}_of_{len(cuts) + 1:05d}.safetensors"
-        save_file({"ema/w": values[low:high].clone()}, path, metadata={"starts": json.dumps({"ema/w": low})})
-        files.append({"file": path.name, "bytes": path.stat().st_size, "sha256": checksum(path)})
-    manifest = {"format": 1, "step": step, "adam_step": step, "files": files}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
+from tests.checkpoint_cases import Range, flip, truncate, write
 
 
 def test_any_slice_across_files(tmp_path: Path) -> None:
@@ -47,18 +23,6 @@ def test_any_slice_across_files(tmp_path: Path) -> None:
         reader.read("ema", "other")
     with pytest.raises(CheckpointError, match="elements"):
         reader.read("ema", "w", Range(90, 20))
-
-
-def truncate(path: Path) -> None:
-    """Cut a file short."""
-    os.truncate(path, path.stat().st_size - 7)
-
-
-def flip(path: Path) -> None:
-    """One wrong bit near the end."""
-    data = bytearray(path.read_bytes())
-    data[-5] ^= 4
-    path.write_bytes(data)
 
 
 @pytest.mark.parametrize(

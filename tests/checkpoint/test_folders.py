@@ -15,7 +15,7 @@ from ijepa_ds.checkpoint.folder import checksum, find_steps, folder_name, list_s
 from ijepa_ds.checkpoint.reader import CheckpointReader, newest
 from ijepa_ds.checkpoint.run_dir import lock
 from ijepa_ds.errors import CheckpointError
-from tests.checkpoint.test_files import flip, truncate, write
+from tests.checkpoint_cases import flip, truncate, write
 
 
 def shard(run_dir: Path, step: int) -> Path:

@@ -67,7 +67,7 @@ def test_training_continues_from_it_to_the_weights_it_reached_itself(recorded: P
     shutil.copytree(recorded / "images", tmp_path / "images")
     copy_run(recorded, tmp_path / "out", 2)
     run = Run(tmp_path, *OPTIONS)
-    assert run.wait(120) == [0, 0], run.output
+    assert run.wait() == [0, 0], run.output
     assert "step_00000002 (step 2)" in run.output and "SKIPPED" not in run.output
     expected = CheckpointReader(recorded / "checkpoints" / "step_00000006")
     found = CheckpointReader(tmp_path / "out" / "checkpoints" / "step_00000006")

@@ -11,7 +11,7 @@ from ijepa_ds import config
 from ijepa_ds.checkpoint import run_dir
 from ijepa_ds.config import Config, DataConfig, ModelConfig, OptimizationConfig, RunConfig
 from ijepa_ds.errors import CheckpointError
-from tests.checkpoint.test_files import write
+from tests.checkpoint_cases import write
 
 
 def config_of(place: Path, resume: str = "auto", lr: float = 1e-3) -> Config:

@@ -1,7 +1,6 @@
 """The states of a save, on one rank with a model of one weight; several ranks: tests/dist."""
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +16,7 @@ from ijepa_ds.checkpoint.saver import NotFiniteError, Saver
 from ijepa_ds.distributed.exchange import host_group
 from ijepa_ds.errors import CheckpointError
 from ijepa_ds.zero.layout import Piece
+from tests.waiting import wait_until
 
 
 class Layout:
@@ -56,10 +56,7 @@ def make(layout: Layout, run: Path) -> Saver:
 
 def idle(saver: Saver) -> None:
     """Until this rank's thread has ended."""
-    end = time.monotonic() + 20
-    while saver.busy:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_until(lambda: not saver.busy, 100, "the end of the saving thread", pause=0.01)
 
 
 def test_a_save_is_written_then_committed_and_only_then_there(layout: Layout, tmp_path: Path) -> None:

@@ -5,15 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from ijepa_ds.cluster.supervised import LEAVING, SAVING, TERMINATING, Ending, Phase
-from tests.launch.test_quickstart import is_alive, take_all_signals
-from tests.test_layering import modules_after
+from tests.processes import is_alive, modules_after, take_all_signals
+from tests.waiting import limit, wait_until
 
 SUPERVISE = [sys.executable, "-m", "ijepa_ds.cli", "supervise"]
 STAND_IN = str(Path(__file__).parents[1] / "stand_in.py")
@@ -41,7 +40,7 @@ class Case:
     def whole(self, *deeds: str, options: tuple[str, ...] = ()) -> tuple[int, str]:
         """Exit code and messages."""
         process = self.start(*deeds, options=options)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=limit(300))
         return process.returncode, errors
 
     def calls(self) -> int:
@@ -55,11 +54,8 @@ class Case:
         return [json.loads(line) for line in (self.run / "restarts.jsonl").read_text().splitlines()]
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    wait_until(condition, 100, what, pause=0.02)
 
 
 @pytest.fixture
@@ -122,9 +118,9 @@ def test_the_marker_of_an_earlier_end_does_not_excuse_a_failure(case: Case) -> N
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
 def test_a_signal_lets_the_ranks_save_and_ends_everything(name: str, case: Case) -> None:
     process = case.start("save:3+launch:train")
-    wait_for(case.ranks)
+    wait_for(case.ranks, "a rank")
     process.send_signal(signal.Signals[name])
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=limit(100))
     assert process.returncode == 75 and f"stopped by {name}; the newest checkpoint is that of step 4" in errors
     assert (case.run / "asked").read_text() == name and case.calls() == 1
     assert not any(is_alive(pid) for pid in case.ranks())
@@ -132,36 +128,39 @@ def test_a_signal_lets_the_ranks_save_and_ends_everything(name: str, case: Case)
 
 def test_a_stop_that_could_not_save_is_not_called_one(case: Case) -> None:
     process = case.start("save:3+launch:refuse")
-    wait_for(case.ranks)
+    wait_for(case.ranks, "a rank")
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=limit(100))
     assert process.returncode == 70 and "perhaps not saved; newest checkpoint: that of step 3" in errors
 
 
 def test_a_stop_before_anything_trains_ends_everything_at_once(case: Case) -> None:
     process = case.start("launch:hang")
-    wait_for(case.ranks)
+    wait_for(case.ranks, "a rank")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == 75 and case.calls() == 1
+    assert process.wait(timeout=limit(100)) == 75 and case.calls() == 1
     assert not any(is_alive(pid) for pid in case.ranks())
 
 
 def test_an_impatient_second_interrupt_kills(case: Case) -> None:
     process = case.start("launch:deaf")
-    wait_for(case.ranks)
-    process.send_signal(signal.SIGINT)
-    time.sleep(2.2)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=10)
+    wait_for(case.ranks, "a rank")
+
+    def has_ended() -> bool:  # at the first interrupt that comes more than two seconds after the first of all
+        process.send_signal(signal.SIGINT)
+        return process.poll() is not None
+
+    wait_until(has_ended, 100, "the end of the run", pause=0.2)
+    _, errors = process.communicate(timeout=limit(100))
     assert "interrupted again" in errors and process.returncode == 75
     assert not any(is_alive(pid) for pid in case.ranks())
 
 
 def test_a_stop_while_it_waits_for_a_restart(case: Case) -> None:
     process = case.start("exit:1", options=("--backoff", "100"))
-    wait_for((case.run / "restarts.jsonl").exists)
+    wait_for((case.run / "restarts.jsonl").exists, "a restart")
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(timeout=10) == 75 and case.calls() == 1
+    assert process.wait(timeout=limit(100)) == 75 and case.calls() == 1
 
 
 def test_what_a_dead_launcher_leaves_may_save_and_is_gone_before_the_restart(case: Case) -> None:
@@ -173,10 +172,10 @@ def test_what_a_dead_launcher_leaves_may_save_and_is_gone_before_the_restart(cas
 
 def test_a_killed_supervisor_asks_its_command_to_stop(case: Case) -> None:
     process = case.start("train")
-    wait_for(case.ranks)
+    wait_for(case.ranks, "a rank")
     process.kill()
     (rank,) = case.ranks()
-    wait_for(lambda: not is_alive(rank))
+    wait_for(lambda: not is_alive(rank), "the end of the rank")
     assert (case.run / "asked").read_text() == "SIGTERM"
 
 
@@ -207,7 +206,7 @@ def test_a_request_before_any_rank_trains_terminates_at_once_and_a_rank_that_sta
 
 
 def supervised(*words: str, where: Path) -> tuple[int, str]:
-    done = subprocess.run([*SUPERVISE, *words], cwd=where, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([*SUPERVISE, *words], cwd=where, capture_output=True, text=True, timeout=limit(300), check=False)
     return done.returncode, done.stderr
 
 
@@ -244,7 +243,7 @@ def test_the_script_in_launch(case: Case, repository: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=limit(300),
         check=False,
     )
     assert done.returncode == 0 and case.calls() == 2, done.stderr

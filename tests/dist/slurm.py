@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.dist.pool import free_port
+from tests.processes import die_with_parent
+from tests.waiting import limit, wait_until
 
 _PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
 _NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
@@ -79,15 +81,25 @@ class Slurm:
     def _start(self, name: str, *options: str) -> None:
         with (self._folder / f"{name}.txt").open("wb") as log:
             command = [str(shutil.which(name, path=_PATH)), *options]
-            process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(
+                command,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent,  # when pytest is killed
+            )
         self._daemons.append(process)
 
-    def _wait_for(self, condition: Callable[[], bool], timeout: float = 30) -> None:
-        end = time.monotonic() + timeout
-        while not condition():
-            told = "\n".join(path.read_text(errors="replace")[-2000:] for path in self._folder.glob("*.txt"))
-            assert time.monotonic() < end and all(daemon.poll() is None for daemon in self._daemons), told
-            time.sleep(0.2)
+    def _wait_for(self, condition: Callable[[], bool], timeout: float = 120) -> None:
+        def logs() -> str:
+            return "\n".join(path.read_text(errors="replace")[-2000:] for path in self._folder.glob("*.txt"))
+
+        def holds() -> bool:
+            assert all(daemon.poll() is None for daemon in self._daemons), logs()
+            return condition()
+
+        wait_until(holds, timeout, logs, pause=0.2)
 
     def ask(self, *command: str, check: bool = False, cwd: Path | None = None) -> str:
         """Output of one of SLURM's commands."""
@@ -107,13 +119,13 @@ class Slurm:
         """Cancel what runs and end the daemons, the last started first."""
         if len(self._daemons) == 3:
             self.ask("scancel", "--full", "--me")
-            end = time.monotonic() + 60
+            end = time.monotonic() + limit(120)
             while self.ask("squeue", "--noheader", "--states=RUNNING,COMPLETING").strip() and time.monotonic() < end:
                 time.sleep(0.5)
         for daemon in reversed(self._daemons):
             daemon.terminate()
             try:
-                daemon.wait(15)
+                daemon.wait(limit(60))
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()

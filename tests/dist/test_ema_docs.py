@@ -9,6 +9,7 @@ import pytest
 
 from tests.dist.launched import REPOSITORY, environment, finished
 from tests.dist.pool import free_port
+from tests.waiting import limit
 
 pytestmark = pytest.mark.dist
 
@@ -21,7 +22,7 @@ def test_the_example_runs(ranks: int, stage: int, tmp_path: Path) -> None:
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(free_port())]
     if ranks:
         command = [*launcher, "distil.py"]
-        done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=limit(600))
     else:
         done = finished(tmp_path, [], 0, program="distil.py")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -16,10 +16,10 @@ from ijepa_ds.weights.encoder import build_encoder
 from tests.dist import jobs
 from tests.dist.launched import environment, finished
 from tests.dist.pool import free_port
-from tests.evals.test_evals import run_dir, write_images
+from tests.evals_cases import write_images
+from tests.waiting import limit
 from tests.weights_cases import write_published
 
-__all__ = ["run_dir"]  # a fixture
 pytestmark = pytest.mark.dist
 DEEPSPEED = str(Path(sys.executable).parent / "deepspeed")
 
@@ -29,10 +29,13 @@ def evaluate(place: Path, ranks: int, *arguments: str, launcher: bool = False) -
     if not launcher:
         return finished(place, list(arguments), ranks, program="ijepa_ds.evals")
     command = [DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(free_port()), "--module", "ijepa_ds.evals"]
-    return subprocess.run([*command, *arguments], cwd=place, env=environment(), capture_output=True, text=True, timeout=180)
+    return subprocess.run(
+        [*command, *arguments], cwd=place, env=environment(), capture_output=True, text=True, timeout=limit(600)
+    )
 
 
-def test_three_ranks_score_what_one_scores(run_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_three_ranks_score_what_one_scores(launcher: bool, run_dir: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "train", {"ant": 12, "bee": 9, "cow": 10})
     write_images(tmp_path / "test", {"ant": 1, "bee": 1})  # fewer images than ranks
     options = ["rank", "--checkpoint", str(run_dir), "--which", "untrained", "--views", "2", "--batch-size", "4"]
@@ -41,7 +44,7 @@ def test_three_ranks_score_what_one_scores(run_dir: Path, tmp_path: Path) -> Non
     for ranks in (0, 3):
         out = tmp_path / f"out{ranks}"
         swapped = ["--train", "test", "--test", "train", "--out", str(out)]
-        done = evaluate(tmp_path, ranks, *options, *swapped, launcher=ranks > 0)
+        done = evaluate(tmp_path, ranks, *options, *swapped, launcher=launcher and ranks > 0)
         assert done.returncode == 0, done.stdout + done.stderr
         results.append(json.loads((out / "result.json").read_text()))
     one, three = results

@@ -17,7 +17,7 @@ from ijepa_ds.checkpoint.reader import CheckpointReader, newest
 from ijepa_ds.exits import LOST, STOPPED
 from tests.dist.launched import TINY, Run, environment
 from tests.dist.pool import free_port
-from tests.processes import kill_all_of, processes_of
+from tests.processes import die_with_parent, kill_all_of, processes_of
 from tests.waiting import limit, wait_until
 
 UNDER_WAY = "checkpoint of step 5 is safe"  # the progress bar comes every 15 s only, where there is no terminal
@@ -185,6 +185,7 @@ def test_a_signal_to_the_deepspeed_launcher_saves_and_leaves_no_orphans(number: 
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=die_with_parent,
         )
     try:
         wait_until(lambda: UNDER_WAY in log.read_text() or runner.poll() is not None, 400, log.read_text)

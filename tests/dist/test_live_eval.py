@@ -13,7 +13,7 @@ from ijepa_ds.checkpoint.folder import list_steps
 from ijepa_ds.telemetry.dashboard import LAYOUT
 from ijepa_ds.telemetry.events import read_scalars
 from tests.dist.launches import losses, start
-from tests.evals.test_evals import write_images
+from tests.evals_cases import write_images
 
 pytestmark = pytest.mark.dist
 EVAL = ("eval.every=2", "eval.train=votes", "eval.test=scored", "eval.k=5", "run.checkpoint_every=2", "run.keep_last=1")

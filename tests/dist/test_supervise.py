@@ -13,7 +13,7 @@ from ijepa_ds.checkpoint.folder import list_steps
 from ijepa_ds.checkpoint.reader import CheckpointReader
 from tests.dist.launched import TINY, Run, environment
 from tests.dist.pool import free_port
-from tests.processes import processes_of
+from tests.processes import die_with_parent, processes_of
 from tests.waiting import limit, wait_until
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
@@ -54,6 +54,7 @@ class Supervised:
                 env=environment(place),
                 stdout=file,
                 stderr=subprocess.STDOUT,
+                preexec_fn=die_with_parent,
             )
 
     def log(self) -> str:

@@ -1,7 +1,7 @@
 """Two hosts on one machine: network namespaces joined by a bridge, each with its own host name and sshd.
 
-Needs root, iproute2, openssh-server and (for pdsh launches) pdsh. Everything has a name of its own and is removed by `close`;
-processes are ended by the numbers that were started here, and those that live in a namespace by the namespace's own list.
+Needs root, iproute2, openssh-server and (for pdsh launches) pdsh. Everything has a name of its own. A process beside pytest
+(`python two_hosts.py TAG`) removes it all at `close`, and also when pytest was killed: then its standard input ends.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
-import time
+import sys
 from pathlib import Path
 
 _NEEDED = ("ip", "sshd", "ssh-keygen", "unshare", "ssh")
@@ -48,6 +48,8 @@ class TwoHosts:
         self.addresses = [f"{self.net}.1", f"{self.net}.2"]
         self.hostnames = [f"{self._tag}-node{i}" for i in range(2)]
         self._sshd: list[subprocess.Popen[bytes]] = []
+        command = [sys.executable, __file__, self._tag]
+        self._remover = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         try:
             self._make()
         except BaseException:
@@ -55,7 +57,7 @@ class TwoHosts:
             raise
 
     def _namespace(self, i: int) -> str:
-        return f"{self._tag}n{i}"
+        return _namespace(self._tag, i)
 
     def _make(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -117,10 +119,9 @@ class TwoHosts:
         self.environment = os.environ | {"PATH": f"{wrapper.parent}:{_SBIN}"}
 
     def _wait_for_sshd(self, i: int) -> None:
-        end = time.monotonic() + 15
-        while self.on(i, "true").returncode:
-            assert time.monotonic() < end, (self.folder / f"sshd{i}.log").read_text()
-            time.sleep(0.2)
+        from tests.waiting import wait_until
+
+        wait_until(lambda: self.on(i, "true").returncode == 0, 120, (self.folder / f"sshd{i}.log").read_text, pause=0.2)
 
     def on(self, i: int, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command on a host, by ssh."""
@@ -157,19 +158,40 @@ class TwoHosts:
 
     def processes(self, i: int) -> list[int]:
         """All processes in a host's network."""
-        return [int(pid) for pid in _run("ip", "netns", "pids", self._namespace(i), check=False).stdout.split()]
+        return _processes(self._namespace(i))
 
     def close(self) -> None:
         """Remove everything."""
-        for i in range(2):
-            for pid in self.processes(i):
+        if self._remover.stdin:
+            self._remover.stdin.close()
+        self._remover.wait()
+        for sshd in self._sshd:
+            sshd.wait()
+
+
+def _namespace(tag: str, i: int) -> str:
+    return f"{tag}n{i}"
+
+
+def _processes(namespace: str) -> list[int]:
+    return [int(pid) for pid in _run("ip", "netns", "pids", namespace, check=False).stdout.split()]
+
+
+def _remove(tag: str) -> None:
+    """Kill what runs in the namespaces, and delete them, their files, cables and the bridge."""
+    for space in (_namespace(tag, i) for i in range(2)):
+        while pids := _processes(space):
+            for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            _run("ip", "netns", "del", self._namespace(i), check=False)
-            shutil.rmtree(Path("/etc/netns") / self._namespace(i), ignore_errors=True)
-            _run("ip", "link", "del", f"{self._tag}v{i}", check=False)
-        for sshd in self._sshd:
-            sshd.wait(10)
-        _run("ip", "link", "del", f"{self._tag}br", check=False)
-        with contextlib.suppress(OSError):  # ours only when empty
-            Path("/etc/netns").rmdir()
+        _run("ip", "netns", "del", space, check=False)
+        shutil.rmtree(Path("/etc/netns") / space, ignore_errors=True)
+    for link in (f"{tag}v0", f"{tag}v1", f"{tag}br"):
+        _run("ip", "link", "del", link, check=False)
+    with contextlib.suppress(OSError):  # ours only when empty
+        Path("/etc/netns").rmdir()
+
+
+if __name__ == "__main__":
+    sys.stdin.read()  # until pytest closes it, or ends
+    _remove(sys.argv[1])

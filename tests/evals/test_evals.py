@@ -9,57 +9,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import nn
 
-from ijepa_ds import cli, config
-from ijepa_ds.checkpoint.folder import checksum, folder_name
-from ijepa_ds.config.sizes import Size, size_of
+from ijepa_ds import cli
+from ijepa_ds.config.sizes import Size
 from ijepa_ds.evals import knn, linear
 from ijepa_ds.evals.features import extract, set_image_size
 from ijepa_ds.evals.folders import batches, read_pair
 from ijepa_ds.evals.run import Settings, evaluate_folder
 from ijepa_ds.model.vit import Encoder, initialise
 from ijepa_ds.telemetry.events import read_scalars
-
-HALF = (0.5, 0.5, 0.5)
-
-
-class Colours(nn.Module):
-    """An encoder whose tokens are the mean colours of 4 x 4 patches; notes the modes and types it is called with."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(0.5)
-        self.seen: list[tuple[bool, bool, torch.dtype]] = []
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.seen.append((self.training, torch.is_grad_enabled(), images.dtype))
-        return self.dropout(nn.functional.avg_pool2d(images, 4)).flatten(2).transpose(1, 2)
-
-
-def clusters(num: int, classes: int = 5, width: int = 16, spread: float = 1.4, seed: int = 0):
-    """Overlapping Gaussian classes, so that accuracies lie well between chance and 100."""
-    rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(99).standard_normal((classes, width))
-    labels = rng.integers(0, classes, num)
-    features = centres[labels] + spread * rng.standard_normal((num, width)) + 0.3
-    return torch.from_numpy(features), torch.from_numpy(labels)
-
-
-def write_images(root: Path, counts: dict[str, int], size: int = 16) -> None:
-    """Class folders of noisy single-coloured images; the colour is a function of the class name."""
-    for name, count in counts.items():
-        (root / name).mkdir(parents=True, exist_ok=True)
-        colour = np.random.default_rng(sum(name.encode())).integers(40, 216, 3)
-        for i in range(count):
-            noise = np.random.default_rng(i).integers(-20, 21, (size, size, 3))
-            Image.fromarray((colour + noise).clip(0, 255).astype(np.uint8)).save(root / name / f"{i}.png")
-
+from tests.evals_cases import HALF, Colours, clusters, write_images
 
 # --- k-NN
 
@@ -307,32 +270,6 @@ def test_settings_that_cannot_be(tmp_path: Path, change: dict, message: str) -> 
     write_images(tmp_path, {"ant": 8, "bee": 8})
     with pytest.raises(ValueError, match=message):
         evaluate_folder(Colours(), str(tmp_path), str(tmp_path), Settings(size=16, mean=HALF, std=HALF, **change))
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    """A run with a checkpoint whose EMA encoder is blind: it tells all images the same vector."""
-    text = f"""
-run: {{dir: {tmp_path / "run"}, seed: 3}}
-data: {{source: {tmp_path}, crop_size: 16}}
-model: {{name: tiny, width: 32, depth: 2, heads: 2, patch_size: 4, predictor: {{depth: 1, width: 16, heads: 2}}}}
-masks: {{min_keep: 0}}
-optimization: {{batch_size: 8, steps: 20, warmup_steps: 2}}
-"""
-    (tmp_path / "run.yaml").write_text(text)
-    cfg = config.load(tmp_path / "run.yaml", [])
-    folder = tmp_path / "run" / "checkpoints" / folder_name(20)
-    folder.mkdir(parents=True)
-    config.save_resolved(cfg, tmp_path / "run" / "config.yaml")
-    encoder = Encoder(size_of(cfg.model), 4, 4)
-    initialise(encoder, seed=77, prefix="encoder.")
-    torch.nn.init.zeros_(encoder.patch_embed.proj.weight)
-    values = {f"ema/encoder.{name}": value.detach().flatten() for name, value in encoder.named_parameters()}
-    save_file(values, folder / "shard.safetensors", metadata={"starts": json.dumps(dict.fromkeys(values, 0))})
-    size = (folder / "shard.safetensors").stat().st_size
-    files = [{"file": "shard.safetensors", "bytes": size, "sha256": checksum(folder / "shard.safetensors")}]
-    (folder / "manifest.json").write_text(json.dumps({"format": 1, "step": 20, "adam_step": 20, "files": files}))
-    return tmp_path / "run"
 
 
 def test_command(run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

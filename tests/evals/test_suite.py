@@ -22,10 +22,8 @@ from ijepa_ds.evals.ranks import World, gather_rows
 from ijepa_ds.evals.run import Settings, evaluate_folder
 from ijepa_ds.model.vit import Encoder, initialise
 from ijepa_ds.scenes.command import render
-from tests.evals.test_evals import HALF, Colours, clusters, run_dir, write_images
+from tests.evals_cases import HALF, Colours, clusters, write_images
 from tests.weights_cases import write_run
-
-__all__ = ["run_dir"]  # a fixture
 
 
 def small_encoder(depth: int = 5) -> Encoder:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ijepa_ds.evals import sweep
 from ijepa_ds.evals.sweep import Head, Recipe, all_heads
-from tests.evals.test_evals import clusters
+from tests.evals_cases import clusters
 
 ONE = Recipe(optimizers=("sgd",), lr=(0.05,), weight_decay=(0.0005,), layers=("last",), heads=("linear",))
 

@@ -5,13 +5,14 @@ import shutil
 import signal
 import stat
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ijepa_ds import config
+from tests.processes import is_alive, take_all_signals
+from tests.waiting import limit, wait_until
 
 # Like the real one, the runner dies of SIGTERM and forwards nothing; its child stands for the ranks.
 DEEPSPEED = """#!/bin/bash
@@ -31,12 +32,6 @@ echo 29511
 """
 
 
-def take_all_signals() -> None:
-    """Under nohup, or in the background of a script, signals are ignored, and so by all that is started."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-
-
 def write_script(file: Path, text: str) -> None:
     file.write_text(text)
     file.chmod(file.stat().st_mode | stat.S_IXUSR)
@@ -48,6 +43,7 @@ class Checkout:
     def __init__(self, root: Path, repository: Path) -> None:
         self.root, self.calls, self.work = root, root / "calls", root / "some where"
         self.repository = root / "a checkout"
+        self.started: list[subprocess.Popen[str]] = []
         shutil.copytree(repository / "launch", self.repository / "launch")
         (self.repository / "launch" / "install.sh").write_text('echo install >>"$CALLS"\n')
         (root / "venv" / "bin").mkdir(parents=True)
@@ -64,7 +60,7 @@ class Checkout:
             "HANGS": "",
             "FORGETS": "",
         }
-        return subprocess.Popen(
+        process = subprocess.Popen(
             ["bash", str(self.repository / "launch" / "quickstart.sh")],
             cwd=self.root,
             env=os.environ | settings | variables,
@@ -73,11 +69,13 @@ class Checkout:
             text=True,
             preexec_fn=take_all_signals,
         )
+        self.started.append(process)
+        return process
 
     def run(self, **variables: str) -> tuple[int, str, str]:
         """Exit code, output and errors of a whole run."""
         process = self.start(**variables)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=limit(300))
         return process.returncode, output, errors
 
     def called(self) -> list[str]:
@@ -90,26 +88,18 @@ class Checkout:
 def checkout(tmp_path: Path, repository: Path) -> Iterator[Checkout]:
     made = Checkout(tmp_path, repository)
     yield made
+    for process in made.started:
+        process.kill()
+        process.communicate()
     rank = made.work / "run" / "rank"
     if rank.exists() and is_alive(int(rank.read_text())):
         os.kill(int(rank.read_text()), signal.SIGKILL)
 
 
-def is_alive(pid: int) -> bool:
-    """Whether the process exists and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def wait_for_rank(checkout: Checkout) -> int:
     file = checkout.work / "run" / "rank"
-    for _ in range(600):
-        if file.exists():
-            return int(file.read_text())
-        time.sleep(0.05)
-    raise AssertionError("the stand-in for the ranks did not start")
+    wait_until(file.exists, 100, "the stand-in for the ranks")
+    return int(file.read_text())
 
 
 def test_from_nothing_to_a_picture_and_then_again(checkout: Checkout) -> None:
@@ -167,7 +157,7 @@ def test_a_signal_ends_runner_and_ranks(number: signal.Signals, code: int, check
     rank = wait_for_rank(checkout)
     assert is_alive(rank)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=limit(300))
     assert process.returncode == code
     assert "stopping" in errors
     assert not is_alive(rank)
@@ -178,7 +168,7 @@ def test_ranks_do_not_outlive_a_runner_that_was_killed(checkout: Checkout) -> No
     rank = wait_for_rank(checkout)
     runner = int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(runner, signal.SIGKILL)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=limit(300))
     assert process.returncode == 137
     assert "failed with exit code 137" in errors
     assert not is_alive(rank)

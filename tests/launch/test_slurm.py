@@ -4,12 +4,12 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from ijepa_ds.cluster.hosts import parse_environment
+from tests.waiting import limit, wait_until
 
 SRUN = """#!/bin/bash
 shift  # --kill-on-bad-exit=1
@@ -62,7 +62,7 @@ def submit(cluster: Path, repository: Path, **environment: str) -> subprocess.Po
 
 def test_every_task_is_a_rank_and_words_arrive_as_they_are(cluster: Path, repository: Path) -> None:
     job = submit(cluster, repository, MARK="1")
-    output, _ = job.communicate(timeout=30)
+    output, _ = job.communicate(timeout=limit(300))
     assert job.returncode == 0, output
     told = sorted((cluster / "ranks").read_text().splitlines())
     assert told == ["0/0 of 2/2 at node-7:23456", "1/1 of 2/2 at node-7:23456"]
@@ -74,25 +74,22 @@ def test_every_task_is_a_rank_and_words_arrive_as_they_are(cluster: Path, reposi
 @pytest.mark.parametrize(("trainer", "job_code"), [("0", 1), ("1", 1), ("70", 70), ("2", 2)])
 def test_a_run_without_its_marker_has_failed(trainer: str, job_code: int, cluster: Path, repository: Path) -> None:
     job = submit(cluster, repository, CODE=trainer)
-    output, _ = job.communicate(timeout=30)
+    output, _ = job.communicate(timeout=limit(300))
     assert job.returncode == job_code, output
     assert not (cluster / "scontrol.log").exists()  # what failed is not queued again
 
 
 def test_the_marker_of_an_earlier_start_excuses_nothing(cluster: Path, repository: Path) -> None:
     job = submit(cluster, repository, CODE="2", MARK="1")
-    output, _ = job.communicate(timeout=30)
+    output, _ = job.communicate(timeout=limit(300))
     assert job.returncode == 2, output
 
 
 def test_a_signal_reaches_the_ranks_and_the_job_is_queued_again(cluster: Path, repository: Path) -> None:
     job = submit(cluster, repository, WAIT="1")
-    end = time.monotonic() + 20
-    while len(list(cluster.glob("ready.*"))) < 2:
-        assert time.monotonic() < end and job.poll() is None
-        time.sleep(0.05)
+    wait_until(lambda: len(list(cluster.glob("ready.*"))) == 2, 100, "two tasks")
     job.send_signal(signal.SIGTERM)
-    output, _ = job.communicate(timeout=30)
+    output, _ = job.communicate(timeout=limit(300))
     assert job.returncode == 75, output
     assert (cluster / "scontrol.log").read_text() == "requeue 123456\n"
 

@@ -3,32 +3,17 @@
 The oracle's batch axis is mask-major (see `ordered`); ours keeps images first.
 """
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ijepa_ds.config import Config, DataConfig, MasksConfig, ModelConfig, OptimizationConfig, PredictorConfig, RunConfig
 from ijepa_ds.config.schedules import Schedule
 from ijepa_ds.masks.sampler import Masks
 from ijepa_ds.model.ijepa import IJEPA, build
+from tests.oracle import assert_close
 from tests.reference import EMA, make_optimizer
-
-DATA = Path(__file__).parents[1] / "recorded"
-
-
-@pytest.fixture(params=["two-contexts", "small"])
-def oracle(request: pytest.FixtureRequest) -> tuple[dict, dict[str, Tensor]]:
-    """Figures and tensors of one run; `two-contexts` travels with the tests, `small` lies in shared/."""
-    if request.param == "two-contexts":
-        figures, tensors = DATA / "oracle-two-contexts.json", DATA / "oracle-two-contexts.safetensors"
-    else:
-        folder = request.getfixturevalue("shared") / "oracle" / "small"
-        figures, tensors = folder / "figures.json", folder / "tensors.safetensors"
-    return json.loads(figures.read_text()), load_file(tensors)
 
 
 def config_of(c: dict) -> Config:
@@ -79,12 +64,6 @@ def masks_of(tensors: dict[str, Tensor], step: int) -> Masks:
 def ordered(x: Tensor) -> Tensor:
     """Ours [B, C, M, Kt, D] -> the published batch order: index = (m * contexts + c) * B + b."""
     return x.permute(2, 1, 0, 3, 4).flatten(0, 2)
-
-
-def assert_close(ours: Tensor, theirs: Tensor, relative: float, what: str) -> None:
-    """Largest difference against the largest value."""
-    difference = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12)
-    assert difference <= relative, f"{what}: {difference:.2e} relative"
 
 
 def test_outputs_loss_and_gradients(oracle: tuple[dict, dict[str, Tensor]]) -> None:

@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ijepa_ds import cli, config
 from ijepa_ds.scale import execute, power
 from ijepa_ds.scale.ladder import Ladder, read
+from tests.waiting import limit
 
 LADDER = """\
 ladder:
@@ -80,7 +81,7 @@ def prepare(ladder: Ladder, folder: Path, errors: list[float]) -> None:
 
 def scale(path: Path, *more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ijepa_ds.cli", "scale", str(path), *more]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit(600))
 
 
 @pytest.mark.slow

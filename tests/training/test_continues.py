@@ -14,7 +14,7 @@ from ijepa_ds import counter
 from ijepa_ds.checkpoint.reader import CheckpointReader
 from ijepa_ds.config import BatchPlan
 from ijepa_ds.training import start
-from tests.checkpoint.test_files import write
+from tests.checkpoint_cases import write
 from tests.dist.jobs import tiny_config
 
 

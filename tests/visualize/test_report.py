@@ -1,10 +1,10 @@
 """`ijepa-ds report`: one file with everything in it; a browser opens it without complaint, on any screen. TensorBoard runs."""
 
+import contextlib
 import json
 import re
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from ijepa_ds.telemetry.dashboard import LAYOUT
 from ijepa_ds.telemetry.health import Health
 from tests.chromium import chromium, measure, open_page
 from tests.dist.pool import free_port
+from tests.waiting import limit, wait_until
 from tests.weights_cases import small_config, write_run
 
 TAGS = ("probe/target_std", "probe/prediction_std", "probe/target_effective_rank", "speed/images_per_second", "time/data_wait")
@@ -146,20 +147,17 @@ def test_tensorboard_answers_with_a_finished_runs_tags(runs: list[Path]) -> None
         assert "loss" in wait_for(address)["tag_to_events"]
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(limit(100))
 
 
 def wait_for(address: str) -> dict:
     """The JSON at an address, once there is any."""
-    deadline = time.monotonic() + 90
-    while True:
-        try:
-            with urllib.request.urlopen(address, timeout=10) as answer:
-                told = json.loads(answer.read())
-            if told:
-                return told
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-        assert time.monotonic() < deadline, address
-        time.sleep(0.5)
+    found: dict = {}
+
+    def there() -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=limit(60)) as answer:
+            found.update(json.loads(answer.read()))
+        return bool(found)
+
+    wait_until(there, 300, address, pause=0.5)
+    return found
