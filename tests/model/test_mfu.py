@@ -30,8 +30,12 @@ def test_flops_are_those_that_torch_counts(options: dict, tmp_path: Path) -> Non
     assert training_flops(cfg, masks.context.shape[-1], masks.targets.shape[-1]) == pytest.approx(counted, rel=0.01)
 
 
-def test_the_peak_is_a_rate() -> None:
-    assert 1e8 < measured_peak(torch.device("cpu"), torch.float32) < 1e14
+def test_the_peak_is_the_rate_of_the_fastest_large_product() -> None:
+    """Of four tries with 256 rows each, then four with 1,024: the clock is read before and after."""
+    seconds = [0.001] * 4 + [0.5, 0.02, 0.04, 0.03]
+    readings = iter([reading for i, spent in enumerate(seconds) for reading in (10.0 * i, 10.0 * i + spent)])
+    peak = measured_peak(torch.device("cpu"), torch.float32, clock=lambda: next(readings))
+    assert peak == pytest.approx(2 * 1024**3 / 0.02)
 
 
 def test_emulated_products_are_not_multiplied_at_full_size(monkeypatch: pytest.MonkeyPatch) -> None:
