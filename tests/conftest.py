@@ -22,6 +22,7 @@ POOL = {  # files whose tests use the fixture `ranks` of tests/dist/conftest.py
     for name in (
         "agreement",
         "bench",
+        "damage",
         "decoder_ranks",
         "elastic",
         "ema",

@@ -50,15 +50,17 @@ def write_shard(path: Path, tensors: dict[str, Tensor], starts: dict[str, int]) 
         path.parent.mkdir(parents=True, exist_ok=True)
         save_tensors(tensors, path, {"starts": json.dumps(starts)})
         entry = {"file": path.name, "bytes": path.stat().st_size, "sha256": checksum(path)}
-        _prove(path, tensors)
+        _prove(path, tensors, starts)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: {_reason(error)}; {needed:,} bytes are needed, {_free(path)}") from error
     return entry
 
 
-def _prove(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Read the file back and compare it with the tensors."""
+def _prove(path: Path, tensors: dict[str, Tensor], starts: dict[str, int]) -> None:
+    """Read the file back and compare it with the tensors and their places."""
     with safe_open(path, framework="pt") as file:
+        if file.metadata() != {"starts": json.dumps(starts)}:
+            raise OSError("its header differs when read back: is the disk or the memory failing?")
         for key, tensor in tensors.items():
             # compared as bits: a NaN equals itself
             if not torch.equal(file.get_tensor(key).view(torch.int32), tensor.view(torch.int32)):

@@ -91,6 +91,27 @@ def test_what_cannot_be_written_names_path_and_bytes(tmp_path: Path) -> None:
         writer.write_shard(path, {"ema/w": torch.zeros(1000)}, {"ema/w": 0})
 
 
+def test_a_file_that_differs_when_read_back_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any tensor, also the sign of a zero; in the header; or without a tensor."""
+    tensors = {"ema/w": torch.tensor([1.0, float("nan"), -0.0]), "master/w": torch.arange(3.0)}
+    path, starts = tmp_path / "a" / "shard.safetensors", {"ema/w": 3, "master/w": 6}
+    assert writer.write_shard(path, tensors, starts)["sha256"] == checksum(path)
+    wrong = [
+        ({**tensors, "ema/w": torch.tensor([1.0, float("nan"), 0.0])}, starts, "ema/w differs"),
+        ({**tensors, "master/w": torch.tensor([0.0, 1.0, 2.0000002])}, starts, "master/w differs"),
+        (tensors, {"ema/w": 3, "master/w": 7}, "header differs"),
+        ({"ema/w": tensors["ema/w"]}, starts, "master/w"),
+    ]
+    for written, places, reason in wrong:
+
+        def save(_: object, path: Path, __: object, written: dict = written, places: dict = places) -> None:
+            save_file(written, path, metadata={"starts": json.dumps(places)})
+
+        monkeypatch.setattr(writer, "save_tensors", save)
+        with pytest.raises(CheckpointError, match=rf"{path}: .*{reason}.* bytes are needed"):
+            writer.write_shard(path, tensors, starts)
+
+
 def command(*words: str) -> int:
     return cli.main(["checkpoint", *words])
 
