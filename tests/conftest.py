@@ -27,6 +27,7 @@ POOL = {  # files whose tests use the fixture `ranks` of tests/dist/conftest.py
         "elastic",
         "ema",
         "evals_ranks",
+        "linear",
         "plan",
         "start",
         "state",

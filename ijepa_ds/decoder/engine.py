@@ -14,6 +14,7 @@ from ijepa_ds.decoder.network import Decoder, Shape
 from ijepa_ds.distributed.environment import world_from_environment
 from ijepa_ds.distributed.world import mean_over_ranks
 from ijepa_ds.model import cpu
+from ijepa_ds.zero import linear
 from ijepa_ds.zero.ema import ShardedEMA
 from ijepa_ds.zero.gather import gathered
 from ijepa_ds.zero.layout import ZeroLayout
@@ -54,6 +55,7 @@ class ShardedLearner(Learner):
         self.accumulation = ds_config["gradient_accumulation_steps"]
         self.stage = ds_config["zero_optimization"]["stage"]
         torch.manual_seed(seed)
+        linear.install()
         with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=self.stage == 3):
             model = _Pair(shape, width)
         place_buffers(model, device)

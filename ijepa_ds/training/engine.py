@@ -22,6 +22,7 @@ from ijepa_ds.model import cpu, ijepa
 from ijepa_ds.model.blocks import BLOCKS, compile_blocks
 from ijepa_ds.model.vit import initial_value
 from ijepa_ds.weights.start import Start
+from ijepa_ds.zero import linear
 from ijepa_ds.zero.disk import check_async_io
 from ijepa_ds.zero.ema import ShardedEMA
 from ijepa_ds.zero.layout import ZeroLayout
@@ -53,6 +54,8 @@ class Engine:
             check_async_io()
         if device.type == "cpu":  # on a GPU the networks are not in host memory
             cpu.give_memory_back()
+        note = linear.install()
+        self.note = note if self.stage == 3 else ""  # for the banner
         with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=self.stage == 3):
             model = ijepa.build(cfg)
         place_buffers(model, device)

@@ -236,8 +236,9 @@ def _banner(
     if reader:
         begin = f"continuing {reader.folder} (step {reader.manifest['step']})"
     threads = torch.get_num_threads()
+    note = f"  {engine.note}\n" if engine.note else ""
     return (
-        f"ijepa_ds: {engine.describe()}\n"
+        f"ijepa_ds: {engine.describe()}\n{note}"
         f"  {len(folder):,} images from {cfg.data.source}; global batch {cfg.optimization.batch_size} = "
         f"{plan.world_size} ranks x {plan.micro_batch} x {plan.accumulation} accumulated; {threads} CPU threads a rank\n"
         f"  {where}; each rank writes {cfg.run.dir}/logs/rank_NNNNN.log, rank 0 the terminal too\n"

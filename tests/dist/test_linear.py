@@ -1,0 +1,35 @@
+"""ZeRO-3 training has the same bits with `ijepa_ds.zero.linear` as with DeepSpeed's own collectives, on real ranks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.dist.pool import Pool
+
+pytestmark = pytest.mark.dist
+NOTHING_KEPT = {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 5000}
+CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
+    "bfloat16": (2, "bfloat16", {}),
+    "float32, accumulated, small parameters stay whole": (
+        2,
+        "float32",
+        {"optimization": {"max_micro_batch": 2}, "extra": {"stage3_param_persistence_threshold": 200}},
+    ),
+    "gathered again in backward": (2, "bfloat16", {"extra": NOTHING_KEPT}),
+    "hpZ": (4, "bfloat16", {"extra": {"zero_hpz_partition_size": 2}}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_twenty_steps_have_the_same_bits(name: str, ranks: Callable[[int], Pool]) -> None:
+    world, precision, more = CASES[name]
+    arguments = {"precision": precision, "extra": more.get("extra", {}), **more.get("optimization", {})}
+    results = ranks(world).run("train_both_ways", module="tests.dist.jobs_linear", steps=20, **arguments)
+    for own, ours in results:
+        assert own["losses"] == ours["losses"] and ours["losses"][-1] < ours["losses"][0]
+        for kind in ("state", "target"):
+            assert own[kind].keys() == ours[kind].keys() and ours[kind]
+            different = [key for key, values in own[kind].items() if not np.array_equal(values, ours[kind][key])]
+            assert different == []
