@@ -21,7 +21,7 @@ def refused_shards(folder: str, names: list[str]) -> list[str]:
     from ijepa_ds.checkpoint import restore
     from ijepa_ds.distributed.world import barrier, initialise_distributed
     from ijepa_ds.errors import CheckpointError
-    from tests.checkpoint.test_files import flip
+    from tests.checkpoint_cases import flip
 
     initialise_distributed()
     first, messages = dist.get_rank() == 0, []
@@ -77,7 +77,7 @@ def save_on_a_failing_disk(folder: str, failing: int) -> dict[str, Any]:
     from ijepa_ds.checkpoint import saver, writer
     from ijepa_ds.checkpoint.folder import list_steps
     from ijepa_ds.distributed.world import barrier, initialise_distributed
-    from tests.checkpoint.test_files import flip
+    from tests.checkpoint_cases import flip
 
     initialise_distributed()
     layout, texts = Layout(dist.get_rank()), []

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ijepa_ds.checkpoint.reader import CheckpointReader
-from tests.checkpoint.test_files import write
+from tests.checkpoint_cases import write
 from tests.dist.pool import Pool
 
 pytestmark = pytest.mark.dist
