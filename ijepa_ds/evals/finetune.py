@@ -33,9 +33,9 @@ class Recipe:
     """Settings of fine-tuning; defaults: the paper's for all labels.
 
     Attributes:
-        lr: of the head and the last block; not scaled with the batch.
+        lr: of the head; not scaled with the batch.
         weight_decay: of weights, not of biases and other 1-D parameters.
-        layer_decay: ratio of the learning rates of a block and the next.
+        layer_decay: ratio of the learning rates of a block and the next, and of the last block and the head.
         epochs: passes over the training images; warm-up over the first 10 %.
         batch_size: images; limited to a quarter of the training images.
         smoothing: of labels.

@@ -141,11 +141,11 @@ def test_layer_decay_counts_from_the_head() -> None:
         for parameter in group["params"]:
             scales[id(parameter)] = (group["lr_scale"], group["weight_decay"])
     named = {name: scales[id(parameter)] for name, parameter in model.named_parameters()}
-    # timm's layers: stem, three blocks, norm and head
+    # timm's layers: stem, three blocks (the last with the final norm), head
     assert named["head.weight"] == (1.0, 0.05) and named["head.bias"] == (1.0, 0.0)
     blocks = [named[f"encoder.blocks.{i}.mlp.fc1.weight"][0] for i in range(3)]
-    assert blocks[0] < blocks[1] < blocks[2] < 1 and blocks[1] == 2 * blocks[0]
-    assert named["encoder.patch_embed.proj.weight"][0] == blocks[0] / 2
+    assert blocks == [0.125, 0.25, 0.5] and named["encoder.norm.weight"] == (0.5, 0.0)
+    assert named["encoder.patch_embed.proj.weight"][0] == 0.0625
     assert named["encoder.blocks.0.norm1.weight"][1] == 0.0
 
 

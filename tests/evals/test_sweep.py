@@ -29,6 +29,7 @@ def trust(layer: nn.Linear, decay: float) -> None:
     layer.weight.grad = (layer.weight.grad + decay * layer.weight) * 0.001 * weight / (gradient + decay * weight)
 
 
+@pytest.mark.parametrize("schedule", ["step", "cosine"])
 @pytest.mark.parametrize(
     "head",
     [
@@ -38,34 +39,40 @@ def trust(layer: nn.Linear, decay: float) -> None:
         Head("lars", 1.0, 0.0, "last", "bn"),
     ],
 )
-def test_each_head_is_what_torch_trains_alone(head: Head) -> None:
+def test_each_head_is_what_torch_trains_alone(head: Head, schedule: str) -> None:
     x, y = problem()
-    recipe = Recipe(epochs=4, batch_size=64, decay_every=2)
+    recipe = Recipe(epochs=4, batch_size=64, decay_every=2, schedule=schedule, seed=2)
     trained = sweep.train(lambda epoch: x, y, 6, recipe)
     group = next(group for group in trained.groups if head in group.members)
-    got = group.weight[group.members.index(head)]
+    place = group.members.index(head)
+    got, bias = group.weight[place], group.bias[place]
 
     width = 24 if head.layers == "last4" else 6
     model = nn.Linear(width, 4)
     with torch.no_grad():
-        model.weight.copy_(0.01 * torch.randn(4, width, generator=torch.Generator().manual_seed(0)))
+        model.weight.copy_(0.01 * torch.randn(4, width, generator=torch.Generator().manual_seed(2)))
         model.bias.zero_()
     norm = nn.BatchNorm1d(width, affine=False) if head.head == "bn" else nn.Identity()
     decay = head.weight_decay if head.optimizer == "sgd" else 0.0
     groups = [{"params": [model.weight], "weight_decay": decay}, {"params": [model.bias], "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, lr=head.lr * 64 / 256, momentum=0.9)
-    order = torch.Generator().manual_seed(0)
+    order = torch.Generator().manual_seed(2)
     for epoch in range(4):
-        for group_ in optimizer.param_groups:
-            group_["lr"] = head.lr * 64 / 256 * (0.1 if epoch >= 2 else 1.0)
-        for chosen in torch.randperm(320, generator=order).split(64):
+        for step, chosen in enumerate(torch.randperm(320, generator=order).split(64)):
+            factor = 0.1 if epoch >= 2 else 1.0
+            if schedule == "cosine":
+                factor = 0.5 + 0.5 * math.cos(math.pi * (5 * epoch + step) / 20)
+            for group_ in optimizer.param_groups:
+                group_["lr"] = head.lr * 64 / 256 * factor
             loss = F.cross_entropy(model(norm(x[chosen, -width:])), y[chosen])
             optimizer.zero_grad()
             loss.backward()
             if head.optimizer == "lars":
                 trust(model, head.weight_decay)
             optimizer.step()
+    # rounding: 1e-6; a rate, decay or trust ratio that differs: above 1e-4
     torch.testing.assert_close(got, model.weight.detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(bias, model.bias.detach(), rtol=1e-4, atol=1e-6)
     expected = 100 * (model(norm.eval()(x[:, -width:])).argmax(1) == y).double().mean()
     assert trained.accuracies(x, y)[head] == pytest.approx(float(expected))
 
