@@ -36,7 +36,7 @@ def load_deepspeed(path: Path, cfg: Config, plan: BatchPlan) -> dict[str, Any]:
     Raises:
         ConfigError: one line for each problem: `zero3.json:4: optimizer: ...`.
     """
-    result = read_deepspeed(path, plan, cfg.optimization.clip_grad, cfg.model.precision, cfg.model.compile)
+    result = read_deepspeed(path, plan, cfg.optimization.clip_grad, cfg.model.precision)
     offload = result["zero_optimization"].get("offload_optimizer", {})
     if offload.get("device") == "nvme":  # two runs on one disk must not share files
         run = Path(cfg.run.dir).absolute()
@@ -45,9 +45,7 @@ def load_deepspeed(path: Path, cfg: Config, plan: BatchPlan) -> dict[str, Any]:
     return result
 
 
-def read_deepspeed(
-    path: Path, plan: BatchPlan, clip_grad: float, precision: str, compile_blocks: bool = False
-) -> dict[str, Any]:
+def read_deepspeed(path: Path, plan: BatchPlan, clip_grad: float, precision: str) -> dict[str, Any]:
     """The same for a training that has no `Config`; a `clip_grad` of 0 does not clip, precision `auto` is left out."""
     text = yaml_tree.read_text(path)
     try:
@@ -58,7 +56,7 @@ def read_deepspeed(
         _refuse(f"{path}: expected an object {{...}}")
     # JSON is also YAML, except for tabs: that parser gives the lines of keys, and duplicates.
     tree, lines = yaml_tree.parse(text.replace("\t", " "), str(path))
-    for problem in _problems(written, plan, compile_blocks):
+    for problem in _problems(written, plan):
         key, place = problem.keys[0], yaml_tree.where(tree, problem.keys[0])
         lines.append(f"{place}: {key.removeprefix('zero_optimization.')}: {problem.text}")
     if lines:
@@ -91,7 +89,7 @@ def _keys(section: str, written: Mapping[str, Any], allowed: Collection[str], re
             yield Problem((section + key,), reason or _UNKNOWN + (suggest(key, allowed) or "; remove it"))
 
 
-def _problems(written: Mapping[str, Any], plan: BatchPlan, compile_blocks: bool) -> Iterator[Problem]:
+def _problems(written: Mapping[str, Any], plan: BatchPlan) -> Iterator[Problem]:
     for key in written:
         if key in keys.OWNED:
             yield Problem((key,), f"belongs to the YAML of the run; remove it here and use {keys.OWNED[key]}")
@@ -105,9 +103,6 @@ def _problems(written: Mapping[str, Any], plan: BatchPlan, compile_blocks: bool)
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
         yield Problem((f"{name}.stage",), f"must be 0, 1, 2 or 3, got {stage!r}")
         return
-    if stage == 3 and compile_blocks:
-        text = "3 does not go with model.compile: compiled blocks cannot be gathered and released. Use stage 2"
-        yield Problem((f"{name}.stage",), text)
     for key, least in (("offload_optimizer", 1), ("offload_param", 3)):
         if key in zero:
             yield from _offload(key, zero[key])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal
 
-from ijepa_ds.field_types import Count, Flag, NotNegative, Path, Share, Whole, key
+from ijepa_ds.field_types import Automatic, Count, Flag, NotNegative, Path, Share, Whole, key
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,11 @@ class ModelConfig:
     recompute: Literal["full", "selective"] = key(
         "full", "with it: `full` keeps only a block's input, `selective` also the results of its matrix products", free=True
     )
-    compile: Flag = key(False, "blocks through `torch.compile`; on GPUs, ZeRO stages 0 to 2 (`docs/performance.md`)", free=True)
+    compile: Automatic[Flag] = key(
+        None,
+        "blocks through `torch.compile`; `null` or `auto`: on a GPU where a compiler works (`docs/performance.md`)",
+        free=True,
+    )
     qkv_bias: Flag | None = key(None, "biases of queries, keys and values; `null`: as the named size", later=True)
     qk_norm: Flag | None = key(None, "LayerNorm of every head's queries and keys; needed from about 8 B parameters", later=True)
     parallel: Flag | None = key(None, "attention and MLP of a block in parallel; not with `swiglu` or `rope`", later=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -96,6 +96,28 @@ class EntropyProbe(AttentionHook):
     def values(self) -> list[float]:
         """Return the entropy of each attention in order of depth; waits for the device."""
         return torch.stack(self._found).tolist() if self._found else []
+
+
+@contextmanager
+def during(module: nn.Module, hook: AttentionHook) -> Iterator[AttentionHook]:
+    """Enter `hook` whenever `module` runs.
+
+    What runs beside it stays compiled. With activation checkpointing it must: a block that runs eagerly in the forward pass
+    and compiled in the backward pass saves other tensors.
+    """
+
+    def enter(*_: object) -> None:
+        hook.__enter__()
+
+    def leave(*_: object) -> None:
+        hook.__exit__(None, None, None)
+
+    hooks = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+    try:
+        yield hook
+    finally:
+        for registered in hooks:
+            registered.remove()
 
 
 @torch.no_grad()

@@ -110,16 +110,6 @@ def make_blocks(size: Size) -> nn.ModuleList:
     return blocks
 
 
-def compile_blocks(model: nn.Module) -> None:
-    """Compile the blocks of a model in place with `torch.compile`, which fuses norms, casts, GELU and sums.
-
-    Blocks of the same shape share one compilation, for any number of sequences and patches.
-    """
-    for module in model.modules():
-        if isinstance(module, BLOCKS):
-            module.compile(dynamic=True)
-
-
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor, checkpointing: str, *more: Tensor) -> Tensor:
     """Apply blocks in order.
 

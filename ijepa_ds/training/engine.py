@@ -18,8 +18,8 @@ from torch import Tensor
 from ijepa_ds.config import Config
 from ijepa_ds.config.schedules import StepSettings
 from ijepa_ds.masks.sampler import Masks
-from ijepa_ds.model import cpu, ijepa
-from ijepa_ds.model.blocks import BLOCKS, compile_blocks
+from ijepa_ds.model import compiling, cpu, ijepa
+from ijepa_ds.model.blocks import BLOCKS
 from ijepa_ds.model.vit import initial_value
 from ijepa_ds.weights.start import Start
 from ijepa_ds.zero import linear
@@ -44,8 +44,7 @@ class Engine:
             device: this rank's, from `initialise_distributed`.
             start: weights to start from; None: the start values of `cfg.run.seed`.
         """
-        if cfg.model.compile and device.type == "cpu":
-            raise ValueError("model.compile: needs a GPU: on a CPU the networks have kernels of their own. Leave it out")
+        compiled = compiling.is_compiled(cfg.model, device)
         self.cfg, self.device = cfg, device
         self.compute_dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[cfg.model.precision]
         zero = ds_config.get("zero_optimization", {"stage": 0})
@@ -65,10 +64,10 @@ class Engine:
         if self.stage == 3:
             # One gather for each block instead of each layer: many small gathers are slow.
             set_z3_leaf_modules(model, list(BLOCKS), raise_if_not_found=False)
-        if device.type == "cpu":
+        if compiled:
+            compiling.compile_blocks(model)
+        elif device.type == "cpu":
             cpu.tune(model, self.compute_dtype)
-        if cfg.model.compile:
-            compile_blocks(model)
         groups = parameter_groups(model)
         o = cfg.optimization
         # fused: one kernel for a whole shard, on CUDA and on CPU
@@ -174,7 +173,8 @@ class Engine:
         """ZeRO stage, devices, types and number of parameters, in one line."""
         return (
             f"ZeRO-{self.stage}, {dist.get_world_size()} x {self.device.type}, weights {self.compute_dtype}, masters and "
-            f"EMA float32 ({self.layout.kind}); encoder {self.num_parameters['encoder']:,} parameters, "
+            f"EMA float32 ({self.layout.kind}), {compiling.describe(self.cfg.model, self.device)}; "
+            f"encoder {self.num_parameters['encoder']:,} parameters, "
             f"predictor {self.num_parameters['predictor']:,}"
         )
 

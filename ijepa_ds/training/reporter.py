@@ -20,7 +20,7 @@ from ijepa_ds.config.sizes import size_of
 from ijepa_ds.distributed.world import mean_over_ranks
 from ijepa_ds.errors import TrainingError
 from ijepa_ds.masks.sampler import Masks
-from ijepa_ds.model.attention import EntropyProbe
+from ijepa_ds.model.attention import EntropyProbe, during
 from ijepa_ds.model.flops import training_flops
 from ijepa_ds.model.ijepa import Output
 from ijepa_ds.model.mfu import measured_peak
@@ -74,8 +74,8 @@ class Reporter:
         """Context for the forward pass of a micro-batch: records the target encoder's attention if a probe is due."""
         if self.rank != 0 or micro != 0 or not self._probes_after(step):
             return nullcontext()
-        self._entropy = EntropyProbe(size_of(self.cfg.model).depth)  # the target encoder runs first in a forward pass
-        return self._entropy
+        self._entropy = EntropyProbe(size_of(self.cfg.model).depth)
+        return during(self.engine.deepspeed.module.target_encoder, self._entropy)
 
     def _probes_after(self, step: int) -> bool:
         every = self.cfg.run.probe_every

@@ -92,6 +92,7 @@ def train(
     extra: dict[str, Any] | None = None,
     broken: int | None = None,
     inputs: bool = False,
+    backend: str = "inductor",
     **settings: Any,
 ) -> dict[str, Any]:
     """`start.prepare` and `loop.train`; what each step did, and the checkpoints.
@@ -102,6 +103,7 @@ def train(
         until: number of steps after which the run stops; None: at the end of its schedules (`optimization.steps`).
         extra: further keys of `zero_optimization`.
         broken, inputs: see `Recorder`.
+        backend: of torch.compile, with `model.compile`; `aot_eager` traces both passes and compiles nothing.
     """
     from deepspeed import comm as dist
 
@@ -116,7 +118,8 @@ def train(
     ds_config, plan = jobs.spread(cfg, stage, world_size, extra)
     watch, stop = Watch(), StopRequests()
     try:
-        with mock.patch("ijepa_ds.cluster.rank_log.open_log"):  # this process goes on to other runs
+        compiler = mock.patch("ijepa_ds.model.compiling.BACKEND", backend)
+        with compiler, mock.patch("ijepa_ds.cluster.rank_log.open_log"):  # this process goes on to other runs
             prepared = start.prepare(cfg, ds_config, plan, rank, watch)
         recorder = Recorder(prepared, stop, until or 0, broken, inputs)
         with suppress(Stopped), mock.patch("ijepa_ds.training.reporter.measured_peak", lambda *_: PEAK):

@@ -258,9 +258,30 @@ def test_options_and_selective_checkpointing_give_the_same_steps(name: str, rank
     assert way > 1e-6 and apart < 1e-3 * way
 
 
-def test_compiled_blocks_are_refused_on_a_cpu(ranks: Ranks, tmp_path: Path, images: Path) -> None:
-    with pytest.raises(AssertionError, match="model.compile: needs a GPU"):
-        ranks(1).run("train", **TRAIN, place=str(images), stage=2, run=str(tmp_path), until=1, model={"compile": True})
+RELEASED = {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}  # nothing stays gathered between passes
+
+
+@pytest.mark.parametrize(
+    ("world", "stage", "checkpointing"),
+    [(1, 0, False), (2, 0, False), (2, 1, False), (1, 2, True), (2, 2, False), (1, 3, False), (2, 3, False), (2, 3, True)],
+)
+def test_compiled_blocks_give_the_same_steps(
+    world: int, stage: int, checkpointing: bool, ranks: Ranks, tmp_path: Path, images: Path, plain: reference.Trained
+) -> None:
+    """The compiler sees whole weights at stage 3: their gathering stays outside what it compiles."""
+    settings: dict = {"extra": RELEASED} if stage == 3 else {}
+    settings |= {**TRAIN, "place": str(images), "run": str(tmp_path), "model": {"compile": True}, "backend": "aot_eager"}
+    results = ranks(world).run("train", stage=stage, until=6, checkpointing=checkpointing, **settings)
+    np.testing.assert_allclose(mean_losses(results), plain.losses[:6], rtol=1e-5)
+    norms = [step["norm"] for step in results[0]["steps"]]
+    np.testing.assert_allclose(norms, plain.norms[:6], rtol=1e-4)
+
+
+@pytest.mark.slow  # the compiler of the CPU takes two minutes
+def test_compiled_by_inductor_at_stage_3(ranks: Ranks, tmp_path: Path, images: Path, plain: reference.Trained) -> None:
+    settings: dict = {**TRAIN, "place": str(images), "run": str(tmp_path), "model": {"compile": True}, "extra": RELEASED}
+    results = ranks(1).run("train", stage=3, until=6, timeout=900, **settings)
+    np.testing.assert_allclose(mean_losses(results), plain.losses[:6], rtol=1e-5)
 
 
 def test_nothing_stays_in_shared_memory(ranks: Ranks) -> None:

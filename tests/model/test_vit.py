@@ -10,7 +10,8 @@ from ijepa_ds.config import ModelConfig, PredictorConfig
 from ijepa_ds.config.sizes import SIZES, Size, size_of
 from ijepa_ds.masks.sampler import Masks
 from ijepa_ds.model.attention import EntropyProbe
-from ijepa_ds.model.blocks import DropPath, LayerNorm, compile_blocks
+from ijepa_ds.model.blocks import DropPath, LayerNorm
+from ijepa_ds.model.compiling import compile_blocks
 from ijepa_ds.model.ijepa import IJEPA
 from ijepa_ds.model.vit import Encoder, Predictor, initial_value, initialise
 from ijepa_ds.zero.publish import place_buffers

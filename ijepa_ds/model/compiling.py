@@ -1,0 +1,70 @@
+"""Blocks through `torch.compile`: whether a run compiles them, and how."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import torch
+from torch import nn
+
+from ijepa_ds.config.sizes import ModelConfig
+from ijepa_ds.model.blocks import BLOCKS
+
+BACKEND = "inductor"  # of torch.compile
+
+
+def is_compiled(cfg: ModelConfig, device: torch.device) -> bool:
+    """Whether the blocks of a run are compiled; `describe` says why.
+
+    Args:
+        cfg: `compile` is true, false or None: on a GPU where a compiler works.
+        device: Training device.
+
+    Raises:
+        ValueError: `compile` is true, and this machine cannot compile.
+    """
+    if cfg.compile and (problem := _missing(device)):
+        raise ValueError(f"model.compile: {problem}, or leave model.compile out")
+    return bool(cfg.compile) if cfg.compile is not None else not _reason_against(cfg, device)
+
+
+def describe(cfg: ModelConfig, device: torch.device) -> str:
+    """Whether blocks are compiled and who decided it, for the banner."""
+    if cfg.compile is not None:
+        return f"blocks {'compiled' if cfg.compile else 'not compiled'} (model.compile)"
+    reason = _reason_against(cfg, device)
+    return f"blocks not compiled ({reason})" if reason else "blocks compiled"
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile what the blocks of a model compute, in place; the compiler fuses norms, casts, GELU and sums.
+
+    Only the forward function of a block is compiled. Its hooks stay outside, so that ZeRO-3 gathers the weights before it
+    runs and releases them afterwards. Blocks of the same shape share one compilation, for any number of sequences and patches.
+    """
+    for module in model.modules():
+        if isinstance(module, BLOCKS):
+            module.forward = torch.compile(module.forward, dynamic=True, backend=BACKEND)  # type: ignore[method-assign]
+
+
+def _reason_against(cfg: ModelConfig, device: torch.device) -> str:
+    """Why `compile: null` does not compile; empty if it does."""
+    if device.type == "cpu":
+        return "a CPU has kernels of its own"
+    if cfg.activation_checkpointing and cfg.recompute == "selective":
+        return "model.recompute: selective"
+    return _missing(device)
+
+
+def _missing(device: torch.device) -> str:
+    """What this machine needs before it can compile; empty if nothing."""
+    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
+    if not any(map(shutil.which, compilers)):
+        return f"the compiler {' or '.join(compilers)} is missing: install a C++ compiler"
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            return "Triton is missing or does not know this GPU: pip install triton"
+    return ""
