@@ -14,17 +14,20 @@ from tests.waiting import limit
 pytestmark = pytest.mark.dist
 
 
-@pytest.mark.parametrize(("ranks", "stage"), [(0, 2), (2, 3)])
-def test_the_example_runs(ranks: int, stage: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "stage", "launcher"),
+    [(0, 2, False), (2, 3, False), pytest.param(2, 3, True, marks=[pytest.mark.slow, pytest.mark.nightly])],
+)
+def test_the_example_runs(ranks: int, stage: int, launcher: bool, tmp_path: Path) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "ema.md").read_text(), flags=re.DOTALL)
     assert '{"stage": 3}' in program
     (tmp_path / "distil.py").write_text(program.replace('{"stage": 3}', f'{{"stage": {stage}}}'))
-    launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(free_port())]
-    if ranks:
-        command = [*launcher, "distil.py"]
+    if launcher:
+        deepspeed = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks)]
+        command = [*deepspeed, "--master_port", str(free_port()), "distil.py"]
         done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=limit(600))
     else:
-        done = finished(tmp_path, [], 0, program="distil.py")
+        done = finished(tmp_path, [], ranks, program="distil.py")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = re.findall(r"loss (\d\.\d{4}), (\d+) averaged numbers", done.stdout)
     assert len(lines) == max(ranks, 1)

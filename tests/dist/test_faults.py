@@ -171,7 +171,10 @@ def test_a_checkpoint_of_another_configuration_is_passed_over_and_other_ranks_go
     assert not CheckpointReader(foreign).manifest["fingerprint"].startswith("00000000")  # it was saved anew
 
 
-@pytest.mark.parametrize(("number", "whom"), [(signal.SIGTERM, "runner"), (signal.SIGUSR1, "launcher")])
+@pytest.mark.parametrize(
+    ("number", "whom"),
+    [(signal.SIGTERM, "runner"), pytest.param(signal.SIGUSR1, "launcher", marks=[pytest.mark.slow, pytest.mark.nightly])],
+)
 def test_a_signal_to_the_deepspeed_launcher_saves_and_leaves_no_orphans(number: int, whom: str, place: Path) -> None:
     """`deepspeed` dies of it and leaves its children: the ranks notice that it is gone."""
     command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
