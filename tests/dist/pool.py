@@ -44,10 +44,10 @@ def _worker(rank: int, world_size: int, port: int, accelerator: str, pipe: Any) 
 
     torch.set_num_threads(1)
     while True:
-        job = pipe.recv()
-        if job is None:
+        try:
+            module, function, arguments = pipe.recv()
+        except (EOFError, ConnectionError):  # pytest is gone
             break
-        module, function, arguments = job
         try:
             result = getattr(importlib.import_module(module), function)(**arguments)
             pipe.send((True, result))
