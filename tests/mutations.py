@@ -34,6 +34,11 @@ _MASKS = "tests/masks"
 _EVALS = "tests/evals/test_evals.py"
 _WEIGHTS = "tests/weights/test_write.py tests/weights/test_read.py tests/weights/test_options.py -m not\\ slow"
 _HEALTH = "tests/telemetry"
+_JOINT = "tests/data/test_joint.py"
+_STREAMS = "tests/test_streams.py"
+_GOLDEN = "tests/test_golden.py"
+_FOLDERS = "tests/checkpoint/test_folders.py"
+_DAMAGE = "tests/dist/test_damage.py"
 
 MUTATIONS = [
     # The loop and what it passes on.
@@ -91,6 +96,60 @@ MUTATIONS = [
         "torch._foreach_norm([g.detach() for g in kept], 1,",
         _LOOP,
     ),
+    # Crops, flips, augmentations, order, start values.
+    Mutation(
+        "ijepa_ds/data/crops.py",
+        "np.asarray(widths, dtype=np.float64), np.asarray(heights, dtype=np.float64)",
+        "np.asarray(heights, dtype=np.float64), np.asarray(widths, dtype=np.float64)",
+        _JOINT,
+    ),
+    Mutation(
+        "ijepa_ds/data/crops.py",
+        "np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))",
+        "np.rint(np.sqrt(area / aspect)), np.rint(np.sqrt(area * aspect))",
+        _JOINT,
+    ),
+    Mutation("ijepa_ds/data/crops.py", "np.floor(drawn[:, -1] *", "np.floor(drawn[:, -2] *", _JOINT),
+    Mutation(
+        "ijepa_ds/data/crops.py", "drawn[:, -2] * (height - crop_height + 1)", "drawn[:, -2] * (height - crop_height)", _JOINT
+    ),
+    Mutation("ijepa_ds/data/crops.py", "_TRIES = 10", "_TRIES = 4", _JOINT),
+    Mutation("ijepa_ds/data/crops.py", "[:, 0] < 0.5", "[:, 0] < 0.512", _JOINT),
+    Mutation("ijepa_ds/data/crops.py", "drawn[:, _TRIES : 2 * _TRIES])", "drawn[:, :_TRIES])", _STREAMS),
+    Mutation("ijepa_ds/data/crops.py", "fits.argmax(axis=1)", "fits.shape[1] - 1 - fits[:, ::-1].argmax(axis=1)", _GOLDEN),
+    Mutation("ijepa_ds/data/crops.py", "np.rint(width / ratio[0])", "np.rint(width / ratio[1])", _GOLDEN),
+    Mutation("ijepa_ds/data/augment.py", "chance[:, _BLUR] < cfg.blur", "chance[:, _GRAYSCALE] < cfg.blur", _STREAMS),
+    Mutation("ijepa_ds/data/augment.py", "drawn[:, _FACTORS], chance", "drawn[:, 1:2].expand(-1, 4), chance", _STREAMS),
+    Mutation("ijepa_ds/data/augment.py", "chance[:, _ORDER], cfg", "chance[:, _ORDER] * 0, cfg", _STREAMS),
+    Mutation("ijepa_ds/data/augment.py", "(high - low) * drawn[:, _SIGMA]", "(high - low) * drawn[:, _BLUR]", _STREAMS),
+    Mutation("ijepa_ds/data/augment.py", "drawn.clamp(max=_BELOW_ONE)", "drawn", "tests/data/test_augment.py"),
+    Mutation("ijepa_ds/data/augment.py", "math.ceil(3 * largest)", "math.ceil(1 * largest)", _GOLDEN),
+    Mutation("ijepa_ds/counter.py", "STREAM_AUGMENT = 8", "STREAM_AUGMENT = 1", _STREAMS),
+    Mutation("ijepa_ds/counter.py", "STREAM_DROP = 7", "STREAM_DROP = 9", _GOLDEN),
+    Mutation(
+        "ijepa_ds/counter.py", "key = _mix_int(key + (number + 1) * _GOLDEN)", "key = _mix_int(key + number * _GOLDEN)", _GOLDEN
+    ),
+    Mutation("ijepa_ds/data/order.py", "_ROUNDS = 8", "_ROUNDS = 6", _GOLDEN),
+    Mutation("ijepa_ds/data/order.py", "fold(seed, int(epoch))", "fold(seed, int(epoch) + 1)", _GOLDEN),
+    Mutation("ijepa_ds/data/order.py", "fold(seed, _SOURCE, source)", "fold(seed, _SOURCE)", _GOLDEN),
+    Mutation("ijepa_ds/masks/published.py", "_ATTEMPTS = 20", "_ATTEMPTS = 19", _GOLDEN),
+    Mutation("ijepa_ds/masks/unbiased.py", "_DEFAULT_SHARE = 0.95", "_DEFAULT_SHARE = 0.9", _GOLDEN),
+    Mutation("ijepa_ds/masks/blocks.py", "(draw * (side + 1 - np.array(size)))", "(draw * (side - np.array(size)))", _GOLDEN),
+    Mutation("ijepa_ds/model/vit.py", "(key * 1_000_003 + char)", "(key * 1_000_033 + char)", _GOLDEN),
+    Mutation(
+        "ijepa_ds/model/blocks.py", "rate = size.drop_path * index / max(1, size.depth - 1)", "rate = size.drop_path", _GOLDEN
+    ),
+    Mutation("ijepa_ds/evals/lowshot.py", "np.random.default_rng(seed)", "np.random.default_rng(seed + 1)", _GOLDEN),
+    Mutation(
+        "ijepa_ds/training/live_eval.py",
+        "np.random.default_rng(0).permutation(n)",
+        "np.random.default_rng(1).permutation(n)",
+        _GOLDEN,
+    ),
+    Mutation(
+        "ijepa_ds/training/start.py", "if version != counter.ORDER_VERSION:", "if False:", "tests/training/test_continues.py"
+    ),
+    Mutation("ijepa_ds/training/start.py", "if saved != now:", "if False:", "tests/training/test_continues.py"),
     # The average of the target encoder.
     Mutation("ijepa_ds/zero/ema.py", "masters, 1.0 - momentum)", "masters, momentum)", _LOOP),
     Mutation(
@@ -159,6 +218,20 @@ MUTATIONS = [
         'buffer.copy_(reader.read("master", "encoder." + piece.name, piece))',
         "tests/dist/test_zero.py::test_resume_is_exact_to_the_last_bit[2]",
     ),
+    Mutation("ijepa_ds/checkpoint/writer.py", "        _prove(path, tensors, starts)\n", "", _FOLDERS),
+    Mutation(
+        "ijepa_ds/checkpoint/writer.py",
+        "for key, tensor in tensors.items():",
+        "for key, tensor in list(tensors.items())[:1]:",
+        _FOLDERS,
+    ),
+    Mutation(
+        "ijepa_ds/checkpoint/restore.py",
+        "share = (dist.get_rank(), dist.get_world_size())",
+        "share = (0, dist.get_world_size())",
+        _DAMAGE,
+    ),
+    Mutation("ijepa_ds/checkpoint/folder.py", "index % every == first", "index == first", _DAMAGE),
     # Weights.
     Mutation(
         "ijepa_ds/weights/names.py",
