@@ -39,6 +39,13 @@ _STREAMS = "tests/test_streams.py"
 _GOLDEN = "tests/test_golden.py"
 _FOLDERS = "tests/checkpoint/test_folders.py"
 _DAMAGE = "tests/dist/test_damage.py"
+_RECIPES = "tests/evals/test_recipes.py"
+_HEADS = "tests/evals/test_recipe_heads.py"
+_SWEEP = "tests/evals/test_sweep.py"
+_ROTARY = "tests/model/test_rotary.py"
+_TARGET = "tests/model/test_target.py"
+_METRICS = "tests/telemetry/test_metrics.py"
+_RELAX = "tests/masks/test_published.py -k exactly"
 
 MUTATIONS = [
     # The loop and what it passes on.
@@ -289,6 +296,61 @@ MUTATIONS = [
     Mutation("ijepa_ds/masks/unbiased.py", "math.log(aspect) for aspect in", "aspect for aspect in", _MASKS),
     Mutation("ijepa_ds/masks/sampler.py", "first = step * self.batch_size + first_position", "first = first_position", _MASKS),
     Mutation("ijepa_ds/masks/blocks.py", "area = int(patches)", "area = round(patches)", _MASKS),
+    # Recipes of evaluations, and what they stand on.
+    Mutation("ijepa_ds/model/blocks.py", "omega = 2 * np.pi * 100.0 **", "omega = 100.0 **", _ROTARY),
+    Mutation("ijepa_ds/model/blocks.py", "omega = 2 * np.pi * 100.0 **", "omega = 2 * np.pi * 10000.0 **", _ROTARY),
+    Mutation(
+        "ijepa_ds/model/blocks.py",
+        "angles = np.concatenate([columns, rows], axis=2)",
+        "angles = np.concatenate([rows, columns], axis=2)",
+        _ROTARY,
+    ),
+    Mutation("ijepa_ds/model/blocks.py", ".to(torch.float32) / (1.0 - drop.rate)", ".to(torch.float32)", _ROTARY),
+    Mutation("ijepa_ds/model/blocks.py", "chance[:, index] >= drop.rate", "chance[:, 0] >= drop.rate", _ROTARY),
+    Mutation("ijepa_ds/telemetry/metrics.py", "    x = x - x.mean(dim=0)\n", "", _METRICS),
+    Mutation("ijepa_ds/telemetry/metrics.py", ".std(dim=0).mean()", ".square().mean(dim=0).sqrt().mean()", _METRICS),
+    Mutation(
+        "ijepa_ds/masks/published.py",
+        "cfg.num_targets - attempt // _ATTEMPTS]",
+        "cfg.num_targets - (attempt + 1) // _ATTEMPTS]",
+        _RELAX,
+    ),
+    Mutation("ijepa_ds/masks/published.py", "short = left <= cfg.min_keep", "short = left < cfg.min_keep", _RELAX),
+    Mutation("ijepa_ds/model/ijepa.py", "whole.shape[-1:])", "whole.shape[-1:], eps=1e-6)", _TARGET),
+    Mutation("ijepa_ds/evals/finetune.py", "layer_decay=recipe.layer_decay)", "layer_decay=1.0)", _RECIPES),
+    Mutation("ijepa_ds/evals/finetune.py", "(model, recipe.weight_decay, layer", "(model, 0.0, layer", _RECIPES),
+    Mutation("ijepa_ds/evals/finetune.py", "            set_drop_path(model.encoder, recipe.drop_path)\n", "", _RECIPES),
+    Mutation("ijepa_ds/evals/finetune.py", "Mixup(recipe.mixup, recipe.cutmix,", "Mixup(recipe.mixup, 0.0,", _RECIPES),
+    Mutation("ijepa_ds/evals/finetune.py", "label_smoothing=0.0 if mix else recipe.smoothing", "label_smoothing=0.0", _RECIPES),
+    Mutation("ijepa_ds/evals/finetune.py", 'group["lr"] = group["first"] * share', 'group["lr"] = group["first"]', _RECIPES),
+    Mutation("ijepa_ds/evals/finetune.py", "share = (step + 1) / warmup if", "share = 1.0 if", _RECIPES),
+    Mutation("ijepa_ds/evals/finetune.py", "auto_augment=recipe.rand_augment or None", "auto_augment=None", _RECIPES),
+    Mutation("ijepa_ds/evals/finetune.py", "_score(model.eval(), ", "_score(model, ", _RECIPES),
+    Mutation("ijepa_ds/evals/attentive.py", '"weight_decay": decay, "first": lr', '"weight_decay": 0.01, "first": lr', _HEADS),
+    Mutation(
+        "ijepa_ds/evals/attentive.py",
+        'group["lr"] = group["first"] * _factor(step / steps)',
+        'group["lr"] = group["first"]',
+        _HEADS,
+    ),
+    Mutation(
+        "ijepa_ds/evals/attentive.py",
+        "clip_grad_norm_(probe.parameters(), 1.0)",
+        "clip_grad_norm_(probe.parameters(), 3.0)",
+        _HEADS,
+    ),
+    Mutation("ijepa_ds/evals/attentive.py", "label_smoothing=recipe.smoothing) for", "label_smoothing=0.0) for", _HEADS),
+    Mutation("ijepa_ds/evals/linear.py", "LogisticRegression(C=c, ", "LogisticRegression(C=c / 2, ", _HEADS),
+    Mutation("ijepa_ds/evals/lowshot.py", "model.set_params(C=strength)", "model.set_params(C=1 / strength)", _HEADS),
+    Mutation("ijepa_ds/evals/tasks.py", "(1 / (len(few) * settings.l2),)", "(1 / settings.l2,)", _HEADS),
+    Mutation("ijepa_ds/evals/sweep.py", "scale = batch / _REFERENCE_BATCH", "scale = 1.0", _SWEEP),
+    Mutation("ijepa_ds/evals/sweep.py", "        weight_gradient += self.decay * self.weight\n", "", _SWEEP),
+    Mutation(
+        "ijepa_ds/evals/sweep.py",
+        "return 0.1 ** int(epoch / self.decay_every)",
+        "return 0.1 ** (epoch / self.decay_every)",
+        _SWEEP,
+    ),
     # Evaluations and alarms.
     Mutation("ijepa_ds/evals/knn.py", "F.normalize(query, dim=1)", "query", _EVALS),
     Mutation("ijepa_ds/evals/knn.py", "bank = F.normalize(train_features, dim=1)", "bank = train_features", _EVALS),
