@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from ijepa_ds.cluster.processes import end_with_parent
@@ -18,6 +21,18 @@ def die_with_parent() -> None:
     end_with_parent(signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the call
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def end_with_pytest() -> None:
+    """In a process of multiprocessing: end it when pytest ends. A fork server, its direct parent, may live longer."""
+    pytest = multiprocessing.parent_process()
+    assert pytest is not None
+
+    def wait() -> None:
+        multiprocessing.connection.wait([pytest.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, name="end with pytest", daemon=True).start()
 
 
 def take_all_signals() -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from tests.dist.pool import forks, free_port
-from tests.processes import die_with_parent
+from tests.processes import end_with_pytest
 from tests.waiting import limit, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
@@ -207,7 +207,7 @@ def _rank(
     program: str = "ijepa_ds.train",
 ) -> None:
     os.setsid()
-    die_with_parent()  # the fork server, which ends with pytest
+    end_with_pytest()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that a script started behind itself ignore it
     for path, descriptor in ((log, 1), (error_log or log, 2)):
         with open(path, "ab", buffering=0) as file:

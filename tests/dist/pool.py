@@ -11,7 +11,7 @@ import socket
 import traceback
 from typing import Any
 
-from tests.processes import die_with_parent
+from tests.processes import end_with_pytest
 from tests.waiting import limit
 
 
@@ -30,7 +30,7 @@ def free_port() -> int:
 
 
 def _worker(rank: int, world_size: int, port: int, accelerator: str, pipe: Any) -> None:
-    die_with_parent()  # the fork server, which ends with pytest
+    end_with_pytest()
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
