@@ -198,6 +198,12 @@ GROUPS = {
             f"ijepa-ds bench comm {_RUN} --ranks 2",
             "docs/performance.md",
         ),
+        "bench host": Verb(
+            "ijepa_ds.bench.host",
+            "time what a step costs the host, in process groups of any size",
+            f"ijepa-ds bench host {_RUN} --world 1 64 512",
+            "docs/host-time.md",
+        ),
         "bench masks": Verb(
             "ijepa_ds.bench.masks",
             "time the sampling of masks for a micro-batch",

@@ -75,8 +75,13 @@ def show(verb: str, figures: dict[str, Any], target: Path | None) -> int:
     """
     print(f"\n{figures.get('title', verb)}: median [quartiles] x repeats\n{table(figures['records'])}")
     if target:
-        target.write_text(json.dumps({"verb": verb, "machine": figures["machine"], "records": figures["records"]}, indent=1))
+        write_json(verb, figures, target)
     return 0
+
+
+def write_json(verb: str, figures: dict[str, Any], target: Path) -> None:
+    """Write the `machine` and `records` of a verb, such as "bench step", to a JSON file, in one schema for all verbs."""
+    target.write_text(json.dumps({"verb": verb, "machine": figures["machine"], "records": figures["records"]}, indent=1))
 
 
 def shown(value: float, unit: str) -> str:
