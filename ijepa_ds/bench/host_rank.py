@@ -28,7 +28,8 @@ from ijepa_ds.distributed.world import initialise_distributed
 from ijepa_ds.exits import USER_ERROR
 from ijepa_ds.masks.sampler import Masks, build_sampler
 from ijepa_ds.model import ijepa
-from ijepa_ds.model.blocks import BLOCKS, compile_blocks
+from ijepa_ds.model.blocks import BLOCKS
+from ijepa_ds.model.compiling import compile_blocks
 from ijepa_ds.model.vit import initialise
 from ijepa_ds.training import job
 from ijepa_ds.training.engine import Engine, parameter_groups
