@@ -56,6 +56,9 @@ def concatenate(indices: Iterable[tuple[ImageIndex, str, float | None]], source:
     Args:
         indices: Index, name and weight of every source.
         source: Name of the result.
+
+    Raises:
+        ValueError: A source is a mix with weights, and the sources here have none.
     """
     given = list(indices)
     classes = tuple(sorted({name for index, _, _ in given for name in index.classes}))
@@ -80,5 +83,15 @@ def concatenate(indices: Iterable[tuple[ImageIndex, str, float | None]], source:
         classes=classes,
         bad=bad,
         problems=tuple(problem for index, _, _ in given for problem in index.problems),
-        parts=tuple(Part(name, len(index), weight) for index, name, weight in given),
+        parts=tuple(part for index, name, weight in given for part in _parts(index, name, weight, source)),
     )
+
+
+def _parts(index: ImageIndex, name: str, weight: float | None, source: str) -> list[Part]:
+    """One part for a source, or all parts of a source that is itself a mix with weights: the weights multiply."""
+    inner = [part.weight for part in index.parts if part.weight is not None]
+    if not inner:
+        return [Part(name, len(index), weight)]
+    if weight is None:
+        raise ValueError(f"data.source: {source!r}: {name!r} is a mix with weights: give every source a weight here, too")
+    return [Part(part.source, part.count, weight * (part.weight or 0.0) / sum(inner)) for part in index.parts]

@@ -12,7 +12,7 @@ import numpy as np
 from ijepa_ds.config import DataConfig
 from ijepa_ds.data.crops import crop_windows, flips
 from ijepa_ds.data.index import ImageIndex, describe
-from ijepa_ds.data.order import mixed_indices, sample_indices
+from ijepa_ds.data.order import mix_places, mixed_indices, sample_indices
 from ijepa_ds.data.reading import Reader
 
 logger = logging.getLogger(__name__)
@@ -131,6 +131,17 @@ def image_indices(index: ImageIndex, numbers: np.ndarray, seed: int) -> np.ndarr
     if weights:
         return mixed_indices(numbers, [part.count for part in index.parts], weights, seed)
     return sample_indices(numbers, len(index), seed)
+
+
+def mix_of(index: ImageIndex) -> list[list[int]] | None:
+    """Return what the weights of a mix decide: images and positions in a block of `MIX_BLOCK` samples of every source.
+
+    None without weights.
+    """
+    weights = [part.weight for part in index.parts if part.weight is not None]
+    if not weights:
+        return None
+    return [[part.count, int(places)] for part, places in zip(index.parts, mix_places(weights), strict=True)]
 
 
 def check_limits(cfg: DataConfig, index: ImageIndex, bad: Mapping[int, str]) -> None:

@@ -18,6 +18,7 @@ from ijepa_ds.cluster.watch import Watch
 from ijepa_ds.config import BatchPlan, Config
 from ijepa_ds.config.schedules import Schedule
 from ijepa_ds.data.index import ImageIndex, changes, describe
+from ijepa_ds.data.samples import mix_of
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import is_index, open_index, open_source
 from ijepa_ds.distributed.agreement import agree
@@ -183,6 +184,7 @@ def _facts(cfg: Config, plan: BatchPlan, folder: ImageIndex) -> dict[str, Any]:
         "micro_batch": plan.micro_batch,
         "images": len(folder),
         "data_checksum": folder.checksum,
+        "mix": mix_of(folder),
         "order_version": counter.ORDER_VERSION,
         "fingerprint": config.fingerprint(cfg),
         "config": config.to_text(cfg),
@@ -191,7 +193,7 @@ def _facts(cfg: Config, plan: BatchPlan, folder: ImageIndex) -> dict[str, Any]:
 
 
 def _check_continues(reader: CheckpointReader, folder: ImageIndex) -> None:
-    """Refuse another list of images or another order version: some samples would repeat and others be skipped.
+    """Refuse other images, other weights of a mix, or another order version: samples would repeat or be skipped.
 
     Checkpoints of before `counter.ORDER_VERSION` record none; they were drawn under version 1.
     """
@@ -208,6 +210,12 @@ def _check_continues(reader: CheckpointReader, folder: ImageIndex) -> None:
         raise ValueError(
             f"data.source has other images than when {reader.folder} was saved ({reader.manifest.get('images')} then, "
             f"{len(folder)} now, checksum {saved} then, {now} now): restore them, or start again in another run.dir"
+        )
+    if "mix" in reader.manifest and reader.manifest["mix"] != (mix := mix_of(folder)):  # older checkpoints do not record it
+        raise ValueError(
+            f"data.source mixes its sources in other shares than when {reader.folder} was saved (images and samples in a "
+            f"thousand of each source: {reader.manifest['mix']} then, {mix} now): restore the weights, or start again in "
+            "another run.dir"
         )
 
 

@@ -17,6 +17,7 @@ from ijepa_ds.data.index import ImageIndex, changes
 from ijepa_ds.data.loader import ImageBatches
 from ijepa_ds.data.order import MIX_BLOCK, mix_places, mixed_indices
 from ijepa_ds.data.reading import Reader
+from ijepa_ds.data.samples import mix_of
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import expand, open_source
 
@@ -198,6 +199,22 @@ def test_a_mix_without_weights_is_one_pile(tmp_path, files):
     assert mix.classes == ("a", "b", "c") and classes(mix)["c/z.jpg"] == "c"
     mix.save(tmp_path / "mix.index")
     assert contents(open_source(str(tmp_path / "mix.index"))) == contents(mix)
+
+
+def test_weights_of_a_mix_in_a_mix_multiply(tmp_path, files):
+    tar_of(tmp_path / "x.tar", {"c/z.jpg": encoded(9)})
+    (tmp_path / "inner.yaml").write_text("sources: [{source: images, weight: 3}, {source: x.tar, weight: 1}]\n")
+    (tmp_path / "outer.yaml").write_text("sources: [{source: inner.yaml, weight: 2}, {source: images, weight: 2}]\n")
+    index = open_source(str(tmp_path / "outer.yaml"))
+    assert [part.weight for part in index.parts] == [1.5, 0.5, 2]
+    assert [part.count for part in index.parts] == [len(files), 1, len(files)]
+    assert mix_of(index) == [[len(files), 375], [1, 125], [len(files), 500]]
+    open_source(str(tmp_path / "inner.yaml")).save(tmp_path / "inner.index")  # an index keeps them
+    (tmp_path / "outer.yaml").write_text("sources: [{source: inner.index, weight: 1}, {source: images, weight: 1}]\n")
+    assert [part.weight for part in open_source(str(tmp_path / "outer.yaml")).parts] == [0.75, 0.25, 1]
+    (tmp_path / "outer.yaml").write_text("sources: [{source: inner.yaml}, {source: images}]\n")
+    with pytest.raises(ValueError, match=r"inner\.yaml' is a mix with weights: give every source a weight"):
+        open_source(str(tmp_path / "outer.yaml"))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 from ijepa_ds import counter
 from ijepa_ds.checkpoint.reader import CheckpointReader
 from ijepa_ds.config import BatchPlan
+from ijepa_ds.data.index_file import Part
 from ijepa_ds.training import start
 from tests.checkpoint_cases import write
 from tests.dist.jobs import tiny_config
@@ -25,7 +26,12 @@ class Images(SimpleNamespace):
         return 24
 
 
-IMAGES: Any = Images(checksum="abc")
+IMAGES: Any = Images(checksum="abc", parts=(Part("images", 24, None),))
+
+
+def mixed(*weights: float) -> Any:
+    """A mix of the same images with weights."""
+    return Images(checksum="abc", parts=tuple(Part(str(i), 24 // len(weights), w) for i, w in enumerate(weights)))
 
 
 def saved(run_dir: Path, **facts: object) -> CheckpointReader:
@@ -53,6 +59,16 @@ def test_another_order_version_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 def test_other_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"other images than when .*20 then, 24 now, checksum xyz then, abc now"):
         start._check_continues(saved(tmp_path, data_checksum="xyz", images=20), IMAGES)
+
+
+def test_other_weights_of_a_mix_are_refused(tmp_path: Path) -> None:
+    before = start._facts(tiny_config(), BatchPlan(world_size=1, micro_batch=8, accumulation=1), mixed(99, 1))
+    reader = saved(tmp_path, **before)
+    start._check_continues(reader, mixed(9.9, 0.1))  # the same shares
+    for other in (mixed(1, 99), IMAGES):
+        with pytest.raises(ValueError, match=r"mixes its sources in other shares .*\[\[12, 990\], \[12, 10\]\] then"):
+            start._check_continues(reader, other)
+    start._check_continues(saved(tmp_path / "old"), mixed(1, 99))  # a checkpoint that does not record it
 
 
 def test_a_manifest_records_both(tmp_path: Path) -> None:
