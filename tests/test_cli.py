@@ -18,7 +18,7 @@ from ijepa_ds.train_decoder import train as train_decoder
 def check_help(text: str, repository: Path) -> None:
     """It has an example, and a page that exists."""
     assert re.search(r"^example: (ijepa-ds|deepspeed) ", text, re.MULTILINE)
-    page = re.search(r"^page: (docs/\w+\.md)$", text, re.MULTILINE)
+    page = re.search(r"^page: (docs/[\w-]+\.md)$", text, re.MULTILINE)
     assert page and (repository / page[1]).is_file()
 
 
