@@ -23,13 +23,12 @@ from ijepa_ds.bench.record import machine, record
 from ijepa_ds.bench.traffic import Traffic
 from ijepa_ds.config import Config, resolve_auto
 from ijepa_ds.config.deepspeed_json import add_precision
-from ijepa_ds.distributed.fake import pretend_world
+from ijepa_ds.distributed.fake import backend_seconds, pretend_world
 from ijepa_ds.distributed.world import initialise_distributed
 from ijepa_ds.exits import USER_ERROR
 from ijepa_ds.masks.sampler import Masks, build_sampler
-from ijepa_ds.model import ijepa
+from ijepa_ds.model import compiling, ijepa
 from ijepa_ds.model.blocks import BLOCKS
-from ijepa_ds.model.compiling import compile_blocks
 from ijepa_ds.model.vit import initialise
 from ijepa_ds.training import job
 from ijepa_ds.training.engine import Engine, parameter_groups
@@ -71,8 +70,8 @@ def torch_alone(cfg: Config, device: torch.device, world: int, sharded: bool) ->
     """The same networks in plain PyTorch, or under FSDP2 (`fully_shard` of every block, then of the rest)."""
     model = ijepa.build(cfg).to(device)
     initialise(model, cfg.run.seed, layer_scale=cfg.model.layer_scale)
-    if cfg.model.compile:
-        compile_blocks(model)
+    if compiling.is_compiled(cfg.model, device):
+        compiling.compile_blocks(model)
     if sharded:
         _shard(model, device, world)
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=1e-4, fused=True)
@@ -185,6 +184,7 @@ def measure(cfg: Config, ds_config: dict[str, Any], way: str, world: int, steps:
     name = f"host.{built.name}.{world}"
     return [
         *(record(f"{name}.{part}", "s", values, config) for part, values in samples.items()),
+        record(f"{name}.backend", "s", [backend_seconds(traffic.calls)], config),  # of the step: not a real run's
         record(f"{name}.start", "s", [start], config),
         record(f"{name}.calls", "calls", [calls.count], config),
         record(f"{name}.collectives", "collectives", [sum(traffic.calls.values())], config, calls=dict(traffic.calls)),

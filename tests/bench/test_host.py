@@ -12,7 +12,7 @@ from ijepa_ds.cli import main
 from tests.bench.test_bench import check
 from tests.dist.launched import TINY, prepare
 
-PARTS = {"forward", "backward", "optimizer", "ema", "step", "start"}
+PARTS = {"forward", "backward", "optimizer", "ema", "step", "start", "backend"}
 
 
 def parsed(*words: str) -> argparse.Namespace:
