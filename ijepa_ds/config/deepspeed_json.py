@@ -133,9 +133,16 @@ def _offload(block: str, written: Any) -> Iterator[Problem]:
         yield Problem((f"{name}.nvme_path",), f"{path!r}: {text}")
 
 
+# Stages 1 and 2 reduce gradients either slice by slice to their owners, one collective for each rank, or with one all-reduce
+# for each bucket, which sends twice the bytes. Up to this number of ranks to the owners.
+MOST_OWNERS = 64
+
+
 def _complete(written: dict[str, Any], plan: BatchPlan, clip_grad: float, precision: str) -> dict[str, Any]:
     """What was written, plus batch, precision, clipping and quiet diagnostics."""
     zero = {"stage": 0, **written.get("zero_optimization", {})}
+    if zero["stage"] in (1, 2):
+        zero.setdefault("use_multi_rank_bucket_allreduce", plan.world_size > MOST_OWNERS)
     result = {
         "steps_per_print": _NEVER,
         "wall_clock_breakdown": False,

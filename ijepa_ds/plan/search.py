@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ijepa_ds.config import Config
+from ijepa_ds.config.deepspeed_json import MOST_OWNERS
 from ijepa_ds.model.work import Work
 from ijepa_ds.plan.hardware import GIB, Device
 from ijepa_ds.plan.report import Plan, plan_of
@@ -16,8 +17,8 @@ from ijepa_ds.plan.spread import Spread
 # bucket, second bucket: as in the shipped ds_configs/zero0.json ... zero3.json
 _SHIPPED: dict[int, dict[str, Any]] = {
     0: {"bucket": 500_000_000, "double_bucket": False},
-    1: {"bucket": 100_000_000, "double_bucket": False, "all_reduce": False},
-    2: {"bucket": 100_000_000, "double_bucket": True, "all_reduce": False},
+    1: {"bucket": 100_000_000, "double_bucket": False},
+    2: {"bucket": 100_000_000, "double_bucket": True},
     3: {"bucket": 50_000_000, "double_bucket": False, "persist": 0},
 }
 
@@ -93,6 +94,7 @@ def _families(spread: Spread) -> Iterator[Spread]:
     for stage, keys in _SHIPPED.items():
         if stage and spread.world == 1:
             continue  # nothing to partition
+        keys = keys | {"all_reduce": spread.world > MOST_OWNERS}
         same = spread if spread.stage == stage else replace(spread, stage=stage, offload=False, offload_weights=False, **keys)
         yield replace(same, hpz=1)
         if stage == 3 and spread.nodes > 1 and spread.gpus > 1:

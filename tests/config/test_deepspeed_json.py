@@ -40,10 +40,28 @@ def test_compiled_blocks_go_with_every_stage(stage: int, tmp_path: Path) -> None
     assert load_deepspeed(write(tmp_path, {"zero_optimization": {"stage": stage}}), compiled, WHOLE)
 
 
+@pytest.mark.parametrize(("ranks", "all_reduce"), [(1, False), (64, False), (65, True), (512, True)])
+def test_many_ranks_all_reduce_whole_buckets(ranks: int, all_reduce: bool, tmp_path: Path) -> None:
+    plan = BatchPlan(world_size=ranks, micro_batch=1, accumulation=1)
+    name = "use_multi_rank_bucket_allreduce"
+    for stage in (1, 2):
+        zero = {"stage": stage}
+        assert (
+            load_deepspeed(write(tmp_path, {"zero_optimization": zero}), CONFIG, plan)["zero_optimization"][name] == all_reduce
+        )
+        written = load_deepspeed(write(tmp_path, {"zero_optimization": zero | {name: not all_reduce}}), CONFIG, plan)
+        assert written["zero_optimization"][name] != all_reduce
+    for stage in (0, 3):
+        assert (
+            name
+            not in load_deepspeed(write(tmp_path, {"zero_optimization": {"stage": stage}}), CONFIG, plan)["zero_optimization"]
+        )
+
+
 def test_completes_what_follows_from_the_run(tmp_path: Path) -> None:
     path = write(tmp_path, {"zero_optimization": {"stage": 2}})
     result = load_deepspeed(path, CONFIG, IN_PARTS)
-    assert result["zero_optimization"] == {"stage": 2}
+    assert result["zero_optimization"] == {"stage": 2, "use_multi_rank_bucket_allreduce": False}
     batch = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     assert [result[key] for key in batch] == [64, 4, 4]
     assert result["gradient_clipping"] == 0.0  # DeepSpeed's own default is 1
