@@ -179,7 +179,7 @@ def measure(cfg: Config, ds_config: dict[str, Any], way: str, world: int, steps:
         "way": built.name,
         "ranks": world,
         "device": device.type,
-        "compile": bool(cfg.model.compile),
+        "compile": compiling.is_compiled(cfg.model, device),
     }
     name = f"host.{built.name}.{world}"
     return [
