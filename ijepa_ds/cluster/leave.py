@@ -45,8 +45,11 @@ def leave_hang(peers: Sequence[Peer], rank: int, hanging: Sequence[int], timeout
 
 
 def _report(peer: Peer, timeout: float, own: bool) -> None:
-    stopped = " It is stopped (SIGSTOP)." if peer.process.state() == "T" else ""
-    rank_log.say(f"\nijepa_ds: {peer} hangs: no progress for {timeout:.0f} s (run.hang_timeout).{stopped} Its stack:\n")
+    text = f"\nijepa_ds: {peer} hangs: no progress for {timeout:.0f} s (run.hang_timeout)."
+    if peer.process.state() == "T":  # it cannot answer now; a signal that waits for SIGCONT would come while its threads run
+        rank_log.say(f"{text} It is stopped (SIGSTOP)\n")
+        return
+    rank_log.say(f"{text} Its stack:\n")
     if own:
         faulthandler.dump_traceback(file=rank_log.terminal(), all_threads=True)
     else:
