@@ -23,7 +23,7 @@ def _loop(world: int, stage: int, precision: str = "float32") -> str:
     return f"tests/dist/test_zero.py::test_the_loop_equals_plain_pytorch[{world}-{stage}-{precision}]"
 
 
-_LOOP = _loop(2, 3)
+_LOOP, _LOOP_OF_TWO = _loop(1, 3), _loop(2, 3)
 _PARITY = "tests/model/test_parity.py"
 _SCHEDULES = "tests/config/test_schedules.py tests/model/test_parity.py"
 _VIT = "tests/model/test_vit.py tests/model/test_parity.py -m 'not slow'"
@@ -65,9 +65,9 @@ MUTATIONS = [
     Mutation("ijepa_ds/training/engine.py", "p.shape)) > 1 and not", "p.shape)) > 2 and not", _LOOP),
     Mutation("ijepa_ds/training/engine.py", "(settings.lr, settings.weight_decay)", "(settings.lr, 0.0)", _LOOP),
     Mutation(
-        "ijepa_ds/training/engine.py", "found_inf = skip.float()", "found_inf = torch.zeros_like(skip).float()", _loop(2, 0)
+        "ijepa_ds/training/engine.py", "found_inf = skip.float()", "found_inf = torch.zeros_like(skip).float()", _loop(1, 0)
     ),
-    Mutation("ijepa_ds/training/engine.py", "return not bool(skip)", "return True", _loop(2, 0)),
+    Mutation("ijepa_ds/training/engine.py", "return not bool(skip)", "return True", _loop(1, 0)),
     Mutation("ijepa_ds/training/engine.py", "        self._fill(cfg.run.seed, start)", "        self._fill(0, start)", _LOOP),
     Mutation("ijepa_ds/training/feed.py", "plan.batch_size + run.plan.position(run.rank, micro)", "plan.batch_size", _LOOP),
     Mutation("ijepa_ds/training/feed.py", "step * run.plan.batch_size + run", "run", _LOOP),
@@ -75,14 +75,16 @@ MUTATIONS = [
     Mutation("ijepa_ds/training/feed.py", "plan.position(self._run.rank, micro)", "plan.position(self._run.rank, 0)", _LOOP),
     Mutation("ijepa_ds/training/feed.py", "seed=run.cfg.run.seed,", "seed=0,", _LOOP),
     Mutation("ijepa_ds/training/feed.py", "run.cfg.data, run.cfg.run.seed,", "run.cfg.data, 0,", _LOOP),
-    Mutation("ijepa_ds/config/batch.py", "(micro * self.world_size + rank)", "(rank * self.accumulation + micro)", _LOOP),
+    Mutation(
+        "ijepa_ds/config/batch.py", "(micro * self.world_size + rank)", "(rank * self.accumulation + micro)", _LOOP_OF_TWO
+    ),
     Mutation("ijepa_ds/config/deepspeed_json.py", '"gradient_clipping": clip_grad,', '"gradient_clipping": 0.0,', _LOOP),
     Mutation("ijepa_ds/training/resolution.py", "cfg.grid, cfg.run.seed,", "cfg.grid, 0,", _LOOP),
     Mutation(
         "ijepa_ds/training/reporter.py",
         "self._steps * self.cfg.optimization.batch_size",
         "self._steps * (self.cfg.optimization.batch_size // torch.distributed.get_world_size())",
-        _LOOP,
+        _LOOP_OF_TWO,
     ),
     Mutation(
         "ijepa_ds/training/reporter.py",
@@ -90,7 +92,7 @@ MUTATIONS = [
         '"schedule/lr": self.schedule.lr(step + 1)',
         _LOOP,
     ),
-    Mutation("ijepa_ds/training/reporter.py", "(self._peak * torch.distributed.get_world_size())", "self._peak", _LOOP),
+    Mutation("ijepa_ds/training/reporter.py", "(self._peak * torch.distributed.get_world_size())", "self._peak", _LOOP_OF_TWO),
     Mutation("ijepa_ds/training/reporter.py", "self._skipped += not applied", "self._skipped += applied", _LOOP),
     Mutation(
         "ijepa_ds/training/skipped.py",
