@@ -277,7 +277,7 @@ def test_compiled_blocks_give_the_same_steps(
     np.testing.assert_allclose(norms, plain.norms[:6], rtol=1e-4)
 
 
-@pytest.mark.slow  # the compiler of the CPU takes two minutes
+@pytest.mark.nightly  # the compiler of the CPU takes two minutes
 def test_compiled_by_inductor_at_stage_3(ranks: Ranks, tmp_path: Path, images: Path, plain: reference.Trained) -> None:
     settings: dict = {**TRAIN, "place": str(images), "run": str(tmp_path), "model": {"compile": True}, "extra": RELEASED}
     results = ranks(1).run("train", stage=3, until=6, timeout=900, **settings)
