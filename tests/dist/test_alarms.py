@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from ijepa_ds.telemetry.events import read_scalars
 from ijepa_ds.telemetry.health import read_alarms
@@ -13,28 +12,17 @@ from tests.dist.launches import start
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 
-def large_images(place: Path) -> None:
-    """Decoding them takes far longer than a step of the network."""
-    for i in range(8):
-        pixels = np.random.default_rng(i).integers(0, 256, (1600, 1600, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(place / "images" / f"large{i}.jpg")
-    for old in (place / "images").rglob("class*/*.jpg"):
-        old.unlink()
-
-
 FAILURES = {
     "partial_collapse": ("ijepa_ds.train", ["optimization.lr=0.05", "optimization.ema=[0.5, 0.9]", "optimization.steps=24"]),
     "loss_jump": ("tests.dist.one_bad_step", ["optimization.steps=24"]),
     "dead_predictor": ("tests.dist.dead_predictor", ["optimization.steps=12"]),
-    "stalled_loader": ("ijepa_ds.train", ["optimization.steps=7", "data.prefetch=1"]),
+    "stalled_loader": ("tests.dist.slow_images", ["optimization.steps=7"]),
 }
 
 
 @pytest.mark.parametrize("name", FAILURES)
 def test_a_run_made_to_fail_raises_its_alarm(name: str, place: Path) -> None:
     module, overrides = FAILURES[name]
-    if name == "stalled_loader":
-        large_images(place)
     done = start(place, "run.dir=out", "run.picture_every=0", "model.precision=float32", *overrides, stage=0, program=module)
     assert done.returncode == 0, done.stderr
     alarms = [alarm for alarm in read_alarms(place / "out") if alarm.name == name]
