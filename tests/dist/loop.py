@@ -135,5 +135,6 @@ def train(
         "saved": saved,
         "folder": saved[-1],
         "kind": prepared.engine.layout.kind,
+        "note": prepared.engine.note,
         "target": jobs.gathered_target(prepared.engine),
     }

@@ -1,12 +1,14 @@
 """ZeRO-3 training has the same bits with `ijepa_ds.zero.linear` as with DeepSpeed's own collectives, on real ranks."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.dist.pool import Pool
+from tests.dist.test_zero import assert_same_bits
 
 pytestmark = pytest.mark.dist
 NOTHING_KEPT = {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 5000}
@@ -23,13 +25,14 @@ CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_twenty_steps_have_the_same_bits(name: str, ranks: Callable[[int], Pool]) -> None:
+def test_twenty_steps_have_the_same_bits(name: str, ranks: Callable[[int], Pool], images: Path, tmp_path: Path) -> None:
     world, precision, more = CASES[name]
-    arguments = {"precision": precision, "extra": more.get("extra", {}), **more.get("optimization", {})}
-    results = ranks(world).run("train_both_ways", module="tests.dist.jobs_linear", steps=20, **arguments)
+    settings = {"precision": precision, "extra": more.get("extra", {}), **more.get("optimization", {})}
+    results = ranks(world).run(
+        "train_both_ways", module="tests.dist.jobs_linear", place=str(images), folder=str(tmp_path), **settings
+    )
     for own, ours in results:
         assert own["losses"] == ours["losses"] and ours["losses"][-1] < ours["losses"][0]
-        for kind in ("state", "target"):
-            assert own[kind].keys() == ours[kind].keys() and ours[kind]
-            different = [key for key, values in own[kind].items() if not np.array_equal(values, ours[kind][key])]
-            assert different == []
+        assert own["target"].keys() == ours["target"].keys() and ours["target"]
+        assert [key for key, values in own["target"].items() if not np.array_equal(values, ours["target"][key])] == []
+    assert_same_bits(results[0][0]["folder"], results[0][1]["folder"])
