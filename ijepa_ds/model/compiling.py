@@ -59,9 +59,11 @@ def _reason_against(cfg: ModelConfig, device: torch.device) -> str:
 
 def _missing(device: torch.device) -> str:
     """What this machine needs before it can compile; empty if nothing."""
-    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
+    # Triton compiles its launchers with a C compiler, the code for a CPU is C++
+    variable, names = ("CC", ["cc", "gcc", "clang"]) if device.type == "cuda" else ("CXX", ["g++", "c++", "clang++"])
+    compilers = [os.environ[variable]] if os.environ.get(variable) else names
     if not any(map(shutil.which, compilers)):
-        return f"the compiler {' or '.join(compilers)} is missing: install a C++ compiler"
+        return f"the compiler {' or '.join(compilers)} is missing: install one, or set {variable}"
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 

@@ -42,6 +42,13 @@ def of(schedule: Schedule, step: int) -> tuple[float, float, float]:
     return schedule.lr(step), schedule.weight_decay(step), schedule.momentum(step)
 
 
+def test_ipe_scale_stretches_schedules_of_a_run_in_steps() -> None:
+    in_steps = config(epochs=None, steps=40, warmup_epochs=None, warmup_steps=4, ipe_scale=1.25)
+    schedule = Schedule.of(in_steps, 10)
+    assert (schedule.total_steps, schedule.horizon) == (40, 50)
+    assert schedule.lr(39) > 10 * in_steps.optimization.final_lr and schedule.lr(49) == in_steps.optimization.final_lr
+
+
 def test_small_run_exactly() -> None:
     schedule = Schedule.of(config(), 10)
     assert (schedule.total_steps, schedule.warmup_steps, schedule.horizon) == (50, 10, 50)

@@ -37,9 +37,11 @@ def test_a_run_compiles_on_a_gpu_unless_something_is_missing(monkeypatch: pytest
 
 
 def test_a_machine_without_a_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ValueError, match="the compiler no-such-compiler is missing: install a C\\+\\+ compiler, or leave"):
-        compiling.is_compiled(settings(compile=True), CPU)
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
+    for variable, device in (("CXX", CPU), ("CC", GPU)):
+        monkeypatch.setenv(variable, "no-such-compiler")
+        with pytest.raises(ValueError, match=f"compiler no-such-compiler is missing: install one, or set {variable}, or leave"):
+            compiling.is_compiled(settings(compile=True), device)
     assert not compiling.is_compiled(settings(), GPU)
 
 
