@@ -374,7 +374,9 @@ MUTATIONS = [
     Mutation("ijepa_ds/evals/knn.py", "F.normalize(query, dim=1)", "query", _EVALS),
     Mutation("ijepa_ds/evals/knn.py", "bank = F.normalize(train_features, dim=1)", "bank = train_features", _EVALS),
     Mutation("ijepa_ds/evals/knn.py", "(similarity - 1) / temperature", "(similarity - 1)", _EVALS),
-    Mutation("ijepa_ds/evals/features.py", "[:, -output.shape[1] :]", "[:, : output.shape[1]]", _EVALS),
+    Mutation(
+        "ijepa_ds/evals/features.py", "[:, -output.shape[1] :]", "[:, : output.shape[1]]", "tests/evals/test_suite.py -k layer"
+    ),
     Mutation("ijepa_ds/telemetry/health.py", "elif value < share * highest:", "elif value < highest / 100:", _HEALTH),
     Mutation("ijepa_ds/telemetry/health.py", "self.limits.rest if message", "0 if message", _HEALTH),
 ]

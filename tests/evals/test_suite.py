@@ -26,8 +26,8 @@ from tests.evals_cases import HALF, Colours, clusters, write_images
 from tests.weights_cases import write_run
 
 
-def small_encoder(depth: int = 5) -> Encoder:
-    encoder = Encoder(Size(32, depth, 2, 64), 4, 4)
+def small_encoder(depth: int = 5, registers: int = 0) -> Encoder:
+    encoder = Encoder(Size(32, depth, 2, 64, registers=registers), 4, 4)
     initialise(encoder, seed=0)
     return encoder
 
@@ -35,13 +35,14 @@ def small_encoder(depth: int = 5) -> Encoder:
 # --- features of several layers
 
 
-def test_last_four_layers_side_by_side() -> None:
-    encoder = small_encoder()
+@pytest.mark.parametrize("registers", [0, 3])
+def test_last_four_layers_side_by_side(registers: int) -> None:
+    encoder = small_encoder(registers=registers)
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     four = extract(encoder, [images], HALF, HALF, "cpu", layers=4)
     assert num_layers(encoder) == 5 and four.shape == (3, 128)
     torch.testing.assert_close(four[:, -32:], extract(encoder, [images], HALF, HALF, "cpu"))
-    short = small_encoder(depth=3)  # the same first three blocks: its output is the third layer of the other
+    short = small_encoder(3, registers)  # the same first three blocks: its output is the third layer of the other
     short.load_state_dict({name: value for name, value in encoder.state_dict().items() if name in short.state_dict()})
     torch.testing.assert_close(four[:, 32:64], extract(short, [images], HALF, HALF, "cpu"))
     assert not encoder.blocks[2]._forward_hooks
