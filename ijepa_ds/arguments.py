@@ -60,6 +60,13 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="folder, list, tar shards, index or mix (docs/data.md)")
 
 
+def parse_level(text: str) -> int:
+    """Return the value of `--class-level`: a whole number other than 0."""
+    if not text.lstrip("-").isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 1, 2, ... (first folders) or -1, -2, ... (last folders)")
+    return int(text)
+
+
 def add_step(parser: argparse.ArgumentParser) -> None:
     """`--step` of a checkpoint."""
     parser.add_argument("--step", type=int, help="of a run: the checkpoint of this step; default: the newest valid one")

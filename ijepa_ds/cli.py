@@ -48,6 +48,12 @@ GROUPS = {
             "ijepa-ds data check data/train --fix-index data/train.index",
             "docs/data.md",
         ),
+        "data list": Verb(
+            "ijepa_ds.data.list_command",
+            "write a list of images and labels from a data set's own label files",
+            "ijepa-ds data list data/tiny-imagenet-200 --layout tiny-imagenet --out data/val.csv",
+            "docs/data.md",
+        ),
         "data shard": Verb(
             "ijepa_ds.data.shard_command",
             "write an image source as tar shards with an index",

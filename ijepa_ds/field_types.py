@@ -35,6 +35,12 @@ def _check_order(pair: tuple[Any, Any]) -> tuple[Any, Any]:
     return pair
 
 
+def _check_level(value: int) -> int:
+    if value == 0:
+        raise ValueError("a whole number other than 0")
+    return value
+
+
 _T = TypeVar("_T")
 _PARSED = BeforeValidator(_parse)  # stands last: the JSON schema loses ranges that follow it
 _FINITE = Field(strict=True, allow_inf_nan=False)
@@ -44,6 +50,7 @@ Text = StrictStr
 Path = Annotated[str, Field(strict=True, pattern=r"\S")]
 Whole = Annotated[int, Field(strict=True, ge=0)]
 Count = Annotated[int, Field(strict=True, ge=1)]
+Level = Annotated[int, Field(strict=True, ge=-20, le=20), AfterValidator(_check_level)]
 NotNegative = Annotated[float, _FINITE, Field(ge=0), _PARSED]
 Positive = Annotated[float, _FINITE, Field(gt=0), _PARSED]
 Share = Annotated[float, _FINITE, Field(ge=0, lt=1), _PARSED]

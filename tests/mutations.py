@@ -46,9 +46,28 @@ _SWEEP = "tests/evals/test_sweep.py"
 _ROTARY = "tests/model/test_rotary.py"
 _TARGET = "tests/model/test_target.py"
 _METRICS = "tests/telemetry/test_metrics.py"
+_CASES = "tests/cases"
 _RELAX = "tests/masks/test_published.py -k exactly"
 
 MUTATIONS = [
+    # Sources: tars, classes, lists.
+    Mutation("ijepa_ds/data/tar_format.py", "if part.strip(b", "if False and part.strip(b", f"{_CASES}/test_tars.py"),
+    Mutation("ijepa_ds/data/tar_format.py", "if left >= 2 * BLOCK and (", "if left >= 0 and (", f"{_CASES}/test_tars.py"),
+    Mutation("ijepa_ds/data/tar_format.py", "or filled)", "or True)", f"{_CASES}/test_tars.py"),
+    Mutation("ijepa_ds/data/tar_format.py", 'flag == b"S" or any(', "any(", f"{_CASES}/test_tars.py -k sparse"),
+    Mutation(
+        "ijepa_ds/data/tar_tree.py",
+        "(name, resolved, above | {real})",
+        "(name, resolved, above)",
+        f"{_CASES}/test_tars.py -k links",
+    ),
+    Mutation(
+        "ijepa_ds/data/classes.py", "level is not None and len(folders)", "False and len(folders)", f"{_CASES}/test_classes.py"
+    ),
+    Mutation("ijepa_ds/data/classes.py", "range(len(parts) - 1, 0, -1)", "range(1, len(parts))", f"{_CASES}/test_classes.py"),
+    Mutation("ijepa_ds/data/lists.py", 'content.removeprefix(b"', 'content.removesuffix(b"', f"{_CASES}/test_lists.py"),
+    Mutation("ijepa_ds/data/lists.py", 'len(columns) > 1 and "label"', 'False and "label"', f"{_CASES}/test_lists.py"),
+    Mutation("ijepa_ds/evals/presets.py", "if found != preset.num_classes", "if found > 10**6", f"{_CASES}/test_classes.py"),
     # The loop and what it passes on.
     Mutation("ijepa_ds/training/loop.py", "engine.step(schedule.at(step), ", "engine.step(schedule.at(step + 1), ", _LOOP),
     Mutation("ijepa_ds/training/loop.py", "sampler.sample(step, micro)", "sampler.sample(step, 0)", _LOOP),

@@ -29,7 +29,7 @@ _RAW = 1 << 30  # maximum bytes written to measure the disk's throughput
 def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, saves: int) -> dict[str, Any]:
     """Train and save `saves` times each way in a temporary folder in `run.dir`; return this rank's figures."""
     device = initialise_distributed()
-    images = open_source(cfg.data.source, ScanOptions(max_pixels=cfg.data.max_pixels))
+    images = open_source(cfg.data.source, ScanOptions.of(cfg.data))
     engine = Engine(cfg, ds_config, device)
     steps = Steps(engine, cfg, plan, rank, images)
     Path(cfg.run.dir).mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from ijepa_ds.training.engine import Engine
 def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, steps: int) -> dict[str, Any]:
     """Build and train; return this rank's figures."""
     device = initialise_distributed()
-    folder = open_source(cfg.data.source, ScanOptions(max_pixels=cfg.data.max_pixels))
+    folder = open_source(cfg.data.source, ScanOptions.of(cfg.data))
     torch.ones(8, device=device).sum()
     before, _ = memory.resident_bytes()
     memory.reset_peak(device)

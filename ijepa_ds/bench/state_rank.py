@@ -23,7 +23,7 @@ STAGES = (0, 1, 2, 3)
 def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, stages: int) -> dict[str, Any]:
     """The figures of this rank for every stage whose bit is set in `stages`."""
     device = initialise_distributed()
-    images = open_source(cfg.data.source, ScanOptions(max_pixels=cfg.data.max_pixels))
+    images = open_source(cfg.data.source, ScanOptions.of(cfg.data))
     small = replace(cfg, model=replace(cfg.model, name="tiny", width=None, depth=2, heads=None, mlp_hidden=None))
     chosen = [stage for stage in STAGES if stages >> stage & 1]
     _stage(chosen[-1], small, ds_config, plan, rank, images, device)  # loads libraries and allocates their buffers

@@ -18,6 +18,7 @@ from ijepa_ds.field_types import (
     Count,
     Flag,
     Hue,
+    Level,
     NotNegative,
     Ordered,
     Path,
@@ -101,6 +102,12 @@ class DataConfig:
     mean: tuple[Share, Share, Share] = key((0.485, 0.456, 0.406), "mean of red, green, blue; pixels are in 0 to 1")
     std: tuple[Positive, Positive, Positive] = key((0.229, 0.224, 0.225), "their standard deviations")
     max_pixels: Count = key(100_000_000, "images with more pixels, by their header, are refused", free=True)
+    class_level: Level | None = key(
+        None, "folders that make the class: the first n, or the last n for -n; `null`: the whole path", free=True
+    )
+    tar_end: Literal["error", "warn"] = key(
+        "error", "a tar without its two last blocks of zeros: `error` refuses it, `warn` reads the members it has", free=True
+    )
     max_bad: Whole = key(100, "the run stops when more images than this are unreadable", free=True)
     max_bad_share: Share = key(0.25, "and when they are more than this share of all images", free=True)
 

@@ -16,9 +16,8 @@ from tqdm import tqdm
 from ijepa_ds.arguments import check_at_least
 from ijepa_ds.data.headers import check_pixels, check_pixels_strictly
 from ijepa_ds.data.index import ImageIndex
-from ijepa_ds.data.index_command import add_scan_arguments, summary
+from ijepa_ds.data.index_command import add_scan_arguments, scan_options, summary
 from ijepa_ds.data.reading import Reader
-from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
 
 logger = logging.getLogger(__name__)
@@ -35,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check the images and print the table; return 0 if all are readable or an index was written, else 1."""
     check_at_least(args, threads=1)
-    index = open_source(args.source, ScanOptions(max_pixels=args.max_pixels, progress=True))
+    index = open_source(args.source, scan_options(args))
     index = index.with_bad(check(index, args.max_pixels, args.threads))
     logger.info("%s", table(index))
     if args.fix_index:

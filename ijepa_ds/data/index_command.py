@@ -6,7 +6,8 @@ import argparse
 import logging
 import time
 
-from ijepa_ds.arguments import add_out, add_source
+from ijepa_ds.arguments import add_out, add_source, parse_level
+from ijepa_ds.data.classes import describe_classes
 from ijepa_ds.data.index import ImageIndex, describe
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
@@ -18,6 +19,19 @@ def add_scan_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of every verb that scans a source."""
     add_source(parser)
     parser.add_argument("--max-pixels", type=int, default=100_000_000, help="as data.max_pixels (default 100 million)")
+    parser.add_argument("--class-level", type=parse_level, metavar="N", help="as data.class_level (default: all folders)")
+    parser.add_argument("--tar-end", choices=("error", "warn"), default="error", help="as data.tar_end (default error)")
+
+
+def scan_options(args: argparse.Namespace, *, checksum: bool = False) -> ScanOptions:
+    """Return the options of a scan that the command line gives."""
+    return ScanOptions(
+        max_pixels=args.max_pixels,
+        checksum=checksum,
+        progress=True,
+        tar_end=args.tar_end,
+        class_level=args.class_level,
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Scan the source and write its index; return 0, also if some images are unreadable."""
     start = time.perf_counter()
-    options = ScanOptions(max_pixels=args.max_pixels, checksum=args.checksum, progress=True)
-    index = open_source(args.source, options)
+    index = open_source(args.source, scan_options(args, checksum=args.checksum))
     index.save(args.out)
     seconds = time.perf_counter() - start
     logger.info("%s in %s (%.1f s)", summary(index), args.out, seconds)
@@ -44,6 +57,6 @@ def summary(index: ImageIndex) -> str:
     """Return the numbers of images, classes, tars and unreadable images on one line."""
     bad = index.list_bad()
     return (
-        f"{len(index):,} images, {len(index.classes)} classes, {sum(bool(c.fingerprint) for c in index.containers)} tars, "
+        f"{len(index):,} images, {describe_classes(index)}; {sum(bool(c.fingerprint) for c in index.containers)} tars, "
         f"{len(bad)} unreadable" + (f" ({describe(bad)})" if bad else "")
     )

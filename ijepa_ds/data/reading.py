@@ -136,15 +136,16 @@ class Reader:
 
 
 class ImageFile(str):
-    """The display path of an image, with a `read` method that returns its bytes."""
+    """The display path of an image, with a `read` method that returns its bytes, and its `name` below the source."""
 
+    name: str
     read: Callable[[], bytes]  # raises the errors of `Reader.read`
 
     @classmethod
     def of(cls, reader: Reader, index: ImageIndex, position: int) -> ImageFile:
         """Return the image at a position."""
         file = cls(index.display_path(position))
-        file.read = partial(reader.read, position)
+        file.name, file.read = os.fsdecode(index.name(position)), partial(reader.read, position)
         return file
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from ijepa_ds.config import DataConfig
 from ijepa_ds.data.headers import FORMATS, inspect
 from ijepa_ds.data.index import ImageIndex, build_index
 from ijepa_ds.data.index_file import ENTRY, Container, Part
@@ -25,13 +26,14 @@ _CHUNK = 64  # files per task
 
 
 class Candidate(NamedTuple):
-    """A file with the name of an image: its location, and its class or None."""
+    """A file with the name of an image: its location, its class or None, and why it cannot be read, if that is known."""
 
     container: int
     name: bytes
     label: bytes | None
     offset: int = 0
     num_bytes: int = -1  # -1: the whole file
+    reason: str = ""
 
 
 class Inspection(NamedTuple):
@@ -54,11 +56,20 @@ class ScanOptions:
         max_pixels: Larger images count as unreadable.
         checksum: Read every byte and store a checksum, which every later read verifies.
         progress: Show a progress bar on a terminal.
+        tar_end: As `data.tar_end`.
+        class_level: As `data.class_level`.
     """
 
     max_pixels: int = 100_000_000
     checksum: bool = False
     progress: bool = False
+    tar_end: str = "error"
+    class_level: int | None = None
+
+    @classmethod
+    def of(cls, cfg: DataConfig, *, progress: bool = False) -> ScanOptions:
+        """Return the options of a run."""
+        return cls(max_pixels=cfg.max_pixels, progress=progress, tar_end=cfg.tar_end, class_level=cfg.class_level)
 
 
 def scan(source: str, containers: list[Container], candidates: Iterable[Candidate], options: ScanOptions) -> ImageIndex:
@@ -138,6 +149,8 @@ def _inspect_chunk(containers: list[Container], options: ScanOptions, chunk: lis
             return opened[candidate.container], False
 
         def open_and_inspect(candidate: Candidate) -> Inspection:
+            if candidate.reason:
+                return Inspection(reason=candidate.reason)
             descriptor, owned = open_in_chunk(candidate)
             try:
                 return _inspect(descriptor, candidate, options)

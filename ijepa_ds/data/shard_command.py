@@ -7,8 +7,7 @@ import logging
 import re
 
 from ijepa_ds.arguments import add_out
-from ijepa_ds.data.index_command import add_scan_arguments, summary
-from ijepa_ds.data.scan import ScanOptions
+from ijepa_ds.data.index_command import add_scan_arguments, scan_options, summary
 from ijepa_ds.data.shards import write_shards
 from ijepa_ds.data.sources import open_source
 
@@ -33,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the shards; return 0."""
-    index = open_source(args.source, ScanOptions(max_pixels=args.max_pixels, progress=True))
+    index = open_source(args.source, scan_options(args))
     made = write_shards(index, args.out, args.size)
     left = f"; {len(index.bad)} unreadable images excluded" if index.bad else ""
     logger.info("%s in %s%s", summary(made), args.out, left)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
 from collections.abc import Iterator
@@ -13,17 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
+from ijepa_ds.data.classes import class_of, class_text, sidecar_of
 from ijepa_ds.data.index import ImageIndex, describe
 from ijepa_ds.data.index_file import MAGIC, Container
+from ijepa_ds.data.lists import ENDINGS as LIST_ENDINGS
+from ijepa_ds.data.lists import scan_list
 from ijepa_ds.data.mix import concatenate, read_mix
 from ijepa_ds.data.scan import Candidate, ScanOptions, scan
-from ijepa_ds.data.tars import expand, fingerprint, scan_tars
-from ijepa_ds.data.walk import EXTENSIONS, Walker
+from ijepa_ds.data.tars import check_uncompressed, expand, fingerprint, scan_tars
+from ijepa_ds.data.walk import EXTENSIONS, Walker, describe_others
 
 logger = logging.getLogger(__name__)
 
 SHARD_INDEX = "images.index"  # beside shards written by `ijepa-ds data shard`
-_LISTS = (".txt", ".csv", ".tsv")
 _MIXES = (".yaml", ".yml")
 _EXPECTED = (
     "expected a folder of images or of .tar shards, a list (.txt, .csv, .tsv), a .tar (or a pattern of them, such as "
@@ -31,6 +31,7 @@ _EXPECTED = (
 )
 _PROBES = 64  # files of an index that are checked when it is opened
 _THREADS = 16
+_CLASS_READ = 4096  # bytes of a `.cls` file, more than a class may have
 
 
 def open_source(source: str, options: ScanOptions | None = None) -> ImageIndex:
@@ -69,22 +70,32 @@ def is_index(source: str) -> bool:
 def _open(path: str, source: str, options: ScanOptions) -> ImageIndex:
     if os.path.isdir(path):
         beside = os.path.join(path, SHARD_INDEX)
-        return open_index(Path(beside), source) if is_index(beside) else _folder(path, source, options)
+        return _made_index(beside, source, options) if is_index(beside) else _folder(path, source, options)
     if os.path.isfile(path):
         if _starts_with(path, MAGIC):
-            return open_index(Path(path), source)
+            return _made_index(path, source, options)
         ending = os.path.splitext(path)[1].lower()
-        if ending in _LISTS:
-            return _list(path, source, options)
+        if ending in LIST_ENDINGS:
+            return scan_list(path, source, options)
         if ending in _MIXES:
             parts = [(open_source(part, options), part, weight) for part, weight in read_mix(path, source)]
             return concatenate(parts, source)
+        check_uncompressed(path)
         if ending == ".tar":
             return scan_tars([path], source, options)
     elif matches := expand(path):
         return scan_tars(matches, source, options)
     what = "is not a source of images" if os.path.exists(path) else "does not exist"
     raise ValueError(f"data.source: {source!r} {what}: {_EXPECTED}")
+
+
+def _made_index(path: str, source: str, options: ScanOptions) -> ImageIndex:
+    if options.class_level is not None:
+        raise ValueError(
+            f"data.source: {source!r} is read through the index {path}, whose classes are fixed: leave data.class_level "
+            "(--class-level) out, and give it to `ijepa-ds data index` when the index is made"
+        )
+    return open_index(Path(path), source)
 
 
 def _starts_with(path: str, magic: bytes) -> bool:
@@ -139,8 +150,8 @@ def _folder(path: str, source: str, options: ScanOptions) -> ImageIndex:
 
     def candidates() -> Iterator[Candidate]:
         for name in walker.images():
-            first, slash, _ = name.partition(b"/")
-            yield Candidate(0, name, first if slash else None)
+            beside = sidecar_of(name, walker.sidecars)
+            yield Candidate(0, name, _read_class(walker.root, beside) if beside else class_of(name, options.class_level))
 
     index = scan(source, [Container(os.fsdecode(walker.root))], candidates(), options)
     if not len(index) and walker.tars:
@@ -150,6 +161,8 @@ def _folder(path: str, source: str, options: ScanOptions) -> ImageIndex:
             "data.source %r: %d .tar files beside the images are ignored; to use them, set data.source to '%s'",
             *(source, len(walker.tars), os.path.join(source, "*.tar")),
         )
+    if walker.others:
+        logger.warning("data.source %r: %s", source, describe_others(walker.others))
     if not len(index) and not walker.problems:
         raise ValueError(
             f"data.source: no readable image below {source!r}: {walker.num_files} files seen, none with a name ending in "
@@ -158,37 +171,10 @@ def _folder(path: str, source: str, options: ScanOptions) -> ImageIndex:
     return replace(index, problems=tuple(walker.problems))
 
 
-def _list(path: str, source: str, options: ScanOptions) -> ImageIndex:
-    """Index the images of a list; its paths are relative to its folder."""
-    folder, ending = os.path.dirname(os.path.abspath(path)), os.path.splitext(path)[1].lower()
-    content = Path(path).read_bytes()
-    rows = _lines(content) if ending == ".txt" else _table(content, source, "\t" if ending == ".tsv" else ",")
-    candidates = (Candidate(0, name, label) for name, label in rows)
-    return scan(source, [Container(folder)], candidates, options)
-
-
-def _lines(content: bytes) -> Iterator[tuple[bytes, None]]:
-    for line in content.split(b"\n"):
-        if name := line.removesuffix(b"\r"):
-            yield name, None
-
-
-def _table(content: bytes, source: str, delimiter: str) -> Iterator[tuple[bytes, bytes | None]]:
-    text = content.decode("utf-8-sig", "surrogateescape")
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    if "path" not in (reader.fieldnames or ()):
-        raise ValueError(
-            f"data.source: {source!r}: the first line must name the columns, 'path' and optionally 'label'; found "
-            f"{delimiter.join(reader.fieldnames or ())!r}"
-        )
-    try:
-        for row in reader:
-            if not row["path"]:
-                raise ValueError(f"data.source: {source!r}, line {reader.line_num}: no path")
-            label = row.get("label")
-            yield os.fsencode(row["path"]), os.fsencode(label) if label else None
-    except csv.Error as error:
-        raise ValueError(f"data.source: {source!r}, line {reader.line_num}: {error}") from error
+def _read_class(root: bytes, name: bytes) -> bytes:
+    path = os.path.join(root, name)
+    with open(path, "rb") as file:
+        return class_text(file.read(_CLASS_READ), os.fsdecode(path))
 
 
 def _fingerprint_or_reason(path: str) -> str:

@@ -5,17 +5,35 @@ from __future__ import annotations
 import glob
 import hashlib
 import itertools
+import logging
 import os
 import re
-import tarfile
-from collections.abc import Iterator
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
+from ijepa_ds.data.classes import SIDECAR, class_of, class_text, sidecar_of
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.index_file import Container
+from ijepa_ds.data.reading import read_range
 from ijepa_ds.data.scan import Candidate, ScanOptions, scan
-from ijepa_ds.data.walk import is_image
+from ijepa_ds.data.tar_format import read_members
+from ijepa_ds.data.tar_tree import TarFile, TarTree
+from ijepa_ds.data.walk import describe_others, ending_of, is_image
 
+logger = logging.getLogger(__name__)
 _FINGERPRINT = 16384  # bytes at either end of a tar
+_COMPRESSED = (  # first bytes, name, command
+    (b"\x1f\x8b", "gzip", "gzip -dc {path} > {tar}"),
+    (b"\x1f\x9d", "compress", "gzip -dc {path} > {tar}"),
+    (b"BZh", "bzip2", "bzip2 -dc {path} > {tar}"),
+    (b"\xfd7zXZ\0", "xz", "xz -dc {path} > {tar}"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "zstd -dc {path} > {tar}"),
+    (b"\x04\x22\x4d\x18", "lz4", "lz4 -dc {path} > {tar}"),
+    (b"PK\x03\x04", "zip", "unzip {path} -d {folder}"),
+    (b"7z\xbc\xaf\x27\x1c", "7z", "7z x {path} -o{folder}"),
+    (b"Rar!", "rar", "unrar x {path} {folder}/"),
+)
 
 
 def expand(pattern: str) -> list[str]:
@@ -56,50 +74,82 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def scan_tars(paths: list[str], source: str, options: ScanOptions) -> ImageIndex:
-    """Index the images in tars, in the order of `paths`; `source` is the name in messages."""
+    """Index the images in tars, in the order of `paths`; `source` is the name in messages.
+
+    Raises:
+        ValueError: A tar is damaged, cut short or compressed, or holds tars instead of images.
+    """
     containers: list[Container] = []
+    packed: list[tuple[str, int]] = []
+    others: Counter[str] = Counter()
 
     def candidates() -> Iterator[Candidate]:
         for number, path in enumerate(paths):
+            check_uncompressed(path)
             containers.append(Container(os.path.abspath(path), fingerprint(path)))
-            yield from members(path, number)
+            files = list(TarTree(read_members(path, options.tar_end)).files())
+            tars = sum(file.name.lower().endswith(b".tar") for file in files)
+            if tars:
+                packed.append((path, tars))
+            others.update(ending_of(file.name) for file in files if _is_other(file.name))
+            yield from members(path, number, files, options.class_level)
 
-    return scan(source, containers, candidates(), options)
+    index = scan(source, containers, candidates(), options)
+    if packed:
+        path, tars = packed[0]
+        text = f"data.source: {path!r} holds {tars} .tar members"
+        if not len(index):
+            raise ValueError(
+                f"{text}, no images: unpack it once, `mkdir tars && tar -xf {shlex.quote(path)} -C tars`, then give each of "
+                "them a folder of its class: `for t in tars/*.tar; do mkdir ${t%.tar} && tar -xf $t -C ${t%.tar}; done`"
+            )
+        logger.warning("%s beside its images, which are left out", text)
+    if others:
+        logger.warning("data.source %r: %s", source, describe_others(others))
+    return index
 
 
-def members(path: str, container: int) -> Iterator[Candidate]:
-    """Yield the images of a tar in its order.
+def _is_other(name: bytes) -> bool:
+    return not (is_image(name) or name.endswith(SIDECAR) or name.lower().endswith(b".tar"))
 
-    The class of an image is the content of its `NAME.cls` (WebDataset), or else the name of its folder.
+
+def check_uncompressed(path: str) -> None:
+    """Check that a file is not a compressed archive.
 
     Raises:
-        ValueError: The file is not an uncompressed tar, or is truncated.
+        ValueError: It is; the text has the command that unpacks it.
     """
-    images: list[Candidate] = []
+    with open(path, "rb") as file:
+        head = file.read(8)
+    for magic, what, command in _COMPRESSED:
+        if head.startswith(magic):
+            quoted = shlex.quote(path)
+            stem = re.sub(r"(\.tar)?\.(gz|bz2|xz|zst|lz4|zip|7z|Z)$|\.(tgz|tbz2?|txz|tzst)$|\.tar$", "", path)
+            made = shlex.quote(f"{stem}.unpacked.tar" if "{tar}" in command else stem)
+            raise ValueError(
+                f"data.source: {path!r} is compressed ({what}), and images are read by their offset in a tar: "
+                f"`{command.format(path=quoted, tar=made, folder=made)}`"
+            )
+
+
+def members(path: str, container: int, files: Iterable[TarFile], level: int | None) -> Iterator[Candidate]:
+    """Yield the images among the files of a tar with their classes (`classes`), in their order.
+
+    Raises:
+        ValueError: A `.cls` file holds no class, or an image has fewer folders than `level`.
+    """
+    images: list[TarFile] = []
     labels: dict[bytes, bytes] = {}
-    try:
-        with tarfile.open(path, "r:", errors="surrogateescape") as tar:
-            for member in tar:
-                name = os.fsencode(member.name)
-                if not member.isreg() or os.path.basename(name).startswith(b"."):
-                    continue
-                key = _sample_key(name)
-                if is_image(name):
-                    folder = os.path.basename(os.path.dirname(name))
-                    images.append(Candidate(container, name, folder or None, member.offset_data, member.size))
-                elif name.endswith(b".cls"):
-                    content = tar.extractfile(member)
-                    labels[key] = content.read().strip() if content else b""
-    except tarfile.TarError as error:
-        raise ValueError(f"data.source: {path!r} is not an uncompressed tar, or cut short: {error}") from error
-    for image in images:
-        yield image._replace(label=labels.get(_sample_key(image.name)) or image.label)
-
-
-def _sample_key(name: bytes) -> bytes:
-    """Return WebDataset's key: the path up to the first dot of its last part."""
-    folder, slash, last = name.rpartition(b"/")
-    return folder + slash + last.partition(b".")[0]
+    with open(path, "rb") as tar:
+        for file in files:
+            if is_image(file.name):
+                images.append(file)
+            elif file.name.endswith(SIDECAR) and not file.reason:
+                content = read_range(tar.fileno(), file.member.offset, file.member.num_bytes)
+                labels[file.name.removesuffix(SIDECAR)] = class_text(content, f"{path}:{os.fsdecode(file.name)}")
+    for file in images:
+        label = sidecar_of(file.name, labels) or class_of(file.name, level)
+        yield Candidate(container, file.name, label, file.member.offset, file.member.num_bytes, file.reason)
 
 
 def fingerprint(path: str) -> str:

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 
-EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+EXTENSIONS = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
+_MOST_ENDINGS = 6  # in a message
 _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
 
 
 def is_image(name: bytes) -> bool:
     """Return whether a file name has an image's extension."""
     return name.lower().endswith(_ENDINGS)
+
+
+def ending_of(name: bytes) -> str:
+    """Return a file name's ending for messages, such as `.tif`."""
+    return os.path.splitext(os.fsdecode(name))[1].lower() or "none"
+
+
+def describe_others(others: Counter[str]) -> str:
+    """Return how many files have which other endings, the most frequent first."""
+    listed = ", ".join(f"{ending} {count:,}" for ending, count in others.most_common(_MOST_ENDINGS))
+    return f"{sum(others.values()):,} files with other endings left out ({listed})"
 
 
 class Walker:
@@ -21,7 +34,10 @@ class Walker:
 
     Attributes:
         num_files: Files found so far, of any kind.
+        others: Number of the files found so far that are no images, tars or classes, by ending.
         tars: Relative paths of the tars found so far.
+        sidecars: Relative paths of the `.cls` files found so far, by their names without `.cls`; those of a folder are
+            complete before its images are yielded.
         problems: (path, reason) of the folders that could not be listed.
     """
 
@@ -29,7 +45,9 @@ class Walker:
         """Prepare a walk below `root`, an absolute path."""
         self.root = root
         self.num_files = 0
+        self.others: Counter[str] = Counter()
         self.tars: list[bytes] = []
+        self.sidecars: dict[bytes, bytes] = {}
         self.problems: list[tuple[str, str]] = []
 
     def images(self) -> Iterator[bytes]:
@@ -49,6 +67,7 @@ class Walker:
         except OSError as error:
             self.problems.append((os.fsdecode(folder), f"folder cannot be listed: {error.strerror}"))
             return
+        self.sidecars |= {prefix + name[:-4]: prefix + name for name in names if name.endswith(b".cls")}
         for name in names:
             if name.endswith(b"/"):
                 yield from self._below(prefix + name, above | {identity})
@@ -58,6 +77,8 @@ class Walker:
                     yield prefix + name
                 elif name.lower().endswith(b".tar"):
                     self.tars.append(prefix + name)
+                elif not name.endswith(b".cls"):
+                    self.others[ending_of(name)] += 1
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:

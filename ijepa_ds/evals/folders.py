@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ijepa_ds.data.classes import describe_classes
 from ijepa_ds.data.crops import crop_windows, flips
 from ijepa_ds.data.headers import FORMATS, READ_ERRORS
 from ijepa_ds.data.index import ImageIndex
@@ -23,7 +24,6 @@ from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.transforms import load_eval_images
 
 _SHOWN = 5  # class names in a message
-MAX_PIXELS = 100_000_000  # as data.max_pixels
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,14 @@ class Pair:
         test: images of the same classes.
         classes: names, sorted.
         notes: remarks about the folders for the reader of the scores.
+        found: a line about each source: its images and classes.
     """
 
     train: Labelled
     test: Labelled
     classes: tuple[str, ...]
     notes: tuple[str, ...]
+    found: tuple[str, ...] = ()
 
     @property
     def chance(self) -> float:
@@ -62,13 +64,13 @@ class Pair:
         return 100 * float((self.test.labels == frequent).double().mean())
 
 
-def read_pair(train_source: str, test_source: str, max_pixels: int = MAX_PIXELS, labelled: bool = True) -> Pair:
-    """Scan a training and a test folder with one folder a class each; classes are matched by name.
+def read_pair(train_source: str, test_source: str, options: ScanOptions | None = None, labelled: bool = True) -> Pair:
+    """Scan labelled training and test images; classes are matched by name.
 
     Args:
-        train_source: a folder.
-        test_source: a folder.
-        max_pixels: larger images are skipped.
+        train_source: a source with classes (docs/data.md).
+        test_source: the same.
+        options: of the scans.
         labelled: False: ignore classes; all labels are 0.
 
     Raises:
@@ -76,7 +78,8 @@ def read_pair(train_source: str, test_source: str, max_pixels: int = MAX_PIXELS,
             the training folder lacks.
     """
     train, test = (
-        _scan(option, source, max_pixels, labelled) for option, source in (("--train", train_source), ("--test", test_source))
+        _scan(option, source, options or ScanOptions(), labelled)
+        for option, source in (("--train", train_source), ("--test", test_source))
     )
     if not labelled:
         parts = [_labelled(index, np.zeros(len(index), dtype=np.int64)) for index in (train, test)]
@@ -91,7 +94,8 @@ def read_pair(train_source: str, test_source: str, max_pixels: int = MAX_PIXELS,
     if unknown:
         raise ValueError(
             f"--test: {test_source!r} has classes that --train {train_source!r} lacks: {_names(unknown)}; "
-            f"the training classes are {_names(train.classes)}"
+            f"the training classes are {_names(train.classes)}; --class-level (data.class_level) chooses the folders of "
+            "a path that make the class"
         )
     renumber = np.array([number[name] for name in test.classes], dtype=np.int64)
     return Pair(
@@ -99,6 +103,10 @@ def read_pair(train_source: str, test_source: str, max_pixels: int = MAX_PIXELS,
         test=_labelled(test, renumber[test.labels]),
         classes=train.classes,
         notes=tuple(_notes(train, test)),
+        found=tuple(
+            f"{option} {source}: {len(index):,} images, {describe_classes(index)}"
+            for option, source, index in (("--train", train_source, train), ("--test", test_source, test))
+        ),
     )
 
 
@@ -108,9 +116,9 @@ def _labelled(index: ImageIndex, labels: np.ndarray) -> Labelled:
     return Labelled(ImageFiles(index, readable), torch.from_numpy(labels[readable]))
 
 
-def _scan(option: str, source: str, max_pixels: int, labelled: bool = True) -> ImageIndex:
+def _scan(option: str, source: str, options: ScanOptions, labelled: bool) -> ImageIndex:
     try:
-        folder = open_source(source, ScanOptions(max_pixels=max_pixels))
+        folder = open_source(source, options)
     except ValueError as error:  # its message names the configuration key
         raise ValueError(str(error).replace("data.source", option, 1)) from error
     outside = int((folder.labels < 0).sum())

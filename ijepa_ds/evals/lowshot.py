@@ -5,6 +5,7 @@ Sources: few-shot logistic regression with 45 values of C (CLIP, DINOv2); the 1 
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from ijepa_ds.data.lists import label_on_line, plain_lines, text_of
+from ijepa_ds.data.walk import is_image
 from ijepa_ds.evals.features import check_features
 from ijepa_ds.evals.linear import standardise
 
@@ -47,33 +50,64 @@ def draw_per_class(labels: Tensor, per_class: int, seed: int) -> Tensor:
 def find_listed(file: Path, names: Sequence[str]) -> Tensor:
     """Find the images named in a text file, one a line, such as SimCLR's 1 % list of ImageNet.
 
+    A line matches an image whose name is the line, or ends in "/" and the line. If there is none, endings are left out, so
+    that a list of `.JPEG` names fits shards with `.jpg` members.
+
     Args:
         file: names such as n01440764_10026.JPEG, or class/name.
-        names: class/name of the n available images; a name without class must be unique.
+        names: of the n available images, with folders or a class before the file name.
 
     Returns:
         int64 [k], ascending positions.
 
     Raises:
-        ValueError: a line matches no image, or several.
+        ValueError: a line matches no image, or several, or has a label.
     """
     if not file.is_file():
         raise ValueError(f"--list: {str(file)!r} is not a file; expected a text file with an image's name on each line")
-    places: dict[str, list[int]] = {}
-    for position, name in enumerate(names):
-        for known in {name, name.rpartition("/")[2]}:
-            places.setdefault(known, []).append(position)
-    listed = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    listed = [_checked(file, number, line) for number, line in plain_lines(text_of(file, f"--list: {file}"))]
+    if not listed:
+        raise ValueError(f"--list: {file} has no names in it")
+    exact, without_ending = _Names(names, 0), _Names(names, 1)
+    found = [exact.positions(name) or without_ending.positions(name) for name in listed]
     for problem, lines in (
-        ("names images that --train lacks", [line for line in listed if line not in places]),
-        ("has names that match several images (write class/name)", [x for x in listed if len(places.get(x, "x")) > 1]),
+        ("names images that --train lacks", [name for name, places in zip(listed, found, strict=True) if not places]),
+        (
+            "has names that match several images (write class/name)",
+            [name for name, places in zip(listed, found, strict=True) if len(places) > 1],
+        ),
     ):
         if lines:
             more = f" and {len(lines) - _MISSING_SHOWN} more" if len(lines) > _MISSING_SHOWN else ""
-            raise ValueError(f"--list: {file} {problem}: {', '.join(lines[:_MISSING_SHOWN])}{more}")
-    if not listed:
-        raise ValueError(f"--list: {file} has no names in it")
-    return torch.tensor(sorted({places[name][0] for name in listed}))
+            shown = f"; --train has names such as {names[0]!r}" if names and "lacks" in problem else ""
+            raise ValueError(f"--list: {file} {problem}: {', '.join(lines[:_MISSING_SHOWN])}{more}{shown}")
+    return torch.tensor(sorted({places[0] for places in found}))
+
+
+def _checked(file: Path, number: int, line: bytes) -> str:
+    """The name on a line, without blanks around it and with "/" for backslashes."""
+    if label_on_line(line):
+        raise ValueError(
+            f"--list: {file}, line {number}: {line.decode(errors='replace')!r} has more than a name; leave labels out"
+        )
+    return os.fsdecode(line.strip()).replace("\\", "/").removeprefix("./")
+
+
+class _Names:
+    """Image names by their last part, with or without their endings."""
+
+    def __init__(self, names: Sequence[str], endings: int) -> None:
+        self._strip = (lambda name: os.path.splitext(name)[0]) if endings else (lambda name: name)
+        self._places: dict[str, list[int]] = {}
+        self._names = names
+        for position, name in enumerate(names):
+            self._places.setdefault(self._strip(name.rpartition("/")[2]), []).append(position)
+
+    def positions(self, name: str) -> list[int]:
+        """Positions of the images that a listed name means."""
+        wanted = self._strip(name) if is_image(os.fsencode(name)) else name
+        places = self._places.get(wanted.rpartition("/")[2], [])
+        return [place for place in places if f"/{self._strip(self._names[place])}".endswith(f"/{wanted}")]
 
 
 def evaluate(

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
-from ijepa_ds.arguments import WEIGHTS, add_batch_size, add_heads, add_out, add_seed, add_threads
+from ijepa_ds.arguments import WEIGHTS, add_batch_size, add_heads, add_out, add_seed, add_threads, parse_level
 from ijepa_ds.evals import knn, scenes, settings, tasks
 from ijepa_ds.evals.presets import PRESETS
 from ijepa_ds.evals.settings import Settings
@@ -43,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", choices=tuple(PRESETS), help="the paper's protocol; options that are given win")
     parser.add_argument("--image-size", type=int, help="pixels; default: as trained")
     parser.add_argument("--layers", choices=tuple(settings.LAYERS), help="features (default: last; the sweep tries both)")
+    parser.add_argument("--class-level", type=parse_level, metavar="N", help="as data.class_level, for --train and --test")
+    parser.add_argument("--tar-end", choices=("error", "warn"), default="error", help="as data.tar_end")
     add_seed(parser, "for all random numbers")
     _machine(parser.add_argument_group("machine"))
     _quick(parser.add_argument_group("knn, and linear by L-BFGS"))

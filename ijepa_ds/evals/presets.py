@@ -24,6 +24,7 @@ class Preset:
         task: of `ijepa-ds eval`.
         options: values of options that the command line does not give.
         layout: the data set and its layout on disk.
+        num_classes: of the paper's data set.
         published: percent by model, such as {"huge/14": 79.3}.
         score: the score to compare with the published number.
         apart: differences from the paper.
@@ -32,6 +33,7 @@ class Preset:
     task: str
     options: Mapping[str, Any]
     layout: str
+    num_classes: int
     published: Mapping[str, float] = field(default_factory=dict)
     score: str = ""
     apart: str = ""
@@ -42,6 +44,7 @@ PRESETS: dict[str, Preset] = {
         "linear",
         _SWEEP | {"solver": ["lars"], "head_batch_size": 16384, "augment": True},
         "ImageNet-1k: ILSVRC2012/train and ILSVRC2012/val, " + _CLASS_FOLDERS + " (n01440764 ...)",
+        1000,
         {"base/16": 72.9, "large/16": 77.5, "huge/14": 79.3, "huge/16@448": 81.1},
         "linear LARS",
     ),
@@ -49,6 +52,7 @@ PRESETS: dict[str, Preset] = {
         "lowshot",
         {"tune_few": True, "l2": 0.0025},
         "ImageNet-1k as in paper-linear; --list: SimCLR's 1percent.txt, the names of 12,811 training images",
+        1000,
         {"large/16": 69.4, "huge/14": 73.3, "huge/16@448": 77.3},
         "low-shot fine-tuned",
         "the paper's weight decay is 0.05 for ViT-L, 0.4 for ViT-H: --weight-decay 0.4",
@@ -57,6 +61,7 @@ PRESETS: dict[str, Preset] = {
         "lowshot",
         {"l2": 0.0025},
         "as paper-1pct",
+        1000,
         {"base/16": 57.1, "large/16": 64.2, "huge/14": 62.9},
         "low-shot",
         "54.2 is the paper's number for ViT-B/16 after 300 epochs, in its ablation of masks",
@@ -65,6 +70,7 @@ PRESETS: dict[str, Preset] = {
         "finetune",
         {"lr": [1e-4], "weight_decay": [0.05], "epochs": 50, "head_batch_size": 528},
         "ImageNet-1k as in paper-linear",
+        1000,
         {"huge/16@448": 87.1},
         "fine-tuned",
         "the paper does not state weight decay and warm-up; here they are 0.05 and 10 %",
@@ -73,6 +79,7 @@ PRESETS: dict[str, Preset] = {
         "linear",
         _TRANSFER | {"image_size": 224},
         "CIFAR-100 written as images: train and test, " + _CLASS_FOLDERS + "; resized to 224 pixels",
+        100,
         {"base/16": 69.2, "large/16": 83.6, "huge/14": 87.5},
         "linear SGD",
     ),
@@ -80,6 +87,7 @@ PRESETS: dict[str, Preset] = {
         "linear",
         _TRANSFER,
         "Places205: train and val, " + _CLASS_FOLDERS,
+        205,
         {"base/16": 53.4, "large/16": 56.5, "huge/14": 58.4},
         "linear SGD",
     ),
@@ -87,6 +95,7 @@ PRESETS: dict[str, Preset] = {
         "linear",
         _TRANSFER,
         "iNaturalist 2018: train and val, one folder a category id in each (sort train_val2018 by the annotation files)",
+        8142,
         {"base/16": 43.4, "large/16": 48.4, "huge/14": 47.6},
         "linear SGD",
     ),
@@ -94,6 +103,7 @@ PRESETS: dict[str, Preset] = {
         "count",
         _SCENES,
         "CLEVR_v1.0: --train CLEVR_v1.0/images/train --test CLEVR_v1.0/images/val (scenes in CLEVR_v1.0/scenes)",
+        8,
         {"base/16": 82.2, "large/16": 85.6, "huge/14": 86.7},
         "count",
     ),
@@ -101,10 +111,30 @@ PRESETS: dict[str, Preset] = {
         "distance",
         _SCENES,
         "as paper-clevr-count",
+        6,
         {"base/16": 70.7, "large/16": 71.2, "huge/14": 72.4},
         "distance",
     ),
 }
+
+
+def check_classes(name: str, found: int) -> None:
+    """Check that images have the classes of the paper's data set: the published numbers hold for it only.
+
+    Args:
+        name: of the preset.
+        found: number of classes.
+
+    Raises:
+        ValueError: another number.
+    """
+    preset = PRESETS[name]
+    if found != preset.num_classes:
+        raise ValueError(
+            f"--preset {name}: the paper's data set has {preset.num_classes} classes, --train has {found}. Expected: "
+            f"{preset.layout}. If a class is another part of the path, see --class-level; without --preset any data set "
+            "is evaluated"
+        )
 
 
 def published(name: str, model: str, size: int) -> dict[str, Any]:

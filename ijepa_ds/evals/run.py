@@ -12,10 +12,11 @@ from torch import nn
 
 from ijepa_ds.checkpoint.run_dir import versions
 from ijepa_ds.config.schema import flatten
+from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.evals import report, scenes, tasks
-from ijepa_ds.evals.folders import MAX_PIXELS, Pair, read_pair
+from ijepa_ds.evals.folders import Pair, read_pair
 from ijepa_ds.evals.options import add_arguments, apply_preset, settings_of
-from ijepa_ds.evals.presets import PRESETS, published
+from ijepa_ds.evals.presets import PRESETS, check_classes, published
 from ijepa_ds.evals.ranks import World, agree, join, leave
 from ijepa_ds.evals.settings import Settings
 from ijepa_ds.evals.subject import Subject, open_subject
@@ -64,6 +65,8 @@ def _evaluate(args: argparse.Namespace, world: World) -> dict[str, Any]:
     if args.preset and world.rank == 0:
         logger.info("%s: %s", args.preset, PRESETS[args.preset].layout)
     subject, others, settings, pair = agree(lambda: _prepare(args, world), world)
+    for line in pair.found if world.rank == 0 else ():
+        logger.info("%s", line)
     measured = evaluate_pair(subject.encoder, pair, settings, subject.name, world)
     facts = subject.facts
     result: dict[str, Any] = {
@@ -107,9 +110,12 @@ def _prepare(args: argparse.Namespace, world: World) -> tuple[Subject, list[Subj
     if "pixels" in (args.which, *args.baseline) and {"attentive", "finetune"} & {*settings.tasks}:
         raise ValueError(f"pixels: {args.task} needs an encoder")
     others = [open_subject(args.checkpoint, which, args.heads, args.image_size) for which in args.baseline]
-    limit = subject.facts.config.data.max_pixels if subject.facts.config else MAX_PIXELS
+    max_pixels = subject.facts.config.data.max_pixels if subject.facts.config else ScanOptions().max_pixels
+    options = ScanOptions(max_pixels=max_pixels, tar_end=args.tar_end, class_level=args.class_level)
     if args.task in scenes.TASKS:
         pair = scenes.read_scenes(args.task, args.train, args.test)
     else:
-        pair = read_pair(args.train, args.test, limit, labelled=args.task != "rank")
+        pair = read_pair(args.train, args.test, options, labelled=args.task != "rank")
+    if args.preset:
+        check_classes(args.preset, len(pair.classes))
     return subject, others, settings, pair

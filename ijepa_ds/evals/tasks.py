@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ijepa_ds.data.reading import ImageFile
 from ijepa_ds.evals import attentive, finetune, knn, linear, lowshot, rank, sweep
 from ijepa_ds.evals.folders import Labelled, Pair
 from ijepa_ds.evals.ranks import ALONE, World
@@ -207,7 +208,7 @@ def _lowshot(session: Session) -> Scores:
         return found
     train, labels, test, targets = sets
     tops: dict[str, list[float]] = {}
-    for draw, few in enumerate(few_images(session.pair.train, settings)):
+    for draw, few in enumerate(few_images(session.pair.train, settings, session.pair.classes)):
         rest = torch.ones(len(labels), dtype=torch.bool)
         rest[few] = False
         others = torch.randperm(len(labels), generator=torch.Generator().manual_seed(settings.seed + draw))
@@ -236,12 +237,21 @@ def _lowshot(session: Session) -> Scores:
     return found
 
 
-def few_images(train: Labelled, settings: Settings) -> list[Tensor]:
+def few_images(train: Labelled, settings: Settings, classes: Sequence[str]) -> list[Tensor]:
     """Positions of the few labelled images, one tensor per draw."""
     if settings.list_file is None:
         return [lowshot.draw_per_class(train.labels, settings.per_class, settings.seed + i) for i in range(settings.draws)]
-    names = ["/".join(Path(str(train.paths[i])).parts[-2:]) for i in range(len(train.labels))]
-    return [lowshot.find_listed(Path(settings.list_file), names)]
+    return [lowshot.find_listed(Path(settings.list_file), list_names(train, classes))]
+
+
+def list_names(train: Labelled, classes: Sequence[str]) -> list[str]:
+    """The names by which a list may call the images: of an image in no folder, its class before its file name."""
+    names = []
+    for i, label in enumerate(train.labels.tolist()):
+        item = train.paths[i]
+        name = item.name if isinstance(item, ImageFile) else str(item)
+        names.append(name if "/" in name else f"{classes[label]}/{name}")
+    return names
 
 
 def _fine_tune(session: Session, train: Labelled, width: int, recipe: finetune.Recipe) -> dict[str, float]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from ijepa_ds.checkpoint.writer import BEST
 from ijepa_ds.config import Config
 from ijepa_ds.config.sizes import size_of
+from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.distributed.exchange import gather_on_first
 from ijepa_ds.durable import write_text
 from ijepa_ds.evals import knn, rank
@@ -47,9 +48,11 @@ class LiveEval:
         assert cfg.eval.train is not None and cfg.eval.test is not None  # config.checks
         self._cfg, self._engine, self._world = cfg, engine, World(rank, rank, world_size)
         try:
-            pair = read_pair(cfg.eval.train, cfg.eval.test, cfg.data.max_pixels)
+            pair = read_pair(cfg.eval.train, cfg.eval.test, ScanOptions.of(cfg.data))
         except ValueError as error:
             raise ValueError(str(error).replace("--train", "eval.train").replace("--test", "eval.test")) from error
+        for line in pair.found if rank == 0 else ():
+            logger.info("%s", line.replace("--train", "eval.train").replace("--test", "eval.test"))
         self._parts = {"train": _some(pair.train, cfg.eval.max_train), "test": _some(pair.test, cfg.eval.max_test)}
         if len(self._parts["train"].labels) < cfg.eval.k:
             raise ValueError(f"eval.k: {cfg.eval.k} is above the {len(self._parts['train'].labels)} images of eval.train")

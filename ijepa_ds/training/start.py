@@ -17,6 +17,7 @@ from ijepa_ds.cluster import rank_log
 from ijepa_ds.cluster.watch import Watch
 from ijepa_ds.config import BatchPlan, Config
 from ijepa_ds.config.schedules import Schedule
+from ijepa_ds.data.classes import describe_classes
 from ijepa_ds.data.index import ImageIndex, changes, describe
 from ijepa_ds.data.samples import mix_of
 from ijepa_ds.data.scan import ScanOptions
@@ -137,7 +138,7 @@ def _find_images(cfg: Config, rank: int) -> ImageIndex:
     def scan() -> None:
         if rank != 0:
             return
-        index = open_source(cfg.data.source, ScanOptions(max_pixels=cfg.data.max_pixels, progress=True))
+        index = open_source(cfg.data.source, ScanOptions.of(cfg.data, progress=True))
         before = ImageIndex.open(path) if path.exists() else None
         if before and before.checksum != index.checksum and any((path.parent / "checkpoints").glob("step_*")):
             raise ValueError(
@@ -247,8 +248,9 @@ def _banner(
     note = f"  {engine.note}\n" if engine.note else ""
     return (
         f"ijepa_ds: {engine.describe()}\n{note}"
-        f"  {len(folder):,} images from {cfg.data.source}; global batch {cfg.optimization.batch_size} = "
-        f"{plan.world_size} ranks x {plan.micro_batch} x {plan.accumulation} accumulated; {threads} CPU threads a rank\n"
+        f"  {len(folder):,} images from {cfg.data.source}, {describe_classes(folder)}\n"
+        f"  global batch {cfg.optimization.batch_size} = {plan.world_size} ranks x {plan.micro_batch} x "
+        f"{plan.accumulation} accumulated; {threads} CPU threads a rank\n"
         f"  {where}; each rank writes {cfg.run.dir}/logs/rank_NNNNN.log, rank 0 the terminal too\n"
         f"  {schedule.total_steps:,} steps of {len(folder) // cfg.optimization.batch_size:,} an epoch; {begin}\n"
         f"  run directory {cfg.run.dir}   (tensorboard --logdir {cfg.run.dir})"

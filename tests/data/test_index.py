@@ -72,9 +72,9 @@ def test_labels_are_the_sorted_class_folders(tmp_path):
         write(tmp_path / name)
     (tmp_path / "empty").mkdir()
     folder = scan(tmp_path)
-    assert folder.classes == ("cat", "cat-big", "dog")
+    assert folder.classes == ("cat", "cat-big", "cat/x", "dog")
     assert dict(zip(names(folder), folder.labels.tolist(), strict=True)) == {
-        b"cat/2.jpg": 0, b"cat/x/1.jpg": 0, b"cat-big/1.jpg": 1, b"dog/1.jpg": 2, b"loose.jpg": -1,
+        b"cat/2.jpg": 0, b"cat/x/1.jpg": 2, b"cat-big/1.jpg": 1, b"dog/1.jpg": 3, b"loose.jpg": -1,
     }  # fmt: skip
 
 

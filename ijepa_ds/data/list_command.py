@@ -1,0 +1,104 @@
+"""`ijepa-ds data list`: write a list of images and labels from the files in which a data set publishes its labels."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ijepa_ds.arguments import add_out
+from ijepa_ds.data.lists import text_of
+from ijepa_ds.durable import write_text
+
+logger = logging.getLogger(__name__)
+Row = tuple[Path, str]  # image, label
+
+
+def tiny_imagenet(root: Path) -> Iterator[Row]:
+    """Yield the validation images of Tiny ImageNet with their classes.
+
+    Args:
+        root: tiny-imagenet-200, or its folder `val`.
+
+    Raises:
+        ValueError: A file is missing, or a line has no image and class.
+    """
+    file = _first("val_annotations.txt", root, root / "val")
+    for number, line in enumerate(_text(file).splitlines(), start=1):
+        fields = line.split("\t")
+        if len(fields) < 2 or not fields[0] or not fields[1]:
+            raise ValueError(f"{file}, line {number}: expected IMAGE, a tab and a class, found {line!r}")
+        yield file.parent / "images" / fields[0], fields[1]
+
+
+def kaggle_imagenet(root: Path) -> Iterator[Row]:
+    """Yield the validation images of ImageNet's Kaggle archive with their classes.
+
+    Args:
+        root: The folder that holds LOC_val_solution.csv and ILSVRC/Data/CLS-LOC/val.
+
+    Raises:
+        ValueError: A file is missing, or a line has no image and class.
+    """
+    file = _first("LOC_val_solution.csv", root)
+    places = [root / "ILSVRC/Data/CLS-LOC/val", root / "Data/CLS-LOC/val", root / "val"]
+    folder = next((place for place in places if place.is_dir()), None)
+    if folder is None:
+        raise ValueError(f"{root} has no folder of validation images, expected {places[0]}")
+    reader = csv.DictReader(_text(file).splitlines())
+    if not {"ImageId", "PredictionString"} <= set(reader.fieldnames or ()):
+        raise ValueError(f"{file}, line 1: expected the columns ImageId and PredictionString, found {reader.fieldnames}")
+    for row in reader:
+        label = (row["PredictionString"] or "").split()
+        if not row["ImageId"] or not label:
+            raise ValueError(f"{file}, line {reader.line_num}: expected an image and its class, found {row}")
+        yield folder / f"{row['ImageId']}.JPEG", label[0]
+
+
+LAYOUTS = {"tiny-imagenet": tiny_imagenet, "kaggle-imagenet": kaggle_imagenet}
+
+
+def _first(name: str, *folders: Path) -> Path:
+    file = next((folder / name for folder in folders if (folder / name).is_file()), None)
+    if file is None:
+        raise ValueError(f"{folders[0]} has no {name}: give the folder of the data set")
+    return file
+
+
+def _text(file: Path) -> str:
+    return text_of(file, str(file)).decode("utf-8", "surrogateescape")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `ijepa-ds data list`."""
+    parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the data set")
+    parser.add_argument("--layout", required=True, choices=tuple(LAYOUTS), help="how the data set stores its labels")
+    add_out(parser, "list to write (.csv); give it to --test or data.source", metavar="LIST")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the list; return 0.
+
+    Raises:
+        ValueError: The data set has another layout, or images are missing.
+    """
+    if args.out.suffix != ".csv":
+        raise ValueError(f"--out {args.out}: a list with labels has the ending .csv")
+    rows = list(LAYOUTS[args.layout](args.folder))
+    lost = [path for path, _ in rows if not path.is_file()]
+    if lost or not rows:
+        raise ValueError(
+            f"{args.folder}: {len(lost)} of {len(rows)} images are missing" + (f", such as {lost[0]}" if lost else "")
+        )
+    relative = os.path.relpath  # the list and its images can be moved together
+    lines = ["path,label"]
+    for path, label in rows:
+        name = relative(path, args.out.absolute().parent)
+        lines.append(f'"{name}",{label}' if set(name) & set(' ,"') else f"{name},{label}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(args.out, "\n".join(lines) + "\n")
+    logger.info("%s images, %s classes in %s", f"{len(rows):,}", f"{len({label for _, label in rows}):,}", args.out)
+    return 0

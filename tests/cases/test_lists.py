@@ -1,0 +1,154 @@
+"""Lists are read exactly, or refused with the line and the reason."""
+
+import pytest
+import torch
+
+from ijepa_ds.cli import main
+from ijepa_ds.data.sources import open_source
+from ijepa_ds.evals import lowshot
+from ijepa_ds.evals.folders import read_pair
+from ijepa_ds.evals.tasks import list_names
+from tests.cases.making import coded, listing, photo, tar_of, write_tree
+
+FILES = {f"{'ab'[i % 2]}/{i}.jpg": coded(photo(i, 8, 8)) for i in range(4)}
+LINES = "\n".join(FILES)
+ROWS = "".join(f"{name},{'xy'[i % 2]}\n" for i, name in enumerate(FILES))
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_tree(tmp_path / "tree", FILES)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("mark.txt", LINES.encode("utf-8-sig")),
+        ("windows.txt", LINES.replace("\n", "\r\n").encode()),
+        ("blanks.txt", LINES.replace("\n", "  \n\t").encode() + b"\n \n"),
+        ("backslashes.txt", LINES.replace("/", "\\").encode()),
+        ("mark.csv", ("path\n" + LINES).encode("utf-8-sig")),
+        ("windows.csv", ("path\n" + LINES).replace("\n", "\r\n").encode()),
+        ("header.csv", ("Path\n" + LINES).encode()),
+    ],
+)
+def test_harmless_differences_are_read(root, name, content):
+    (root / name).write_bytes(content)
+    assert listing(open_source(str(root / name))) == {key: (key[0], value) for key, value in FILES.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("l.csv", "path,label\n" + ROWS),
+        ("l.csv", "﻿path, label\n" + ROWS.replace(",", ", ")),
+        ("l.csv", ' Path , Label ,width\n"' + ROWS.replace(",", '" , ').replace("\n", ' ,64\n"')[:-1]),
+        ("l.tsv", "path\tlabel\n" + ROWS.replace(",", "\t")),
+    ],
+)
+def test_labels_are_read_without_blanks(root, name, content):
+    content = content.replace('" ,', '",')  # a quoted value ends at its quote
+    (root / name).write_text(content)
+    found = listing(open_source(str(root / name)))
+    assert found == {key: ("xy"[i % 2], value) for i, (key, value) in enumerate(FILES.items())}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("utf16.txt", LINES.encode("utf-16"), r"is UTF-16 text, expected UTF-8: `iconv -f UTF-16"),
+        ("utf16le.csv", ("path\n" + LINES).encode("utf-16-le"), r"is UTF-16LE text"),
+        ("labels.txt", LINES.replace("\n", " 0\n").encode(), r"line 1: 'a/0\.jpg 0' looks like `path label`; .*\.csv"),
+        ("comma.txt", (LINES + ",1").encode(), r"line 4: 'b/3\.jpg,1' looks like `path label`"),
+        ("first.txt", ("0 " + LINES).encode(), r"line 1: '0 a/0\.jpg' looks like `label path`"),
+        ("header.txt", ("path\n" + LINES).encode(), r"line 1: 'path' is no image's name"),
+        ("mac.txt", LINES.replace("\n", "\r").encode(), r"lines that end in CR alone"),
+        ("other.csv", ("file,label\n" + ROWS).encode(), r"line 1: the first line must name the columns.*'file,label'"),
+        ("none.csv", ROWS.encode(), r"line 1: the first line must name the columns.*'a/0\.jpg,x'"),
+        ("class.csv", ("path,class\n" + ROWS).encode(), r"line 1: no column 'label' among 'path,class'"),
+        ("semicolon.csv", ("path;label\n" + ROWS.replace(",", ";")).encode(), r"separated by ','; found 'path;label'"),
+        ("twice.csv", (b"path,label,label\n"), r"line 1: a column occurs twice"),
+        ("short.csv", ("path,label\n" + ROWS + "a/0.jpg\n").encode(), r"line 6: 1 values, but 2 columns"),
+        ("long.csv", ("path,label\na,b/0.jpg,x\n" + ROWS).encode(), r"line 2: 3 values, but 2 columns.*\"quotes\""),
+        ("empty.csv", (b"path,label\n,x\n"), r"line 2: no path"),
+    ],
+)
+def test_what_is_not_understood_is_refused_with_the_line(root, name, content, message, capsys):
+    (root / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        open_source(str(root / name))
+    assert main(["data", "index", str(root / name), "--out", str(root / "i")]) == 2
+    assert name in capsys.readouterr().err and not (root / "i").exists()
+
+
+def test_names_with_blanks_and_backslashes_win_over_their_correction(tmp_path):
+    files = {" a.jpg": coded(photo(1)), "b\\c.jpg": coded(photo(2)), "d .jpg": coded(photo(3)), "e f.jpg": coded(photo(4))}
+    write_tree(tmp_path, files)
+    (tmp_path / "l.txt").write_text("\n".join(files))
+    (tmp_path / "l.csv").write_text("path\n" + "\n".join(f'"{name}"' for name in files))
+    for name in ("l.txt", "l.csv"):
+        assert listing(open_source(str(tmp_path / name))) == {key: (None, value) for key, value in files.items()}
+
+
+@pytest.mark.parametrize("kind", ["folder", "flat tar", "webdataset", "lower case", "shards"])
+@pytest.mark.parametrize("mark", ["utf-8", "utf-8-sig"])
+def test_the_published_list_fits_every_source(tmp_path, kind, mark):
+    names = [f"{wnid}_{k}" for wnid in ("n01440764", "n01443537") for k in range(4)]
+    files = {f"{name[:9]}/{name}.JPEG": coded(photo(i, 8, 8)) for i, name in enumerate(names)}
+    few = tmp_path / "few.txt"
+    few.write_text("".join(f"{name}.JPEG\n" for name in names[::2]), encoding=mark)
+    source = write_tree(tmp_path / "tree", files)
+    if kind != "folder":
+        source = tmp_path / "x.tar"
+        ending = ".jpg" if kind == "lower case" else ".JPEG"
+        flat = {name.split("/")[1].replace(".JPEG", ending): content for name, content in files.items()}
+        labels = {name.split(".")[0] + ".cls": name[:9].encode() for name in flat}
+        source.write_bytes(
+            tar_of({f"./{name[:9]}/{name}": content for name, content in flat.items()} if kind == "flat tar" else flat | labels)
+        )
+    if kind == "shards":
+        assert main(["data", "shard", str(source), "--out", str(tmp_path / "shards")]) == 0
+        source = tmp_path / "shards"
+    pair = read_pair(str(source), str(source))
+    chosen = lowshot.find_listed(few, list_names(pair.train, pair.classes))
+    found = sorted(str(pair.train.paths[int(i)]).replace(":", "/").split("/")[-1].split(".")[0] for i in chosen)
+    assert found == sorted(names[::2])
+    assert torch.equal(pair.train.labels[chosen].bincount(), torch.tensor([2, 2]))
+    few.write_text("n01440764/n01440764_0.JPEG\n")  # with its class, also where names have none
+    assert len(lowshot.find_listed(few, list_names(pair.train, pair.classes))) == 1
+
+
+def test_a_list_of_names_refuses_labels_and_what_is_ambiguous(tmp_path):
+    names, few = ["a/1.jpg", "b/1.jpg", "b/2.jpg", "b/2.png"], tmp_path / "few.txt"
+    for text, message in (
+        ("1.jpg", "match several images"),
+        ("2.JPEG", r"match several images \(write class/name\): 2\.JPEG"),
+        ("b/2.jpg 0", r"line 1: 'b/2\.jpg 0' has more than a name"),
+        ("b/3.jpg", r"lacks: b/3\.jpg; --train has names such as 'a/1\.jpg'"),
+    ):
+        few.write_text(text + "\n")
+        with pytest.raises(ValueError, match=message):
+            lowshot.find_listed(few, names)
+    few.write_bytes("2.jpg\n".encode("utf-16"))
+    with pytest.raises(ValueError, match="is UTF-16 text"):
+        lowshot.find_listed(few, names)
+
+
+def test_lists_of_published_labels(tmp_path, capsys):
+    tiny = {f"val/images/val_{i}.JPEG": coded(photo(i, 8, 8)) for i in range(3)}
+    write_tree(tmp_path / "tiny", tiny)
+    (tmp_path / "tiny/val/val_annotations.txt").write_text("".join(f"val_{i}.JPEG\tn0{i % 2}\t0\t0\t1\t1\n" for i in range(3)))
+    kaggle = {f"ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_{i}.JPEG": coded(photo(i, 8, 8)) for i in range(3)}
+    write_tree(tmp_path / "kaggle", kaggle)
+    rows = "".join(f"ILSVRC2012_val_{i},n0{i % 2} 1 2 3 4 n0{i % 2} 5 6 7 8\n" for i in range(3))
+    (tmp_path / "kaggle/LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + rows)
+    for name, layout in (("tiny", "tiny-imagenet"), ("kaggle", "kaggle-imagenet")):
+        out = tmp_path / "lists" / f"{name}.csv"
+        assert main(["data", "list", str(tmp_path / name), "--layout", layout, "--out", str(out)]) == 0
+        found = listing(open_source(str(out)))
+        assert [label for label, _ in found.values()] == ["n00", "n01", "n00"]
+        assert [content for _, content in found.values()] == list((tiny if name == "tiny" else kaggle).values())
+    (tmp_path / "tiny/val/images/val_1.JPEG").unlink()
+    arguments = ["data", "list", str(tmp_path / "tiny"), "--layout", "tiny-imagenet", "--out", str(tmp_path / "l.csv")]
+    assert main(arguments) == 2 and "1 of 3 images are missing" in capsys.readouterr().err
+    assert main([*arguments[:3], *arguments[3:4], "kaggle-imagenet", *arguments[5:]]) == 2

@@ -1,0 +1,38 @@
+"""Every row of the tables "What happens to ..." of docs/data.md names a kind that a test of this folder covers."""
+
+import re
+from pathlib import Path
+
+HERE = Path(__file__).parent
+# The first cell of a row begins with this -> file and test.
+ROWS = {
+    "tar with a damaged, zeroed or cut header": "test_tars::test_a_damaged_tar_is_refused_with_the_byte",
+    "tar that ends at a member's border": "test_tars::test_an_interrupted_writer_s_tar_is_accepted_on_request",
+    "tar that ends in more zeros": "test_tars::test_a_zeroed_tail_is_no_padding",
+    "tars glued together": "test_tars::test_a_damaged_tar_is_refused_with_the_byte",
+    "sparse members": "test_tars::test_sparse_members_are_named_and_the_others_have_their_own_bytes",
+    "hard links and symlinks": "test_tars::test_links_count_as_in_the_unpacked_folder",
+    "`./`, `//`, leading": "test_tars::test_names_are_those_of_the_unpacked_folder",
+    "`..` in a member's name": "test_tars::test_names_are_those_of_the_unpacked_folder",
+    "compressed tar": "test_tars::test_a_compressed_tar_names_the_command_that_helps",
+    "tar of tars": "test_tars::test_a_tar_of_tars_says_so",
+    "two `.cls` files": "test_classes::test_two_classes_for_one_key_do_not_mix",
+    "empty `.cls` file": "test_classes::test_two_classes_for_one_key_do_not_mix",
+    "files with other endings": "test_classes::test_files_with_other_endings_are_counted",
+    "list with a byte-order mark": "test_lists::test_harmless_differences_are_read",
+    "list in UTF-16": "test_lists::test_what_is_not_understood_is_refused_with_the_line",
+    "plain list with labels": "test_lists::test_what_is_not_understood_is_refused_with_the_line",
+    "table without `path`": "test_lists::test_what_is_not_understood_is_refused_with_the_line",
+    "list for `--list`": "test_lists::test_the_published_list_fits_every_source",
+}
+
+
+def test_every_row_is_tested():
+    page = (HERE.parents[1] / "docs" / "data.md").read_text()
+    tables = re.findall(r"## What happens to .*?\n\n.*?(\n\|.*?)\n\n", page, re.DOTALL)
+    rows = [line.split("|")[1].strip() for table in tables for line in table.strip().splitlines()[2:]]
+    assert rows and all(sum(row.startswith(kind) for kind in ROWS) == 1 for row in rows), rows
+    assert all(any(row.startswith(kind) for row in rows) for kind in ROWS)
+    for test in ROWS.values():
+        file, _, name = test.partition("::")
+        assert f"def {name}(" in (HERE / f"{file}.py").read_text(), test
