@@ -188,7 +188,7 @@ MUTATIONS = [
     # Collectives of ZeRO-3.
     Mutation("ijepa_ds/zero/linear.py", "    buffer.div_(world)\n", "", _LINEAR),
     Mutation("ijepa_ds/zero/linear.py", "-(-tensor.numel() // world) for", "tensor.numel() // world for", _LINEAR),
-    Mutation("ijepa_ds/zero/linear.py", "if self.quantization or", "if", _LINEAR),
+    Mutation("ijepa_ds/zero/linear.py", "if not isinstance(self.partitions, Tensor):", "if False:", _LINEAR),
     Mutation(
         "ijepa_ds/zero/linear.py",
         "            width *= param.ds_secondary_tensor_num_of_groups\n",
@@ -222,9 +222,9 @@ MUTATIONS = [
     Mutation("ijepa_ds/config/schedules.py", "max(0, t - self.cooldown)", "max(0, t - self.cooldown - 1)", _SCHEDULES),
     # The method.
     Mutation("ijepa_ds/model/ijepa.py", "F.smooth_l1_loss(", "F.mse_loss(", _PARITY),
-    Mutation("ijepa_ds/model/vit.py", "10000.0 **", "1000.0 **", _PARITY),
+    Mutation("ijepa_ds/model/vit.py", "10000.0 **", "1000.0 **", _VIT),
     Mutation(
-        "ijepa_ds/model/vit.py", "np.concatenate([columns, rows], axis=2)", "np.concatenate([rows, columns], axis=2)", _PARITY
+        "ijepa_ds/model/vit.py", "np.concatenate([columns, rows], axis=2)", "np.concatenate([rows, columns], axis=2)", _VIT
     ),
     Mutation(
         "ijepa_ds/model/vit.py",

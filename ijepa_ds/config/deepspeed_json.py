@@ -133,9 +133,9 @@ def _offload(block: str, written: Any) -> Iterator[Problem]:
         yield Problem((f"{name}.nvme_path",), f"{path!r}: {text}")
 
 
-# Stages 1 and 2 reduce gradients either slice by slice to their owners, one collective for each rank, or with one all-reduce
-# for each bucket, which sends twice the bytes. Up to this number of ranks to the owners.
-MOST_OWNERS = 64
+# Up to this number of ranks, stages 1 and 2 send one rooted reduce to every owner of a part of a bucket: the least bytes.
+# With more ranks `zero.owners` reduces a bucket in two collectives, which send 1 / ranks more.
+MOST_OWNERS = 9
 
 
 def _complete(written: dict[str, Any], plan: BatchPlan, clip_grad: float, precision: str) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def _families(spread: Spread) -> Iterator[Spread]:
     for stage, keys in _SHIPPED.items():
         if stage and spread.world == 1:
             continue  # nothing to partition
-        keys = keys | {"all_reduce": spread.world > MOST_OWNERS}
+        keys = keys | {"reduction": "shared" if spread.world > MOST_OWNERS else "rooted"}
         same = spread if spread.stage == stage else replace(spread, stage=stage, offload=False, offload_weights=False, **keys)
         yield replace(same, hpz=1)
         if stage == 3 and spread.nodes > 1 and spread.gpus > 1:

@@ -31,7 +31,7 @@ class Spread:
         reuse: Stage 3 keeps gathered weights with a reuse distance below this many elements.
         live: Largest number of elements that stage 3 keeps gathered.
         persist: Parameters up to this many elements stay gathered under stage 3.
-        all_reduce: Stages 1 and 2 reduce gradients to all ranks, not only to their owner.
+        reduction: How stages 1 and 2 reduce gradients: "rooted" (to each owner), "shared" (`zero.owners`) or "all_reduce".
     """
 
     stage: int
@@ -49,7 +49,7 @@ class Spread:
     reuse: int = _REUSE
     live: int = _LIVE
     persist: int = _PERSIST
-    all_reduce: bool = True
+    reduction: str = "shared"
 
     @property
     def world(self) -> int:
@@ -82,5 +82,12 @@ def spread_of(ds_config: dict[str, Any], plan: BatchPlan, nodes: int, gpus: int)
         reuse=int(zero.get("stage3_max_reuse_distance", _REUSE)),
         live=int(zero.get("stage3_max_live_parameters", _LIVE)),
         persist=int(zero.get("stage3_param_persistence_threshold", _PERSIST)),
-        all_reduce=bool(zero.get("use_multi_rank_bucket_allreduce", True) or not zero.get("reduce_scatter", True)),
+        reduction=_reduction(zero),
     )
+
+
+def _reduction(zero: dict[str, Any]) -> str:
+    """How stages 1 and 2 reduce gradients, by the keys of "zero_optimization"."""
+    if not zero.get("reduce_scatter", True):
+        return "all_reduce"
+    return "shared" if zero.get("use_multi_rank_bucket_allreduce", True) else "rooted"

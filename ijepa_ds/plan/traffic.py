@@ -15,7 +15,7 @@ from ijepa_ds.plan.spread import Spread
 
 # Bytes that a rank sends per byte of the message, as a multiple of (W - 1) / W (NCCL tests, "bus bandwidth"). For
 # reductions to one rank, every rank except the root sends the message once.
-_SENT = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "reduce": 1}
+_SENT = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "reduce": 1, "all_to_all": 1}
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Message:
 
     Attributes:
         purpose: Name in tables.
-        kind: all_reduce, all_gather, reduce_scatter or reduce.
+        kind: all_reduce, all_gather, reduce_scatter, reduce or all_to_all.
         bytes: Sum over the messages.
         group: Number of ranks in the group.
         when: "forward", "backward" or "step": the computation that can overlap.
@@ -51,14 +51,16 @@ def traffic_of(work: Work, spread: Spread) -> list[Message]:
     if spread.stage == 0:
         return [Message("gradients", "all_reduce", b * every, world, "step")]
     if spread.stage < 3:
-        # DeepSpeed 0.19 all-reduces whole buckets and keeps its share, or (use_multi_rank_bucket_allreduce: false) reduces
-        # every slice to its owner. Stage 2 does so at every micro-batch, because it keeps only its own gradients.
-        gradients, kind = b * every * (rounds if spread.stage == 2 else 1), "all_reduce" if spread.all_reduce else "reduce"
+        # Stage 2 reduces at every micro-batch, because it keeps only its own gradients.
+        gradients = b * every * (rounds if spread.stage == 2 else 1)
+        kind = {"rooted": "reduce", "shared": "reduce_scatter", "all_reduce": "all_reduce"}[spread.reduction]
         if spread.stage == 1 and b == 2 and rounds > 1:
             gradients, kind = 2 * gradients, "all_reduce"  # BF16_Optimizer all-reduces its float32 sums
         when = "backward" if spread.double_bucket else "step"
+        moved = gradients // world if kind == "reduce_scatter" else 0
         return [
             Message("gradients", kind, gradients, world, when),
+            *([Message("gradients to their owners", "all_to_all", moved, world, when)] if moved else []),
             Message("weights after the step", "all_gather", b * _flat(work, None, world), world, "step"),
             Message("target after the EMA", "all_gather", b * _flat(work, "encoder", world), world, "step"),
         ]

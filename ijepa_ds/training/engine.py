@@ -53,8 +53,7 @@ class Engine:
             check_async_io()
         if device.type == "cpu":  # on a GPU the networks are not in host memory
             cpu.give_memory_back()
-        note = linear.install()
-        self.note = note if self.stage == 3 else ""  # for the banner
+        self.note = linear.install(self.stage)  # for the banner
         with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=self.stage == 3):
             model = ijepa.build(cfg)
         place_buffers(model, device)

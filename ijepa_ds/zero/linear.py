@@ -1,10 +1,11 @@
-"""Gathers and reductions of ZeRO-3 whose host time does not grow with the number of ranks.
+"""Gathers and reductions whose host time does not grow with the number of ranks.
 
 DeepSpeed slices every tensor once for each rank, in Python, before a reduce-scatter and after an all-gather. The functions
 here use views of one `[ranks, columns]` buffer: row r is what rank r sends or keeps, and each tensor has a range of columns.
-The buffers, the collectives and the results are the same. docs/host-time.md explains and measures it.
+The buffers, the collectives and the results are the same. `zero.owners` does the reductions of stages 1 and 2.
+docs/host-time.md explains and measures it.
 
-The replacement is made only where DeepSpeed's source is known (`KNOWN`).
+The replacement is made only where DeepSpeed's source is known (`KNOWN`, `KNOWN_STAGES_1_AND_2`).
 """
 
 from __future__ import annotations
@@ -23,41 +24,81 @@ import torch
 from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.comm import coalesced_collectives
-from deepspeed.runtime.zero import partition_parameters, stage3
+from deepspeed.runtime.zero import partition_parameters, stage3, stage_1_and_2
 from deepspeed.runtime.zero.partition_parameters import AllGatherCoalescedHandle, Init, ZeroParamStatus
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.utils import instrument_w_nvtx, nvtx
 from torch import Tensor
 
+from ijepa_ds.zero import owners
+
 _CONVERT = "_convert_to_deepspeed_param"
+_Known = tuple[tuple[ModuleType, str, str], ...]
 # What is replaced or relied on: module, name, SHA-256 of its source in DeepSpeed 0.19.8. `_all_gather_dtype` is a local
 # function of `_convert_to_deepspeed_param`.
-KNOWN: tuple[tuple[ModuleType, str, str], ...] = (
+KNOWN: _Known = (
     (coalesced_collectives, "reduce_scatter_coalesced", "d49fb6b733d0846606824b192ef1af87571c8370ca64eb8883465194c629a5a0"),
     (partition_parameters, "AllGatherCoalescedHandle", "853535c686bd848605f628283efa6b56a0b7961f0bf4e4dc1657b0b0c3e228c3"),
     (partition_parameters, f"Init.{_CONVERT}", "1c639977bd9a92684657151ff46818f9fd53eb45f5427091170aed30470ab31b"),
     (nvtx, "instrument_w_nvtx", "7315669a42aed901ce0de5f3823a3c318f39456881df042f2ad61929c01772ff"),
 )
+KNOWN_STAGES_1_AND_2: _Known = (
+    (
+        stage_1_and_2,
+        "DeepSpeedZeroOptimizer.average_tensor",
+        "da26b2ba0a2f860935611f14eef9e04819cf73cf60e8b282b9c9ab7ef21e75bd",
+    ),
+    (
+        stage_1_and_2,
+        "DeepSpeedZeroOptimizer.reduce_independent_p_g_buckets_and_remove_grads",
+        "08d7c4942fcfce215982675a95b12b87f544ef4385f1adc573af18503e02c36c",
+    ),
+    (
+        stage_1_and_2,
+        "DeepSpeedZeroOptimizer.reduce_ipg_grads",
+        "b52c7b10e5c18896b8f529f0229dd627747d5b65a87927d17cdbf9965cb5ba77",
+    ),
+    (
+        stage_1_and_2,
+        "DeepSpeedZeroOptimizer.initialize_gradient_partition",
+        "6401a1d8cd80b8e9ba844df4cc07f6cf2396c1b2fc8ebd0538071a13ee3d02b0",
+    ),
+)
 _ORIGINAL = stage3.reduce_scatter_coalesced, AllGatherCoalescedHandle.wait, Init._convert_to_deepspeed_param
 _DEEPSPEED_WAIT, _DEEPSPEED_CONVERT = _ORIGINAL[1:]
+_DEEPSPEED_AVERAGE = DeepSpeedZeroOptimizer.average_tensor
 _allowed = True
 
 
-def install() -> str:
+def install(stage: int = 3) -> str:
     """Replace DeepSpeed's functions in this process, once; call it before `zero.Init` and `deepspeed.initialize`.
 
+    Args:
+        stage: of ZeRO, that the answer is about.
+
     Returns:
-        Empty, or why DeepSpeed's own functions stay, in one line.
+        Empty, or why DeepSpeed's own functions stay at this stage, in one line.
     """
     if not _allowed:
         return ""
-    unknown = [name for module, name, known in KNOWN if digest(module, name) != known]
-    if unknown:
-        return (
-            f"DeepSpeed {metadata.version('deepspeed')} has another {', '.join(unknown)} than this version of ijepa_ds knows: "
-            "ZeRO-3 keeps DeepSpeed's collectives, whose host time grows with the number of ranks (docs/host-time.md)"
-        )
-    _set(reduce_scatter_coalesced, wait, _convert_to_deepspeed_param)
-    return ""
+    unknown_3, unknown_12 = _unknown(KNOWN), _unknown(KNOWN_STAGES_1_AND_2)
+    if not unknown_3:
+        _set(reduce_scatter_coalesced, wait, _convert_to_deepspeed_param)
+    if not unknown_12:
+        DeepSpeedZeroOptimizer.average_tensor = owners.average_tensor
+    unknown = {1: unknown_12, 2: unknown_12, 3: unknown_3}.get(stage)
+    if not unknown:
+        return ""
+    cost = "host time grows with the number of ranks" if stage == 3 else "reductions send twice the bytes on many ranks"
+    return (
+        f"DeepSpeed {metadata.version('deepspeed')} has another {', '.join(unknown)} than this version of ijepa_ds knows: "
+        f"ZeRO-{stage} keeps DeepSpeed's collectives, whose {cost} (docs/host-time.md)"
+    )
+
+
+def _unknown(known: _Known) -> list[str]:
+    """Names of functions whose source is another."""
+    return [name for module, name, expected in known if digest(module, name) != expected]
 
 
 @contextlib.contextmanager
@@ -65,13 +106,16 @@ def deepspeeds_own() -> Iterator[None]:
     """Inside the block, DeepSpeed's own functions are used, for comparisons; engines made inside have to be used inside."""
     global _allowed
     before = stage3.reduce_scatter_coalesced, AllGatherCoalescedHandle.wait, Init._convert_to_deepspeed_param
+    average = DeepSpeedZeroOptimizer.average_tensor
     _allowed = False
     _set(*_ORIGINAL)
+    DeepSpeedZeroOptimizer.average_tensor = _DEEPSPEED_AVERAGE
     try:
         yield
     finally:
         _allowed = True
         _set(*before)
+        DeepSpeedZeroOptimizer.average_tensor = average
 
 
 def _set(reduce_scatter: Callable[..., Any], handle_wait: Callable[..., Any], convert: Callable[..., Any]) -> None:
@@ -144,7 +188,7 @@ def _wait(self: Any, handle_dependency: bool = True) -> None:
     """
     if self.complete:
         return
-    if self.quantization or not isinstance(self.partitions, Tensor):
+    if not isinstance(self.partitions, Tensor):
         _DEEPSPEED_WAIT(self, handle_dependency)
         return
     instrument_w_nvtx(self.allgather_handle.wait)()

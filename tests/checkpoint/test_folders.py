@@ -142,6 +142,15 @@ def test_a_configuration_that_cannot_be_read_does_not_stop_the_list(
     assert "?/?" in capsys.readouterr().out and not Path("executed").exists()
 
 
+def test_the_best_checkpoint_is_kept(tmp_path: Path) -> None:
+    """`eval.every` marks it."""
+    attempt(tmp_path, 10, keep_last=9)
+    (tmp_path / writer.BEST).write_text(json.dumps({"step": 10}))
+    for step in (20, 30, 40):
+        attempt(tmp_path, step, keep_last=1)
+    assert list_steps(tmp_path) == [10, 40]
+
+
 def test_prune_refuses_where_it_would_hurt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("list", str(tmp_path / "nowhere")) == 2
     attempt(tmp_path, 10)

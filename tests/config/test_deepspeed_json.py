@@ -40,17 +40,15 @@ def test_compiled_blocks_go_with_every_stage(stage: int, tmp_path: Path) -> None
     assert load_deepspeed(write(tmp_path, {"zero_optimization": {"stage": stage}}), compiled, WHOLE)
 
 
-@pytest.mark.parametrize(("ranks", "all_reduce"), [(1, False), (64, False), (65, True), (512, True)])
-def test_many_ranks_all_reduce_whole_buckets(ranks: int, all_reduce: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ranks", "shared"), [(1, False), (9, False), (10, True), (512, True)])
+def test_many_ranks_share_the_reduction_of_a_bucket(ranks: int, shared: bool, tmp_path: Path) -> None:
     plan = BatchPlan(world_size=ranks, micro_batch=1, accumulation=1)
     name = "use_multi_rank_bucket_allreduce"
     for stage in (1, 2):
         zero = {"stage": stage}
-        assert (
-            load_deepspeed(write(tmp_path, {"zero_optimization": zero}), CONFIG, plan)["zero_optimization"][name] == all_reduce
-        )
-        written = load_deepspeed(write(tmp_path, {"zero_optimization": zero | {name: not all_reduce}}), CONFIG, plan)
-        assert written["zero_optimization"][name] != all_reduce
+        assert load_deepspeed(write(tmp_path, {"zero_optimization": zero}), CONFIG, plan)["zero_optimization"][name] == shared
+        written = load_deepspeed(write(tmp_path, {"zero_optimization": zero | {name: not shared}}), CONFIG, plan)
+        assert written["zero_optimization"][name] != shared
     for stage in (0, 3):
         assert (
             name

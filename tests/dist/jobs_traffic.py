@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from ijepa_ds.bench.traffic import Traffic, least_bytes
+from ijepa_ds.zero import linear
 from tests.dist import jobs
 
 DEPTH, PREDICTOR_DEPTH = 8, 2
 BLOCK = 12 * 48 * 48 + 13 * 48  # parameters of one block of the encoder
 
 
-def count(stage: int, extra: dict[str, Any] | None = None, precision: str = "float32") -> dict[str, Any]:
-    """Calls and bytes by phase of the fourth step: ZeRO-3 has then learnt the order of the modules."""
+def count(stage: int, extra: dict[str, Any] | None = None, precision: str = "float32", own: bool = False) -> dict[str, Any]:
+    """Calls and bytes by phase of the fourth step: ZeRO-3 has then learnt the order of the modules.
+
+    Args:
+        stage: of ZeRO.
+        extra: of "zero_optimization".
+        precision: of the networks.
+        own: use DeepSpeed's own functions.
+    """
+    with linear.deepspeeds_own() if own else nullcontext():
+        return _count(stage, extra, precision)
+
+
+def _count(stage: int, extra: dict[str, Any] | None, precision: str) -> dict[str, Any]:
     from deepspeed import comm as dist
 
     from ijepa_ds.distributed.world import initialise_distributed

@@ -1,4 +1,4 @@
-"""ZeRO-3 training has the same bits with `ijepa_ds.zero.linear` as with DeepSpeed's own collectives, on real ranks."""
+"""Training has the same bits with `ijepa_ds.zero.linear` and `zero.owners` as with DeepSpeed, on real ranks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +12,7 @@ from tests.dist.test_zero import assert_same_bits
 
 pytestmark = pytest.mark.dist
 NOTHING_KEPT = {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 5000}
+SHARED = {"use_multi_rank_bucket_allreduce": True, "reduce_bucket_size": 50_001}
 CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "bfloat16": (2, "bfloat16", {}),
     "float32, accumulated, small parameters stay whole": (
@@ -20,6 +21,18 @@ CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
         {"optimization": {"max_micro_batch": 2}, "extra": {"stage3_param_persistence_threshold": 200}},
     ),
     "gathered again in backward": (2, "bfloat16", {"extra": NOTHING_KEPT}),
+    # Two ranks: the sum of two numbers has no order.
+    "stage 1": (2, "bfloat16", {"stage": 1, "extra": SHARED}),
+    "stage 2": (2, "bfloat16", {"stage": 2, "extra": SHARED}),
+    "stage 2, float32, accumulated, overlapped, many buckets": (
+        2,
+        "float32",
+        {
+            "stage": 2,
+            "optimization": {"max_micro_batch": 2},
+            "extra": SHARED | {"overlap_comm": True, "reduce_bucket_size": 20_000},
+        },
+    ),
     "hpZ": (4, "bfloat16", {"extra": {"zero_hpz_partition_size": 2}}),
 }
 
@@ -27,7 +40,12 @@ CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_twenty_steps_have_the_same_bits(name: str, ranks: Callable[[int], Pool], images: Path, tmp_path: Path) -> None:
     world, precision, more = CASES[name]
-    settings = {"precision": precision, "extra": more.get("extra", {}), **more.get("optimization", {})}
+    settings = {
+        "precision": precision,
+        "extra": more.get("extra", {}),
+        "stage": more.get("stage", 3),
+        **more.get("optimization", {}),
+    }
     results = ranks(world).run(
         "train_both_ways", module="tests.dist.jobs_linear", place=str(images), folder=str(tmp_path), **settings
     )

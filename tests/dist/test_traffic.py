@@ -23,12 +23,23 @@ def test_gradients_go_to_their_owners_only(stage: int, ranks: Ranks) -> None:
         assert found["moved"] <= 1.01 * found["least"]
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_more_ranks_than_owners_share_the_reduction(stage: int, ranks: Ranks) -> None:
+    """Two collectives a bucket; the second sends a bucket's bytes, divided by the number of ranks."""
+    shared = {"use_multi_rank_bucket_allreduce": True}
+    results = ranks(4).run("count", module="tests.dist.jobs_traffic", stage=stage, extra=shared)
+    for found in results:
+        assert found["calls"]["backward"] == {"reduce_scatter_base": 1, "alltoall_base": 1}
+    moved, least = (sum(found[key] for found in results) for key in ("moved", "least"))
+    gradients = sum(found["bytes"]["backward"]["reduce_scatter_base"] for found in results)
+    assert moved <= 1.01 * (least + 2 * gradients / 4)  # of sent and received bytes, `Traffic` counts the more
+
+
 def test_all_reduced_gradients_would_fail_this(ranks: Ranks) -> None:
-    """DeepSpeed's own default."""
-    (found, _) = ranks(2).run(
-        "count", module="tests.dist.jobs_traffic", stage=2, extra={"use_multi_rank_bucket_allreduce": True}
-    )
-    assert found["moved"] > 1.3 * found["least"]
+    """DeepSpeed's own function for `use_multi_rank_bucket_allreduce: true`."""
+    job = {"module": "tests.dist.jobs_traffic", "stage": 2, "own": True}
+    (found, _) = ranks(2).run("count", **job, extra={"use_multi_rank_bucket_allreduce": True})
+    assert found["calls"]["backward"].keys() == {"allreduce"} and found["moved"] > 1.3 * found["least"]
 
 
 def test_a_model_too_large_to_keep_is_gathered_once_a_block_and_pass(ranks: Ranks) -> None:

@@ -1,6 +1,8 @@
 """Shapes, names, parameter counts, precision of the networks; the forward pass on a GPU that is not there."""
 
 import dataclasses
+import itertools
+import math
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from ijepa_ds.model.attention import EntropyProbe
 from ijepa_ds.model.blocks import DropPath, LayerNorm
 from ijepa_ds.model.compiling import compile_blocks
 from ijepa_ds.model.ijepa import IJEPA
-from ijepa_ds.model.vit import Encoder, Predictor, initial_value, initialise
+from ijepa_ds.model.vit import Encoder, Predictor, initial_value, initialise, sincos_position_embedding
 from ijepa_ds.zero.publish import place_buffers
 
 SMALL = Size(48, 2, 3, 192)
@@ -56,6 +58,20 @@ def test_names_are_timms() -> None:
     expected = {f"blocks.{i}.{part}.{kind}" for i in range(2) for part in block for kind in ("weight", "bias")}
     expected |= {"pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight", "norm.bias"}
     assert names == expected
+
+
+@pytest.mark.parametrize(("grid", "learnt"), [(3, None), (4, 4), (4, 6)])
+def test_the_position_table_is_the_published_one(grid: int, learnt: int | None) -> None:
+    """Written out: the first half of the channels is the column's, the second the row's; sines, then cosines."""
+    width, table = 16, sincos_position_embedding(16, grid, learnt)
+    for row, column in itertools.product(range(grid), repeat=2):
+        expected = []
+        for place in (column, row):
+            place = place if learnt is None else (place + 0.5) * learnt / grid - 0.5
+            angles = [place / 10000 ** (i / (width / 4)) for i in range(width // 4)]
+            expected += [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
+        # Other frequencies, or columns and rows exchanged, differ by 0.1 and more.
+        torch.testing.assert_close(table[0, row * grid + column], torch.tensor(expected), rtol=0, atol=1e-6)
 
 
 def test_the_22b_is_the_published_one() -> None:
