@@ -6,11 +6,13 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from safetensors.torch import save_file
 
 from ijepa_ds.checkpoint.folder import checksum, folder_name
+from ijepa_ds.zero.layout import Piece
 
 
 @dataclass
@@ -45,3 +47,26 @@ def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-5] ^= 4
     path.write_bytes(data)
+
+
+class Layout:
+    """Stands for `ZeroLayout`: four numbers on each rank."""
+
+    stage, replicated = 2, False
+    engine = SimpleNamespace(device=torch.device("cpu"))
+
+    def __init__(self, rank: int = 0) -> None:
+        self.pieces = [Piece("w", 4 * rank, 4, 0, 0)]
+        self.weights = torch.arange(4.0) + 4 * rank
+
+    def master(self, slot: int) -> torch.Tensor:
+        return self.weights
+
+    def moments(self, slot: int) -> dict[str, torch.Tensor]:
+        return {"exp_avg": self.weights / 2, "exp_avg_sq": self.weights**2, "step": torch.tensor(5.0)}
+
+    def scratch(self, numel: int, name: str) -> torch.Tensor:
+        return torch.empty(numel)
+
+    def view(self, buffer: torch.Tensor, piece: Piece) -> torch.Tensor:
+        return buffer.narrow(0, piece.offset, piece.numel)

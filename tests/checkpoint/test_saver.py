@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 import torch.distributed as dist
 
 from ijepa_ds.checkpoint import writer
@@ -15,30 +14,8 @@ from ijepa_ds.checkpoint.reader import CheckpointReader
 from ijepa_ds.checkpoint.saver import NotFiniteError, Saver
 from ijepa_ds.distributed.exchange import host_group
 from ijepa_ds.errors import CheckpointError
-from ijepa_ds.zero.layout import Piece
+from tests.checkpoint_cases import Layout
 from tests.waiting import wait_until
-
-
-class Layout:
-    """Stands for `ZeroLayout`."""
-
-    stage, replicated, pieces = 2, False, [Piece("w", 0, 4, 0, 0)]
-    engine = SimpleNamespace(device=torch.device("cpu"))
-
-    def __init__(self) -> None:
-        self.weights = torch.arange(4.0)
-
-    def master(self, slot: int) -> torch.Tensor:
-        return self.weights
-
-    def moments(self, slot: int) -> dict[str, torch.Tensor]:
-        return {"exp_avg": self.weights / 2, "exp_avg_sq": self.weights**2, "step": torch.tensor(5.0)}
-
-    def scratch(self, numel: int, name: str) -> torch.Tensor:
-        return torch.empty(numel)
-
-    def view(self, buffer: torch.Tensor, piece: Piece) -> torch.Tensor:
-        return buffer.narrow(0, piece.offset, piece.numel)
 
 
 @pytest.fixture

@@ -6,10 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-
-from ijepa_ds.zero.layout import Piece
-
 
 def refused_shards(folder: str, names: list[str]) -> list[str]:
     """For each file in turn: flip one bit, open the checkpoint on all ranks, restore the bit; the message of each refusal.
@@ -43,29 +39,6 @@ def refused_shards(folder: str, names: list[str]) -> list[str]:
     return messages
 
 
-class Layout:
-    """Stands for `ZeroLayout`: four numbers on each rank."""
-
-    stage, replicated = 2, False
-    engine = SimpleNamespace(device=torch.device("cpu"))
-
-    def __init__(self, rank: int) -> None:
-        self.pieces = [Piece("w", 4 * rank, 4, 0, 0)]
-        self.weights = torch.arange(4.0) + 4 * rank
-
-    def master(self, slot: int) -> torch.Tensor:
-        return self.weights
-
-    def moments(self, slot: int) -> dict[str, torch.Tensor]:
-        return {"exp_avg": self.weights / 2, "exp_avg_sq": self.weights**2, "step": torch.tensor(5.0)}
-
-    def scratch(self, numel: int, name: str) -> torch.Tensor:
-        return torch.empty(numel)
-
-    def view(self, buffer: torch.Tensor, piece: Piece) -> torch.Tensor:
-        return buffer.narrow(0, piece.offset, piece.numel)
-
-
 def save_on_a_failing_disk(folder: str, failing: int) -> dict[str, Any]:
     """Save twice; in the first save the disk of rank `failing` writes one wrong bit. What was saved and logged."""
     import logging
@@ -77,7 +50,7 @@ def save_on_a_failing_disk(folder: str, failing: int) -> dict[str, Any]:
     from ijepa_ds.checkpoint import saver, writer
     from ijepa_ds.checkpoint.folder import list_steps
     from ijepa_ds.distributed.world import barrier, initialise_distributed
-    from tests.checkpoint_cases import flip
+    from tests.checkpoint_cases import Layout, flip
 
     initialise_distributed()
     layout, texts = Layout(dist.get_rank()), []
