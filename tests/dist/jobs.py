@@ -233,10 +233,9 @@ def gathered_target(engine: Any) -> dict[str, np.ndarray]:
 
 
 def waits_of_a_step(stage: int, precision: str) -> dict[str, list[str]]:
-    """Where the parts of one warm step on a GPU make the host wait for the device."""
-    import warnings
-
+    """Where the parts of one warm step make the host wait for the device, or would on a GPU."""
     from ijepa_ds.distributed.world import initialise_distributed
+    from tests.dist.waits import waits
 
     initialise_distributed()
     cfg = tiny_config(precision)
@@ -245,11 +244,10 @@ def waits_of_a_step(stage: int, precision: str) -> dict[str, list[str]]:
     images, _ = _moved(engine, *batch(cfg, 3, 0, plan.micro_batch))
     sampler, found, output = build_sampler(cfg.masks, cfg.grid, 3, cfg.optimization.batch_size), {}, None
     masks = sampler.sample(2, 0, plan.micro_batch, engine.device)  # what is made at the first use only
-    torch.cuda.synchronize()
+    if engine.device.type == "cuda":
+        torch.cuda.synchronize()
     for part in ("masks", "forward", "backward", "optimizer", "ema"):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
+        with waits(engine.device) as places:
             if part == "masks":
                 masks = sampler.sample(3, 0, plan.micro_batch, engine.device)
             elif part == "forward":
@@ -261,8 +259,7 @@ def waits_of_a_step(stage: int, precision: str) -> dict[str, list[str]]:
                 engine.optimizer_step(1e-3, 0.05)
             else:
                 engine.ema.update(0.99)
-            torch.cuda.set_sync_debug_mode("default")
-        found[part] = [f"{one.filename}:{one.lineno}" for one in caught if "synchronizing" in str(one.message)]
+        found[part] = places
     return found
 
 
