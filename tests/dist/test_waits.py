@@ -11,14 +11,13 @@ from tests.dist.waits import waits
 pytestmark = pytest.mark.dist
 
 
-# The optimizer has to know whether the gradients are finite, and DeepSpeed asks more than once.
-@pytest.mark.parametrize(("stage", "most"), [(0, 1), (1, 9), (2, 9), (3, 9)])
-def test_only_the_optimizer_asks_the_device(stage: int, most: int, ranks: Callable[[int], Pool]) -> None:
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_only_the_optimizer_asks_the_device(stage: int, ranks: Callable[[int], Pool]) -> None:
     precision = "float32" if stage == 0 else "bfloat16"  # at stage 0 in bfloat16 DeepSpeed asks for each parameter
     (found,) = ranks(1).run("waits_of_a_step", stage=stage, precision=precision)
     of_optimizer = found.pop("optimizer")
     assert not any(found.values()), found
-    assert 1 <= len(of_optimizer) <= most, of_optimizer
+    assert len(of_optimizer) == 1, of_optimizer  # are the gradients finite?
 
 
 def test_what_would_wait_is_found() -> None:
