@@ -50,6 +50,23 @@ _CASES = "tests/cases"
 _RELAX = "tests/masks/test_published.py -k exactly"
 
 MUTATIONS = [
+    # Decoders: which files Pillow decodes, and the limits.
+    Mutation("ijepa_ds/data/image_header.py", "components == 4 and adobe is None", "False", f"{_CASES}/test_images.py"),
+    Mutation("ijepa_ds/data/image_header.py", 'name in (b"acTL", b"fcTL") or', "", f"{_CASES}/test_images.py"),
+    Mutation("ijepa_ds/data/image_header.py", "compression == 0 and", "", f"{_CASES}/test_images.py"),
+    Mutation(
+        "ijepa_ds/data/pillow.py", "    check_pixels(header.width, header.height, max_pixels)\n", "", f"{_CASES}/test_memory.py"
+    ),
+    Mutation("ijepa_ds/data/dali.py", "        self._failed.add(index)\n", "", f"{_CASES}/test_images.py"),
+    Mutation(
+        "ijepa_ds/data/samples.py",
+        "        check_pixels(int(",
+        "        0 and check_pixels(int(",
+        f"{_CASES}/test_images.py -k limit",
+    ),
+    Mutation("ijepa_ds/data/jpeg_check.py", "not restart and int(", "int(", "tests/data/test_jpeg_check.py"),
+    Mutation("ijepa_ds/data/transforms.py", "if max(target) <= _LONGEST * shorter:", "if True:", f"{_CASES}/test_memory.py"),
+    Mutation("ijepa_ds/evals/readable.py", "sorted(left_out)", "[]", f"{_CASES}/test_memory.py"),
     # Sources: tars, classes, lists.
     Mutation("ijepa_ds/data/tar_format.py", "if part.strip(b", "if False and part.strip(b", f"{_CASES}/test_tars.py"),
     Mutation("ijepa_ds/data/tar_format.py", "if left >= 2 * BLOCK and (", "if left >= 0 and (", f"{_CASES}/test_tars.py"),

@@ -14,9 +14,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ijepa_ds.arguments import check_at_least
-from ijepa_ds.data.headers import check_pixels, check_pixels_strictly
-from ijepa_ds.data.index import ImageIndex
+from ijepa_ds.data.headers import READ_ERRORS
+from ijepa_ds.data.index import ImageIndex, describe
 from ijepa_ds.data.index_command import add_scan_arguments, scan_options, summary
+from ijepa_ds.data.index_file import BY_PILLOW
+from ijepa_ds.data.judge import Judge, Judgement
+from ijepa_ds.data.pillow import reason
 from ijepa_ds.data.reading import Reader
 from ijepa_ds.data.sources import open_source
 
@@ -28,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `ijepa-ds data check`."""
     add_scan_arguments(parser)
     parser.add_argument("--fix-index", type=Path, metavar="INDEX", help="write an index of the good images")
+    parser.add_argument("--strict", action="store_true", help="also name JPEGs with junk bytes that no pixel needs")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="decoding threads (default: all cores)")
 
 
@@ -35,50 +39,51 @@ def run(args: argparse.Namespace) -> int:
     """Check the images and print the table; return 0 if all are readable or an index was written, else 1."""
     check_at_least(args, threads=1)
     index = open_source(args.source, scan_options(args))
-    index = index.with_bad(check(index, args.max_pixels, args.threads))
+    judge = Judge(args.max_pixels, strict=args.strict, with_dali=args.fix_index is not None)
+    found = check(index, judge, args.threads)
+    index = index.with_bad({position: judgement.reason for position, judgement in found.items() if judgement.reason})
+    by_pillow = {position: judgement.dali for position, judgement in found.items() if judgement.dali}
     logger.info("%s", table(index))
+    if by_pillow:
+        listed = describe([(index.display_path(at), text) for at, text in sorted(by_pillow.items())])
+        logger.info("%d images are decoded by Pillow also in the DALI loader: %s", len(by_pillow), listed)
     if args.fix_index:
         if len(index.bad) == len(index):
             raise ValueError(f"{args.source}: no readable image is left, no index written")
-        fixed = index.without_bad()
+        fixed = index.by_pillow(list(by_pillow)).without_bad()
         fixed.save(args.fix_index)
         logger.info("%s in %s", summary(fixed), args.fix_index)
     return 0 if args.fix_index or not index.list_bad() else 1
 
 
-def check(index: ImageIndex, max_pixels: int, threads: int) -> dict[int, str]:
+def check(index: ImageIndex, judge: Judge, threads: int) -> dict[int, Judgement]:
     """Decode every image not yet marked as unreadable.
 
     Args:
         index: The images.
-        max_pixels: Larger images are reported.
+        judge: Judges the bytes of each.
         threads: Decoding threads.
 
     Returns:
-        Position -> error of every unreadable image.
+        Position -> judgement of every image that is unreadable or that DALI decodes differently.
     """
     reader = Reader(index)
 
-    def look(position: int) -> str:
+    def look(position: int) -> Judgement:
         try:
-            entry = index.entries[position]
-            check_pixels(int(entry["width"]), int(entry["height"]), max_pixels)
-            check_pixels_strictly(reader.read(position))
-        except OSError as error:
-            return error.strerror or str(error)
-        except ValueError as error:
-            return str(error)
-        return ""
+            return judge.judge(reader.read(position), bool(index.entries["format"][position] & BY_PILLOW))
+        except READ_ERRORS as error:
+            return Judgement(reason(error))
 
     positions = (position for position in range(len(index)) if position not in index.bad)
     bar = tqdm(desc=f"check {index.source}", total=len(index) - len(index.bad), unit="image", disable=None)
     found = {}
     with ThreadPoolExecutor(threads, thread_name_prefix="check") as pool, bar:
         for window in _windows(positions):
-            for position, reason in zip(window, pool.map(look, window), strict=True):
+            for position, judgement in zip(window, pool.map(look, window), strict=True):
                 bar.update()
-                if reason:
-                    found[position] = reason
+                if any(judgement):
+                    found[position] = judgement
     return found
 
 

@@ -6,11 +6,14 @@ the time of DALI's and is closer to Pillow's. On a GPU, DALI decodes and resizes
 A stateless callback passes order and crops from the plan to DALI, because DALI's own readers tie samples to the
 number of shards. DALI cannot skip a bad file: an error ends the whole pipeline, and a new one continues at the same
 micro-batch.
+
+Pillow decodes the files that DALI is known to decode differently (`image_header`), and those at which DALI fails. DALI gets
+a small stand-in for each of them, whose pixels are then overwritten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,12 +24,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from ijepa_ds.config import DataConfig
-from ijepa_ds.data.dali_pipeline import AHEAD, Inputs, build_pipeline
+from ijepa_ds.data.dali_one import failure
+from ijepa_ds.data.dali_pipeline import AHEAD, SIDE, STAND_IN, Inputs, build_pipeline, one_by_one
 from ijepa_ds.data.decoder import choose_decoder
 from ijepa_ds.data.headers import READ_ERRORS
+from ijepa_ds.data.index_file import BY_PILLOW
+from ijepa_ds.data.pillow import decode, reason
 from ijepa_ds.data.samples import SamplePlan, Samples
-from ijepa_ds.data.vision import decode_error, error_text
+from ijepa_ds.data.vision import read_crop
 
+logger = logging.getLogger(__name__)
 _READERS = 4  # threads that read files; they mostly wait for the file system
 _ATTEMPTS = 3  # at a micro-batch whose images all decode one by one
 
@@ -53,6 +60,8 @@ class DaliBackend:
         self._pipeline: Pipeline | None = None
         self._next = 0
         self._mirrored: dict[int, np.ndarray] = {}  # flips of the micro-batches that DALI has started
+        self._crops: dict[int, dict[int, np.ndarray]] = {}  # their crops by Pillow, position -> uint8 [S, S, 3]
+        self._failed: set[int] = set()  # images that Pillow decodes because DALI failed
         self._pool = ThreadPoolExecutor(max(_READERS, cfg.threads), thread_name_prefix="read")
 
     def batch(self, micro: int) -> Tensor:
@@ -82,12 +91,14 @@ class DaliBackend:
 
     def _start(self, micro: int) -> None:
         """Build the pipeline whose first output is this micro-batch."""
-        self._mirrored = {}
+        self._mirrored, self._crops = {}, {}
 
         def source(info: types.BatchInfo) -> Inputs:
             samples, contents = self._fetch(micro + info.iteration)
             if self._stream is None:
                 self._mirrored[micro + info.iteration] = samples.flips
+            crops = {position: part for position, part in enumerate(contents) if part.ndim == 3}
+            self._crops[micro + info.iteration] = crops
             return self._inputs(samples, contents)
 
         self._pipeline = build_pipeline(
@@ -106,14 +117,17 @@ class DaliBackend:
         assert self._pipeline is not None
         if self._decode_only:
             self._pipeline.run()
+            self._crops.pop(self._next)
             images = torch.empty(0)
         elif self._stream is None:
             (windows,) = self._pipeline.run()
             images = self._resized(windows, self._mirrored.pop(self._next))
+            _paste(images, self._crops.pop(self._next))
         else:
             with torch.cuda.stream(self._stream):
                 (output,) = self._pipeline.run(self._stream)
                 images = torch.from_dlpack(output.as_tensor()).clone()
+                _paste(images, self._crops.pop(self._next))
             self._stream.synchronize()  # blocks only the loader's thread
         self._next += 1
         return images
@@ -132,11 +146,16 @@ class DaliBackend:
         return images
 
     def _fetch(self, micro: int) -> tuple[Samples, list[np.ndarray]]:
-        """Read the files of a micro-batch; unreadable ones are replaced before DALI gets them."""
+        """Read the files of a micro-batch; unreadable ones are replaced before DALI gets them.
+
+        Returns:
+            The samples, and for each the bytes of its file, uint8 [n], or its crop by Pillow, uint8 [S, S, 3].
+        """
         while True:
             samples = self._plan.samples(micro)
             indices = samples.indices.tolist()
-            parts = [indices[first::_READERS] for first in range(min(_READERS, len(indices)))]
+            everything = list(range(len(indices)))
+            parts = [(samples, everything[first::_READERS]) for first in range(min(_READERS, len(indices)))]
             outcomes: list[np.ndarray | str] = [""] * len(indices)
             for first, read in enumerate(self._pool.map(self._read, parts)):
                 outcomes[first::_READERS] = read
@@ -147,35 +166,70 @@ class DaliBackend:
                 if isinstance(outcome, str):
                     self._plan.reject(index, outcome)
 
-    def _read(self, indices: list[int]) -> list[np.ndarray | str]:
-        """Return the bytes of each image, or the error text."""
+    def _read(self, part: tuple[Samples, list[int]]) -> list[np.ndarray | str]:
+        """Return the bytes or the crop at each position, or the error text."""
+        samples, positions = part
         outcomes: list[np.ndarray | str] = []
-        for index in indices:
+        for position in positions:
+            index = int(samples.indices[position])
             try:
-                outcomes.append(np.frombuffer(self._plan.reader.read(index), dtype=np.uint8))
+                content = self._plan.read(index)
+                if index in self._failed or self._plan.index.rows([index])["format"][0] & BY_PILLOW:
+                    outcomes.append(self._crop(content, samples, position))
+                else:
+                    outcomes.append(np.frombuffer(content, dtype=np.uint8))
             except READ_ERRORS as error:
-                outcomes.append(error_text(error))
+                outcomes.append(reason(error))
         return outcomes
 
+    def _crop(self, content: bytes, samples: Samples, position: int) -> np.ndarray:
+        flip = bool(samples.flips[position])
+        return read_crop(content, samples.windows[position], flip, self._cfg.crop_size, self._cfg.max_pixels)
+
     def _inputs(self, samples: Samples, contents: list[np.ndarray]) -> Inputs:
-        start, shape = (np.ascontiguousarray(part) for part in np.split(samples.windows, 2, axis=1))
+        windows = samples.windows
+        if any(part.ndim == 3 for part in contents):
+            by_pillow = np.array([part.ndim == 3 for part in contents])
+            windows = np.where(by_pillow[:, None], np.array([0, 0, SIDE, SIDE], dtype=np.int32), windows)
+            contents = [STAND_IN if part.ndim == 3 else part for part in contents]
+        start, shape = (np.ascontiguousarray(part) for part in np.split(windows, 2, axis=1))
         if self._cfg.horizontal_flip and self._device_id is not None and not self._decode_only:
             return contents, start, shape, samples.flips.astype(np.int32)
         return contents, start, shape
 
     def _reject_unreadable(self, micro: int) -> bool:
-        """Find and reject undecodable images in this micro-batch or those that DALI has started; False: none found."""
+        """Find images at which DALI fails, in this micro-batch or those that it has started; False: none found.
+
+        Pillow decides: it decodes them from now on, or they are unreadable.
+        """
         for ahead in range(AHEAD + 1):
             samples, contents = self._fetch(micro + ahead)
             found = self._undecodable(self._inputs(samples, contents))
-            errors = [decode_error(contents[position].tobytes()) for position, _ in found]
-            if len(found) == len(contents) > 1 and errors[0] is None:
-                return False  # every image fails in DALI but not in Pillow: out of memory, or a broken driver
-            for (position, message), error in zip(found, errors, strict=True):
-                self._plan.reject(int(samples.indices[position]), error or message)
-            if found:
-                return True
+            if not found:
+                continue
+            if len(found) == len(contents) and not self._works():
+                return False  # out of memory, or a broken driver
+            for position, message in found:
+                self._decide(int(samples.indices[position]), contents[position].tobytes(), message)
+            return True
         return False
+
+    def _decide(self, index: int, content: bytes, message: str) -> None:
+        try:
+            decode(content, self._cfg.max_pixels)
+        except ValueError as error:
+            self._plan.reject(index, str(error))
+            return
+        self._failed.add(index)
+        path = self._plan.reader.display_path(index)
+        logger.warning("%r: DALI cannot decode it (%s); Pillow can, and decodes it in this run", path, message)
+
+    def _works(self) -> bool:
+        """Whether DALI decodes the stand-in."""
+        window = np.array([[0, 0]], dtype=np.int32), np.array([[SIDE, SIDE]], dtype=np.int32)
+        mirrored = self._cfg.horizontal_flip and self._device_id is not None and not self._decode_only
+        inputs = ([STAND_IN], *window, np.zeros(1, np.int32)) if mirrored else ([STAND_IN], *window)
+        return not self._undecodable(inputs)
 
     def _undecodable(self, inputs: Inputs) -> list[tuple[int, str]]:
         """Decode images one by one; return (position, DALI's message) of those that fail."""
@@ -183,7 +237,7 @@ class DaliBackend:
         found: list[tuple[int, str]] = []
         position = 0
         while position < count:
-            one = _one_by_one(inputs, position)
+            one = one_by_one(inputs, position)
             pipeline = build_pipeline(one, self._cfg, 1, self._device_id, decoder=self._decoder, single=True)
             pipeline.build()
             try:
@@ -191,21 +245,12 @@ class DaliBackend:
                     pipeline.run()
                     position += 1
             except RuntimeError as error:
-                found.append((position, _last_line(error)))
+                found.append((position, failure(error)))
                 position += 1
         return found
 
 
-def _one_by_one(inputs: Inputs, first: int) -> Callable[[types.BatchInfo], Inputs]:
-    """Return a source that yields the inputs of a batch one image at a time, from position `first`."""
-
-    def source(info: types.BatchInfo) -> Inputs:
-        at = min(first + info.iteration, len(inputs[0]) - 1)
-        return tuple(part[at : at + 1] for part in inputs)  # type: ignore[return-value]
-
-    return source
-
-
-def _last_line(error: RuntimeError) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"DALI: {lines[-1]}" if lines else "DALI: unknown failure"
+def _paste(images: Tensor, crops: dict[int, np.ndarray]) -> None:
+    """Overwrite positions of a batch, uint8 [B, S, S, 3], by crops, uint8 [S, S, 3]."""
+    for position, crop in crops.items():
+        images[position] = torch.from_numpy(crop.copy()).to(images.device)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from nvidia.dali import Pipeline, fn, types
+from PIL import Image
 
 from ijepa_ds.config import DataConfig
 
+SIDE = 16  # pixels of the stand-in for an image that Pillow decodes
 AHEAD = 2  # micro-batches in DALI's own queue: the source callback runs that far ahead of the output
 
 # Encoded images uint8 [bytes], window starts and shapes int32 [B, 2]; with data.horizontal_flip also flips int32 [B].
@@ -71,3 +74,21 @@ def _window(encoded: Any, start: Any, shape: Any, decoder: str) -> Any:
         return fn.slice(fn.decoders.image(encoded, device="mixed", **decoding), **window)
     device = "mixed" if decoder == "mixed_roi" else "cpu"
     return fn.decoders.image_slice(encoded, device=device, **window, **decoding)
+
+
+def one_by_one(inputs: Inputs, first: int) -> Callable[[types.BatchInfo], Inputs]:
+    """Return a source that yields the inputs of a batch one image at a time, from position `first`."""
+
+    def source(info: types.BatchInfo) -> Inputs:
+        at = min(first + info.iteration, len(inputs[0]) - 1)
+        return tuple(part[at : at + 1] for part in inputs)  # type: ignore[return-value]
+
+    return source
+
+
+def _make_stand_in() -> np.ndarray:
+    Image.new("RGB", (SIDE, SIDE)).save(buffer := io.BytesIO(), "JPEG")
+    return np.frombuffer(buffer.getvalue(), dtype=np.uint8)
+
+
+STAND_IN = _make_stand_in()

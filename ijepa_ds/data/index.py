@@ -15,7 +15,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from ijepa_ds.data.index_file import ENTRY, Container, IndexFile, Part, map_tables, write_tables
+from ijepa_ds.data.index_file import BY_PILLOW, ENTRY, Container, IndexFile, Part, map_tables, write_tables
 
 _HEAD = struct.Struct("<qii")  # the first three fields of ENTRY
 _MAX_LISTED = 5  # files in a message
@@ -158,6 +158,12 @@ class ImageIndex:
     def with_bad(self, bad: Mapping[int, str]) -> ImageIndex:
         """Return this index with more images marked as unreadable: position -> reason."""
         return replace(self, bad={**bad, **self.bad})
+
+    def by_pillow(self, positions: Sequence[int]) -> ImageIndex:
+        """Return this index with more images that Pillow decodes in every loader."""
+        entries = np.array(self.entries)
+        entries["format"][list(positions)] |= BY_PILLOW
+        return replace(self, entries=entries, file=None)
 
     def without_bad(self) -> ImageIndex:
         """Return an index of the readable images only; sample numbers then refer to other images."""

@@ -31,10 +31,11 @@ ENTRY = np.dtype(
         ("width", "<i4"),  # as stored; width and height are 0 if the image is unreadable
         ("height", "<i4"),
         ("label", "<i4"),  # index into classes; -1: none
-        ("format", "<i4"),
+        ("format", "<i4"),  # index into image_header.FORMATS, and BY_PILLOW
         ("checksum", "<u8"),  # 0: not computed
     ]
 )
+BY_PILLOW = 0x100  # added to `format`: Pillow decodes the image in every loader
 MAGIC = b"IJEPAIX1"
 _ALIGN = 4096
 

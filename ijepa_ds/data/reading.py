@@ -16,7 +16,7 @@ from typing import TypeVar, overload
 
 import numpy as np
 
-from ijepa_ds.data.headers import size_and_format
+from ijepa_ds.data.image_header import read_header
 from ijepa_ds.data.index import ImageIndex
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class Reader:
         checksum = int(entry["checksum"])
         if checksum and digest(content) != checksum:
             raise ValueError("other bytes than when it was indexed (checksum)")
-        width, height, _ = size_and_format(io.BytesIO(content))
+        width, height = read_header(io.BytesIO(content))[:2]
         if (width, height) != (entry["width"], entry["height"]):
             raise ValueError(f"{width}x{height} pixels, but {entry['width']}x{entry['height']} when it was indexed")
         return content
@@ -155,6 +155,10 @@ class ImageFiles(Sequence[ImageFile]):
     def __init__(self, index: ImageIndex, positions: np.ndarray) -> None:
         """List the images at `positions`, int64 [n]."""
         self._reader, self._index, self._positions = Reader(index), index, positions
+
+    def subset(self, chosen: np.ndarray) -> ImageFiles:
+        """Return the images at some places of this sequence, int64 [k]."""
+        return ImageFiles(self._index, self._positions[chosen])
 
     def __len__(self) -> int:
         """Return n."""

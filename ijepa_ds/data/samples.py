@@ -13,6 +13,7 @@ from ijepa_ds.config import DataConfig
 from ijepa_ds.data.crops import crop_windows, flips
 from ijepa_ds.data.index import ImageIndex, describe
 from ijepa_ds.data.order import mix_places, mixed_indices, sample_indices
+from ijepa_ds.data.pillow import check_pixels
 from ijepa_ds.data.reading import Reader
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,17 @@ class SamplePlan:
         windows = crop_windows(entries["width"], entries["height"], numbers, self._seed, cfg.crop_scale, cfg.crop_ratio)
         flip = flips(numbers, self._seed) if cfg.horizontal_flip else np.zeros(len(numbers), dtype=bool)
         return Samples(indices=indices, windows=windows, flips=flip)
+
+    def read(self, position: int) -> bytes:
+        """Read the bytes of an image.
+
+        Raises:
+            ValueError: It changed since it was indexed, or is larger than `data.max_pixels`.
+            OSError: The read fails.
+        """
+        entry = self.index.rows([position])[0]
+        check_pixels(int(entry["width"]), int(entry["height"]), self._cfg.max_pixels)
+        return self.reader.read(position)
 
     def add(self, bad: Mapping[int, str]) -> None:
         """Mark images that other ranks found unreadable; prefetched batches do not change."""

@@ -16,9 +16,10 @@ import numpy as np
 from tqdm import tqdm
 
 from ijepa_ds.config import DataConfig
-from ijepa_ds.data.headers import FORMATS, inspect
+from ijepa_ds.data.headers import inspect
+from ijepa_ds.data.image_header import FORMATS
 from ijepa_ds.data.index import ImageIndex, build_index
-from ijepa_ds.data.index_file import ENTRY, Container, Part
+from ijepa_ds.data.index_file import BY_PILLOW, ENTRY, Container, Part
 from ijepa_ds.data.reading import digest, read_range, retry
 
 _THREADS = 16  # they mostly wait for the file system
@@ -37,7 +38,7 @@ class Candidate(NamedTuple):
 
 
 class Inspection(NamedTuple):
-    """The result of inspecting a candidate; sizes in pixels, `format` an index into `headers.FORMATS`."""
+    """The result of inspecting a candidate; sizes in pixels, `format` as in ENTRY."""
 
     width: int = 0
     height: int = 0
@@ -175,6 +176,7 @@ def _inspect(descriptor: int, candidate: Candidate, options: ScanOptions) -> Ins
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("not a regular file")
     num_bytes = status.st_size if candidate.num_bytes < 0 else candidate.num_bytes
-    width, height, kind = inspect(descriptor, candidate.offset, num_bytes, options.max_pixels)
+    header = inspect(descriptor, candidate.offset, num_bytes, options.max_pixels)
+    kind = FORMATS.index(header.kind) | (BY_PILLOW if header.by_pillow else 0)
     checksum = digest(read_range(descriptor, candidate.offset, num_bytes)) if options.checksum else 0
-    return Inspection(width, height, FORMATS.index(kind), num_bytes, status.st_mtime_ns, checksum)
+    return Inspection(header.width, header.height, kind, num_bytes, status.st_mtime_ns, checksum)

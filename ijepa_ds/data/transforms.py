@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,10 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ijepa_ds.data.headers import FORMATS, READ_ERRORS
+from ijepa_ds.data.headers import READ_ERRORS
+from ijepa_ds.data.pillow import MAX_PIXELS, decode, reason
 from ijepa_ds.data.pixels import to_rgb
 from ijepa_ds.data.reading import ImageFile
 
+_LONGEST = 16  # times the shorter side: the resized whole of longer images takes too much memory
+UNREADABLE = "cannot read the evaluation image"
 _RESIZE_SHARE = 256 / 224  # the usual ImageNet evaluation: resize the shorter side to 256, crop the central 224
 
 
@@ -62,35 +65,52 @@ def resize_centre_crop(image: Image.Image, size: int) -> Image.Image:
     shorter = round(size * _RESIZE_SHARE)
     width, height = image.size
     target = (shorter, int(shorter * height / width)) if width <= height else (int(shorter * width / height), shorter)
-    image = image.resize(target, Image.Resampling.BICUBIC)
     left, top = round((target[0] - size) / 2), round((target[1] - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+    if max(target) <= _LONGEST * shorter:
+        return image.resize(target, Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    # Of a strip the centre is cut out first, in fractions of pixels: the resized whole of 60,000 x 1 pixels would take 16 GB.
+    across, down = width / target[0], height / target[1]
+    box = (left * across, top * down, min((left + size) * across, width), min((top + size) * down, height))
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
-def load_eval_images(images: Sequence[str], size: int, threads: int) -> np.ndarray:
+class UnreadableError(ValueError):
+    """An image of an evaluation cannot be read; the text names it and the reason."""
+
+
+@contextmanager
+def named_errors(item: str) -> Iterator[bytes]:
+    """Read an image, and turn errors of its use into `UnreadableError`.
+
+    Args:
+        item: A path, or an `ImageFile` of an index.
+    """
+    try:
+        yield item.read() if isinstance(item, ImageFile) else Path(item).read_bytes()
+    except READ_ERRORS as error:
+        raise UnreadableError(f"{UNREADABLE} {str(item)!r}: {reason(error)}") from error
+
+
+def load_eval_images(images: Sequence[str], size: int, threads: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read images for evaluation, in order; they take 3 * size**2 bytes of memory each.
 
     Args:
         images: n paths, or `ImageFile`s of an index.
         size: Side of the result in pixels.
         threads: Decoding threads.
+        max_pixels: Larger images are unreadable.
 
     Returns:
         uint8 [n, size, size, 3].
 
     Raises:
-        ValueError: Names a file that cannot be read; evaluations do not replace images.
+        UnreadableError: Names a file that cannot be read; evaluations leave it out (`evals.readable`).
     """
     pixels = np.empty((len(images), size, size, 3), dtype=np.uint8)
 
     def read(position: int) -> None:
-        item = images[position]
-        try:
-            content = item.read() if isinstance(item, ImageFile) else Path(item).read_bytes()
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                pixels[position] = np.asarray(resize_centre_crop(image, size))
-        except READ_ERRORS as error:
-            raise ValueError(f"cannot read the evaluation image {str(item)!r}: {error}") from error
+        with named_errors(images[position]) as content:
+            pixels[position] = np.asarray(resize_centre_crop(decode(content, max_pixels), size))
 
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         for _ in pool.map(read, range(len(images))):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -12,12 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from ijepa_ds.config import DataConfig
-from ijepa_ds.data.headers import FORMATS, READ_ERRORS
-from ijepa_ds.data.pixels import to_rgb
+from ijepa_ds.data.headers import READ_ERRORS
+from ijepa_ds.data.pillow import MAX_PIXELS, decode_window, reason
 from ijepa_ds.data.samples import SamplePlan, Samples
 
 
-def read_crop(content: bytes, window: np.ndarray, flip: bool, crop_size: int) -> np.ndarray:
+def read_crop(content: bytes, window: np.ndarray, flip: bool, crop_size: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode an image, crop a window, resize it with torchvision's bilinear filter and optionally mirror it.
 
     Args:
@@ -25,35 +24,16 @@ def read_crop(content: bytes, window: np.ndarray, flip: bool, crop_size: int) ->
         window: (top, left, height, width) in pixels.
         flip: Mirror left to right.
         crop_size: Side of the result in pixels.
+        max_pixels: As `data.max_pixels`.
 
     Returns:
         uint8 [crop_size, crop_size, 3].
 
     Raises:
-        OSError, ValueError, SyntaxError, EOFError: Pillow cannot decode it.
+        ValueError: The image cannot be used; the text has the reason.
     """
-    top, left, height, width = window.tolist()
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        crop = to_rgb(image).crop((left, top, left + width, top + height))
-    crop = crop.resize((crop_size, crop_size), Image.Resampling.BILINEAR)
+    crop = decode_window(content, window, max_pixels).resize((crop_size, crop_size), Image.Resampling.BILINEAR)
     return np.asarray(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else crop)
-
-
-def decode_error(content: bytes) -> str | None:
-    """Return Pillow's error for an image, or None if Pillow can decode it."""
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            image.load()
-    except READ_ERRORS as error:
-        return error_text(error)
-    return None
-
-
-def error_text(error: Exception) -> str:
-    """Return the text of a read error without the path, which messages print beside it."""
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not a JPEG, PNG, WebP or BMP image"
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
 class VisionBackend:
@@ -95,8 +75,8 @@ class VisionBackend:
         """Fill one position of the batch; return the error text if the image is unreadable."""
         window, flip = samples.windows[position], bool(samples.flips[position])
         try:
-            content = self._plan.reader.read(int(samples.indices[position]))
-            images[position] = read_crop(content, window, flip, self._cfg.crop_size)
+            content = self._plan.read(int(samples.indices[position]))
+            images[position] = read_crop(content, window, flip, self._cfg.crop_size, self._cfg.max_pixels)
         except READ_ERRORS as error:
-            return error_text(error)
+            return reason(error)
         return None

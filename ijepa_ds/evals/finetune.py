@@ -22,10 +22,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from ijepa_ds.data.headers import READ_ERRORS
-from ijepa_ds.data.pixels import to_rgb
+from ijepa_ds.data.pillow import MAX_PIXELS
 from ijepa_ds.data.transforms import normalize
-from ijepa_ds.evals.folders import batches, open_image
+from ijepa_ds.evals.folders import batches, read_image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +94,7 @@ class _Augmented(Dataset):
         random.seed(int(drawn[0]))
         np.random.seed(int(drawn[1]))
         torch.manual_seed(int(drawn[2]))
-        try:
-            with open_image(self.paths[position]) as image:
-                picture = to_rgb(image)
-        except READ_ERRORS as error:
-            raise ValueError(f"cannot read the evaluation image {str(self.paths[position])!r}: {error}") from error
-        return self.transform(picture)
+        return self.transform(read_image(self.paths[position], MAX_PIXELS))
 
 
 class _Order(Sampler):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,13 +13,12 @@ from torch import Tensor
 
 from ijepa_ds.data.classes import describe_classes
 from ijepa_ds.data.crops import crop_windows, flips
-from ijepa_ds.data.headers import FORMATS, READ_ERRORS
 from ijepa_ds.data.index import ImageIndex
-from ijepa_ds.data.pixels import to_rgb
-from ijepa_ds.data.reading import ImageFile, ImageFiles
+from ijepa_ds.data.pillow import MAX_PIXELS, decode
+from ijepa_ds.data.reading import ImageFiles
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
-from ijepa_ds.data.transforms import load_eval_images
+from ijepa_ds.data.transforms import load_eval_images, named_errors
 
 _SHOWN = 5  # class names in a message
 
@@ -147,22 +144,32 @@ def _names(classes: Sequence[str]) -> str:
     return shown + (f" and {len(classes) - _SHOWN} more" if len(classes) > _SHOWN else "")
 
 
-def batches(paths: Sequence[str], size: int, batch_size: int, threads: int) -> Iterator[np.ndarray]:
+def batches(
+    paths: Sequence[str], size: int, batch_size: int, threads: int, max_pixels: int = MAX_PIXELS
+) -> Iterator[np.ndarray]:
     """Read evaluation images in order; the next batch is read in a background thread.
 
     Yields:
         uint8 [B, size, size, 3] with B = batch_size, fewer in the last.
 
     Raises:
-        ValueError: naming an image that cannot be read.
+        UnreadableError: naming an image that cannot be read.
     """
-    return _ahead(lambda start: load_eval_images(paths[start : start + batch_size], size, threads), len(paths), batch_size)
+
+    def read(start: int) -> np.ndarray:
+        return load_eval_images(paths[start : start + batch_size], size, threads, max_pixels)
+
+    return _ahead(read, len(paths), batch_size)
 
 
-def open_image(item: str | ImageFile) -> Image.Image:
-    """Open an image by path or from a source, in the formats that training accepts."""
-    content = item.read() if isinstance(item, ImageFile) else Path(item).read_bytes()
-    return Image.open(io.BytesIO(content), formats=FORMATS)
+def read_image(item: str, max_pixels: int) -> Image.Image:
+    """Read and decode an image by path or from a source, as RGB.
+
+    Raises:
+        UnreadableError: names the image.
+    """
+    with named_errors(item) as content:
+        return decode(content, max_pixels)
 
 
 def crop_batches(
@@ -171,6 +178,7 @@ def crop_batches(
     size: int,
     batch_size: int,
     threads: int,
+    max_pixels: int = MAX_PIXELS,
     *,
     seed: int,
     scale: tuple[float, float],
@@ -181,22 +189,18 @@ def crop_batches(
         uint8 [B, size, size, 3] with B = batch_size, fewer in the last.
 
     Raises:
-        ValueError: naming an image that cannot be read.
+        UnreadableError: naming an image that cannot be read.
     """
     mirrored = flips(np.asarray(positions, dtype=np.int64), seed)
 
     def one(place: int) -> np.ndarray:
         path, number = paths[positions[place]], np.array([positions[place]], dtype=np.int64)
-        try:
-            with open_image(path) as image:
-                picture = to_rgb(image)
-                sides = [np.array([side]) for side in picture.size]
-                window = crop_windows(sides[0], sides[1], number, seed, scale, (3 / 4, 4 / 3))[0]
-                top, left, height, width = (int(value) for value in window)
-                box = (left, top, left + width, top + height)
-                crop = picture.crop(box).resize((size, size), Image.Resampling.BICUBIC)
-        except READ_ERRORS as error:
-            raise ValueError(f"cannot read the evaluation image {str(path)!r}: {error}") from error
+        picture = read_image(path, max_pixels)
+        sides = [np.array([side]) for side in picture.size]
+        window = crop_windows(sides[0], sides[1], number, seed, scale, (3 / 4, 4 / 3))[0]
+        top, left, height, width = (int(value) for value in window)
+        box = (left, top, left + width, top + height)
+        crop = picture.crop(box).resize((size, size), Image.Resampling.BICUBIC)
         return np.asarray(crop)[:, ::-1] if mirrored[place] else np.asarray(crop)
 
     def read(start: int) -> np.ndarray:

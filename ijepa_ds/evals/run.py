@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 import sklearn
@@ -18,6 +19,7 @@ from ijepa_ds.evals.folders import Pair, read_pair
 from ijepa_ds.evals.options import add_arguments, apply_preset, settings_of
 from ijepa_ds.evals.presets import PRESETS, check_classes, published
 from ijepa_ds.evals.ranks import World, agree, join, leave
+from ijepa_ds.evals.readable import names_unreadable, without_unreadable
 from ijepa_ds.evals.settings import Settings
 from ijepa_ds.evals.subject import Subject, open_subject
 from ijepa_ds.evals.tasks import evaluate_pair
@@ -67,7 +69,7 @@ def _evaluate(args: argparse.Namespace, world: World) -> dict[str, Any]:
     subject, others, settings, pair = agree(lambda: _prepare(args, world), world)
     for line in pair.found if world.rank == 0 else ():
         logger.info("%s", line)
-    measured = evaluate_pair(subject.encoder, pair, settings, subject.name, world)
+    measured, pair = _measure(subject, pair, settings, world)
     facts = subject.facts
     result: dict[str, Any] = {
         "task": args.task,
@@ -90,7 +92,7 @@ def _evaluate(args: argparse.Namespace, world: World) -> dict[str, Any]:
         },
     }
     for other in others:
-        again = evaluate_pair(other.encoder, pair, settings, other.name, world)
+        again, _ = _measure(other, pair, settings, world)
         result["baselines"][other.name] = {key: again[key] for key in ("scores", "details")}
         result["notes"] += [f"{other.name}: {note}" for note in again["notes"] if note not in result["notes"]]
     if others:
@@ -102,16 +104,29 @@ def _evaluate(args: argparse.Namespace, world: World) -> dict[str, Any]:
     return result
 
 
+def _measure(subject: Subject, pair: Pair, settings: Settings, world: World) -> tuple[dict[str, Any], Pair]:
+    """Score an encoder; if an image cannot be read, all of them are left out first, in the result's pair too."""
+    try:
+        return evaluate_pair(subject.encoder, pair, settings, subject.name, world), pair
+    except ValueError as error:
+        if not names_unreadable(error):
+            raise
+        logger.warning("%s: all images are decoded once, to leave such images out", error)
+    pair = without_unreadable(pair, settings.threads, settings.max_pixels, world)
+    return evaluate_pair(subject.encoder, pair, settings, subject.name, world), pair
+
+
 def _prepare(args: argparse.Namespace, world: World) -> tuple[Subject, list[Subject], Settings, Pair]:
     """Open and check all inputs before anything is computed."""
     subject = open_subject(args.checkpoint, args.which, args.heads, args.image_size)
     settings = settings_of(args, subject.facts, world.local_rank)
+    if subject.facts.config:
+        settings = replace(settings, max_pixels=subject.facts.config.data.max_pixels)
     settings.check()
     if "pixels" in (args.which, *args.baseline) and {"attentive", "finetune"} & {*settings.tasks}:
         raise ValueError(f"pixels: {args.task} needs an encoder")
     others = [open_subject(args.checkpoint, which, args.heads, args.image_size) for which in args.baseline]
-    max_pixels = subject.facts.config.data.max_pixels if subject.facts.config else ScanOptions().max_pixels
-    options = ScanOptions(max_pixels=max_pixels, tar_end=args.tar_end, class_level=args.class_level)
+    options = ScanOptions(max_pixels=settings.max_pixels, tar_end=args.tar_end, class_level=args.class_level)
     if args.task in scenes.TASKS:
         pair = scenes.read_scenes(args.task, args.train, args.test)
     else:

@@ -90,8 +90,9 @@ class Session:
     def _part(self, part: str) -> Labelled:
         return self.pair.train if part == "train" else self.pair.test
 
-    def _reading(self) -> tuple[int, int, int]:
-        return self.settings.size, self.settings.batch_size, self.settings.threads
+    def _reading(self) -> tuple[int, int, int, int]:
+        s = self.settings
+        return s.size, s.batch_size, s.threads, s.max_pixels
 
     def _gathered(self, read: Iterable[np.ndarray], mine: int, total: int, layers: int, what: str) -> Tensor | None:
         s = self.settings

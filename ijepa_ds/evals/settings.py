@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ijepa_ds.data.pillow import MAX_PIXELS
 from ijepa_ds.evals import attentive, finetune, knn, lowshot, sweep
 
 ALL = ("knn", "linear")  # of `ijepa-ds eval all`: the quick protocol for following and comparing runs
@@ -53,6 +54,7 @@ class Settings:
         device: of the encoder and the heads.
         precision: key of `PRECISIONS`.
         seed: of all random numbers.
+        max_pixels: images with more pixels are not read, as `data.max_pixels`.
     """
 
     size: int
@@ -85,6 +87,7 @@ class Settings:
     device: str = "cpu"
     precision: str = "float32"
     seed: int = 0
+    max_pixels: int = MAX_PIXELS
 
     @property
     def temperatures(self) -> tuple[float, ...]:

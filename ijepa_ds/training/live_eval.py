@@ -20,12 +20,14 @@ from ijepa_ds.checkpoint.writer import BEST
 from ijepa_ds.config import Config
 from ijepa_ds.config.sizes import size_of
 from ijepa_ds.data.scan import ScanOptions
+from ijepa_ds.data.transforms import UnreadableError
 from ijepa_ds.distributed.exchange import gather_on_first
 from ijepa_ds.durable import write_text
 from ijepa_ds.evals import knn, rank
 from ijepa_ds.evals.features import extract
 from ijepa_ds.evals.folders import Labelled, batches, read_pair
 from ijepa_ds.evals.ranks import World
+from ijepa_ds.evals.readable import find_unreadable, without
 from ijepa_ds.model.vit import Encoder
 from ijepa_ds.training.engine import Engine
 from ijepa_ds.zero.gather import gathered
@@ -58,6 +60,7 @@ class LiveEval:
             raise ValueError(f"eval.k: {cfg.eval.k} is above the {len(self._parts['train'].labels)} images of eval.train")
         self._encoder = Encoder(size_of(cfg.model), cfg.model.patch_size, cfg.grid, position_grid=cfg.model.position_grid)
         self._encoder.requires_grad_(False)
+        self._unreadable: dict[str, set[int]] = {part: set() for part in self._parts}  # positions that this rank left out
         self._kept: dict[str, list[np.ndarray]] = {}
         self._file = Path(cfg.run.dir) / HISTORY
         self.history = [entry for entry in _read(self._file) if entry["step"] <= start]
@@ -74,7 +77,8 @@ class LiveEval:
             beat: called while the evaluation makes progress.
 
         Returns:
-            On rank 0, scores by their TensorBoard tags; empty if an image could not be read, which is logged.
+            On rank 0, scores by their TensorBoard tags; empty if the evaluation failed, which is logged. Images that cannot
+            be read are left out.
         """
         began = time.perf_counter()
         gather_target(self._engine, self._encoder)
@@ -84,35 +88,49 @@ class LiveEval:
         except (ValueError, OSError) as error:
             problem = str(error)
         self._encoder.to("cpu")  # free the device memory for training
-        shares = gather_on_first((problem, mine))
+        shares = gather_on_first((problem, mine, self._unreadable))
         if shares is None:
             return {}
-        problems = [text for text, _ in shares if text]
+        problems = [text for text, *_ in shares if text]
         if problems:
             logger.warning("evaluation at step %d skipped: %s", done, problems[0])
             return {}
-        train, test = (torch.cat([share[part] for _, share in shares]) for part in ("train", "test"))
+        train, test = (torch.cat([share[part] for _, share, _ in shares]) for part in ("train", "test"))
+        labels = {
+            part: without(self._parts[part], {at for *_, left_out in shares for at in left_out[part]}).labels
+            for part in self._parts
+        }
         name = f"{self._cfg.eval.k}-NN"
-        scores = knn.evaluate(train, self._parts["train"].labels, test, self._parts["test"].labels, k=(self._cfg.eval.k,))
+        scores = knn.evaluate(train, labels["train"], test, labels["test"], k=(self._cfg.eval.k,))
         found = {f"eval/{name}": scores[name], "eval/RankMe": rank.rankme(test), "eval/seconds": time.perf_counter() - began}
         self._note(done, {name: scores[name], "RankMe": found["eval/RankMe"]})
         return found
 
     def _features(self, part: str, beat: Callable[[str], None]) -> Tensor:
         data, device = self._cfg.data, self._engine.device
-        images = self._images(part, beat)
         dtype = torch.float32 if device.type == "cpu" else self._engine.compute_dtype
-        if not len(self._world.share(len(self._parts[part].labels))):
-            return torch.empty(0, self._encoder.size.width)
-        return extract(self._encoder, images, data.mean, data.std, device, dtype)
+        while self._mine(part):
+            try:
+                return extract(self._encoder, self._images(part, beat), data.mean, data.std, device, dtype)
+            except UnreadableError:
+                found = find_unreadable(self._parts[part].paths, self._mine(part), data.threads, data.max_pixels)
+                if not found:  # it was unreadable for a moment
+                    raise
+                logger.warning("eval.%s: %d images are left out: %s", part, len(found), "; ".join(found.values()))
+                self._unreadable[part] |= found.keys()
+        return torch.empty(0, self._encoder.size.width)
+
+    def _mine(self, part: str) -> list[int]:
+        """Positions of this rank's readable images."""
+        share = self._world.share(len(self._parts[part].labels))
+        return [position for position in share if position not in self._unreadable[part]]
 
     def _images(self, part: str, beat: Callable[[str], None]) -> Iterator[np.ndarray]:
         """This rank's images of a part, uint8 `[n, S, S, 3]`; kept decoded between evaluations if they fit in memory."""
         images, size = self._parts[part], self._cfg.data.crop_size
-        share = self._world.share(len(images.labels))
         if part not in self._kept:
-            paths = [images.paths[i] for i in share]
-            read = batches(paths, size, _BATCH, self._cfg.data.threads) if paths else iter(())
+            paths = [images.paths[i] for i in self._mine(part)]
+            read = batches(paths, size, _BATCH, self._cfg.data.threads, self._cfg.data.max_pixels)
             keep: list[np.ndarray] | None = [] if 3 * size**2 * len(paths) <= _CACHE else None
             for batch in read:
                 if keep is not None:

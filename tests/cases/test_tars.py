@@ -185,6 +185,7 @@ def archives() -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_every_damage_gives_all_images_or_an_error(tmp_path):
     """Flip, cut, zero and glue at every border of 512 bytes and at 500 random bytes of five archives."""
     counts: collections.Counter[tuple[str, str]] = collections.Counter()

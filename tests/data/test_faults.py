@@ -72,7 +72,7 @@ BAD: dict[str, tuple[bytes, str | None, str]] = {
         "30000x30000 pixels, more than data.max_pixels",
         "30000x30000 pixels",
     ),
-    "lies_larger.png": (png_that_lies(90, 80), None, "truncated"),
+    "lies_larger.png": (png_that_lies(90, 80), None, "do not fit the size in the header"),
     "lies_larger.jpg": (jpeg_that_lies(120, 90), None, "premature end"),
     "lies_smaller.jpg": (jpeg_that_lies(16, 16), None, "extraneous bytes"),
     "zeroed.jpg": (zeroed(), None, "damaged"),

@@ -1,0 +1,139 @@
+"""The header of an image file: size, format, and whether DALI is known to decode it differently from Pillow.
+
+Pillow on libjpeg-turbo and libpng defines the right pixels. Files of the kinds below go through Pillow also in the DALI
+loader (docs/data.md, "Decoders").
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+import zlib
+from typing import BinaryIO, NamedTuple
+
+from PIL import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # decoded by both loaders
+NOT_AN_IMAGE = "not a JPEG, PNG, WebP or BMP image"
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_WITHOUT_LENGTH = frozenset(range(0xD0, 0xD8)) | {0x01}
+_LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
+_HIERARCHICAL = frozenset({0xC5, 0xC6, 0xCD, 0xCE})
+_ADOBE = 0xEE
+_LARGE_CHUNK = 1 << 16  # bytes of a PNG's text or profile
+_PLAIN_BMP = frozenset({8, 24, 32})  # bits a pixel
+
+
+class Header(NamedTuple):
+    """Size in pixels as stored, one of `FORMATS`, and whether Pillow decodes the file in every loader."""
+
+    width: int
+    height: int
+    kind: str
+    by_pillow: bool = False
+
+
+def read_header(file: BinaryIO) -> Header:
+    """Return the header of the image in `file`.
+
+    Raises:
+        ValueError: The file is not a readable image; the text has the reason.
+    """
+    file.seek(0)
+    head = file.read(64)
+    if head[:8] == PNG_START and head[12:16] == b"IHDR":
+        return _png(file, head)
+    if head[:2] == b"\xff\xd8":
+        file.seek(2)
+        return _jpeg(file) or _by_pillow(file)
+    if head[:2] == b"BM":
+        return _by_pillow(file)._replace(by_pillow=not _plain_bmp(head))
+    if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X":
+        return _by_pillow(file)._replace(by_pillow=bool(head[20] & 0x02))  # animated
+    return _by_pillow(file)._replace(by_pillow=False)
+
+
+def _png(file: BinaryIO, head: bytes) -> Header:
+    width, height = struct.unpack(">II", head[16:24])
+    if not (width and height):
+        raise ValueError("damaged header: no pixels")
+    if struct.pack(">I", zlib.crc32(head[12:29])) != head[29:33]:
+        raise ValueError("damaged header: its checksum is wrong")
+    odd, at = False, 33
+    while True:  # chunks before the pixels
+        file.seek(at)
+        start = file.read(8)
+        length, name = int.from_bytes(start[:4], "big"), start[4:]
+        if len(start) < 8 or name in (b"IDAT", b"IEND"):
+            return Header(width, height, "PNG", odd)
+        if name in (b"acTL", b"fcTL") or length > _LARGE_CHUNK:
+            odd = True
+        elif zlib.crc32(name + file.read(length)).to_bytes(4, "big") != file.read(4):
+            odd = True
+        at += 12 + length
+
+
+def _jpeg(file: BinaryIO) -> Header | None:
+    """Return the header from a JPEG's markers, or None if they do not lead to a frame."""
+    adobe: int | None = None  # its colour transform
+    while True:
+        pair = file.read(2)
+        while len(pair) == 2 and pair[0] == 0xFF and pair[1] == 0xFF:  # markers may be padded with 0xFF
+            pair = pair[1:] + file.read(1)
+        if len(pair) < 2 or pair[0] != 0xFF:
+            return None
+        if pair[1] in _WITHOUT_LENGTH:
+            continue
+        segment = file.read(14 if pair[1] == _ADOBE else 8)
+        if len(segment) < 8:
+            return None
+        length = (segment[0] << 8) | segment[1]
+        if pair[1] in _START_OF_FRAME:
+            return _frame(pair[1], segment, adobe)
+        if length < 2:
+            return None
+        if pair[1] == _ADOBE and segment[2:7] == b"Adobe" and length >= 14:
+            adobe = segment[13]
+        file.seek(length - len(segment), os.SEEK_CUR)
+
+
+def _frame(marker: int, segment: bytes, adobe: int | None) -> Header | None:
+    precision, components = segment[2], segment[7]
+    height, width = (segment[3] << 8) | segment[4], (segment[5] << 8) | segment[6]
+    if marker in _LOSSLESS or marker in _HIERARCHICAL:
+        kind = "lossless" if marker in _LOSSLESS else "hierarchical"
+        raise ValueError(f"{kind} JPEG, which is not supported: convert it, for example to PNG")
+    if precision != 8:
+        raise ValueError(f"JPEG of {precision} bits a sample, which is not supported: convert it, for example to PNG")
+    if not (width and height):
+        return None
+    rgb = components == 3 and adobe == 0
+    return Header(width, height, "JPEG", rgb or components == 4 and adobe is None or components not in (1, 3, 4))
+
+
+def _plain_bmp(head: bytes) -> bool:
+    if len(head) < 54 or struct.unpack("<I", head[14:18])[0] < 40:
+        return False
+    first, length = struct.unpack("<II", head[10:18])  # of the pixels, of the header
+    bits, compression = struct.unpack("<HI", head[28:34])
+    colours = (struct.unpack("<I", head[46:50])[0] or 256) if bits == 8 else 0
+    return bits in _PLAIN_BMP and compression == 0 and first >= 14 + length + 4 * colours
+
+
+def _by_pillow(file: BinaryIO) -> Header:
+    file.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # we check data.max_pixels instead; others do not change pixels
+            with Image.open(file, formats=FORMATS) as image:
+                return Header(*image.size, "JPEG" if image.format == "MPO" else image.format or "", True)
+    except Image.UnidentifiedImageError:
+        file.seek(0)
+        start = file.read(4)
+        known = start[:2] in (b"\xff\xd8", b"BM") or start in (PNG_START[:4], b"RIFF")
+        raise ValueError("damaged header" if known else NOT_AN_IMAGE) from None
+    except Exception as error:  # of many types, for damaged bytes
+        raise ValueError(f"damaged header: {error}") from error

@@ -1,0 +1,102 @@
+"""The decoder that defines the pixels of every image: Pillow, within the limit `data.max_pixels`."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+from PIL import Image
+
+from ijepa_ds.data.image_header import FORMATS, NOT_AN_IMAGE, PNG_START, read_header
+from ijepa_ds.data.pixels import to_rgb
+
+_WORDS = ("truncated", "damaged", "not enough memory", "more than")  # at the start of a reason
+MAX_PIXELS = 100_000_000  # default of data.max_pixels
+_PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
+_DROPPED = frozenset({b"acTL", b"fcTL", b"fdAT", b"iCCP", b"zTXt", b"iTXt"})  # animation; what may be compressed
+_LARGE_CHUNK = 1 << 16
+
+
+def check_pixels(width: int, height: int, max_pixels: int) -> None:
+    """Check the number of pixels against the limit.
+
+    Raises:
+        ValueError: The image is larger.
+    """
+    if width * height > max_pixels:
+        raise ValueError(f"{width}x{height} pixels, more than data.max_pixels = {max_pixels}")
+
+
+def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode an image to RGB, without EXIF rotation.
+
+    Args:
+        content: The file's bytes.
+        max_pixels: Refuse larger images before any pixel is decoded.
+
+    Raises:
+        ValueError: The image cannot be used; the text has the reason.
+    """
+    header = read_header(io.BytesIO(content))
+    check_pixels(header.width, header.height, max_pixels)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata and large images, which do not change pixels
+            with Image.open(io.BytesIO(pixel_chunks(content)), formats=FORMATS) as image:
+                return to_rgb(image)
+    except Exception as error:  # Pillow raises errors of many types for damaged bytes
+        text = reason(error)
+        raise ValueError(text if text.startswith(_WORDS) else f"damaged: {text}") from error
+
+
+def decode_window(content: bytes, window: np.ndarray, max_pixels: int) -> Image.Image:
+    """Decode an image and cut out a window, int [4] (top, left, height, width); errors as in `decode`."""
+    top, left, height, width = window.tolist()
+    return decode(content, max_pixels).crop((left, top, left + width, top + height))
+
+
+def reason(error: BaseException) -> str:
+    """Return the text of a read error in words, without the path, which messages print beside it."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    if isinstance(error, MemoryError):
+        return "not enough memory to decode it"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"damaged: {NOT_AN_IMAGE}, or its header is damaged"
+    if isinstance(error, Image.DecompressionBombError):
+        return "more than 178 million pixels, Pillow's own limit"
+    if "truncated" in text.lower() or isinstance(error, EOFError):
+        return "truncated: the file ends before its last pixels"
+    if "unrecognized data stream" in text:
+        return "damaged: the compressed pixels do not fit the size in the header"
+    if "broken data stream" in text or isinstance(error, zlib.error | struct.error):
+        return "damaged: the compressed pixels cannot be decoded"
+    if isinstance(error, OSError | ValueError) and text:
+        return text
+    return f"damaged: {text or 'it cannot be decoded'} ({type(error).__name__})"
+
+
+def pixel_chunks(content: bytes) -> bytes:
+    """Return a PNG without chunks that pixels do not need, if one of them would stop Pillow; other files as they are.
+
+    Pillow refuses large texts and profiles, and metadata with a wrong checksum. libpng ignores both. Of an animated PNG,
+    the still picture remains.
+    """
+    if content[:8] != PNG_START:
+        return content
+    kept, odd, at = [content[:8]], False, 8
+    while at + 8 <= len(content):
+        length, name = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
+        whole = content[at : at + 12 + length]
+        if name in _PIXEL_CHUNKS:
+            kept.append(whole)
+        elif length > _LARGE_CHUNK or name in _DROPPED:
+            odd = True
+        elif zlib.crc32(whole[4:-4]).to_bytes(4, "big") != whole[-4:]:
+            odd = True
+        if name == b"IEND":
+            break
+        at += 12 + length
+    return b"".join(kept) if odd else content
