@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from ijepa_ds.data import transforms
+from ijepa_ds.data.scan import ScanOptions
+from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.transforms import UnreadableError, load_eval_images, resize_centre_crop
 from ijepa_ds.evals.folders import read_pair
 from ijepa_ds.evals.readable import without_unreadable
@@ -69,6 +71,14 @@ def test_a_small_file_that_claims_many_pixels_is_refused_before_it_is_decoded(tm
         load_eval_images([str(tmp_path / "claim.png")], 224, 1)
     assert tracemalloc.get_traced_memory()[1] < 4 << 20
     tracemalloc.stop()
+
+
+def test_a_file_far_larger_than_its_pixels_is_refused_before_it_is_read(tmp_path):
+    root = write_tree(tmp_path / "tree", {"a/1.jpg": coded(photo(1)), "a/large.jpg": coded(photo(2))})
+    with open(root / "a/large.jpg", "ab") as file:
+        file.truncate((64 << 20) + 16 * 10**4 + 1)  # a hole
+    bad = open_source(str(root), ScanOptions(max_pixels=10**4)).bad
+    assert list(bad) == [1] and bad[1].startswith("67,268,865 bytes, more than")
 
 
 def test_a_memory_error_names_the_file(tmp_path, monkeypatch):
