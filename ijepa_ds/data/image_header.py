@@ -14,6 +14,10 @@ from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
+# Pillow warns about metadata and about large images, for which we check data.max_pixels. Not `catch_warnings` around each
+# call: it is not safe in threads.
+warnings.filterwarnings("ignore", module=r"PIL\b")
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # decoded by both loaders
 NOT_AN_IMAGE = "not a JPEG, PNG, WebP or BMP image"
 
@@ -126,10 +130,8 @@ def _plain_bmp(head: bytes) -> bool:
 def _by_pillow(file: BinaryIO) -> Header:
     file.seek(0)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # we check data.max_pixels instead; others do not change pixels
-            with Image.open(file, formats=FORMATS) as image:
-                return Header(*image.size, "JPEG" if image.format == "MPO" else image.format or "", True)
+        with Image.open(file, formats=FORMATS) as image:
+            return Header(*image.size, "JPEG" if image.format == "MPO" else image.format or "", True)
     except Image.UnidentifiedImageError:
         file.seek(0)
         start = file.read(4)

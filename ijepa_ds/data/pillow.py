@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
 import zlib
 
 import numpy as np
@@ -43,10 +42,8 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     header = read_header(io.BytesIO(content))
     check_pixels(header.width, header.height, max_pixels)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about metadata and large images, which do not change pixels
-            with Image.open(io.BytesIO(pixel_chunks(content)), formats=FORMATS) as image:
-                return to_rgb(image)
+        with Image.open(io.BytesIO(pixel_chunks(content)), formats=FORMATS) as image:
+            return to_rgb(image)
     except Exception as error:  # Pillow raises errors of many types for damaged bytes
         text = reason(error)
         raise ValueError(text if text.startswith(_WORDS) else f"damaged: {text}") from error
