@@ -69,6 +69,13 @@ def animated(kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def transparent_palette() -> Image.Image:
+    """Pillow warns about its conversion."""
+    image = Image.fromarray(photo(4)).quantize(16)
+    image.info["transparency"] = bytes(range(0, 256, 16))
+    return image
+
+
 def patched(content: bytes, at: int, new: bytes) -> bytes:
     return content[:at] + new + content[at + len(new) :]
 
@@ -91,6 +98,7 @@ READ: dict[str, tuple[bytes, bool]] = {
     "junk_before_end.jpg": (JPEG[:-2] + b"\x7f" * 32 + JPEG[-2:], False),
     "wrong_profile.jpg": (JPEG[:2] + b"\xff\xe2\x00\x12ICC_PROFILE\0\x05\x02xx" + JPEG[2:], False),
     "still_and_frames.png": (animated("PNG", default_image=True), True),
+    "transparent_palette.png": (coded(transparent_palette(), "PNG"), False),
     "frames.webp": (animated("WEBP"), True),
     "large_profile.png": (PNG[:33] + chunk(b"iCCP", b"x\0\0" + BIG) + PNG[33:], False),
     "large_text.png": (PNG[:33] + chunk(b"zTXt", b"note\0\0" + BIG) + PNG[33:], False),
