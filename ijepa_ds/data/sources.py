@@ -163,6 +163,8 @@ def _folder(path: str, source: str, options: ScanOptions) -> ImageIndex:
         )
     if walker.others:
         logger.warning("data.source %r: %s", source, describe_others(walker.others))
+    if not len(index) and walker.packed:
+        check_uncompressed(os.fsdecode(os.path.join(walker.root, walker.packed[0])))
     if not len(index) and not walker.problems:
         raise ValueError(
             f"data.source: no readable image below {source!r}: {walker.num_files} files seen, none with a name ending in "

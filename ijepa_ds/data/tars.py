@@ -19,7 +19,7 @@ from ijepa_ds.data.reading import read_range
 from ijepa_ds.data.scan import Candidate, ScanOptions, scan
 from ijepa_ds.data.tar_format import read_members
 from ijepa_ds.data.tar_tree import TarFile, TarTree
-from ijepa_ds.data.walk import describe_others, ending_of, is_image
+from ijepa_ds.data.walk import ARCHIVES, describe_others, ending_of, is_image
 
 logger = logging.getLogger(__name__)
 _FINGERPRINT = 16384  # bytes at either end of a tar
@@ -80,7 +80,7 @@ def scan_tars(paths: list[str], source: str, options: ScanOptions) -> ImageIndex
         ValueError: A tar is damaged, cut short or compressed, or holds tars instead of images.
     """
     containers: list[Container] = []
-    packed: list[tuple[str, int]] = []
+    packed: list[tuple[str, str]] = []
     others: Counter[str] = Counter()
 
     def candidates() -> Iterator[Candidate]:
@@ -88,16 +88,16 @@ def scan_tars(paths: list[str], source: str, options: ScanOptions) -> ImageIndex
             check_uncompressed(path)
             containers.append(Container(os.path.abspath(path), fingerprint(path)))
             files = list(TarTree(read_members(path, options.tar_end)).files())
-            tars = sum(file.name.lower().endswith(b".tar") for file in files)
-            if tars:
-                packed.append((path, tars))
+            inner = [ending_of(file.name) for file in files if file.name.lower().endswith(ARCHIVES)]
+            if inner:
+                packed.append((path, f"{len(inner)} {inner[0]} members"))
             others.update(ending_of(file.name) for file in files if _is_other(file.name))
             yield from members(path, number, files, options.class_level)
 
     index = scan(source, containers, candidates(), options)
     if packed:
-        path, tars = packed[0]
-        text = f"data.source: {path!r} holds {tars} .tar members"
+        path, inner = packed[0]
+        text = f"data.source: {path!r} holds {inner}"
         if not len(index):
             raise ValueError(
                 f"{text}, no images: unpack it once, `mkdir tars && tar -xf {shlex.quote(path)} -C tars`, then give each of "
@@ -110,7 +110,7 @@ def scan_tars(paths: list[str], source: str, options: ScanOptions) -> ImageIndex
 
 
 def _is_other(name: bytes) -> bool:
-    return not (is_image(name) or name.endswith(SIDECAR) or name.lower().endswith(b".tar"))
+    return not (is_image(name) or name.endswith(SIDECAR) or name.lower().endswith(ARCHIVES))
 
 
 def check_uncompressed(path: str) -> None:

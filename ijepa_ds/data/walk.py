@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 EXTENSIONS = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
+ARCHIVES = (b".tar", b".tgz", b".tbz2", b".txz", b".tar.gz", b".tar.bz2", b".tar.xz", b".tar.zst", b".zip", b".7z", b".rar")
 _MOST_ENDINGS = 6  # in a message
 _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
 
@@ -36,6 +37,7 @@ class Walker:
         num_files: Files found so far, of any kind.
         others: Number of the files found so far that are no images, tars or classes, by ending.
         tars: Relative paths of the tars found so far.
+        packed: Relative paths of the compressed archives found so far.
         sidecars: Relative paths of the `.cls` files found so far, by their names without `.cls`; those of a folder are
             complete before its images are yielded.
         problems: (path, reason) of the folders that could not be listed.
@@ -47,6 +49,7 @@ class Walker:
         self.num_files = 0
         self.others: Counter[str] = Counter()
         self.tars: list[bytes] = []
+        self.packed: list[bytes] = []
         self.sidecars: dict[bytes, bytes] = {}
         self.problems: list[tuple[str, str]] = []
 
@@ -79,6 +82,8 @@ class Walker:
                     self.tars.append(prefix + name)
                 elif not name.endswith(b".cls"):
                     self.others[ending_of(name)] += 1
+                    if name.lower().endswith(ARCHIVES):
+                        self.packed.append(prefix + name)
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:

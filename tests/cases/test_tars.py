@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ijepa_ds.cli import main
+from ijepa_ds.data.classes import describe_classes
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.tar_format import read_members
@@ -154,6 +155,9 @@ def test_a_compressed_tar_names_the_command_that_helps(tmp_path, program, monkey
         packed = packed.rename(tmp_path / name)
         with pytest.raises(ValueError, match=rf"is compressed \({program}\)") as error:
             open_source(str(packed))
+    write_tree(tmp_path / "folder", {"a/x.tar.gz": packed.read_bytes()})
+    with pytest.raises(ValueError, match=rf"a/x\.tar\.gz.* is compressed \({program}\)"):
+        open_source(str(tmp_path / "folder"))
     command = str(error.value).split("`")[1]
     subprocess.run(command, shell=True, check=True)
     assert listing(open_source(command.split("> ")[1])).keys() == FILES.keys()
@@ -163,6 +167,9 @@ def test_a_tar_of_tars_says_so(tmp_path):
     inner = {f"n{c}.tar": tar_of({f"n{c}_{i}.jpg": coded(photo(i)) for i in range(2)}) for c in range(2)}
     with pytest.raises(ValueError, match=r"holds 2 \.tar members, no images: unpack it once.*tar -xf"):
         opened(tmp_path / "x.tar", tar_of(inner))
+    write_tree(tmp_path / "classes", inner)
+    index = open_source(str(tmp_path / "classes"))
+    assert len(index) == 4 and "unpack each tar into a folder of its class" in describe_classes(index)
 
 
 def names(path: Path) -> list[bytes]:
