@@ -21,6 +21,7 @@ ROWS = {
     "more pixels than": "test_images::test_the_limit_of_pixels_holds_everywhere",
     "strip of 60,000": "test_memory::test_a_strip_takes_no_more_than_its_result",
     "small file that claims": "test_memory::test_a_small_file_that_claims_many_pixels_is_refused_before_it_is_decoded",
+    "file of more than 16": "test_memory::test_a_file_far_larger_than_its_pixels_is_refused_before_it_is_read",
     "no memory left": "test_memory::test_a_memory_error_names_the_file",
     "unreadable image in an evaluation": "test_memory::test_unreadable_images_are_left_out_of_an_evaluation",
     "CLEVR: output of its generator": "test_clevr::test_the_generator_s_output_is_read",
