@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ijepa_ds.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -123,7 +125,7 @@ def check_at_least(args: argparse.Namespace, **least: float) -> None:
     """
     wrong = below(args, **least)
     if wrong:
-        raise ValueError("\n".join(wrong))
+        raise UserError("\n".join(wrong))
 
 
 def below(args: argparse.Namespace, **least: float) -> list[str]:

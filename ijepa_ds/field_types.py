@@ -8,14 +8,14 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictStr
 
 
-def key(default: Any, description: str, **marks: bool) -> Any:
+def key(default: Any, description: str, **marks: bool | str) -> Any:
     """Declare a field of a section.
 
     Args:
         default: its default; `...`: the key is required.
         description: its meaning, for the JSON schema and the documentation.
         marks: `free`: may change when a run resumes. `later`: added after 0.1.0 and left out of the fingerprint at its
-            default, so that older runs resume.
+            default, so that older runs resume. `only_with`: "KEY=VALUE", the choice without which it has no effect.
     """
     metadata = {"description": description, "json_schema_extra": dict(marks)}
     return field(default=MISSING if default is ... else default, metadata=metadata)
@@ -41,6 +41,12 @@ def _check_level(value: int) -> int:
     return value
 
 
+def _check_limit(value: float) -> float:
+    if value >= 1 and value != int(value):
+        raise ValueError("whole from 1 on")
+    return int(value) if value == int(value) else value
+
+
 _T = TypeVar("_T")
 _PARSED = BeforeValidator(_parse)  # stands last: the JSON schema loses ranges that follow it
 _FINITE = Field(strict=True, allow_inf_nan=False)
@@ -57,6 +63,7 @@ Share = Annotated[float, _FINITE, Field(ge=0, lt=1), _PARSED]
 Probability = Annotated[float, _FINITE, Field(ge=0, le=1), _PARSED]
 Area = Annotated[float, _FINITE, Field(gt=0, le=1), _PARSED]
 Sigma = Annotated[float, _FINITE, Field(gt=0, le=20), _PARSED]
+Limit = Annotated[float, _FINITE, Field(ge=0, json_schema_extra={"whole": True}), _PARSED, AfterValidator(_check_limit)]
 Hue = Annotated[float, _FINITE, Field(ge=0, le=0.5), _PARSED]
 Automatic = Annotated[_T | None, BeforeValidator(lambda value: None if value == "auto" else value)]
 Ordered = Annotated[tuple[_T, _T], AfterValidator(_check_order), Field(json_schema_extra={"ordered": True})]

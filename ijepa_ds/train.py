@@ -15,14 +15,15 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from ijepa_ds.arguments import TRAINING, add_local_rank, add_run, with_example
 from ijepa_ds.cluster import rank_log
 from ijepa_ds.cluster.environment import settle
 from ijepa_ds.cluster.stop import Stopped, StopRequests
-from ijepa_ds.errors import CheckpointError, TrainingError
-from ijepa_ds.exits import FAILED, STOPPED, USER_ERROR
+from ijepa_ds.errors import exit_code
+from ijepa_ds.exits import FAILED, STOPPED
 from ijepa_ds.training import job
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def _run(argv: Sequence[str] | None) -> int:
     chosen = settle(os.environ)  # before torch is imported
     if chosen and _is_rank_zero():
         logger.info("environment: %s (chosen here, as unset)", " ".join(chosen))
+    from ijepa_ds.checkpoint import run_dir
     from ijepa_ds.cluster.watch import Watch
     from ijepa_ds.distributed.environment import world_from_environment
     from ijepa_ds.distributed.world import barrier, shut_down_distributed
@@ -70,25 +72,20 @@ def _run(argv: Sequence[str] | None) -> int:
         from ijepa_ds.training import loop, start
 
         run = start.prepare(cfg, ds_config, plan, rank, watch)
-    except (ValueError, OSError, CheckpointError) as error:
-        watch.close()  # every rank has the same error
-        return _refuse(error, "cannot run this")
-    except Exception:
-        return _fail(watch)
+    except Exception as error:
+        return _end(error, watch, "cannot run this")
     code = 0
     with StopRequests() as stop:
         watch.on_launcher_lost = lambda: stop.request(signal.SIGHUP)
         try:
             loop.train(run, stop)
-        except (ValueError, OSError, CheckpointError, TrainingError) as error:
-            watch.close()
-            return _refuse(error, "stopped")
         except Stopped as reason:
             code = STOPPED
             if _is_rank_zero():
+                run_dir.mark_stopped(Path(cfg.run.dir), str(reason))
                 _say(f"ijepa_ds: {reason}; saved: the same command continues. Exit code {code}", sys.stdout)
-        except Exception:
-            return _fail(watch)
+        except Exception as error:
+            return _end(error, watch, "stopped")
         watch.close()
         barrier()  # afterwards ranks may end in any order
         shut_down_distributed()
@@ -97,6 +94,15 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _here() -> str:
     return f"rank {os.environ.get('RANK', '0')} on host {socket.gethostname()}"
+
+
+def _end(error: Exception, watch: Watch, what: str) -> int:
+    """Report the error that ends this rank; the exit code says what has to happen next (`errors.exit_code`)."""
+    code = exit_code(error)
+    if code == FAILED:
+        return _fail(watch)
+    watch.close()  # most often every rank has the same error
+    return _refuse(error, what, code)
 
 
 def _fail(watch: Watch) -> int:
@@ -111,16 +117,17 @@ def _fail(watch: Watch) -> int:
     return FAILED
 
 
-def _refuse(error: Exception, what: str) -> int:
-    """Report an error that the user can correct, once: other ranks wait, and the launcher ends them after rank 0."""
+def _refuse(error: Exception, what: str, code: int) -> int:
+    """Report an error that is no bug, once: other ranks wait, and the launcher ends them after rank 0."""
     if os.environ.get("IJEPA_DS_TRACEBACK"):
         rank_log.show(traceback.format_exc())
     rank_log.note(traceback.format_exc())
     where = "" if _is_rank_zero() else f" ({_here()})"
     if where:
         time.sleep(5)
-    rank_log.say(f"\nijepa_ds {what}{where}:\n{error}\n(IJEPA_DS_TRACEBACK=1 shows where)\n\n")
-    return USER_ERROR
+    then = "storage or network failed: the same command continues" if code == STOPPED else "IJEPA_DS_TRACEBACK=1 shows where"
+    rank_log.say(f"\nijepa_ds {what}{where}:\n{error}\n({then}; exit code {code})\n\n")
+    return code
 
 
 def _say(text: str, stream: TextIO) -> None:

@@ -16,18 +16,19 @@ from tests.test_layering import FLOORS, LATE, PACKAGE, imports_of, module_files,
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "architecture.md"
 BEGIN, END = "<!-- begin: python -m tests.house --write -->", "<!-- end -->"
-GROUND = "root"  # one node for the single modules of the ground floor
+GROUND = "root"  # one node for the single modules of the ground floors
+MODULES = [part for floor in FLOORS[:3] for part in floor]
 Graph = dict[str, set[str]]  # node -> nodes that it imports
 
 
 def node_of(part: str) -> str:
     """The node that stands for a package or a single module."""
-    return GROUND if part in FLOORS[0] else part
+    return GROUND if part in MODULES else part
 
 
 def rows() -> list[list[str]]:
     """Nodes by floor, from the ground up."""
-    return [[GROUND], *(list(parts) for parts in FLOORS[1:])]
+    return [[GROUND], *(list(parts) for parts in FLOORS[3:])]
 
 
 def read_graph(root: Path) -> Graph:
@@ -80,7 +81,7 @@ def mermaid(graph: Graph) -> str:
     small = reduced(graph)
     lines = ["flowchart TB"]
     for row in reversed(rows()):
-        lines += [f"    {node}[{', '.join(FLOORS[0]) if node == GROUND else node}]" for node in row]
+        lines += [f"    {node}[{', '.join(sorted(MODULES)) if node == GROUND else node}]" for node in row]
     for row in reversed(rows()):
         lines += [f"    {node} --> {other}" for node in row for other in sorted(small[node])]
     lines += sorted({f"    {node} ~~~ {other}" for node, other in spacers(small)})

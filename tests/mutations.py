@@ -47,6 +47,9 @@ _ROTARY = "tests/model/test_rotary.py"
 _TARGET = "tests/model/test_target.py"
 _METRICS = "tests/telemetry/test_metrics.py"
 _CASES = "tests/cases"
+_STORAGE = "tests/data/test_storage.py"
+_SAVED = "tests/checkpoint/test_storage.py"
+_KINDS = "tests/test_storage.py"
 _RELAX = "tests/masks/test_published.py -k exactly"
 
 MUTATIONS = [
@@ -67,6 +70,35 @@ MUTATIONS = [
     Mutation("ijepa_ds/data/jpeg_check.py", "not restart and int(", "int(", "tests/data/test_jpeg_check.py"),
     Mutation("ijepa_ds/data/transforms.py", "if max(target) <= _LONGEST * shorter:", "if True:", f"{_CASES}/test_memory.py"),
     Mutation("ijepa_ds/evals/readable.py", "sorted(left_out)", "[]", f"{_CASES}/test_memory.py"),
+    # Faults of storage; exit codes; scans; live evaluation.
+    Mutation("ijepa_ds/errors.py", "error.errno not in _OF_FILE and ", "", _KINDS),
+    Mutation(
+        "ijepa_ds/errors.py", "return STOPPED if is_fault(error) else USER_ERROR", "return USER_ERROR", "tests/test_storage.py"
+    ),
+    Mutation("ijepa_ds/storage.py", "if left <= 0:", "if left <= 1e9:", _KINDS),
+    Mutation("ijepa_ds/data/reading.py", "self._tars.pop(container, None)\n\n", "pass\n\n", f"{_STORAGE} -k descriptor"),
+    Mutation(
+        "ijepa_ds/data/reading.py",
+        "is_fault(error) or self._is_lost(container)",
+        "is_fault(error)",
+        f"{_STORAGE} -k 'lost or van'",
+    ),
+    Mutation("ijepa_ds/data/walk.py", "if is_fault(error):", "if False:", f"{_STORAGE} -k kind"),
+    Mutation("ijepa_ds/data/sources.py", "if walker.problems:", "if False:", f"{_STORAGE} -k listed"),
+    Mutation("ijepa_ds/data/scan.py", " and _all_good(made)", "", "tests/data/test_scan.py -k repaired"),
+    Mutation("ijepa_ds/cluster/judge.py", " and not awaited", "", _WATCH),
+    Mutation(
+        "ijepa_ds/checkpoint/writer.py",
+        "        aside.rename(final)\n    except",
+        "    except",
+        "tests/checkpoint/test_storage.py",
+    ),
+    Mutation(
+        "ijepa_ds/checkpoint/folder.py", "        if is_fault(error):", "        if False:", "tests/checkpoint/test_storage.py"
+    ),
+    Mutation("ijepa_ds/training/around.py", "self.saver.finish(self.mark)  #", "pass  #", "tests/training/test_around.py"),
+    Mutation("ijepa_ds/training/slowest.py", "unit) * _RANKS + rank", "unit) * _RANKS", "tests/training/test_slowest.py"),
+    Mutation("ijepa_ds/training/streamed.py", "if block == 0:", "if block == 1:", "tests/training/test_streamed.py"),
     # Sources: tars, classes, lists.
     Mutation("ijepa_ds/data/tar_format.py", "if part.strip(b", "if False and part.strip(b", f"{_CASES}/test_tars.py"),
     Mutation("ijepa_ds/data/tar_format.py", "if left >= 2 * BLOCK and (", "if left >= 0 and (", f"{_CASES}/test_tars.py"),

@@ -3,6 +3,7 @@
 Deeds joined by + are done in order.
 
 save:N  a whole checkpoint of step N        complete  the marker of a finished run      exit:CODE, kill:SIGNAL
+stop    the marker of a stop on request
 train   as a rank that trains: a request to stop saves one more step and ends with 75   refuse  the same, but cannot save
 launch:DEED,DEED  as DeepSpeed's launcher: does them in a child and takes its exit code  leave:DEED,DEED  ends before it
 hang    sleeps and takes no signals         deaf      sleeps and ignores SIGTERM
@@ -36,6 +37,7 @@ def train(run: Path, saves: bool) -> None:
     if not saves:
         sys.exit(1)
     (run / "asked").write_text(signal.Signals(asked[0]).name)
+    (run / "stopped.json").write_text("{}")
     save(run, 1 + max((int(path.name[5:]) for path in run.glob("checkpoints/step_*")), default=0))
     sys.exit(75)
 
@@ -46,6 +48,8 @@ def do(run: Path, deed: str) -> None:
         save(run, int(value))
     elif what == "complete":
         (run / "completed.json").write_text("{}")
+    elif what == "stop":
+        (run / "stopped.json").write_text("{}")
     elif what == "exit":
         sys.exit(int(value))
     elif what == "kill":

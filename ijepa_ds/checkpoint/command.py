@@ -15,7 +15,7 @@ from ijepa_ds.checkpoint import run_dir
 from ijepa_ds.checkpoint.folder import check_files, find_steps, folder_name
 from ijepa_ds.checkpoint.reader import CheckpointReader
 from ijepa_ds.checkpoint.writer import prune, sweep
-from ijepa_ds.errors import CheckpointError
+from ijepa_ds.errors import CheckpointError, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         ValueError: there is no such run, or another process trains in it (prune).
     """
     if not (arguments.run / "checkpoints").is_dir():
-        raise ValueError(f"{arguments.run} has no folder checkpoints: is it a run directory (run.dir)?")
+        raise UserError(f"{arguments.run} has no folder checkpoints: is it a run directory (run.dir)?")
     if arguments.action == "prune":
         return _prune(arguments)
     rows = [_describe(arguments.run, step, verify=arguments.action == "verify") for step in find_steps(arguments.run)]
@@ -110,7 +110,7 @@ def _prune(arguments: argparse.Namespace) -> int:
         newest = find_steps(arguments.run)[-1:]
         problem = _describe(arguments.run, newest[0], verify=True)["problem"] if newest else None
         if problem:
-            raise ValueError(f"the newest checkpoint is broken, so older ones are not deleted: {problem}")
+            raise UserError(f"the newest checkpoint is broken, so older ones are not deleted: {problem}")
         sweep(arguments.run)
         gone = prune(arguments.run, arguments.keep_last, arguments.keep_every)
     print(f"deleted {len(gone)} checkpoints{': steps ' + ', '.join(map(str, sorted(gone))) if gone else ''}")

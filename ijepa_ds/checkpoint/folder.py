@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ijepa_ds.errors import CheckpointError
+from ijepa_ds.errors import CheckpointError, StorageError, is_fault
 
 _LAST = "last_checkpoint.json"
 
@@ -69,12 +70,13 @@ def looks_whole(folder: Path) -> bool:
     return True
 
 
-def check_files(folder: Path, share: tuple[int, int] = (0, 1)) -> dict[str, Any]:
+def check_files(folder: Path, share: tuple[int, int] = (0, 1), beat: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Compare a checkpoint's files with its manifest: names and sizes of all, checksums of a share of them.
 
     Args:
         folder: `RUN/checkpoints/step_...`.
         share: (rank, ranks): the files whose checksums this rank compares; `(0, 1)`: all, `(0, 0)`: none.
+        beat: called after every file.
 
     Returns:
         The manifest.
@@ -85,6 +87,7 @@ def check_files(folder: Path, share: tuple[int, int] = (0, 1)) -> dict[str, Any]
     manifest, (first, every) = _read_manifest(folder), share
     for index, entry in enumerate(manifest["files"]):
         _check_file(folder, entry, verify=bool(every) and index % every == first)
+        beat()
     return manifest
 
 
@@ -101,6 +104,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
+        if is_fault(error):
+            raise StorageError(f"{path}: {error.strerror}: a fault of its storage; run the same command again") from error
         raise CheckpointError(f"{path}: {error.strerror}; not a finished checkpoint") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error}): the manifest is damaged") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,19 +19,23 @@ from ijepa_ds.zero.layout import ZeroLayout
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def open_together(folder: Path) -> CheckpointReader:
+def open_together(folder: Path, beat: Callable[[], None] = lambda: None) -> CheckpointReader:
     """Validate and open a checkpoint on every rank; each compares the checksums of its share of the files.
+
+    `beat` is called after every file.
 
     Raises:
         CheckpointError: it is broken; raised on every rank.
     """
     share = (dist.get_rank(), dist.get_world_size())
-    agree(lambda: check_files(folder, share))
+    agree(lambda: check_files(folder, share, beat))
     return agree(lambda: CheckpointReader(folder, verify=False))
 
 
-def load(layout: ZeroLayout, ema: ShardedEMA, reader: CheckpointReader) -> None:
+def load(layout: ZeroLayout, ema: ShardedEMA, reader: CheckpointReader, beat: Callable[[], None] = lambda: None) -> None:
     """Load a checkpoint into an engine: master weights, Adam's moments, EMA, and the model weights cast from them.
+
+    `beat` is called after every piece.
 
     Raises:
         CheckpointError: it is of another model or incomplete; the engine is unchanged.
@@ -42,15 +47,18 @@ def load(layout: ZeroLayout, ema: ShardedEMA, reader: CheckpointReader) -> None:
             master, pieces = layout.master(slot), [piece for piece in layout.pieces if piece.slot == slot]
             for piece in pieces:
                 layout.view(master, piece).copy_(reader.read("master", piece.name, piece))
+                beat()
             if adam_step:
                 moments = {key: torch.zeros_like(master) for key in _MOMENTS}
                 for piece, key in itertools.product(pieces, _MOMENTS):
                     layout.view(moments[key], piece).copy_(reader.read(key, piece.name, piece))
+                    beat()
                 layout.set_moments(slot, moments["exp_avg"], moments["exp_avg_sq"], adam_step)
         layout.publish_masters()
         for piece in ema.pieces:
             buffer = ema.layout.view(ema.average[piece.slot], piece)
             buffer.copy_(reader.read("ema", "encoder." + piece.name, piece))
+            beat()
         ema.publish()
 
 

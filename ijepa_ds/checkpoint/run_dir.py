@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -17,11 +18,13 @@ from ijepa_ds.checkpoint.folder import find_steps, folder_name
 from ijepa_ds.checkpoint.reader import CheckpointReader, newest
 from ijepa_ds.config import Config
 from ijepa_ds.config.schedules import Schedule, steps_per_epoch
-from ijepa_ds.errors import CheckpointError
-from ijepa_ds.exits import COMPLETED
+from ijepa_ds.durable import write_text
+from ijepa_ds.errors import CheckpointError, StorageError, UserError, is_fault
+from ijepa_ds.exits import COMPLETED, REQUESTED
 from ijepa_ds.versions import versions
 
 logger = logging.getLogger(__name__)
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP})
 _ROOM = 1 << 16  # bytes that must be free at the start, for a first event file
 
 
@@ -38,12 +41,12 @@ def look(cfg: Config) -> list[int]:
         _check_owner(cfg, owner)
     steps = find_steps(run_dir)
     if steps and cfg.run.resume == "never":
-        raise ValueError(f"run.resume is never, but {run_dir} has checkpoints: choose another run.dir or run.resume=auto")
+        raise UserError(f"run.resume is never, but {run_dir} has checkpoints: choose another run.dir or run.resume=auto")
     if cfg.run.resume not in ("auto", "never"):
         named = Path(cfg.run.resume)
         newer = [step for step in steps if (run_dir / "checkpoints" / folder_name(step)).resolve() != named.resolve()]
         if newer and max(newer) > CheckpointReader(named, verify=False).manifest["step"]:
-            raise ValueError(
+            raise UserError(
                 f"run.resume names {cfg.run.resume}, but {run_dir} has a newer checkpoint (step {max(newer)}): set "
                 "run.resume=auto to continue that, or another run.dir to branch off"
             )
@@ -111,7 +114,7 @@ def _check_past(reader: CheckpointReader, cfg: Config) -> None:
     epoch = steps_per_epoch(reader.manifest["images"], o.batch_size)
     common = Schedule.of(before, epoch).same_until(Schedule.of(cfg, epoch))
     if step > common:
-        raise ValueError(
+        raise UserError(
             f"{reader.folder} was saved at step {step}, but with the new length ({'; '.join(changed)}) only the first {common} "
             "steps are the same: the cool-down begins before the checkpoint. Start from an earlier checkpoint, with "
             "run.branch_from and a new run.dir (run.keep_every keeps earlier ones)"
@@ -121,27 +124,40 @@ def _check_past(reader: CheckpointReader, cfg: Config) -> None:
 def lock(run_dir: Path) -> IO[str]:
     """Lock the directory against other runs while the returned file is open; a dead owner holds no lock.
 
+    Without locks on the file system (some network file systems), the run goes on with a warning.
+
     Raises:
-        ValueError: another live process trains there, or the directory is not writable.
+        UserError: another live process trains there, or the directory is not writable.
+        StorageError: its storage fails.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         handle = (run_dir / ".lock").open("a+", encoding="utf-8")
     except OSError as error:
-        raise ValueError(_refusal(run_dir, error)) from error
+        raise _refusal([(run_dir, error)]) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            logger.warning(
+                "%s: no locks on its file system (%s): a second run in it would go unnoticed",
+                run_dir,
+                error.strerror,
+            )
+            return handle
+        if not isinstance(error, BlockingIOError):
+            handle.close()
+            raise
         handle.seek(0)
         owner = handle.read().strip() or "unknown"
         handle.close()
-        raise ValueError(f"{run_dir} is in use by another run (process {owner}): wait for its end, or stop it") from error
+        raise UserError(f"{run_dir} is in use by another run (process {owner}): wait for its end, or stop it") from error
     try:
         handle.truncate(0)
         handle.write(f"{os.getpid()} on {platform.node()}")
         handle.flush()
     except OSError as error:
-        raise ValueError(_refusal(run_dir, error)) from error
+        raise _refusal([(run_dir, error)]) from error
     return handle
 
 
@@ -149,7 +165,7 @@ def _check_owner(cfg: Config, owner: Path) -> None:
     before = config.resolve_auto(config.load(owner, []), cfg.model.precision)  # a hand-written file may say auto
     if config.fingerprint(before) != config.fingerprint(cfg):
         changes = "\n".join("  " + line for line in config.difference(before, cfg))
-        raise ValueError(
+        raise UserError(
             f"{owner.parent} belongs to a run of another configuration:\n{changes}\n"
             "choose another run.dir, or restore that configuration"
         )
@@ -177,11 +193,15 @@ def check_writable(run_dir: Path) -> None:
         except OSError as error:
             problems.append((path, error))
     if problems:
-        raise ValueError("\n".join(_refusal(path, error) for path, error in problems))
+        raise _refusal(problems)
 
 
-def _refusal(path: Path, error: OSError) -> str:
-    return f"run.dir: {path} cannot be written ({error.strerror}): choose another run.dir, or make it writable"
+def _refusal(problems: list[tuple[Path, OSError]]) -> UserError | StorageError:
+    """The error for folders and files that cannot be written."""
+    named = [f"run.dir: {path} cannot be written ({error.strerror})" for path, error in problems]
+    if any(is_fault(error) for _, error in problems):
+        return StorageError("\n".join(named) + ": a fault of its storage; run the same command again when it works")
+    return UserError("\n".join(f"{text}: choose another run.dir, or make it writable" for text in named))
 
 
 def write_facts(cfg: Config, ds_config: dict[str, Any], facts: dict[str, Any]) -> None:
@@ -191,6 +211,14 @@ def write_facts(cfg: Config, ds_config: dict[str, Any], facts: dict[str, Any]) -
     config.save_resolved(cfg, run_dir / "config.yaml")
     (run_dir / "deepspeed.json").write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
     (run_dir / "environment.json").write_text(json.dumps(versions() | facts, indent=2) + "\n", encoding="utf-8")
+
+
+def mark_stopped(run_dir: Path, reason: str) -> None:
+    """Write the file that tells a supervisor that the run was stopped on request; an error is logged."""
+    try:
+        write_text(run_dir / REQUESTED, json.dumps({"reason": reason}) + "\n")
+    except OSError as error:
+        logger.warning("%s cannot be written (%s): a supervisor may start the run again", run_dir / REQUESTED, error.strerror)
 
 
 def mark_completed(run_dir: Path, facts: dict[str, Any]) -> None:

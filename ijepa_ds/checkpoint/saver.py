@@ -35,7 +35,7 @@ import torch.distributed as dist
 from ijepa_ds.checkpoint import writer
 from ijepa_ds.checkpoint.snapshot import Snapshot
 from ijepa_ds.distributed.exchange import broadcast_object, gather_objects, gather_on_first, max_over_ranks
-from ijepa_ds.errors import CheckpointError
+from ijepa_ds.errors import CheckpointError, is_fault
 from ijepa_ds.zero.ema import ShardedEMA
 from ijepa_ds.zero.layout import ZeroLayout
 
@@ -114,6 +114,7 @@ class Saver:
         self._save: _Save | None = None  # in WRITING and COMMITTING
         self._task: _Task | None = None  # of this rank, in WRITING and on rank 0 in COMMITTING
         self._warned = False
+        self.fault = False  # whether faults of the storage alone made the last save fail, which may pass
 
     @property
     def busy(self) -> bool:
@@ -239,12 +240,19 @@ class Saver:
         assert save is not None
         self._retry_at = done + max(1, self._every // 10)
         where = f"rank {self._rank} on {socket.gethostname()}"
-        problem = (isinstance(error, NotFiniteError), f"{where}: {error}") if error else None
+        problem = (isinstance(error, NotFiniteError), _is_fault(error), f"{where}: {error}") if error else None
         problems = [found for found in gather_objects(problem) if found]
-        text = f"checkpoint of step {save.step} NOT SAVED; older ones are untouched: {'; '.join(text for _, text in problems)}"
+        text = f"checkpoint of step {save.step} NOT SAVED; older ones are untouched: {'; '.join(text for *_, text in problems)}"
         if self._rank == 0:
             shutil.rmtree(writer.partial_folder(self._run_dir, save.step, self._attempt), ignore_errors=True)
-        if any(diverged for diverged, _ in problems):
+        if any(diverged for diverged, *_ in problems):
             raise NotFiniteError(text)
+        self.fault = all(fault for _, fault, _ in problems)
         if self._rank == 0:
             logger.error("%s", text)
+
+
+def _is_fault(error: Exception) -> bool:
+    """Whether an error of writing comes from a fault of the storage."""
+    causes = (error, error.__cause__)
+    return any(isinstance(cause, OSError) and is_fault(cause) for cause in causes)

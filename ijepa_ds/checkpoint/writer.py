@@ -10,6 +10,7 @@ It uses neither other ranks nor DeepSpeed, so it can run on a thread. Every fold
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -23,6 +24,7 @@ from ijepa_ds.checkpoint.folder import checksum, folder_name, list_steps, looks_
 from ijepa_ds.durable import fsync, save_tensors
 from ijepa_ds.errors import CheckpointError
 
+logger = logging.getLogger(__name__)
 BEST = "best.json"  # the step with the best live evaluation
 
 
@@ -95,12 +97,18 @@ def commit(run_dir: Path, step: int, attempt: str, manifest: dict[str, Any], kee
         if final.exists():  # a broken one, which this run passed over
             _remove(final)
         aside.rename(final)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or aside}: {_reason(error)}; {_free(aside)}") from error
+    try:
         fsync(final.parent)
         write_last_step(run_dir, step)
         fsync(run_dir)
         prune(run_dir, keep_last, keep_every, step)
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or aside}: {_reason(error)}; {_free(aside)}") from error
+    except OSError as error:  # the checkpoint is complete: a failure here must not make it count as missing
+        logger.warning(
+            "the checkpoint of step %d is saved, but what follows failed (%s: %s); it is tried again after the next save",
+            *(step, error.filename or final.parent, _reason(error)),
+        )
     return final
 
 
@@ -154,9 +162,12 @@ def _reason(error: Exception) -> str:
 
 def _free(path: Path) -> str:
     folder = path
-    while not folder.is_dir() and folder != folder.parent:
+    while not os.path.isdir(folder) and folder != folder.parent:
         folder = folder.parent
-    return f"{shutil.disk_usage(folder).free:,} are free in {folder}"
+    try:
+        return f"{shutil.disk_usage(folder).free:,} are free in {folder}"
+    except OSError as error:
+        return f"{folder} cannot be examined ({error.strerror})"
 
 
 def _write_synced(path: Path, text: str) -> None:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from ijepa_ds.errors import UserError
+
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]+")  # a name, IPv4, or IPv6
 _LINE = re.compile(r"(\S+)\s+slots=(\d+)\s*(#.*)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -41,7 +43,7 @@ def parse_hostfile(path: Path) -> list[Host]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--hostfile {path}: cannot be read: {error}") from error
+        raise UserError(f"--hostfile {path}: cannot be read: {error}") from error
     hosts: dict[str, Host] = {}
     seen: dict[str, int] = {}
     problems = []
@@ -68,7 +70,7 @@ def parse_hostfile(path: Path) -> list[Host]:
     if not problems and not hosts:
         problems.append(f"{path}: no hosts; expected lines of 'NAME slots=N'")
     if problems:
-        raise ValueError("\n".join(problems))
+        raise UserError("\n".join(problems))
     return list(hosts.values())
 
 
@@ -85,7 +87,7 @@ def check_words(words: Iterable[str]) -> None:
     """
     bad = [word for word in words if any(sign in word for sign in _COMMANDS)]
     if bad:
-        raise ValueError(
+        raise UserError(
             "\n".join(f"{word!r}: the shell of a remote host would run a part of this as a command" for word in bad)
             + "\nThe launcher does not quote the command line (pdsh): put such a value into the YAML"
         )
@@ -112,7 +114,7 @@ def parse_environment(path: Path) -> dict[str, str]:
         else:
             values[name.strip()] = value.strip()
     if problems:
-        raise ValueError("\n".join(problems))
+        raise UserError("\n".join(problems))
     return values
 
 

@@ -48,6 +48,10 @@ class JobStore:
         """The newest report of every rank."""
         return [Report.from_text(text.decode()) for text in self._store.multi_get(self._keys)]
 
+    def report(self, rank: int) -> Report:
+        """The newest report of one rank."""
+        return Report.from_text(self._store.get(self._keys[rank]).decode())
+
     def claim_failure(self) -> int:
         """Publish that this rank failed, unless another one did; the rank that failed first."""
         return int(self._store.compare_set(_FAILED, "", str(self._rank)))

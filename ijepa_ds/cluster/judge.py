@@ -8,6 +8,10 @@ from enum import Enum, auto
 
 from ijepa_ds.cluster.peers import Peer
 
+SCAN = "scanning images"  # phase of a rank that scans a source; the others wait for it
+READ = "reading a checkpoint"  # phase of a rank that checks and loads its share
+STORAGE = "waiting for storage"  # phase of a rank whose reads are repeated (data.storage_timeout)
+_AWAITED = frozenset({READ, SCAN, STORAGE})  # a rank that gets on with one of them may keep the others waiting for any time
 SILENCE = 30.0  # seconds without a new report after which a rank counts as silent
 
 
@@ -55,7 +59,8 @@ def judge(
     remote = [peer.rank for peer in silent if peer.place != place]
     if remote:
         return Lost(remote)
-    if is_overdue(now, progress, timeout):
+    awaited = any(peer.report.phase in _AWAITED and not peer.report.overdue for peer in peers if peer not in silent)
+    if is_overdue(now, progress, timeout) and not awaited:
         return Hang(_suspects(peers, {*stopped, *(peer.rank for peer in silent)}))
     return None
 

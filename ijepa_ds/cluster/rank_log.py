@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+from ijepa_ds.errors import UserError, is_fault
+
 _terminal = -1  # stderr at the start of this process
 _log = -1  # this rank's file
 _path: Path | None = None
@@ -47,7 +49,9 @@ def open_log(run_dir: Path, rank: int, world_size: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise ValueError(
+        if is_fault(error):
+            raise
+        raise UserError(
             f"run.dir: {path} cannot be written ({error.strerror}): choose another run.dir, or make it writable"
         ) from error
     _path = path

@@ -19,7 +19,8 @@ from ijepa_ds.cluster import processes
 from ijepa_ds.cluster.supervised import Inbox, Supervised, say
 from ijepa_ds.config import published
 from ijepa_ds.durable import append_lines
-from ijepa_ds.exits import COMPLETED, FAILED, LOST, STOPPED, USER_ERROR
+from ijepa_ds.errors import UserError
+from ijepa_ds.exits import COMPLETED, FAILED, LOST, REQUESTED, STOPPED, USER_ERROR
 
 LOG = "restarts.jsonl"  # in the run directory
 _TRAINER = "ijepa_ds.train"
@@ -28,6 +29,7 @@ _MEANINGS = {
     0: "although the last step is not reached (DeepSpeed's launcher was killed?)",
     FAILED: "an unexpected error",
     LOST: "a rank died or hangs",
+    STOPPED: "storage or network failed",
 }
 
 
@@ -64,11 +66,11 @@ def run(args: argparse.Namespace) -> int:
     if not command:
         wrong.append("the command is missing: ijepa-ds supervise -- deepspeed ... --module ijepa_ds.train ...")
     if wrong:
-        raise ValueError("\n".join(wrong))
+        raise UserError("\n".join(wrong))
     where = run_dir(command)
     folder = args.run or where
     if folder is None:
-        raise ValueError(f"no '{_TRAINER} --config FILE' in the command: name the run directory with --run")
+        raise UserError(f"no '{_TRAINER} --config FILE' in the command: name the run directory with --run")
     return Supervisor(command, folder, args).run()
 
 
@@ -87,12 +89,12 @@ def run_dir(command: Sequence[str]) -> Path | None:
     try:
         known, rest = parser.parse_known_args(words)
     except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from error
+        raise UserError(str(error)) from error
     if known.config is None:
         return None
     section = published.peek_run(known.config, [word for word in rest if not word.startswith("-")])
     if section.resume != "auto":
-        raise ValueError(f"run.resume is {section.resume}: a run that is started again needs run.resume=auto")
+        raise UserError(f"run.resume is {section.resume}: a run that is started again needs run.resume=auto")
     return Path(section.dir)
 
 
@@ -103,7 +105,7 @@ class Supervisor:
         self._command, self._run_dir, self._limits = command, run_dir, limits
         self._restarts = self._fruitless = 0
         self._reached = self._step_when_asked = self._step()
-        self._old_marker = self._marker()
+        self._old_marker, self._old_stop = self._marker(COMPLETED), self._marker(REQUESTED)
         self._inbox = Inbox()
 
     def run(self) -> int:
@@ -119,7 +121,7 @@ class Supervisor:
             try:
                 attempt = Supervised(self._command, self._inbox, self._on_request)
             except OSError as error:
-                raise ValueError(f"cannot start {self._command[0]}: {error.strerror}") from error
+                raise UserError(f"cannot start {self._command[0]}: {error.strerror}") from error
             code = attempt.run()
             verdict = self._verdict(code, attempt)
             if verdict is None:
@@ -132,13 +134,14 @@ class Supervisor:
         if code == USER_ERROR:
             say("not started again: correct what the message above names (exit code 2)")
             return USER_ERROR
-        marker = self._marker()
+        marker = self._marker(COMPLETED)
         if marker and (code == 0 or marker != self._old_marker):
             say(f"{self._run_dir} is complete after {self._restarts} restarts")
             return 0
         if attempt.request:
             return self._stopped(code, attempt)
-        if code == STOPPED or _killer(code) in _BY_HAND:
+        stop, self._old_stop = self._old_stop, self._marker(REQUESTED)
+        if (code == STOPPED and self._old_stop not in (None, stop)) or _killer(code) in _BY_HAND:
             say(f"not started again: it was asked to stop (code {code}); the newest checkpoint is {self._newest()}")
             return STOPPED
         return None
@@ -208,10 +211,10 @@ class Supervisor:
         step = self._step()
         return f"that of step {step}" if step else "none yet"
 
-    def _marker(self) -> tuple[int, int] | None:
-        """Identity of `completed.json`, to notice a new one; None if there is none."""
+    def _marker(self, name: str) -> tuple[int, int] | None:
+        """Identity of a marker of the run, to notice a new one; None if there is none."""
         try:
-            facts = (self._run_dir / COMPLETED).stat()
+            facts = (self._run_dir / name).stat()
         except OSError:
             return None
         return facts.st_ino, facts.st_mtime_ns

@@ -14,7 +14,7 @@ process keeps. When it finds a fault, it prints one message that names rank and 
     a rank (store refused)    its own `close`, or a fault found in another way  5 s             rank 0 cannot be reached
     rank 0                    the next report of every rank on other hosts      30 s            names the silent ranks
     rank 0                    its own next beat                                 `hang_timeout`  publishes which ranks hang
-    a rank without a beat     that verdict                                      + 30 s          rank 0 hangs
+    a rank without a beat     that verdict, or a report of rank 0               + 30 s          rank 0 hangs
 
 `judge.Role` has the times after a verdict. Neighbours are the other ranks of the same host.
 The decisions are in `judge.py`, the store in `job_store.py`, the exits in `leave.py`; this file has the thread and its clocks.
@@ -188,14 +188,17 @@ class Watch:
             with self._requests:
                 store.publish(Report(ticks, self._beats, self._phase, overdue, communicates))
                 failed, hanging = store.news()
+                if overdue and self._rank != 0:
+                    self._peers[0].hear(store.report(0), now)
                 if self._rank == 0 and ticks % _JUDGE_EVERY == 0:
                     self._judge(store, now)
         except (RuntimeError, ValueError, OSError) as error:
             self._on_refusal(error)
             return
         self._heed_failure(failed, now)
-        if overdue and now - self._progress > self._timeout + SILENCE:
-            hanging = hanging or [0]  # it should have published a verdict
+        silent = self._rank != 0 and now - self._peers[0].heard > SILENCE
+        if overdue and silent and now - self._progress > self._timeout + SILENCE:
+            hanging = hanging or [0]  # its watch should have published a verdict, or at least a report
         if hanging:
             self._end_hang(hanging)
 

@@ -152,7 +152,8 @@ def bounds(node: Mapping[str, Any]) -> str:
     if "minimum" in node and "maximum" in node:
         return f"from {node['minimum']:g} to {node['maximum']:g}"
     words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-    return " and ".join(f"{text} {node[name]:g}" for name, text in words.items() if name in node)
+    plain = " and ".join(f"{text} {node[name]:g}" for name, text in words.items() if name in node)
+    return f"{plain}, and whole from 1 on" if node.get("whole") else plain
 
 
 def _found(value: Any) -> str:

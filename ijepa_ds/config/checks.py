@@ -79,6 +79,9 @@ def _run(cfg: Config) -> Iterator[Problem]:
         if cfg.eval.every % cfg.run.checkpoint_every:
             text = f"must be a multiple of run.checkpoint_every ({cfg.run.checkpoint_every}), so that the best can be kept"
             yield Problem(("eval.every", "run.checkpoint_every"), f"{text}, got {cfg.eval.every}")
+    if cfg.data.loader == "torchvision" and cfg.data.decoder not in ("auto", "cpu"):
+        text = f"{cfg.data.decoder} needs DALI, but data.loader is torchvision; set it to dali, or the decoder to cpu"
+        yield Problem(("data.decoder", "data.loader"), text)
     resume = cfg.run.resume
     if cfg.run.branch_from is not None and resume != "auto":
         text = f"needs run.resume: auto (the run resumes from its own checkpoints once it has some), got {resume}"

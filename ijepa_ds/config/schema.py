@@ -13,12 +13,14 @@ from typing import Any, Literal
 from pydantic import ConfigDict
 
 from ijepa_ds.config.sizes import ModelConfig
+from ijepa_ds.errors import UserError
 from ijepa_ds.field_types import (
     Area,
     Count,
     Flag,
     Hue,
     Level,
+    Limit,
     NotNegative,
     Ordered,
     Path,
@@ -33,7 +35,7 @@ from ijepa_ds.field_types import (
 from ijepa_ds.masks.settings import MasksConfig
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that cannot be run; `problems` has one line for each problem: place, key, what to change."""
 
     def __init__(self, problems: Sequence[str]) -> None:
@@ -108,8 +110,13 @@ class DataConfig:
     tar_end: Literal["error", "warn"] = key(
         "error", "a tar without its two last blocks of zeros: `error` refuses it, `warn` reads the members it has", free=True
     )
-    max_bad: Whole = key(100, "the run stops when more images than this are unreadable", free=True)
-    max_bad_share: Share = key(0.25, "and when they are more than this share of all images", free=True)
+    max_bad: Limit = key(
+        100, "the run stops when more images (below 1: a larger share) turn out unreadable than at the scan", free=True
+    )
+    max_bad_share: Share = key(0.25, "and when all unreadable ones are more than this share of all images", free=True)
+    storage_timeout: NotNegative = key(
+        600.0, "seconds for which reads are repeated while the storage fails; then the run stops with exit code 75", free=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,7 +83,10 @@ class ModelConfig:
         False, "recompute activations per block: less memory, about a third more time", free=True
     )
     recompute: Literal["full", "selective"] = key(
-        "full", "with it: `full` keeps only a block's input, `selective` also the results of its matrix products", free=True
+        "full",
+        "with it: `full` keeps only a block's input, `selective` also the results of its matrix products",
+        free=True,
+        only_with="model.activation_checkpointing=true",
     )
     compile: Automatic[Flag] = key(
         None,

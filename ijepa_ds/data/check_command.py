@@ -22,6 +22,7 @@ from ijepa_ds.data.judge import Judge, Judgement
 from ijepa_ds.data.pillow import reason
 from ijepa_ds.data.reading import Reader
 from ijepa_ds.data.sources import open_source
+from ijepa_ds.errors import UserError
 
 logger = logging.getLogger(__name__)
 _WINDOW = 256  # images in flight
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         logger.info("%d images are decoded by Pillow also in the DALI loader: %s", len(by_pillow), listed)
     if args.fix_index:
         if len(index.bad) == len(index):
-            raise ValueError(f"{args.source}: no readable image is left, no index written")
+            raise UserError(f"{args.source}: no readable image is left, no index written")
         fixed = index.by_pillow(list(by_pillow)).without_bad()
         fixed.save(args.fix_index)
         logger.info("%s in %s", summary(fixed), args.fix_index)

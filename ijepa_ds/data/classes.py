@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ijepa_ds.data.index import ImageIndex
+from ijepa_ds.errors import UserError
 
 SIDECAR = b".cls"
 _LONGEST = 1024  # bytes of a class name
@@ -33,7 +34,7 @@ def class_of(name: bytes, level: int | None) -> bytes | None:
     if not folders or b".." in folders or not folders[0]:
         return None
     if level is not None and len(folders) < abs(level):
-        raise ValueError(
+        raise UserError(
             f"data.class_level (--class-level) is {level}, but {os.fsdecode(name)!r} lies in {len(folders)} folders only: "
             "choose a smaller level, or remove the images that do not belong to the data set"
         )
@@ -64,7 +65,7 @@ def class_text(content: bytes, where: str) -> bytes:
     """
     text = content.removeprefix(b"\xef\xbb\xbf").strip()
     if not text or len(text) > _LONGEST or any(byte < 32 for byte in text):
-        raise ValueError(f"data.source: {where} must hold the class of its image, one line of text; found {text[:40]!r}")
+        raise UserError(f"data.source: {where} must hold the class of its image, one line of text; found {text[:40]!r}")
     return text
 
 

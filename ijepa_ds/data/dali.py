@@ -27,11 +27,11 @@ from ijepa_ds.config import DataConfig
 from ijepa_ds.data.dali_one import failure
 from ijepa_ds.data.dali_pipeline import AHEAD, SIDE, STAND_IN, Inputs, build_pipeline, one_by_one
 from ijepa_ds.data.decoder import choose_decoder
-from ijepa_ds.data.headers import READ_ERRORS
 from ijepa_ds.data.index_file import BY_PILLOW
-from ijepa_ds.data.pillow import decode, reason
+from ijepa_ds.data.pillow import decode
 from ijepa_ds.data.samples import SamplePlan, Samples
 from ijepa_ds.data.vision import read_crop
+from ijepa_ds.errors import ContentError, DeviceError
 
 logger = logging.getLogger(__name__)
 _READERS = 4  # threads that read files; they mostly wait for the file system
@@ -59,6 +59,7 @@ class DaliBackend:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._pipeline: Pipeline | None = None
         self._next = 0
+        self._failure: Exception | None = None  # of reading, inside DALI's callback
         self._mirrored: dict[int, np.ndarray] = {}  # flips of the micro-batches that DALI has started
         self._crops: dict[int, dict[int, np.ndarray]] = {}  # their crops by Pillow, position -> uint8 [S, S, 3]
         self._failed: set[int] = set()  # images that Pillow decodes because DALI failed
@@ -68,8 +69,9 @@ class DaliBackend:
         """Return a micro-batch, uint8 [B, S, S, 3] on the device, in memory that DALI does not reuse.
 
         Raises:
-            ValueError: Too many images are unreadable.
-            RuntimeError: DALI fails for another reason.
+            UserError: Too many images are unreadable.
+            StorageError: The storage failed for too long.
+            DeviceError: DALI fails, and no image is the reason.
         """
         failures = 0
         while True:
@@ -77,12 +79,17 @@ class DaliBackend:
                 self._start(micro)
             try:
                 return self._run()
-            except RuntimeError:
+            except RuntimeError as error:
                 self._pipeline = None  # a DALI pipeline cannot be used after an error
+                if self._failure:  # of `_fetch`, which DALI wraps
+                    raise self._failure from None
                 if not self._reject_unreadable(micro):
                     failures += 1
                     if failures == _ATTEMPTS:
-                        raise
+                        raise DeviceError(
+                            f"images cannot be decoded, and no image is the reason ({failure(error)}): the GPU is out of "
+                            "memory or failing, or its driver does not fit DALI. data.decoder=cpu decodes without it"
+                        ) from error
 
     def close(self) -> None:
         """Delete the pipeline and end the threads."""
@@ -94,7 +101,11 @@ class DaliBackend:
         self._mirrored, self._crops = {}, {}
 
         def source(info: types.BatchInfo) -> Inputs:
-            samples, contents = self._fetch(micro + info.iteration)
+            try:
+                samples, contents = self._fetch(micro + info.iteration)
+            except Exception as error:
+                self._failure = error
+                raise
             if self._stream is None:
                 self._mirrored[micro + info.iteration] = samples.flips
             crops = {position: part for position, part in enumerate(contents) if part.ndim == 3}
@@ -178,8 +189,8 @@ class DaliBackend:
                     outcomes.append(self._crop(content, samples, position))
                 else:
                     outcomes.append(np.frombuffer(content, dtype=np.uint8))
-            except READ_ERRORS as error:
-                outcomes.append(reason(error))
+            except ContentError as error:
+                outcomes.append(str(error))
         return outcomes
 
     def _crop(self, content: bytes, samples: Samples, position: int) -> np.ndarray:
@@ -217,7 +228,7 @@ class DaliBackend:
     def _decide(self, index: int, content: bytes, message: str) -> None:
         try:
             decode(content, self._cfg.max_pixels)
-        except ValueError as error:
+        except ContentError as error:
             self._plan.reject(index, str(error))
             return
         self._failed.add(index)

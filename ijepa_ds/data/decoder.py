@@ -14,6 +14,7 @@ from PIL import Image
 
 from ijepa_ds.config import DataConfig
 from ijepa_ds.data.crops import crop_windows
+from ijepa_ds.errors import UserError
 
 logger = logging.getLogger(__name__)
 _TIMEOUT = 300.0  # seconds; a crashed driver may hang
@@ -32,7 +33,7 @@ def choose_decoder(setting: str, device: torch.device) -> str:
     """
     if device.type != "cuda":
         if setting not in ("auto", "cpu"):
-            raise ValueError(f"data.decoder: {setting} decodes on a GPU, but training runs on {device.type}; use auto or cpu")
+            raise UserError(f"data.decoder: {setting} decodes on a GPU, but training runs on {device.type}; use auto or cpu")
         return "cpu"
     if setting != "mixed_roi":
         return "mixed" if setting == "auto" else setting

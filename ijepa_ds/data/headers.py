@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 from ijepa_ds.data.image_header import Header, read_header
 from ijepa_ds.data.pillow import check_pixels, decode
+from ijepa_ds.errors import ContentError
 
 _BYTES_A_PIXEL, _METADATA = 16, 64 << 20  # limits of a file: larger ones do not fit into memory beside the pixels
 READ_ERRORS = (OSError, ValueError, MemoryError)  # of an image that cannot be read
@@ -60,14 +61,14 @@ def inspect(descriptor: int, offset: int, num_bytes: int, max_pixels: int) -> He
         Its header.
 
     Raises:
-        ValueError: The image cannot be used; the text has the reason.
+        ContentError: The image cannot be used; the text has the reason.
         OSError: The read fails.
     """
     if num_bytes == 0:
-        raise ValueError("empty file")
+        raise ContentError("empty file")
     most = _BYTES_A_PIXEL * max_pixels + _METADATA
     if num_bytes > most:
-        raise ValueError(f"{num_bytes:,} bytes, more than the {most:,} that data.max_pixels = {max_pixels} allows")
+        raise ContentError(f"{num_bytes:,} bytes, more than the {most:,} that data.max_pixels = {max_pixels} allows")
     with io.BufferedReader(Slice(descriptor, offset, num_bytes), 4096) as file:
         header = read_header(file)
         check_pixels(header.width, header.height, max_pixels)

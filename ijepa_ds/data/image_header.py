@@ -14,6 +14,8 @@ from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
+from ijepa_ds.errors import ContentError
+
 # Pillow warns about metadata and about large images, for which we check data.max_pixels. Not `catch_warnings` around each
 # call: it is not safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\b")
@@ -44,7 +46,7 @@ def read_header(file: BinaryIO) -> Header:
     """Return the header of the image in `file`.
 
     Raises:
-        ValueError: The file is not a readable image; the text has the reason.
+        ContentError: The file is not a readable image; the text has the reason.
     """
     file.seek(0)
     head = file.read(64)
@@ -63,9 +65,9 @@ def read_header(file: BinaryIO) -> Header:
 def _png(file: BinaryIO, head: bytes) -> Header:
     width, height = struct.unpack(">II", head[16:24])
     if not (width and height):
-        raise ValueError("damaged header: no pixels")
+        raise ContentError("damaged header: no pixels")
     if struct.pack(">I", zlib.crc32(head[12:29])) != head[29:33]:
-        raise ValueError("damaged header: its checksum is wrong")
+        raise ContentError("damaged header: its checksum is wrong")
     odd, at = False, 33
     while True:  # chunks before the pixels
         file.seek(at)
@@ -109,9 +111,9 @@ def _frame(marker: int, segment: bytes, adobe: int | None) -> Header | None:
     height, width = (segment[3] << 8) | segment[4], (segment[5] << 8) | segment[6]
     if marker in _LOSSLESS or marker in _HIERARCHICAL:
         kind = "lossless" if marker in _LOSSLESS else "hierarchical"
-        raise ValueError(f"{kind} JPEG, which is not supported: convert it, for example to PNG")
+        raise ContentError(f"{kind} JPEG, which is not supported: convert it, for example to PNG")
     if precision != 8:
-        raise ValueError(f"JPEG of {precision} bits a sample, which is not supported: convert it, for example to PNG")
+        raise ContentError(f"JPEG of {precision} bits a sample, which is not supported: convert it, for example to PNG")
     if not (width and height):
         return None
     rgb = components == 3 and adobe == 0
@@ -136,6 +138,8 @@ def _by_pillow(file: BinaryIO) -> Header:
         file.seek(0)
         start = file.read(4)
         known = start[:2] in (b"\xff\xd8", b"BM") or start in (PNG_START[:4], b"RIFF")
-        raise ValueError("damaged header" if known else NOT_AN_IMAGE) from None
+        raise ContentError("damaged header" if known else NOT_AN_IMAGE) from None
     except Exception as error:  # of many types, for damaged bytes
-        raise ValueError(f"damaged header: {error}") from error
+        if isinstance(error, OSError) and error.errno is not None:  # of reading the file: it says nothing about the bytes
+            raise
+        raise ContentError(f"damaged header: {error}") from error

@@ -85,7 +85,7 @@ class ImageIndex:
             raise IndexError(f"image {index} of {len(self)}")
         start, length, _ = self._location(index)
         if self.file is not None:
-            return os.pread(self.file.descriptor, length, self.file.names + start)
+            return self.file.read(length, self.file.names + start)
         return self.names[start : start + length].tobytes()
 
     def _location(self, index: int) -> tuple[int, int, int]:
@@ -93,7 +93,7 @@ class ImageIndex:
         if self.file is None:
             return self.entries[index].item()[:3]
         offset = self.file.entries + index % len(self) * ENTRY.itemsize
-        return _HEAD.unpack(os.pread(self.file.descriptor, _HEAD.size, offset))
+        return _HEAD.unpack(self.file.read(_HEAD.size, offset))
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the entries at k positions, ENTRY [k]."""
@@ -101,7 +101,7 @@ class ImageIndex:
             return self.entries[np.asarray(indices)]
         step, count = ENTRY.itemsize, len(self)
         offsets = [self.file.entries + index % count * step for index in np.asarray(indices).tolist()]
-        return np.frombuffer(b"".join(os.pread(self.file.descriptor, step, offset) for offset in offsets), ENTRY)
+        return np.frombuffer(b"".join(self.file.read(step, offset) for offset in offsets), ENTRY)
 
     def path(self, index: int) -> bytes:
         """Return the path of an image outside a tar, as bytes because file names need not be valid text."""

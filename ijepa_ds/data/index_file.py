@@ -14,11 +14,15 @@ import json
 import mmap
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from ijepa_ds.errors import UserError
+from ijepa_ds.storage import Storage
 
 ENTRY = np.dtype(
     [
@@ -78,7 +82,7 @@ class Part:
 
 
 class IndexFile:
-    """An open index file for reads of single entries; it closes with its last reference.
+    """An open index file for reads of single entries; it waits while the storage fails, and closes with its last reference.
 
     Attributes:
         entries: Byte offset of the entries.
@@ -88,8 +92,33 @@ class IndexFile:
 
     def __init__(self, path: Path, entries: int, names: int) -> None:
         """Open the file at `path`."""
-        self.entries, self.names = entries, names
+        self._path, self.entries, self.names = path, entries, names
+        self._storage = Storage()
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._num_bytes = os.fstat(self.descriptor).st_size
+
+    def read(self, num_bytes: int, offset: int) -> bytes:
+        """Read `num_bytes` bytes from `offset`.
+
+        Raises:
+            StorageError: The storage failed for too long.
+        """
+        return self._storage.call(
+            lambda: os.pread(self.descriptor, num_bytes, offset),
+            repr(str(self._path)),
+            fault=lambda _: True,
+            reopen=self._reopen,
+        )
+
+    def _reopen(self) -> None:
+        """Replace the descriptor, which a file server may have forgotten (ESTALE), unless the file is another one now."""
+        with suppress(OSError):  # the next read fails as before
+            fresh = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if os.fstat(fresh).st_size == self._num_bytes:
+                    os.dup2(fresh, self.descriptor, inheritable=False)
+            finally:
+                os.close(fresh)
 
     def __del__(self) -> None:
         """Close the file."""
@@ -141,7 +170,7 @@ def map_tables(path: Path) -> Tables:
         num_bytes = os.fstat(file.fileno()).st_size
         head = file.read(16)
         if head[:8] != MAGIC:
-            raise ValueError(f"{path} is not an index of this version; make it with `ijepa-ds data index SRC --out {path}`")
+            raise UserError(f"{path} is not an index of this version; make it with `ijepa-ds data index SRC --out {path}`")
         length = int.from_bytes(head[8:], "little")
         text = file.read(length)
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -153,7 +182,7 @@ def map_tables(path: Path) -> Tables:
     except (ValueError, KeyError, TypeError):
         expected = num_bytes + 1
     if num_bytes < expected:
-        raise ValueError(f"{path} is cut short: make it again with `ijepa-ds data index`")
+        raise UserError(f"{path} is cut short: make it again with `ijepa-ds data index`")
     return Tables(
         header,
         np.frombuffer(mapping, ENTRY, header["entries"], first if header["entries"] else 0),

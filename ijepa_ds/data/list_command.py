@@ -12,6 +12,7 @@ from pathlib import Path
 from ijepa_ds.arguments import add_out
 from ijepa_ds.data.lists import text_of
 from ijepa_ds.durable import write_text
+from ijepa_ds.errors import UserError
 
 logger = logging.getLogger(__name__)
 Row = tuple[Path, str]  # image, label
@@ -30,7 +31,7 @@ def tiny_imagenet(root: Path) -> Iterator[Row]:
     for number, line in enumerate(_text(file).splitlines(), start=1):
         fields = line.split("\t")
         if len(fields) < 2 or not fields[0] or not fields[1]:
-            raise ValueError(f"{file}, line {number}: expected IMAGE, a tab and a class, found {line!r}")
+            raise UserError(f"{file}, line {number}: expected IMAGE, a tab and a class, found {line!r}")
         yield file.parent / "images" / fields[0], fields[1]
 
 
@@ -47,14 +48,14 @@ def kaggle_imagenet(root: Path) -> Iterator[Row]:
     places = [root / "ILSVRC/Data/CLS-LOC/val", root / "Data/CLS-LOC/val", root / "val"]
     folder = next((place for place in places if place.is_dir()), None)
     if folder is None:
-        raise ValueError(f"{root} has no folder of validation images, expected {places[0]}")
+        raise UserError(f"{root} has no folder of validation images, expected {places[0]}")
     reader = csv.DictReader(_text(file).splitlines())
     if not {"ImageId", "PredictionString"} <= set(reader.fieldnames or ()):
-        raise ValueError(f"{file}, line 1: expected the columns ImageId and PredictionString, found {reader.fieldnames}")
+        raise UserError(f"{file}, line 1: expected the columns ImageId and PredictionString, found {reader.fieldnames}")
     for row in reader:
         label = (row["PredictionString"] or "").split()
         if not row["ImageId"] or not label:
-            raise ValueError(f"{file}, line {reader.line_num}: expected an image and its class, found {row}")
+            raise UserError(f"{file}, line {reader.line_num}: expected an image and its class, found {row}")
         yield folder / f"{row['ImageId']}.JPEG", label[0]
 
 
@@ -64,7 +65,7 @@ LAYOUTS = {"tiny-imagenet": tiny_imagenet, "kaggle-imagenet": kaggle_imagenet}
 def _first(name: str, *folders: Path) -> Path:
     file = next((folder / name for folder in folders if (folder / name).is_file()), None)
     if file is None:
-        raise ValueError(f"{folders[0]} has no {name}: give the folder of the data set")
+        raise UserError(f"{folders[0]} has no {name}: give the folder of the data set")
     return file
 
 
@@ -86,11 +87,11 @@ def run(args: argparse.Namespace) -> int:
         ValueError: The data set has another layout, or images are missing.
     """
     if args.out.suffix != ".csv":
-        raise ValueError(f"--out {args.out}: a list with labels has the ending .csv")
+        raise UserError(f"--out {args.out}: a list with labels has the ending .csv")
     rows = list(LAYOUTS[args.layout](args.folder))
     lost = [path for path, _ in rows if not path.is_file()]
     if lost or not rows:
-        raise ValueError(
+        raise UserError(
             f"{args.folder}: {len(lost)} of {len(rows)} images are missing" + (f", such as {lost[0]}" if lost else "")
         )
     relative = os.path.relpath  # the list and its images can be moved together

@@ -18,6 +18,7 @@ from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.index_file import Container
 from ijepa_ds.data.scan import Candidate, ScanOptions, scan
 from ijepa_ds.data.walk import is_image
+from ijepa_ds.errors import UserError, is_fault
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 ENDINGS = (".txt", *DELIMITERS)
@@ -62,10 +63,10 @@ def text_of(path: str | Path, where: str) -> bytes:
         encoding = "UTF-16LE" if content[1:2] == b"\0" else "UTF-16BE"
     if encoding:
         command = f"iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > list.utf8{Path(path).suffix}"
-        raise ValueError(f"{where} is {encoding} text, expected UTF-8: `{command}`")
+        raise UserError(f"{where} is {encoding} text, expected UTF-8: `{command}`")
     content = content.removeprefix(b"\xef\xbb\xbf")
     if b"\r" in content and b"\n" not in content:
-        raise ValueError(f"{where} has lines that end in CR alone: `tr '\\r' '\\n' < {shlex.quote(str(path))} > list.lf.txt`")
+        raise UserError(f"{where} has lines that end in CR alone: `tr '\\r' '\\n' < {shlex.quote(str(path))} > list.lf.txt`")
     return content
 
 
@@ -89,9 +90,9 @@ def _plain(content: bytes, where: str, folder: bytes) -> Iterator[tuple[bytes, N
         bare = name == line and not _exists(folder, name)  # a name as it stands, without a file
         if bare and not is_image(name):
             what = "looks like `path label`" if label_on_line(name) else "is no image's name, and no such file exists"
-            raise ValueError(f"{where}, line {number}: {os.fsdecode(line)!r} {what}; {_USE_TABLE}")
+            raise UserError(f"{where}, line {number}: {os.fsdecode(line)!r} {what}; {_USE_TABLE}")
         if bare and b" " in name.strip() and label_on_line(name) and _exists(folder, name.strip().split(None, 1)[1]):
-            raise ValueError(f"{where}, line {number}: {os.fsdecode(line)!r} looks like `label path`; {_USE_TABLE}")
+            raise UserError(f"{where}, line {number}: {os.fsdecode(line)!r} looks like `label path`; {_USE_TABLE}")
         yield name, None
 
 
@@ -109,29 +110,29 @@ def _table(content: bytes, where: str, delimiter: str, folder: bytes) -> Iterato
             if not any(value.strip() for value in row):
                 continue
             if len(row) != len(columns):
-                raise ValueError(
+                raise UserError(
                     f"{where}, line {reader.line_num}: {len(row)} values, but {len(columns)} columns ({', '.join(columns)}); "
                     f'a value that contains {delimiter!r} stands in "quotes"'
                 )
             if not row[path_at].strip():
-                raise ValueError(f"{where}, line {reader.line_num}: no path")
+                raise UserError(f"{where}, line {reader.line_num}: no path")
             label = None if label_at is None else os.fsencode(row[label_at].strip())
             yield _confirmed(os.fsencode(row[path_at]), folder), label
     except csv.Error as error:
-        raise ValueError(f"{where}, line {reader.line_num}: {error}") from error
+        raise UserError(f"{where}, line {reader.line_num}: {error}") from error
 
 
 def _check_columns(columns: list[str], where: str, delimiter: str) -> None:
     found = delimiter.join(columns)
     if "path" not in columns:
-        raise ValueError(
+        raise UserError(
             f"{where}, line 1: the first line must name the columns, 'path' and optionally 'label', separated by "
             f"{delimiter!r}; found {found!r}"
         )
     if len(set(columns)) < len(columns):
-        raise ValueError(f"{where}, line 1: a column occurs twice in {found!r}")
+        raise UserError(f"{where}, line 1: a column occurs twice in {found!r}")
     if len(columns) > 1 and "label" not in columns:
-        raise ValueError(
+        raise UserError(
             f"{where}, line 1: no column 'label' among {found!r}; rename the column of the classes to 'label', or leave only "
             "'path' if the list has no classes"
         )
@@ -171,6 +172,8 @@ class _Sidecars:
     def _read(self, folder: bytes) -> dict[bytes, bytes]:
         try:
             names = os.listdir(os.path.join(self._root, folder))
-        except OSError:
+        except OSError as error:
+            if is_fault(error):
+                raise
             return {}  # the scan names its images
         return {name.removesuffix(SIDECAR): name for name in names if name.endswith(SIDECAR)}

@@ -7,7 +7,7 @@ import logging
 import queue
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -17,6 +17,8 @@ from ijepa_ds.config import DataConfig
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.samples import SamplePlan, Share
 from ijepa_ds.data.vision import VisionBackend
+from ijepa_ds.errors import UserError
+from ijepa_ds.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class ImageBatches(Iterator[Tensor]):
         start_step: int,
         device: torch.device | str,
         bad: Mapping[int, str] | None = None,
+        on_storage_wait: Callable[[], None] = lambda: None,
     ) -> None:
         """Start decoding.
 
@@ -79,20 +82,21 @@ class ImageBatches(Iterator[Tensor]):
             start_step: First step.
             device: Device of the batches.
             bad: Position -> reason of images already known to be unreadable.
+            on_storage_wait: Called repeatedly while `__next__` waits for storage that does not answer.
 
         Raises:
-            ValueError: The sizes are inconsistent, or the configured loader is not installed.
+            UserError: The sizes are inconsistent, or the configured loader is not installed.
         """
         share = Share(rank=rank, world_size=world_size, micro_batch=micro_batch, accumulation=accumulation)
         if share.batch_size != batch_size:
-            raise ValueError(
+            raise UserError(
                 f"a global batch of {batch_size} is not {world_size} ranks x {accumulation} micro-batches x "
                 f"{micro_batch} images; change optimization.batch_size or the number of processes"
             )
         device = torch.device(device)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
-        self._device = device
+        self._device, self._on_storage_wait = device, on_storage_wait
         self._plan = SamplePlan(cfg, index, seed=seed, share=share, bad=bad)
         backend = _choose_backend(cfg)(self._plan, cfg, device)  # type: ignore[call-arg]
         self.backend = backend.name
@@ -106,7 +110,7 @@ class ImageBatches(Iterator[Tensor]):
             daemon=True,
         )
         self._thread.start()
-        self._finalizer = weakref.finalize(self, _shut_down, backend, self._thread, stop)
+        self._finalizer = weakref.finalize(self, _shut_down, backend, self._thread, stop, self._plan.reader.storage)
         # Exit hooks run last in, first out: registered after DALI's, this one ends the thread before DALI shuts down.
         atexit.register(self._finalizer)
 
@@ -128,11 +132,13 @@ class ImageBatches(Iterator[Tensor]):
         """Return the next micro-batch.
 
         Raises:
-            ValueError: More than data.max_bad images are unreadable, or the loader is closed.
-            RuntimeError: The decoding thread failed for another reason.
+            UserError: More than data.max_bad images are unreadable.
+            StorageError: The storage failed for longer than data.storage_timeout.
+            DeviceError: The GPU failed.
+            RuntimeError: The decoding thread failed for another reason, or the loader is closed.
         """
         if not self._finalizer.alive:
-            raise ValueError("the image loader is closed")
+            raise RuntimeError("the image loader is closed")
         if self._failure is None:
             result = self._wait()
             if isinstance(result, Tensor):
@@ -150,6 +156,8 @@ class ImageBatches(Iterator[Tensor]):
             try:
                 return self._ready.get(timeout=_POLL)
             except queue.Empty:
+                if self._plan.reader.storage.waiting:
+                    self._on_storage_wait()
                 if not self._thread.is_alive() and self._ready.empty():
                     return RuntimeError("the image loader's thread ended without an error")
 
@@ -171,15 +179,15 @@ def _choose_backend(cfg: DataConfig) -> type[Backend]:
     loader = cfg.loader
     if loader == "torchvision":
         if cfg.decoder not in ("auto", "cpu"):
-            raise ValueError(f"data.decoder: {cfg.decoder} needs DALI, but data.loader is torchvision; set it to dali")
+            raise UserError(f"data.decoder: {cfg.decoder} needs DALI, but data.loader is torchvision; set it to dali")
         return VisionBackend
     if loader not in ("auto", "dali"):
-        raise ValueError(f"data.loader: {loader!r} is not known; choose auto, dali or torchvision")
+        raise UserError(f"data.loader: {loader!r} is not known; choose auto, dali or torchvision")
     try:
         from ijepa_ds.data.dali import DaliBackend
     except ImportError as error:
         if loader == "dali" or cfg.decoder in ("mixed", "mixed_roi"):
-            raise ValueError(
+            raise UserError(
                 f"data.loader is {loader} and data.decoder {cfg.decoder}, but DALI cannot be imported ({error}): {_INSTALL}"
             ) from error
         logger.warning(
@@ -211,8 +219,9 @@ def _decode(backend: Backend, micro: int, ready: queue.Queue[Tensor | Exception]
         micro += 1
 
 
-def _shut_down(backend: Backend, thread: threading.Thread, stop: threading.Event) -> None:
+def _shut_down(backend: Backend, thread: threading.Thread, stop: threading.Event, storage: Storage) -> None:
     stop.set()
+    storage.close()
     thread.join(_CLOSE_TIMEOUT)
     if thread.is_alive():
         logger.warning("the image loader is still decoding after %.0f s; its thread keeps running", _CLOSE_TIMEOUT)

@@ -11,6 +11,7 @@ import yaml
 
 from ijepa_ds.data.index import ImageIndex, build_index
 from ijepa_ds.data.index_file import Part
+from ijepa_ds.errors import UserError
 
 
 def read_mix(path: str, source: str) -> list[tuple[str, float | None]]:
@@ -29,15 +30,15 @@ def read_mix(path: str, source: str) -> list[tuple[str, float | None]]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"data.source: {source!r} is not valid YAML: {error}") from error
+        raise UserError(f"data.source: {source!r} is not valid YAML: {error}") from error
     rows = content.get("sources") if isinstance(content, dict) and set(content) == {"sources"} else None
     if not isinstance(rows, list) or not rows or not all(_is_row(row) for row in rows):
-        raise ValueError(
+        raise UserError(
             f"data.source: {source!r}: expected `sources:` with a list of `source: NAME` and `weight: a number above 0`"
         )
     weights = [row.get("weight") for row in rows]
     if any(weight is None for weight in weights) and any(weight is not None for weight in weights):
-        raise ValueError(f"data.source: {source!r}: give every source a weight, or none")
+        raise UserError(f"data.source: {source!r}: give every source a weight, or none")
     folder = os.path.dirname(os.path.abspath(path))
     paths = [os.path.join(folder, os.path.expanduser(row["source"])) for row in rows]
     return list(zip(paths, weights, strict=True))
@@ -93,5 +94,5 @@ def _parts(index: ImageIndex, name: str, weight: float | None, source: str) -> l
     if not inner:
         return [Part(name, len(index), weight)]
     if weight is None:
-        raise ValueError(f"data.source: {source!r}: {name!r} is a mix with weights: give every source a weight here, too")
+        raise UserError(f"data.source: {source!r}: {name!r} is a mix with weights: give every source a weight here, too")
     return [Part(part.source, part.count, weight * (part.weight or 0.0) / sum(inner)) for part in index.parts]

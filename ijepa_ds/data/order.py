@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ijepa_ds.counter import STREAM_ORDER, fold, uniform_np
+from ijepa_ds.errors import UserError
 
 MIX_BLOCK = 1000  # samples: shares are exact to a thousandth
 _ROUNDS = 8
@@ -79,7 +80,7 @@ def mix_places(weights: Sequence[float]) -> np.ndarray:
     order = np.argsort(places - exact, kind="stable")
     places[order[: MIX_BLOCK - places.sum()]] += 1
     if (places == 0).any():
-        raise ValueError(f"a source has less than 1/{MIX_BLOCK} of the weights {list(weights)}: raise it, or leave it out")
+        raise UserError(f"a source has less than 1/{MIX_BLOCK} of the weights {list(weights)}: raise it, or leave it out")
     return places
 
 

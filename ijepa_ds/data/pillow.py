@@ -11,6 +11,7 @@ from PIL import Image
 
 from ijepa_ds.data.image_header import FORMATS, NOT_AN_IMAGE, PNG_START, read_header
 from ijepa_ds.data.pixels import to_rgb
+from ijepa_ds.errors import ContentError
 
 _WORDS = ("truncated", "damaged", "not enough memory", "more than")  # at the start of a reason
 MAX_PIXELS = 100_000_000  # default of data.max_pixels
@@ -23,10 +24,10 @@ def check_pixels(width: int, height: int, max_pixels: int) -> None:
     """Check the number of pixels against the limit.
 
     Raises:
-        ValueError: The image is larger.
+        ContentError: The image is larger.
     """
     if width * height > max_pixels:
-        raise ValueError(f"{width}x{height} pixels, more than data.max_pixels = {max_pixels}")
+        raise ContentError(f"{width}x{height} pixels, more than data.max_pixels = {max_pixels}")
 
 
 def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -37,7 +38,7 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         max_pixels: Refuse larger images before any pixel is decoded.
 
     Raises:
-        ValueError: The image cannot be used; the text has the reason.
+        ContentError: The image cannot be used; the text has the reason.
     """
     header = read_header(io.BytesIO(content))
     check_pixels(header.width, header.height, max_pixels)
@@ -46,7 +47,7 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             return to_rgb(image)
     except Exception as error:  # Pillow raises errors of many types for damaged bytes
         text = reason(error)
-        raise ValueError(text if text.startswith(_WORDS) else f"damaged: {text}") from error
+        raise ContentError(text if text.startswith(_WORDS) else f"damaged: {text}") from error
 
 
 def decode_window(content: bytes, window: np.ndarray, max_pixels: int) -> Image.Image:

@@ -1,65 +1,38 @@
-"""Reading of image files: retries on network file systems, and checks against the index."""
+"""Reading of image files: waits for storage that fails, and checks against the index."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
-import logging
 import os
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar, overload
+from typing import overload
 
 import numpy as np
 
 from ijepa_ds.data.image_header import read_header
 from ijepa_ds.data.index import ImageIndex
+from ijepa_ds.errors import ContentError, is_fault
+from ijepa_ds.storage import TIMEOUT, Storage
 
-logger = logging.getLogger(__name__)
-T = TypeVar("T")
-
-TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ECONNRESET})
-WAITS = (0.1, 0.5, 2.0)  # seconds before each retry
 _OPEN_TARS = 128  # per reader
-
-
-def retry(work: Callable[[], T], what: str) -> T:
-    """Call `work`, and retry after transient I/O errors.
-
-    Args:
-        work: The read.
-        what: Its name in messages.
-
-    Raises:
-        OSError: A permanent error at once, a transient one after the last attempt.
-    """
-    for wait in (*WAITS, None):
-        try:
-            return work()
-        except OSError as error:
-            if error.errno not in TRANSIENT or wait is None:
-                raise
-            logger.warning("%s: %s; trying again in %.1f s", what, error.strerror, wait)
-            time.sleep(wait)
-    raise AssertionError("not reached")
 
 
 def read_range(descriptor: int, offset: int, num_bytes: int) -> bytes:
     """Read exactly `num_bytes` bytes from `offset`.
 
     Raises:
-        ValueError: The file ends before.
+        ContentError: The file ends before.
         OSError: The read fails.
     """
     content = os.pread(descriptor, num_bytes, offset)
     while len(content) < num_bytes:  # above 2 GiB, or interrupted
         more = os.pread(descriptor, num_bytes - len(content), offset + len(content))
         if not more:
-            raise ValueError(f"ends after {len(content)} of {num_bytes} bytes")
+            raise ContentError(f"ends after {len(content)} of {num_bytes} bytes")
         content += more
     return content
 
@@ -83,9 +56,15 @@ class _Tar:
 class Reader:
     """A thread-safe reader of the images of an index."""
 
-    def __init__(self, index: ImageIndex) -> None:
-        """Prepare to read; files are opened on demand."""
+    def __init__(self, index: ImageIndex, storage_timeout: float = TIMEOUT) -> None:
+        """Prepare to read; files are opened on demand.
+
+        Args:
+            index: The images.
+            storage_timeout: Seconds for which a read is repeated while the storage fails.
+        """
         self._index = index
+        self.storage = Storage(storage_timeout)
         self._tars: OrderedDict[int, _Tar] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -94,26 +73,35 @@ class Reader:
         return self._index.display_path(position)
 
     def read(self, position: int) -> bytes:
-        """Read the bytes of an image, with retries after transient errors.
+        """Read the bytes of an image; while the storage fails, wait and open the file again.
 
         Raises:
-            ValueError: The image changed since it was indexed, or was unreadable then.
-            OSError: The read fails.
+            ContentError: The image changed since it was indexed, cannot be opened, or was unreadable then.
+            StorageError: The storage failed for too long.
         """
         if position in self._index.bad:
-            raise ValueError(self._index.bad[position])
+            raise ContentError(self._index.bad[position])
         entry = self._index.rows([position])[0]
-        content = retry(lambda: self._bytes(position, entry), repr(self._index.display_path(position)))
+        container = int(entry["container"])
+        try:
+            content = self.storage.call(
+                lambda: self._bytes(position, entry, container),
+                repr(self._index.display_path(position)),
+                fault=lambda error: is_fault(error) or self._is_lost(container),
+                reopen=lambda: self._forget(container),
+            )
+        except OSError as error:
+            raise ContentError(error.strerror or str(error)) from error
         checksum = int(entry["checksum"])
         if checksum and digest(content) != checksum:
-            raise ValueError("other bytes than when it was indexed (checksum)")
+            raise ContentError("other bytes than when it was indexed (checksum)")
         width, height = read_header(io.BytesIO(content))[:2]
         if (width, height) != (entry["width"], entry["height"]):
-            raise ValueError(f"{width}x{height} pixels, but {entry['width']}x{entry['height']} when it was indexed")
+            raise ContentError(f"{width}x{height} pixels, but {entry['width']}x{entry['height']} when it was indexed")
         return content
 
-    def _bytes(self, position: int, entry: object) -> bytes:
-        offset, num_bytes, container = (int(entry[key]) for key in ("offset", "num_bytes", "container"))  # type: ignore[index]
+    def _bytes(self, position: int, entry: np.void, container: int) -> bytes:
+        offset, num_bytes = int(entry["offset"]), int(entry["num_bytes"])
         if self._index.containers[container].fingerprint:
             tar = self._tar(container)
             return read_range(tar.descriptor, offset, num_bytes)
@@ -121,10 +109,15 @@ class Reader:
         try:
             now = os.fstat(descriptor).st_size
             if now != num_bytes:
-                raise ValueError(f"{now} bytes, but {num_bytes} when it was indexed" if now else "empty file")
+                raise ContentError(f"{now} bytes, but {num_bytes} when it was indexed" if now else "empty file")
             return read_range(descriptor, 0, num_bytes)
         finally:
             os.close(descriptor)
+
+    def _is_lost(self, container: int) -> bool:
+        """Whether a whole folder or tar cannot be opened, as after the loss of a mount: no fault of a single image."""
+        place = self._index.containers[container]
+        return bool(place.fingerprint) or not os.path.isdir(place.path)
 
     def _tar(self, container: int) -> _Tar:
         with self._lock:
@@ -133,6 +126,11 @@ class Reader:
             if len(self._tars) > _OPEN_TARS:
                 self._tars.popitem(last=False)
             return tar
+
+    def _forget(self, container: int) -> None:
+        """Close a tar, whose descriptor a file server may have forgotten (ESTALE)."""
+        with self._lock:
+            self._tars.pop(container, None)
 
 
 class ImageFile(str):

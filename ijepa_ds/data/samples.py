@@ -15,6 +15,7 @@ from ijepa_ds.data.index import ImageIndex, describe
 from ijepa_ds.data.order import mix_places, mixed_indices, sample_indices
 from ijepa_ds.data.pillow import check_pixels
 from ijepa_ds.data.reading import Reader
+from ijepa_ds.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class SamplePlan:
             bad: Position -> reason of images already known to be unreadable.
         """
         self.index, self.share = index, share
-        self.reader = Reader(index)
+        self.reader = Reader(index, cfg.storage_timeout)
         self.found: dict[int, str] = {}
         self._cfg, self._seed = cfg, seed
         self._bad = {**index.bad, **(bad or {})}
@@ -159,16 +160,20 @@ def mix_of(index: ImageIndex) -> list[list[int]] | None:
 def check_limits(cfg: DataConfig, index: ImageIndex, bad: Mapping[int, str]) -> None:
     """Check the number of unreadable images; data.max_bad_share < 1 ensures that at least one is readable.
 
+    `data.max_bad` limits those found while training, a number or below 1 a share; the scan's own are known and not counted.
+
     Raises:
-        ValueError: Names the exceeded limit and all unreadable images.
+        UserError: Names the exceeded limit and all unreadable images.
     """
     share = len(bad) / len(index)
-    over = [f"data.max_bad = {cfg.max_bad}"] if len(bad) > cfg.max_bad else []
+    found = sum(position not in index.bad for position in bad)
+    limit = cfg.max_bad if cfg.max_bad >= 1 else cfg.max_bad * len(index)
+    over = [f"data.max_bad = {cfg.max_bad} ({found} found since the scan)"] if found > limit else []
     if share > cfg.max_bad_share:
         over.append(f"data.max_bad_share = {cfg.max_bad_share:g} ({share:.2%} of {len(index)})")
     if over:
         every = "\n  ".join(f"{index.display_path(at)!r}: {reason}" for at, reason in sorted(bad.items()))
-        raise ValueError(
+        raise UserError(
             f"{len(bad)} images of {index.source!r} cannot be read, more than {' and '.join(over)}; repair them, exclude them "
             f"with `ijepa-ds data check --fix-index`, or raise the limit:\n  {every}"
         )

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from ijepa_ds.config import DataConfig
 from ijepa_ds.data.headers import inspect
 from ijepa_ds.data.image_header import FORMATS
 from ijepa_ds.data.index import ImageIndex, build_index
 from ijepa_ds.data.index_file import BY_PILLOW, ENTRY, Container, Part
-from ijepa_ds.data.reading import digest, read_range, retry
+from ijepa_ds.data.journal import Journal, chunk_key
+from ijepa_ds.data.progress import Progress
+from ijepa_ds.data.reading import digest, read_range
+from ijepa_ds.errors import ContentError, is_fault
+from ijepa_ds.storage import TIMEOUT, Storage
 
+logger = logging.getLogger(__name__)
 _THREADS = 16  # they mostly wait for the file system
 _CHUNK = 64  # files per task
+_CUT = 8  # one folder of this many begins a new task
 
 
 class Candidate(NamedTuple):
@@ -59,6 +67,9 @@ class ScanOptions:
         progress: Show a progress bar on a terminal.
         tar_end: As `data.tar_end`.
         class_level: As `data.class_level`.
+        storage_timeout: Seconds for which a read is repeated while the storage fails.
+        beat: Called whenever the scan gets on, and while it waits for storage.
+        journal: File in which an interrupted scan leaves what it has found; the next scan goes on from it.
     """
 
     max_pixels: int = 100_000_000
@@ -66,14 +77,37 @@ class ScanOptions:
     progress: bool = False
     tar_end: str = "error"
     class_level: int | None = None
+    storage_timeout: float = TIMEOUT
+    beat: Callable[[], None] = lambda: None
+    journal: Path | None = None
 
     @classmethod
-    def of(cls, cfg: DataConfig, *, progress: bool = False) -> ScanOptions:
+    def of(
+        cls, cfg: DataConfig, *, progress: bool = False, beat: Callable[[], None] = lambda: None, journal: Path | None = None
+    ) -> ScanOptions:
         """Return the options of a run."""
-        return cls(max_pixels=cfg.max_pixels, progress=progress, tar_end=cfg.tar_end, class_level=cfg.class_level)
+        return cls(
+            max_pixels=cfg.max_pixels,
+            progress=progress,
+            tar_end=cfg.tar_end,
+            class_level=cfg.class_level,
+            storage_timeout=cfg.storage_timeout,
+            beat=beat,
+            journal=journal,
+        )
+
+    def storage(self) -> Storage:
+        """Calls that are repeated while the storage fails."""
+        return Storage(self.storage_timeout, self.beat)
 
 
-def scan(source: str, containers: list[Container], candidates: Iterable[Candidate], options: ScanOptions) -> ImageIndex:
+def scan(
+    source: str,
+    containers: list[Container],
+    candidates: Iterable[Candidate],
+    options: ScanOptions,
+    share: Callable[[], float] = lambda: 0.0,
+) -> ImageIndex:
     """Inspect all candidates in parallel and index them in their order.
 
     Args:
@@ -81,11 +115,16 @@ def scan(source: str, containers: list[Container], candidates: Iterable[Candidat
         containers: Indexed by the candidates' container numbers; may grow while the candidates are consumed.
         candidates: In the order of the index.
         options: Limits and checksums.
+        share: The share of the source that `candidates` has come to, 0 to 1; 0 if it is not known.
     """
     table, names, bad, classes = bytearray(), bytearray(), {}, dict[bytes, int]()
     position = 0
-    with tqdm(desc=f"index {source}", unit="image", disable=None if options.progress else True) as bar:
-        for chunk, results in _results(containers, candidates, options):
+    journal, progress = Journal(options.journal), Progress(source, options.progress, options.beat)
+    progress.share = share
+    if len(journal):
+        logger.info("index %s: an interrupted scan goes on (%s)", source, options.journal)
+    with closing(progress), closing(journal):
+        for chunk, results, known in _results(containers, candidates, options, journal):
             rows = np.zeros(len(chunk), ENTRY)
             for i, (candidate, found) in enumerate(zip(chunk, results, strict=True)):
                 label = -1 if candidate.label is None else classes.setdefault(candidate.label, len(classes))
@@ -98,7 +137,7 @@ def scan(source: str, containers: list[Container], candidates: Iterable[Candidat
                     bad[position + i] = found.reason
             table += rows.tobytes()
             position += len(chunk)
-            bar.update(len(chunk))
+            progress.update(len(chunk), known)
     entries = np.frombuffer(table, ENTRY) if table else np.empty(0, ENTRY)
     ordered = _in_order(classes)
     renumber = np.full(len(classes) + 1, -1, dtype=np.int32)  # index -1 is the last entry
@@ -124,57 +163,107 @@ def _in_order(classes: Iterable[bytes]) -> list[bytes]:
 
 
 def _results(
-    containers: list[Container], candidates: Iterable[Candidate], options: ScanOptions
-) -> Iterator[tuple[list[Candidate], list[Inspection]]]:
-    iterator = iter(candidates)
-    chunks = iter(lambda: list(itertools.islice(iterator, _CHUNK)), [])
-    inspect_all = partial(_inspect_chunk, containers, options)
+    containers: list[Container], candidates: Iterable[Candidate], options: ScanOptions, journal: Journal
+) -> Iterator[tuple[list[Candidate], list[Inspection], bool]]:
+    """Chunks of candidates with what was found, and whether an earlier scan had found it."""
+    chunks = _chunks(candidates)
+    inspect_all = partial(_inspect_chunk, containers, options, options.storage())
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="index") as pool:
         while window := list(itertools.islice(chunks, 4 * _THREADS)):  # Executor.map consumes its whole input at once
-            yield from zip(window, pool.map(inspect_all, window), strict=True)
+            keys = [_key(containers, options, chunk) for chunk in window]
+            rows = [journal.find(key) for key in keys]
+            fresh = pool.map(inspect_all, [chunk for chunk, known in zip(window, rows, strict=True) if known is None])
+            found = [[Inspection(*row) for row in known] if known is not None else next(fresh) for known in rows]
+            journal.add(
+                (key, made) for key, made, known in zip(keys, found, rows, strict=True) if known is None and _all_good(made)
+            )
+            yield from zip(window, found, (known is not None for known in rows), strict=True)
 
 
-def _inspect_chunk(containers: list[Container], options: ScanOptions, chunk: list[Candidate]) -> list[Inspection]:
+def _chunks(candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]:
+    """Chunks of at most `_CHUNK`, cut at tars and at some folders, chosen by their names.
+
+    A folder that changes between two scans therefore changes the chunks of a few folders after it, not of all.
+    """
+    chunk: list[Candidate] = []
+    place: tuple[int, bytes] = (-1, b"")
+    for candidate in candidates:
+        now = (candidate.container, os.path.dirname(candidate.name))
+        cut = now[0] != place[0] or (now != place and zlib.crc32(now[1]) % _CUT == 0)
+        if chunk and (cut or len(chunk) == _CHUNK):
+            yield chunk
+            chunk = []
+        place = now
+        chunk.append(candidate)
+    if chunk:
+        yield chunk
+
+
+def _all_good(found: Iterable[Inspection]) -> bool:
+    """Whether every image is readable; others are looked at again after an interruption, as somebody may repair them."""
+    return not any(one.reason for one in found)
+
+
+def _key(containers: list[Container], options: ScanOptions, chunk: list[Candidate]) -> bytes:
+    place = containers[chunk[0].container]
+    names = [(candidate.name, candidate.offset, candidate.num_bytes) for candidate in chunk]
+    return chunk_key([options.max_pixels, options.checksum, place.path, place.fingerprint, names])
+
+
+def _inspect_chunk(
+    containers: list[Container], options: ScanOptions, storage: Storage, chunk: list[Candidate]
+) -> list[Inspection]:
     """Inspect a chunk of candidates; its tars stay open until the end, because members are adjacent."""
     opened: dict[int, int] = {}
-    with ExitStack() as stack:
 
-        def open_in_chunk(candidate: Candidate) -> tuple[int, bool]:
-            container = containers[candidate.container]
-            if not container.fingerprint:
-                path = os.path.join(os.fsencode(container.path), candidate.name)
-                return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), True  # a pipe must not block
-            if candidate.container not in opened:
-                opened[candidate.container] = os.open(container.path, os.O_RDONLY | os.O_CLOEXEC)
-                stack.callback(os.close, opened[candidate.container])
-            return opened[candidate.container], False
+    def close(container: int) -> None:
+        if container in opened:
+            os.close(opened.pop(container))
 
-        def open_and_inspect(candidate: Candidate) -> Inspection:
-            if candidate.reason:
-                return Inspection(reason=candidate.reason)
-            descriptor, owned = open_in_chunk(candidate)
-            try:
-                return _inspect(descriptor, candidate, options)
-            finally:
-                if owned:
-                    os.close(descriptor)
+    def descriptor_of(candidate: Candidate) -> int:
+        container = containers[candidate.container]
+        if not container.fingerprint:
+            path = os.path.join(os.fsencode(container.path), candidate.name)
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not block
+        if candidate.container not in opened:
+            opened[candidate.container] = os.open(container.path, os.O_RDONLY | os.O_CLOEXEC)
+        return opened[candidate.container]
 
-        return [_retry(partial(open_and_inspect, candidate), os.fsdecode(candidate.name)) for candidate in chunk]
+    def open_and_inspect(candidate: Candidate) -> Inspection:
+        if candidate.reason:
+            return Inspection(reason=candidate.reason)
+        descriptor = descriptor_of(candidate)
+        try:
+            return _inspect(descriptor, candidate, options)
+        finally:
+            if not containers[candidate.container].fingerprint:
+                os.close(descriptor)
 
+    def attempt(candidate: Candidate) -> Inspection:
+        in_tar = bool(containers[candidate.container].fingerprint)
+        try:
+            return storage.call(
+                lambda: open_and_inspect(candidate),
+                repr(os.fsdecode(candidate.name)),
+                fault=lambda error: in_tar or is_fault(error),
+                reopen=lambda: close(candidate.container),
+            )
+        except OSError as error:
+            return Inspection(reason=error.strerror or str(error))
+        except ContentError as error:
+            return Inspection(reason=str(error))
 
-def _retry(work: partial[Inspection], name: str) -> Inspection:
     try:
-        return retry(work, repr(name))
-    except OSError as error:
-        return Inspection(reason=error.strerror or str(error))
-    except ValueError as error:
-        return Inspection(reason=str(error))
+        return [attempt(candidate) for candidate in chunk]
+    finally:
+        for container in list(opened):
+            close(container)
 
 
 def _inspect(descriptor: int, candidate: Candidate, options: ScanOptions) -> Inspection:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError("not a regular file")
+        raise ContentError("not a regular file")
     num_bytes = status.st_size if candidate.num_bytes < 0 else candidate.num_bytes
     header = inspect(descriptor, candidate.offset, num_bytes, options.max_pixels)
     kind = FORMATS.index(header.kind) | (BY_PILLOW if header.by_pillow else 0)

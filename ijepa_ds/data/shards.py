@@ -23,6 +23,7 @@ from ijepa_ds.data.index_file import Container
 from ijepa_ds.data.reading import Reader, digest
 from ijepa_ds.data.sources import SHARD_INDEX
 from ijepa_ds.data.tars import fingerprint
+from ijepa_ds.errors import UserError
 
 logger = logging.getLogger(__name__)
 _PROGRESS = "shards.partial.json"  # digests of the finished shards; deleted at the end
@@ -60,12 +61,12 @@ def write_shards(index: ImageIndex, out: Path, size: int, progress: bool = True)
     """
     out.mkdir(parents=True, exist_ok=True)
     if (out / SHARD_INDEX).exists():
-        raise ValueError(f"{out} holds finished shards ({SHARD_INDEX}); choose another --out, or remove it")
+        raise UserError(f"{out} holds finished shards ({SHARD_INDEX}); choose another --out, or remove it")
     with open(out / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ValueError(f"{out} is being written by another process") from error
+            raise UserError(f"{out} is being written by another process") from error
         return _write(index, out, size, progress)
 
 
@@ -84,7 +85,7 @@ def _write(index: ImageIndex, out: Path, size: int, progress: bool) -> ImageInde
                 written, whole = _write_shard(reader, path, members)
                 read, sums = _sums(path, index, members)
                 if (read, sums) != (whole, written):
-                    raise ValueError(f"{path} reads back differently from what was written: is the disk broken?")
+                    raise UserError(f"{path} reads back differently from what was written: is the disk broken?")
             checksums |= sums
             done["shards"][path.name] = whole
             _save(out / _PROGRESS, done)
@@ -145,7 +146,7 @@ def _contents(reader: Reader, members: list[Member]) -> Iterator[tuple[Member, b
         try:
             return reader.read(member.position)
         except READ_ERRORS as error:
-            raise ValueError(
+            raise UserError(
                 f"{reader.display_path(member.position)!r} is no longer readable: {error}; index the source again, or exclude "
                 "it with `ijepa-ds data check --fix-index`"
             ) from error
@@ -182,13 +183,13 @@ def _progress_of(out: Path, task: dict[str, Any]) -> dict[str, Any]:
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         if before["task"] != task:
-            raise ValueError(
+            raise UserError(
                 f"{out} holds an unfinished set of shards of another source or --size; choose another --out, or remove it"
             )
         return before
     foreign = [name for name in sorted(os.listdir(out)) if not name.startswith(".")]
     if foreign:
-        raise ValueError(f"{out} is not empty ({foreign[0]}, ...); choose another --out")
+        raise UserError(f"{out} is not empty ({foreign[0]}, ...); choose another --out")
     fresh: dict[str, Any] = {"task": task, "shards": {}}
     _save(path, fresh)
     return fresh

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,6 +21,8 @@ from ijepa_ds.data.mix import concatenate, read_mix
 from ijepa_ds.data.scan import Candidate, ScanOptions, scan
 from ijepa_ds.data.tars import check_uncompressed, expand, fingerprint, scan_tars
 from ijepa_ds.data.walk import EXTENSIONS, Walker, describe_others
+from ijepa_ds.errors import UserError, is_fault
+from ijepa_ds.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -42,16 +45,18 @@ def open_source(source: str, options: ScanOptions | None = None) -> ImageIndex:
         options: How to scan.
 
     Raises:
-        ValueError: The source does not exist, has no readable image, or changed since its index was made.
+        UserError: The source does not exist, has no readable image, has a folder that cannot be listed, or changed since its
+            index was made.
+        StorageError: The storage failed for longer than `options.storage_timeout`.
     """
     options = options or ScanOptions()
     try:
-        index = _open(os.path.expanduser(source), source, options)
+        index = options.storage().call(lambda: _open(os.path.expanduser(source), source, options), repr(source))
     except OSError as error:
-        raise ValueError(f"data.source: {source!r} cannot be read: {error}") from error
+        raise UserError(f"data.source: {source!r} cannot be read: {error}") from error
     if len(index) == len(index.bad):
         bad = index.list_bad()
-        raise ValueError(
+        raise UserError(
             f"data.source: no readable image in {source!r}: "
             + (f"{len(bad)} image files are unreadable: {describe(bad)}" if bad else "it is empty")
         )
@@ -64,14 +69,28 @@ def open_source(source: str, options: ScanOptions | None = None) -> ImageIndex:
 def is_index(source: str) -> bool:
     """Return whether a source is an index file, which needs no scan."""
     path = os.path.expanduser(source)
-    return os.path.isfile(path) and _starts_with(path, MAGIC)
+    return stat.S_ISREG(_mode(path)) and _starts_with(path, MAGIC)
+
+
+def _mode(path: str) -> int:
+    """The type of a path, as `os.stat` returns it; 0 if there is none.
+
+    `os.path.exists` and its like answer False also when the storage fails.
+    """
+    try:
+        return os.stat(path).st_mode
+    except OSError as error:
+        if is_fault(error):
+            raise
+        return 0
 
 
 def _open(path: str, source: str, options: ScanOptions) -> ImageIndex:
-    if os.path.isdir(path):
+    mode = _mode(path)
+    if stat.S_ISDIR(mode):
         beside = os.path.join(path, SHARD_INDEX)
         return _made_index(beside, source, options) if is_index(beside) else _folder(path, source, options)
-    if os.path.isfile(path):
+    if stat.S_ISREG(mode):
         if _starts_with(path, MAGIC):
             return _made_index(path, source, options)
         ending = os.path.splitext(path)[1].lower()
@@ -85,13 +104,13 @@ def _open(path: str, source: str, options: ScanOptions) -> ImageIndex:
             return scan_tars([path], source, options)
     elif matches := expand(path):
         return scan_tars(matches, source, options)
-    what = "is not a source of images" if os.path.exists(path) else "does not exist"
-    raise ValueError(f"data.source: {source!r} {what}: {_EXPECTED}")
+    what = "is not a source of images" if mode else "does not exist"
+    raise UserError(f"data.source: {source!r} {what}: {_EXPECTED}")
 
 
 def _made_index(path: str, source: str, options: ScanOptions) -> ImageIndex:
     if options.class_level is not None:
-        raise ValueError(
+        raise UserError(
             f"data.source: {source!r} is read through the index {path}, whose classes are fixed: leave data.class_level "
             "(--class-level) out, and give it to `ijepa-ds data index` when the index is made"
         )
@@ -126,7 +145,7 @@ def open_index(path: Path, source: str) -> ImageIndex:
         found = pool.map(lambda position: _change(index, position), probes)
         changed += [(index.display_path(position), reason) for position, reason in zip(probes, found, strict=True) if reason]
     if changed:
-        raise ValueError(
+        raise UserError(
             f"data.source: {source!r} changed since its index {path} was made: {describe(changed)}; restore it, or index it "
             "again with `ijepa-ds data index`"
         )
@@ -141,19 +160,29 @@ def _change(index: ImageIndex, position: int) -> str:
     try:
         now = os.stat(index.path(position)).st_size
     except OSError as error:
+        if is_fault(error):
+            raise
         return error.strerror or str(error)
     return "" if now == entry["num_bytes"] else f"{now} bytes, but {entry['num_bytes']} when it was indexed"
 
 
 def _folder(path: str, source: str, options: ScanOptions) -> ImageIndex:
-    walker = Walker(os.fsencode(os.path.abspath(path)))
+    storage = options.storage()
+    walker = Walker(os.fsencode(os.path.abspath(path)), storage, options.beat)
 
     def candidates() -> Iterator[Candidate]:
         for name in walker.images():
             beside = sidecar_of(name, walker.sidecars)
-            yield Candidate(0, name, _read_class(walker.root, beside) if beside else class_of(name, options.class_level))
+            yield Candidate(
+                0, name, _read_class(walker.root, beside, storage) if beside else class_of(name, options.class_level)
+            )
 
-    index = scan(source, [Container(os.fsdecode(walker.root))], candidates(), options)
+    index = scan(source, [Container(os.fsdecode(walker.root))], candidates(), options, walker.share)
+    if walker.problems:
+        raise UserError(
+            f"data.source: {len(walker.problems)} folders below {source!r} cannot be listed, so their images would be missing: "
+            f"{describe(walker.problems)}; make them readable, or move them away (names that begin with a dot are skipped)"
+        )
     if not len(index) and walker.tars:
         return scan_tars([os.fsdecode(os.path.join(walker.root, name)) for name in walker.tars], source, options)
     if walker.tars:
@@ -165,22 +194,28 @@ def _folder(path: str, source: str, options: ScanOptions) -> ImageIndex:
         logger.warning("data.source %r: %s", source, describe_others(walker.others))
     if not len(index) and walker.packed:
         check_uncompressed(os.fsdecode(os.path.join(walker.root, walker.packed[0])))
-    if not len(index) and not walker.problems:
-        raise ValueError(
+    if not len(index):
+        raise UserError(
             f"data.source: no readable image below {source!r}: {walker.num_files} files seen, none with a name ending in "
             f"{', '.join(EXTENSIONS)} or .tar"
         )
-    return replace(index, problems=tuple(walker.problems))
+    return index
 
 
-def _read_class(root: bytes, name: bytes) -> bytes:
+def _read_class(root: bytes, name: bytes, storage: Storage) -> bytes:
     path = os.path.join(root, name)
-    with open(path, "rb") as file:
-        return class_text(file.read(_CLASS_READ), os.fsdecode(path))
+
+    def read() -> bytes:
+        with open(path, "rb") as file:
+            return file.read(_CLASS_READ)
+
+    return class_text(storage.call(read, repr(os.fsdecode(path))), os.fsdecode(path))
 
 
 def _fingerprint_or_reason(path: str) -> str:
     try:
         return fingerprint(path)
     except OSError as error:
+        if is_fault(error):
+            raise
         return error.strerror or str(error)

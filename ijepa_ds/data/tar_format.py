@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ijepa_ds.data.reading import retry
+from ijepa_ds.errors import UserError
 
 logger = logging.getLogger(__name__)
 BLOCK = 512
@@ -72,7 +72,7 @@ class _Blocks:
         """Return up to `length` bytes; fewer at the end of the file."""
         if not self._start <= offset <= offset + length <= self._start + len(self._content):
             wanted = max(length, _READ)
-            self._content = retry(lambda: os.pread(self.descriptor, wanted, offset), repr(self.path))
+            self._content = os.pread(self.descriptor, wanted, offset)  # `tars.scan_tars` reads again after an error
             self._start = offset
         return self._content[offset - self._start :][:length]
 
@@ -97,7 +97,7 @@ def read_members(path: str, end: str = "error") -> Iterator[TarMember]:
             yield member
             count += 1
     except _DamageError as damage:
-        raise ValueError(
+        raise UserError(
             f"data.source: {path!r} is damaged or cut short at byte {damage.offset:,}, after {count} whole members: {damage}; "
             "copy it again from its source and compare checksums, or unpack what is left and index the folder"
         ) from None

@@ -9,8 +9,10 @@ import logging
 import os
 import re
 import shlex
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from ijepa_ds.data.classes import SIDECAR, class_of, class_text, sidecar_of
 from ijepa_ds.data.index import ImageIndex
@@ -20,8 +22,12 @@ from ijepa_ds.data.scan import Candidate, ScanOptions, scan
 from ijepa_ds.data.tar_format import read_members
 from ijepa_ds.data.tar_tree import TarFile, TarTree
 from ijepa_ds.data.walk import ARCHIVES, describe_others, ending_of, is_image
+from ijepa_ds.errors import UserError
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+R = TypeVar("R")
+_AT_ONCE = 32  # tars whose headers are read at once: each read waits for the storage
 _FINGERPRINT = 16384  # bytes at either end of a tar
 _COMPRESSED = (  # first bytes, name, command
     (b"\x1f\x8b", "gzip", "gzip -dc {path} > {tar}"),
@@ -51,7 +57,7 @@ def expand(pattern: str) -> list[str]:
     if len(names) == 1 and missing:
         return []
     if missing:
-        raise ValueError(f"data.source: {pattern!r}: {len(missing)} of {len(paths)} files do not exist, such as {missing[0]!r}")
+        raise UserError(f"data.source: {pattern!r}: {len(missing)} of {len(paths)} files do not exist, such as {missing[0]!r}")
     return paths
 
 
@@ -63,7 +69,7 @@ def _expand_braces(pattern: str) -> list[str]:
     if numbers:
         first, last = int(numbers[1]), int(numbers[2])
         if last < first:
-            raise ValueError(f"data.source: {pattern!r}: {match[0]} counts down")
+            raise UserError(f"data.source: {pattern!r}: {match[0]} counts down")
         choices = [str(number).zfill(len(numbers[1])) for number in range(first, last + 1)]
     elif "," in match[1]:
         choices = match[1].split(",")
@@ -82,24 +88,35 @@ def scan_tars(paths: list[str], source: str, options: ScanOptions) -> ImageIndex
     containers: list[Container] = []
     packed: list[tuple[str, str]] = []
     others: Counter[str] = Counter()
+    storage = options.storage()
+
+    def read(numbered: tuple[int, str]) -> tuple[Container, list[TarFile], list[Candidate]]:
+        number, path = numbered
+        check_uncompressed(path)
+        container = Container(os.path.abspath(path), fingerprint(path))
+        files = list(TarTree(read_members(path, options.tar_end)).files())
+        return container, files, list(members(path, number, files, options.class_level))
+
+    def read_patiently(numbered: tuple[int, str]) -> tuple[Container, list[TarFile], list[Candidate]]:
+        return storage.call(lambda: read(numbered), repr(numbered[1]))
 
     def candidates() -> Iterator[Candidate]:
-        for number, path in enumerate(paths):
-            check_uncompressed(path)
-            containers.append(Container(os.path.abspath(path), fingerprint(path)))
-            files = list(TarTree(read_members(path, options.tar_end)).files())
-            inner = [ending_of(file.name) for file in files if file.name.lower().endswith(ARCHIVES)]
-            if inner:
-                packed.append((path, f"{len(inner)} {inner[0]} members"))
-            others.update(ending_of(file.name) for file in files if _is_other(file.name))
-            yield from members(path, number, files, options.class_level)
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="tar") as pool:
+            for container, files, found in ahead(pool, read_patiently, enumerate(paths), _AT_ONCE):
+                containers.append(container)
+                options.beat()
+                inner = [ending_of(file.name) for file in files if file.name.lower().endswith(ARCHIVES)]
+                if inner:
+                    packed.append((paths[len(containers) - 1], f"{len(inner)} {inner[0]} members"))
+                others.update(ending_of(file.name) for file in files if _is_other(file.name))
+                yield from found
 
-    index = scan(source, containers, candidates(), options)
+    index = scan(source, containers, candidates(), options, lambda: len(containers) / len(paths))
     if packed:
         path, inner = packed[0]
         text = f"data.source: {path!r} holds {inner}"
         if not len(index):
-            raise ValueError(
+            raise UserError(
                 f"{text}, no images: unpack it once, `mkdir tars && tar -xf {shlex.quote(path)} -C tars`, then give each of "
                 "them a folder of its class: `for t in tars/*.tar; do mkdir ${t%.tar} && tar -xf $t -C ${t%.tar}; done`"
             )
@@ -107,6 +124,21 @@ def scan_tars(paths: list[str], source: str, options: ScanOptions) -> ImageIndex
     if others:
         logger.warning("data.source %r: %s", source, describe_others(others))
     return index
+
+
+def ahead(pool: Executor, work: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
+    """Results of `work` in the order of `items`, with `count` calls under way."""
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) == count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 def _is_other(name: bytes) -> bool:
@@ -126,7 +158,7 @@ def check_uncompressed(path: str) -> None:
             quoted = shlex.quote(path)
             stem = re.sub(r"(\.tar)?\.(gz|bz2|xz|zst|lz4|zip|7z|Z)$|\.(tgz|tbz2?|txz|tzst)$|\.tar$", "", path)
             made = shlex.quote(f"{stem}.unpacked.tar" if "{tar}" in command else stem)
-            raise ValueError(
+            raise UserError(
                 f"data.source: {path!r} is compressed ({what}), and images are read by their offset in a tar: "
                 f"`{command.format(path=quoted, tar=made, folder=made)}`"
             )

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from ijepa_ds.config import DataConfig
-from ijepa_ds.data.headers import READ_ERRORS
-from ijepa_ds.data.pillow import MAX_PIXELS, decode_window, reason
+from ijepa_ds.data.pillow import MAX_PIXELS, decode_window
 from ijepa_ds.data.samples import SamplePlan, Samples
+from ijepa_ds.errors import ContentError
 
 
 def read_crop(content: bytes, window: np.ndarray, flip: bool, crop_size: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -77,6 +77,6 @@ class VisionBackend:
         try:
             content = self._plan.read(int(samples.indices[position]))
             images[position] = read_crop(content, window, flip, self._cfg.crop_size, self._cfg.max_pixels)
-        except READ_ERRORS as error:
-            return reason(error)
+        except ContentError as error:
+            return str(error)
         return None

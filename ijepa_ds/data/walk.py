@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+from ijepa_ds.errors import is_fault
+from ijepa_ds.storage import Storage
 
 EXTENSIONS = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
 ARCHIVES = (b".tar", b".tgz", b".tbz2", b".txz", b".tar.gz", b".tar.bz2", b".tar.xz", b".tar.zst", b".zip", b".7z", b".rar")
@@ -40,18 +43,29 @@ class Walker:
         packed: Relative paths of the compressed archives found so far.
         sidecars: Relative paths of the `.cls` files found so far, by their names without `.cls`; those of a folder are
             complete before its images are yielded.
-        problems: (path, reason) of the folders that could not be listed.
+        problems: (path, reason) of the folders that cannot be listed; faults of the storage end the walk instead.
     """
 
-    def __init__(self, root: bytes) -> None:
-        """Prepare a walk below `root`, an absolute path."""
-        self.root = root
+    def __init__(self, root: bytes, storage: Storage, beat: Callable[[], None] = lambda: None) -> None:
+        """Prepare a walk.
+
+        Args:
+            root: An absolute path.
+            storage: Repeats calls that fail.
+            beat: Called after every folder.
+        """
+        self.root, self._storage, self._beat = root, storage, beat
+        self._done = self._total = 0  # entries of the root
         self.num_files = 0
         self.others: Counter[str] = Counter()
         self.tars: list[bytes] = []
         self.packed: list[bytes] = []
         self.sidecars: dict[bytes, bytes] = {}
         self.problems: list[tuple[str, str]] = []
+
+    def share(self) -> float:
+        """The share of the root's entries that the walk has passed."""
+        return self._done / self._total if self._total else 0.0
 
     def images(self) -> Iterator[bytes]:
         """Yield the relative path of every file with an image's extension."""
@@ -60,18 +74,17 @@ class Walker:
     def _below(self, prefix: bytes, above: frozenset[tuple[int, int]]) -> Iterator[bytes]:
         folder = os.path.join(self.root, prefix)
         try:
-            status = os.stat(folder)
-            identity = (status.st_dev, status.st_ino)
-            if identity in above:  # a symlink to a parent folder
-                return
-            with os.scandir(folder) as entries:
-                # A folder sorts as "name/", so that whole paths come in order ("a-b/1" before "a/1").
-                names = sorted(e.name + b"/" if _is_folder(e) else e.name for e in entries if e.name[:1] != b".")
+            identity, names = self._storage.call(lambda: _list(folder, above), repr(os.fsdecode(folder)))
         except OSError as error:
             self.problems.append((os.fsdecode(folder), f"folder cannot be listed: {error.strerror}"))
             return
         self.sidecars |= {prefix + name[:-4]: prefix + name for name in names if name.endswith(b".cls")}
+        self._beat()
+        if not prefix:
+            self._total = len(names)
         for name in names:
+            if not prefix:
+                self._done += 1
             if name.endswith(b"/"):
                 yield from self._below(prefix + name, above | {identity})
             else:
@@ -86,8 +99,21 @@ class Walker:
                         self.packed.append(prefix + name)
 
 
+def _list(folder: bytes, above: frozenset[tuple[int, int]]) -> tuple[tuple[int, int], list[bytes]]:
+    """Device and inode of a folder, and its sorted names, "name/" for folders; no names if it is one of `above`."""
+    status = os.stat(folder)
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:  # a symlink to a parent folder
+        return identity, []
+    with os.scandir(folder) as entries:
+        # A folder sorts as "name/", so that whole paths come in order ("a-b/1" before "a/1").
+        return identity, sorted(e.name + b"/" if _is_folder(e) else e.name for e in entries if e.name[:1] != b".")
+
+
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a symlink to itself
-        return False
+    except OSError as error:
+        if is_fault(error):  # some file systems tell the kind of an entry only by a further call
+            raise
+        return False  # a symlink to itself

@@ -9,13 +9,14 @@ import torch
 from torch import distributed as dist
 
 from ijepa_ds.distributed.exchange import Group, gather_objects, host_group, max_over_ranks
-from ijepa_ds.errors import CheckpointError
+from ijepa_ds.errors import CheckpointError, NetworkError, StorageError, UserError, exit_code
+from ijepa_ds.exits import STOPPED
 
 T = TypeVar("T")
-USER_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, CheckpointError)
+EXCHANGED: tuple[type[Exception], ...] = (UserError, OSError, CheckpointError, StorageError, NetworkError)
 
 
-def agree(work: Callable[[], T], errors: tuple[type[Exception], ...] = USER_ERRORS, group: Group = None) -> T:
+def agree(work: Callable[[], T], errors: tuple[type[Exception], ...] = EXCHANGED, group: Group = None) -> T:
     """Run `work` on every rank; if it fails on one, every rank raises the same error.
 
     A successful call costs one all-reduce of 8 bytes; messages are gathered only after a failure.
@@ -29,22 +30,29 @@ def agree(work: Callable[[], T], errors: tuple[type[Exception], ...] = USER_ERRO
         This rank's result.
 
     Raises:
-        CheckpointError: the error of the lowest failing rank, if it is one.
-        ValueError: the error of the lowest failing rank, whatever else it is.
+        CheckpointError, StorageError: the error of the lowest failing rank, if it is one, or a fault of storage or network.
+        UserError: the error of the lowest failing rank, whatever else it is.
     """
     result, problem = None, None
     try:
         result = work()
     except errors as error:
-        problem = (isinstance(error, CheckpointError), str(error))
+        problem = (_kind(error), str(error))
     if not max_over_ranks(problem is not None, group):
         return result  # type: ignore[return-value]
     problems = gather_objects(problem, group)
-    of_checkpoint, text = next(found for found in problems if found)
+    kind, text = next(found for found in problems if found)
     failed = [str(rank) for rank, found in enumerate(problems) if found]
     if len(failed) < len(problems) and failed != ["0"]:
         text = f"{text}\n(on rank {', '.join(failed)} only)"
-    raise CheckpointError(text) if of_checkpoint else ValueError(text)
+    raise kind(text)
+
+
+def _kind(error: Exception) -> type[Exception]:
+    """The type under which every rank raises an error: what has to happen next."""
+    if isinstance(error, CheckpointError):
+        return CheckpointError
+    return StorageError if exit_code(error) == STOPPED else UserError
 
 
 class Agreement:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import distributed as dist
 
+PATIENCE = timedelta(days=30)  # in a collective; hangs are found by `cluster.watch`, which knows what is waited for
 Group = Any  # of torch.distributed
 
 
 @functools.cache
 def host_group() -> Group:
     """The gloo group of all ranks. The first call creates it, so every rank must make that call."""
-    return dist.new_group(backend="gloo")
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def gather_objects(value: Any, group: Group = None) -> list[Any]:

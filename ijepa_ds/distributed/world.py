@@ -14,7 +14,8 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
 from ijepa_ds.distributed.environment import world_from_environment
-from ijepa_ds.distributed.exchange import host_group
+from ijepa_ds.distributed.exchange import PATIENCE, host_group
+from ijepa_ds.errors import NetworkError
 from ijepa_ds.versions import check_deepspeed
 
 
@@ -22,7 +23,8 @@ def initialise_distributed() -> torch.device:
     """Create the process group; this rank's device.
 
     Raises:
-        ValueError: the environment is incomplete, or the ranks cannot connect to each other.
+        UserError: the environment is incomplete.
+        NetworkError: the ranks cannot connect to each other.
     """
     check_deepspeed()
     rank, local_rank, world_size = world_from_environment()
@@ -39,11 +41,15 @@ def initialise_distributed() -> torch.device:
     warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
     try:
         deepspeed.init_distributed(dist_init_required=True, verbose=False)
-    except torch.distributed.DistNetworkError as error:
-        raise ValueError(
+    except (torch.distributed.DistNetworkError, torch.distributed.DistStoreError) as error:
+        raise NetworkError(
             f"the ranks cannot connect to each other at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: "
             f"{str(error).splitlines()[0]} If another run uses that port, give this one another: deepspeed --master_port N"
         ) from error
+    # after the ranks have met: an unreachable rank ends the start within the backend's own time limit
+    module = torch.distributed
+    set_timeout = getattr(module, "set_timeout", None) or module.distributed_c10d._set_pg_timeout  # the name before 2.14
+    set_timeout(PATIENCE)
     if accelerator.device_name() == "cpu":
         dist.barrier()  # every rank has mapped every buffer
         _unlink_shared_buffers(rank)

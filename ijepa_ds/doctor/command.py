@@ -18,6 +18,7 @@ from ijepa_ds.doctor import rows
 from ijepa_ds.doctor.probe import list_gpus
 from ijepa_ds.doctor.remote import ask_all
 from ijepa_ds.doctor.rows import FAIL, HERE, OK, WARN, Row
+from ijepa_ds.errors import UserError
 from ijepa_ds.model.work import work_of
 from ijepa_ds.plan.hardware import GIB
 from ijepa_ds.plan.memory import memory_of
@@ -113,7 +114,7 @@ def _this_machine(num_gpus: int | None) -> Host:
     if num_gpus is None:
         num_gpus = len(list_gpus()) or 1
     if num_gpus < 1:
-        raise ValueError(f"--num_gpus {num_gpus}: at least 1")
+        raise UserError(f"--num_gpus {num_gpus}: at least 1")
     return Host("localhost", num_gpus)
 
 

@@ -27,6 +27,8 @@ from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.reading import ImageFiles
 from ijepa_ds.data.sources import expand, is_index, open_source
 from ijepa_ds.data.walk import Walker
+from ijepa_ds.errors import StorageError, UserError
+from ijepa_ds.storage import Storage
 from ijepa_ds.versions import versions
 
 MARK = "IJEPA_DS_ANSWER "  # prefix of the answer's line; login scripts may also print
@@ -55,7 +57,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     for name, part in parts.items():
         try:
             found[name] = part()
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
+        except (OSError, ValueError, StorageError, subprocess.SubprocessError) as error:
             found[name] = {"error": str(error) or type(error).__name__}
     return found
 
@@ -129,7 +131,7 @@ def _data(source: str) -> dict[str, Any]:
         return _folder(source)
     paths = [source] if os.path.isfile(source) else expand(source)
     if not paths:
-        raise ValueError(f"{source} does not exist")
+        raise UserError(f"{source} does not exist")
     digest = hashlib.sha256()
     for path in paths:
         digest.update(f"{path}\0{os.stat(path).st_size}\0".encode())
@@ -137,14 +139,14 @@ def _data(source: str) -> dict[str, Any]:
 
 
 def _folder(source: str) -> dict[str, Any]:
-    walker, digest, first = Walker(os.fsencode(os.path.abspath(source))), hashlib.sha256(), None
+    walker, digest, first = Walker(os.fsencode(os.path.abspath(source)), Storage(0)), hashlib.sha256(), None
     count = 0
     for name in itertools.islice(walker.images(), _LOOKED_AT):
         path = os.path.join(walker.root, name)
         digest.update(name + b"\0%d\0" % os.stat(path).st_size)
         first, count = first or path, count + 1
     if first is None:
-        raise ValueError(f"no image in {source}")
+        raise UserError(f"no image in {source}")
     return {
         "checksum": digest.hexdigest()[:16],
         "images": count,
@@ -169,7 +171,7 @@ def _decode(name: str, content: bytes) -> list[int]:
             image.load()
             return list(image.size)
     except OSError as error:
-        raise ValueError(f"{name} cannot be decoded: {error}") from error
+        raise UserError(f"{name} cannot be decoded: {error}") from error
 
 
 def _names(peers: list[str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from ijepa_ds.data.reading import ImageFiles
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.transforms import load_eval_images, named_errors
+from ijepa_ds.errors import UserError
 
 _SHOWN = 5  # class names in a message
 
@@ -82,14 +83,14 @@ def read_pair(train_source: str, test_source: str, options: ScanOptions | None =
         parts = [_labelled(index, np.zeros(len(index), dtype=np.int64)) for index in (train, test)]
         return Pair(train=parts[0], test=parts[1], classes=("any",), notes=())
     if len(train.classes) < 2:
-        raise ValueError(
+        raise UserError(
             f"--train: {train_source!r} has the single class {train.classes[0]!r}, at least two are needed; "
             "give the folder that holds the class folders"
         )
     number = {name: label for label, name in enumerate(train.classes)}
     unknown = [name for name in test.classes if name not in number]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"--test: {test_source!r} has classes that --train {train_source!r} lacks: {_names(unknown)}; "
             f"the training classes are {_names(train.classes)}; --class-level (data.class_level) chooses the folders of "
             "a path that make the class"
@@ -116,12 +117,12 @@ def _labelled(index: ImageIndex, labels: np.ndarray) -> Labelled:
 def _scan(option: str, source: str, options: ScanOptions, labelled: bool) -> ImageIndex:
     try:
         folder = open_source(source, options)
-    except ValueError as error:  # its message names the configuration key
-        raise ValueError(str(error).replace("data.source", option, 1)) from error
+    except UserError as error:  # its message names the configuration key
+        raise UserError(str(error).replace("data.source", option, 1)) from error
     outside = int((folder.labels < 0).sum())
     if outside and labelled:
         what = "has no class folders" if not folder.classes else f"has {outside} images outside its class folders"
-        raise ValueError(f"{option}: {source!r} {what}; expected one folder a class, such as dog/1.jpg and cat/1.jpg")
+        raise UserError(f"{option}: {source!r} {what}; expected one folder a class, such as dog/1.jpg and cat/1.jpg")
     return folder
 
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from ijepa_ds import counter
+from ijepa_ds.errors import UserError
 from ijepa_ds.masks.blocks import (
     Plan,
     Size,
@@ -48,7 +49,7 @@ class Published:
         size = self.cfg.truncation_group
         group, start = divmod(first, size)
         if start + count > size:
-            raise ValueError(_across_groups(size, count))
+            raise UserError(_across_groups(size, count))
         if self._latest is None or self._latest[0] != (step, group):
             self._latest = (step, group), self._plan_group(step, group)
         whole, rows = self._latest[1], slice(start, start + count)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ijepa_ds import counter
+from ijepa_ds.errors import UserError
 from ijepa_ds.masks.blocks import Planner, Size
 from ijepa_ds.masks.published import Published
 from ijepa_ds.masks.settings import MasksConfig
@@ -68,7 +69,7 @@ class Sampler:
             ValueError: Positions are outside the batch, or in two truncation groups.
         """
         if first_position < 0 or count < 1 or first_position + count > self.batch_size:
-            raise ValueError(
+            raise UserError(
                 f"positions {first_position} to {first_position + count - 1} are not inside the global batch "
                 f"of {self.batch_size} images (optimization.batch_size)"
             )
@@ -95,7 +96,7 @@ def build_sampler(cfg: MasksConfig, grid: int, seed: int, batch_size: int) -> Sa
     """
     problems = check(cfg, grid)
     if problems:
-        raise ValueError("\n".join(problems))
+        raise UserError("\n".join(problems))
     return Sampler(SAMPLERS[cfg.sampler](cfg, grid, seed, batch_size), grid, seed, batch_size)
 
 

@@ -22,6 +22,18 @@ class MasksConfig:
     target_scale: Ordered[Area] = key((0.15, 0.2), "share of the patches in a target block")
     target_aspect: Ordered[Positive] = key((0.75, 1.5), "height / width of a target block")
     allow_overlap: Flag = key(False, "whether a context may contain patches of the targets")
-    min_keep: Whole = key(10, "`published`: a target block has more patches than this; a context at least one more")
-    truncation_group: Count = key(128, "`published`: images whose lists are cut to the shortest together, for any micro-batch")
-    context_tokens: Count | None = key(None, "`unbiased`: patches kept in a context; `null`: chosen from the other settings")
+    min_keep: Whole = key(
+        10,
+        "`published`: a target block has more patches than this; a context at least one more",
+        only_with="masks.sampler=published",
+    )
+    truncation_group: Count = key(
+        128,
+        "`published`: images whose lists are cut to the shortest together, for any micro-batch",
+        only_with="masks.sampler=published",
+    )
+    context_tokens: Count | None = key(
+        None,
+        "`unbiased`: patches kept in a context; `null`: chosen from the other settings",
+        only_with="masks.sampler=unbiased",
+    )

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ijepa_ds.config.sizes import ModelConfig
+from ijepa_ds.errors import UserError
 from ijepa_ds.model.blocks import BLOCKS
 
 BACKEND = "inductor"  # of torch.compile
@@ -25,7 +26,7 @@ def is_compiled(cfg: ModelConfig, device: torch.device) -> bool:
         ValueError: `compile` is true, and this machine cannot compile.
     """
     if cfg.compile and (problem := _missing(device)):
-        raise ValueError(f"model.compile: {problem}, or leave model.compile out")
+        raise UserError(f"model.compile: {problem}, or leave model.compile out")
     return bool(cfg.compile) if cfg.compile is not None else not _reason_against(cfg, device)
 
 

@@ -103,25 +103,39 @@ class Encoder(nn.Module):
         Returns:
             float32 `[B, C, Kc, D]`, or `[B, N, D]` without `context`.
         """
-        x = self.patch_embed(images)  # [B, N, D]
-        x = x.float() if self.size.rope else x + self.pos_embed  # the residual stream is float32
+        x = self._embed(images)  # [B, N, D]
         if context is None:
             return self._encode(x, None)
         b, c, k = context.shape
         x = take(x, context.flatten(1)).reshape(b * c, k, -1)  # [B*C, Kc, D]
         return self._encode(x, context.flatten(0, 1)).reshape(b, c, k, -1)
 
+    def embed(self, images: Tensor) -> Tensor:
+        """What the first block gets of whole images `[B, 3, H, W]`: registers and patches, float32 `[B, R + N, D]`."""
+        return self._with_registers(self._embed(images))
+
+    def positions(self, patches: Tensor | None = None) -> list[Tensor]:
+        """Further arguments of every block; `patches`: int64 `[S, K]`, or None for all patches in order."""
+        if not self.size.rope:
+            return []
+        table: Tensor = self.rope  # type: ignore[assignment]
+        return [table if patches is None else table[patches][:, None]]  # [N, 2H] or [S, 1, K, 2H]
+
+    def _embed(self, images: Tensor) -> Tensor:
+        x = self.patch_embed(images)
+        return x.float() if self.size.rope else x + self.pos_embed  # the residual stream is float32
+
+    def _with_registers(self, x: Tensor) -> Tensor:
+        if not self.size.registers:
+            return x
+        return torch.cat([self.reg_token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
+
     def _encode(self, x: Tensor, patches: Tensor | None) -> Tensor:
         """Apply blocks and norm to `x: [S, K, D]`; `patches`: int64 `[S, K]`, or None for all patches in order."""
-        registers, positions = self.size.registers, []
-        if self.size.rope:
-            table: Tensor = self.rope  # type: ignore[assignment]
-            positions = [table if patches is None else table[patches][:, None]]  # [N, 2H] or [S, 1, K, 2H]
         if self.size.drop_path:
             draw_drops(self.blocks, patches if self.training and torch.is_grad_enabled() else None)
-        if registers:
-            x = torch.cat([self.reg_token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
-        return self.norm(run_blocks(self.blocks, x, self.checkpointing, *positions)[:, registers:])
+        x = run_blocks(self.blocks, self._with_registers(x), self.checkpointing, *self.positions(patches))
+        return self.norm(x[:, self.size.registers :])
 
 
 class Predictor(nn.Module):

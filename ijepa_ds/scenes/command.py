@@ -23,6 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ijepa_ds.arguments import add_out
+from ijepa_ds.errors import UserError
 from ijepa_ds.scenes.layout import MAX_OBJECTS, draw, object_count
 
 _MIN_SIZE, _MAX_SIZE = 16, 512  # pixels; larger images would need too much memory
@@ -71,9 +72,9 @@ def _check(out: Path, num: int, size: int, seed: int, workers: int) -> None:
         ("workers", workers, 1, 1024),
     ):
         if not low <= value <= high:
-            raise ValueError(f"{name} is {value}, expected {low} to {high}")
+            raise UserError(f"{name} is {value}, expected {low} to {high}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not an empty folder; choose another --out, or remove it first")
+        raise UserError(f"{out} exists and is not an empty folder; choose another --out, or remove it first")
 
 
 def render(

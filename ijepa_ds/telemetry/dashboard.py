@@ -23,7 +23,8 @@ LAYOUT: dict[str, dict[str, list[object]]] = {
     "Is it fast": {
         "images a second": ["Multiline", ["^speed/images_per_second$"]],
         "MFU": ["Multiline", ["^speed/mfu"]],
-        "share of the time waiting for images": ["Multiline", ["^time/data_wait$"]],
-        "memory, GiB": ["Multiline", ["^memory/"]],
+        "share of the time waiting for images": ["Multiline", ["^(time|slowest)/data_wait$"]],
+        "slowest rank: seconds of a step": ["Multiline", ["^(speed|slowest)/seconds_per_step$"]],
+        "memory, GiB": ["Multiline", ["^memory/", "^slowest/memory_gib$"]],
     },
 }

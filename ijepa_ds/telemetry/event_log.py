@@ -12,6 +12,8 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from ijepa_ds.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 
@@ -37,7 +39,7 @@ class Log:
             try:
                 self._writer = SummaryWriter(str(run_dir), purge_step=purge_step)
             except OSError as error:
-                raise ValueError(
+                raise UserError(
                     f"run.dir: TensorBoard's event file in {run_dir} cannot be written ({error.strerror or error}): choose "
                     "another directory, or make it writable"
                 ) from error

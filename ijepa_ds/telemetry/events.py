@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ijepa_ds.errors import UserError
+
 logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it logs the end of every file
 _ALL = 0  # in size_guidance: keep all points
 Scalars = dict[str, tuple[np.ndarray, np.ndarray]]  # tag -> (steps int64 [n], values float64 [n])
@@ -17,7 +19,7 @@ Scalars = dict[str, tuple[np.ndarray, np.ndarray]]  # tag -> (steps int64 [n], v
 
 def _events(run_dir: str | Path, sizes: dict[str, int]) -> EventAccumulator:
     if not any(Path(run_dir).glob("*tfevents*")):
-        raise ValueError(f"{run_dir}: no TensorBoard events here; give the run's directory (run.dir)")
+        raise UserError(f"{run_dir}: no TensorBoard events here; give the run's directory (run.dir)")
     return EventAccumulator(str(run_dir), size_guidance=sizes).Reload()
 
 

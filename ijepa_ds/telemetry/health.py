@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ijepa_ds.durable import append_lines
+from ijepa_ds.errors import UserError
 
 FILE = "health.jsonl"
 
@@ -138,11 +139,12 @@ class Health:
         yield "dead_predictor", text if self._count("dead", dead) >= self.limits.dead_probes else ""
 
     def _stalled(self, values: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-        tag = "time/data_wait"
+        tag = "slowest/data_wait" if "slowest/data_wait" in values else "time/data_wait"
         if tag not in values or tag not in self._past:  # the first point includes the loader's start
             return
         text = (
-            f"{100 * values[tag]:.0f} % of the time is spent waiting for images, at {self.limits.wait_points} points in a row: "
+            f"{100 * values[tag]:.0f} % of the time is spent waiting for images{_of_rank(values)}, at "
+            f"{self.limits.wait_points} points in a row: "
             "raise data.threads or data.prefetch, store smaller images, or check the disk and its other users"
         )
         count = self._count("wait", values[tag] > self.limits.wait_share)
@@ -151,6 +153,11 @@ class Health:
     def _count(self, name: str, now: bool) -> int:
         self._in_a_row[name] = self._in_a_row.get(name, 0) + 1 if now else 0
         return self._in_a_row[name]
+
+
+def _of_rank(values: Mapping[str, float]) -> str:
+    rank = values.get("slowest/data_wait_rank")
+    return "" if rank is None else f" on rank {rank:.0f}"
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:
@@ -174,5 +181,5 @@ def read_alarms(run_dir: Path) -> list[Alarm]:
             alarms.append(Alarm(row["step"], row["name"], row["message"], row["values"]))
         except (ValueError, KeyError, TypeError) as error:
             if number < len(lines):
-                raise ValueError(f"{path}: line {number} is damaged ({error})") from error
+                raise UserError(f"{path}: line {number} is damaged ({error})") from error
     return alarms

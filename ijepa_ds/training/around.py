@@ -19,13 +19,15 @@ from ijepa_ds.checkpoint import run_dir
 from ijepa_ds.checkpoint.saver import Saver
 from ijepa_ds.cluster.stop import Stopped, StopRequests
 from ijepa_ds.distributed.agreement import Agreement, agree
-from ijepa_ds.errors import CheckpointError
+from ijepa_ds.errors import CheckpointError, StorageError, UserError
 from ijepa_ds.masks.sampler import Masks
 from ijepa_ds.model.ijepa import Output
+from ijepa_ds.telemetry.metrics import peak_memory_gib
 from ijepa_ds.training.feed import StepImages, StepMasks
 from ijepa_ds.training.reporter import Reporter
 from ijepa_ds.training.resolution import Resolutions
 from ijepa_ds.training.skipped import SkippedSteps
+from ijepa_ds.training.slowest import Figures, pack, unpack
 from ijepa_ds.training.start import Run
 
 
@@ -40,7 +42,9 @@ class Made:
         losses: scalars on the device, one for each micro-batch of this rank.
         result: of the last micro-batch.
         masks: of the last micro-batch.
-        asked: signal number that some rank has received, 0 for none; set by `Saves`.
+        asked: signal number that some rank has received, 0 for none.
+        writing: whether some rank is still writing a checkpoint.
+        figures: maxima over ranks since the last point.
     """
 
     step: int
@@ -50,6 +54,8 @@ class Made:
     result: Output
     masks: Masks
     asked: int = 0
+    writing: bool = False
+    figures: Figures | None = None
 
     @property
     def done(self) -> int:
@@ -88,7 +94,9 @@ class Report:
     def after_step(self, made: Made) -> None:
         """Write what is due."""
         assert self.batches.pixels is not None
-        self.reporter.after_step(made.step, made.result, made.masks, self.batches.pixels, made.applied, len(self.run.bad))
+        bad = len(self.run.bad)
+        assert made.figures is not None
+        self.reporter.after_step(made.step, made.result, made.masks, self.batches.pixels, made.applied, bad, made.figures)
 
 
 @dataclass
@@ -106,27 +114,27 @@ class Skips:
 class Saves:
     """Continues an asynchronous save once the writing threads of all ranks have finished."""
 
-    agreement: Agreement
     saver: Saver
 
     def after_step(self, made: Made) -> None:
-        """Receive the maxima posted by `Around.before_update`: a signal, and whether some rank is still writing."""
-        made.asked, writing = self.agreement.wait()
-        self.saver.advance(made.done, bool(writing))
+        """Continue with what the ranks have posted."""
+        self.saver.advance(made.done, made.writing)
 
 
 @dataclass
 class Evaluations:
-    """Evaluates the target encoder every `eval.every` steps."""
+    """Evaluates the target encoder every `eval.every` steps, after the checkpoint of the step is safe."""
 
     run: Run
     reporter: Reporter
+    saver: Saver
     mark: Callable[[str], None]
 
     def after_step(self, made: Made) -> None:
         """Evaluate if it is due."""
         live = self.run.live
         if live and live.due(made.done, self.run.schedule.total_steps):
+            self.saver.finish(self.mark)  # whatever happens in an evaluation, the step is not lost
             self.reporter.evaluated(made.done, live.run(made.done, self.run.watch.beat))
             self.mark("eval")
 
@@ -150,10 +158,11 @@ class Checkpoints:
         facts = self.run.facts | {"samples_seen": made.done * self.run.plan.batch_size}
         self.saver.start(made.done, facts, self.run.bad.rows(), self.mark)
         if (made.last or made.asked) and not self.saver.finish(self.mark):
-            raise CheckpointError(
-                "the last state could not be saved (reason above). Free disk space or repair the disk, then run the same "
-                "command: it continues from the newest checkpoint"
-            )
+            text = "the last state could not be saved (reason above)"
+            then = "run the same command: it continues from the newest checkpoint"
+            if self.saver.fault:
+                raise StorageError(f"{text}. When the storage works again, {then}")
+            raise CheckpointError(f"{text}. Free disk space or repair the disk, then {then}")
         self.mark("checkpoint")
 
 
@@ -197,22 +206,22 @@ class Around:
             BadImages(run, self.batches),
             Report(run, self.batches, self._reporter),
             Skips(SkippedSteps(run.cfg, run.plan, run.folder, run.rank)),
-            Saves(self._agreement, self._saver),
-            Evaluations(run, self._reporter, self.mark),
+            Saves(self._saver),
             Checkpoints(run, self.batches, self._reporter, self._saver, self.mark),
+            Evaluations(run, self._reporter, self._saver, self.mark),
             Stops(),
         )
 
     def __enter__(self) -> Around:
-        """Remove the marker of a completed run."""
-        if self._run.rank == 0:
-            (Path(self._run.cfg.run.dir) / run_dir.COMPLETED).unlink(missing_ok=True)
+        """Remove the markers of a completed and of a stopped run."""
+        for name in (run_dir.COMPLETED, run_dir.REQUESTED) if self._run.rank == 0 else ():
+            (Path(self._run.cfg.run.dir) / name).unlink(missing_ok=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Close loader and log; mark the run as completed if nothing was raised."""
         try:
-            if isinstance(error, ValueError):
+            if isinstance(error, UserError):
                 self._run.bad.note_before_stopping(self.batches.loader)
         finally:
             self.batches.close()
@@ -233,12 +242,15 @@ class Around:
     def after_backward(self, result: Output) -> None:
         """Add the loss of a micro-batch; it stays on the device."""
         self.mark("backward")
+        self.batches.stopwatch.worked()
         self._reporter.add(result.loss)
         self._losses.append(result.loss.detach())
 
     def before_update(self) -> None:
-        """Start the all-reduce of signals and save state; it overlaps with the optimizer."""
-        self._agreement.post(self._stop.received, self._saver.busy)
+        """Start the all-reduce of signals, save state and figures of this rank; it overlaps with the optimizer."""
+        mine = self.batches.stopwatch
+        figures = pack((mine.waiting, mine.working, peak_memory_gib(self._run.engine.device)), self._run.rank)
+        self._agreement.post(self._stop.received, self._saver.busy, *figures)
 
     def after_step(self, step: int, result: Output, masks: Masks, applied: bool) -> None:
         """Call every member, in order.
@@ -254,6 +266,19 @@ class Around:
         """
         losses, self._losses = self._losses, []
         last = step + 1 == self._run.schedule.total_steps
-        made = Made(step=step, last=last, applied=applied, losses=losses, result=result, masks=masks)
+        asked, writing, *figures = self._agreement.wait()
+        made = Made(
+            step=step,
+            last=last,
+            applied=applied,
+            losses=losses,
+            result=result,
+            masks=masks,
+            asked=asked,
+            writing=bool(writing),
+            figures=unpack(figures),
+        )
+        if self._reporter.is_point(step):
+            self.batches.stopwatch.reset()
         for member in self._members:
             member.after_step(made)

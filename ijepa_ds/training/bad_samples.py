@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,9 @@ class BadSamples:
         """Append the rows that the file does not have yet."""
         if not rows:
             return
-        before = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
+        before: list[str] = []
+        with suppress(OSError):  # none yet, or the storage fails: rows are repeated
+            before = self._path.read_text(encoding="utf-8").splitlines()
         lines = [line for line in map(json.dumps, rows) if line not in set(before)]
         append_lines(self._path, lines)
 

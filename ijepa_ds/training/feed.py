@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ijepa_ds.cluster.judge import STORAGE
 from ijepa_ds.data.augment import network_input
 from ijepa_ds.data.loader import ImageBatches
 from ijepa_ds.masks.sampler import Masks
 from ijepa_ds.training.resolution import Resolutions
+from ijepa_ds.training.slowest import Stopwatch
 from ijepa_ds.training.start import Run
 
 Mark = Callable[[str], None]
@@ -27,6 +29,7 @@ class StepImages:
             mark: called with "data_wait" when the pixels are there.
         """
         self._run, self._resolutions, self._mark = run, resolutions, mark
+        self.stopwatch = Stopwatch()  # this rank's own times
         self.loader = ImageBatches(
             run.cfg.data,
             run.folder,
@@ -39,6 +42,7 @@ class StepImages:
             start_step=run.start,
             bad=run.bad.found,
             device=run.engine.device,
+            on_storage_wait=lambda: run.watch.beat(STORAGE),
         )
         self.pixels: Tensor | None = None  # last micro-batch, uint8 [B, S, S, 3]
 
@@ -50,7 +54,9 @@ class StepImages:
             micro: 0-based micro-batch of the step. Calls follow the order of the steps.
         """
         run = self._run
+        self.stopwatch.begin()
         pixels = next(self.loader)
+        self.stopwatch.waited()
         self._mark("data_wait")
         self.pixels = self._resolutions.shrink(pixels, step)
         first = step * run.plan.batch_size + run.plan.position(run.rank, micro)  # global sample number

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from ijepa_ds.cluster import hosts
-from ijepa_ds.config import BatchPlan, Config, check, deepspeed_json, published
+from ijepa_ds.config import BatchPlan, Config, ConfigError, check, deepspeed_json, published
+from ijepa_ds.config.fresh import fresh_problems
 
 logger = logging.getLogger(__name__)
 
@@ -31,5 +33,7 @@ def read(arguments: argparse.Namespace, world_size: int) -> tuple[Config, dict[s
     for note in notes if os.environ.get("RANK", "0") == "0" else ():
         logger.info("%s: %s", arguments.config, note)
     plan = check(cfg, world_size)
+    if not (Path(cfg.run.dir) / "config.yaml").exists() and (found := fresh_problems(cfg, world_size)):
+        raise ConfigError([str(problem) for problem in found])
     ds_config = deepspeed_json.load_deepspeed(arguments.deepspeed_config, cfg, plan)
     return cfg, ds_config, plan

@@ -1,15 +1,18 @@
 """k-NN and RankMe of the target encoder during training, on separate images; the best checkpoint is marked and kept.
 
-The sharded float32 average is gathered into a plain encoder, parameter by parameter. Networks, optimizer and random numbers
-do not change.
+The sharded float32 average is gathered parameter by parameter, and a rank holds one block of it at a time. Networks,
+optimizer and random numbers do not change. It runs after the checkpoint of its step is safe.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +21,17 @@ from torch import Tensor
 
 from ijepa_ds.checkpoint.writer import BEST
 from ijepa_ds.config import Config
-from ijepa_ds.config.sizes import size_of
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.transforms import UnreadableError
-from ijepa_ds.distributed.exchange import gather_on_first
+from ijepa_ds.distributed.exchange import gather_on_first, max_over_ranks
 from ijepa_ds.durable import write_text
+from ijepa_ds.errors import UserError
 from ijepa_ds.evals import knn, rank
-from ijepa_ds.evals.features import extract
 from ijepa_ds.evals.folders import Labelled, batches, read_pair
 from ijepa_ds.evals.ranks import World
 from ijepa_ds.evals.readable import find_unreadable, without
-from ijepa_ds.model.vit import Encoder
 from ijepa_ds.training.engine import Engine
+from ijepa_ds.training.streamed import StreamedEncoder
 from ijepa_ds.zero.gather import gathered
 
 logger = logging.getLogger(__name__)
@@ -41,8 +43,10 @@ _BATCH = 256
 class LiveEval:
     """The evaluation of `eval.every`. Every rank has one and calls `run` at the same steps."""
 
-    def __init__(self, cfg: Config, engine: Engine, rank: int, world_size: int, start: int) -> None:
-        """Find the images, and read the history up to step `start`.
+    def __init__(
+        self, cfg: Config, engine: Engine, rank: int, world_size: int, start: int, beat: Callable[[], None] = lambda: None
+    ) -> None:
+        """Find the images, and read the history up to step `start`; `beat` is called while the images are found.
 
         Raises:
             ValueError: the images cannot be used.
@@ -50,55 +54,70 @@ class LiveEval:
         assert cfg.eval.train is not None and cfg.eval.test is not None  # config.checks
         self._cfg, self._engine, self._world = cfg, engine, World(rank, rank, world_size)
         try:
-            pair = read_pair(cfg.eval.train, cfg.eval.test, ScanOptions.of(cfg.data))
-        except ValueError as error:
-            raise ValueError(str(error).replace("--train", "eval.train").replace("--test", "eval.test")) from error
+            pair = read_pair(cfg.eval.train, cfg.eval.test, ScanOptions.of(cfg.data, beat=beat))
+        except UserError as error:
+            raise UserError(str(error).replace("--train", "eval.train").replace("--test", "eval.test")) from error
         for line in pair.found if rank == 0 else ():
             logger.info("%s", line.replace("--train", "eval.train").replace("--test", "eval.test"))
         self._parts = {"train": _some(pair.train, cfg.eval.max_train), "test": _some(pair.test, cfg.eval.max_test)}
         if len(self._parts["train"].labels) < cfg.eval.k:
-            raise ValueError(f"eval.k: {cfg.eval.k} is above the {len(self._parts['train'].labels)} images of eval.train")
-        self._encoder = Encoder(size_of(cfg.model), cfg.model.patch_size, cfg.grid, position_grid=cfg.model.position_grid)
-        self._encoder.requires_grad_(False)
+            raise UserError(f"eval.k: {cfg.eval.k} is above the {len(self._parts['train'].labels)} images of eval.train")
+        dtype = torch.float32 if engine.device.type == "cpu" else engine.compute_dtype
+        self._encoder = StreamedEncoder(cfg, engine.device, dtype)
+        _check_room(self._encoder.num_bytes, engine.device)
         self._unreadable: dict[str, set[int]] = {part: set() for part in self._parts}  # positions that this rank left out
-        self._kept: dict[str, list[np.ndarray]] = {}
+        self._kept: dict[tuple[str, int], list[np.ndarray]] = {}
         self._file = Path(cfg.run.dir) / HISTORY
-        self.history = [entry for entry in _read(self._file) if entry["step"] <= start]
+        self.history = [entry for entry in _read(self._file) if entry["step"] <= start] if rank == 0 else []
 
     def due(self, done: int, last: int) -> bool:
         """Whether an evaluation is due after `done` of `last` steps."""
         return done % self._cfg.eval.every == 0 or done == last
 
     def run(self, done: int, beat: Callable[[str], None]) -> dict[str, float]:
-        """Evaluate the current target encoder; every rank calls it.
+        """Evaluate the current target encoder; every rank calls it. A failure on any rank is a warning; training goes on.
 
         Args:
             done: number of steps done.
             beat: called while the evaluation makes progress.
 
         Returns:
-            On rank 0, scores by their TensorBoard tags; empty if the evaluation failed, which is logged. Images that cannot
-            be read are left out.
+            On rank 0, scores by their TensorBoard tags; empty after a failure. Images that cannot be read are left out.
         """
         began = time.perf_counter()
-        gather_target(self._engine, self._encoder)
         problem, mine = None, {}
-        try:
-            mine = {part: self._features(part, beat) for part in self._parts}
-        except (ValueError, OSError) as error:
-            problem = str(error)
-        self._encoder.to("cpu")  # free the device memory for training
-        shares = gather_on_first((problem, mine, self._unreadable))
+        for part in self._parts:
+            share = self._world.share(len(self._parts[part].labels))
+            size = self._encoder.images_at_once
+            groups = [share[first : first + size] for first in range(0, len(share), size)]
+            rows = []
+            for number in range(int(max_over_ranks(len(groups)))):  # equally many on every rank: each gathers the weights
+                group = groups[number] if number < len(groups) and problem is None else range(0)
+                try:
+                    rows.append(self._features(part, group, beat))
+                except Exception as error:  # also out of memory; other ranks must not wait for this one
+                    problem = f"rank {self._world.rank} on {socket.gethostname()}: {type(error).__name__}: {error}"
+            mine[part] = torch.cat(rows) if rows else torch.empty(0, self._encoder.width)
+        shares = gather_on_first((problem, None if problem else mine, self._unreadable))
         if shares is None:
             return {}
         problems = [text for text, *_ in shares if text]
-        if problems:
-            logger.warning("evaluation at step %d skipped: %s", done, problems[0])
-            return {}
-        train, test = (torch.cat([share[part] for _, share, _ in shares]) for part in ("train", "test"))
+        if not problems:
+            try:
+                left_out = [places for *_, places in shares]
+                return self._score([share for _, share, _ in shares], left_out, done, began)
+            except Exception as error:
+                problems = [f"{type(error).__name__}: {error}"]
+        logger.warning("evaluation at step %d skipped, training goes on: %s", done, problems[0])
+        return {}
+
+    def _score(
+        self, shares: list[dict[str, Tensor]], left_out: list[dict[str, set[int]]], done: int, began: float
+    ) -> dict[str, float]:
+        train, test = (torch.cat([share[part] for share in shares]) for part in ("train", "test"))
         labels = {
-            part: without(self._parts[part], {at for *_, left_out in shares for at in left_out[part]}).labels
-            for part in self._parts
+            part: without(images, {at for places in left_out for at in places[part]}).labels
+            for part, images in self._parts.items()
         }
         name = f"{self._cfg.eval.k}-NN"
         scores = knn.evaluate(train, labels["train"], test, labels["test"], k=(self._cfg.eval.k,))
@@ -106,43 +125,41 @@ class LiveEval:
         self._note(done, {name: scores[name], "RankMe": found["eval/RankMe"]})
         return found
 
-    def _features(self, part: str, beat: Callable[[str], None]) -> Tensor:
-        data, device = self._cfg.data, self._engine.device
-        dtype = torch.float32 if device.type == "cpu" else self._engine.compute_dtype
-        while self._mine(part):
+    def _features(self, part: str, group: range, beat: Callable[[str], None]) -> Tensor:
+        """Features of some images of a part, float32 `[n, D]` on the CPU; the weights are gathered from all ranks."""
+        weights = gathered(self._engine.ema.layout, self._engine.ema.average)
+        try:
+            if not group:
+                return torch.empty(0, self._encoder.width)
+            return self._encoder.features(weights, self._images(part, group, beat), lambda: beat("eval"))
+        finally:
+            for _ in weights:  # this rank takes part in every gather, also after an error of its own
+                beat("eval")
+
+    def _images(self, part: str, group: range, beat: Callable[[str], None]) -> list[np.ndarray]:
+        """Readable images of a part, uint8 `[n, S, S, 3]`; kept decoded between evaluations if this rank's fit in memory."""
+        kept = self._kept.get((part, group.start))
+        if kept is not None:
+            return kept
+        images, data = self._parts[part], self._cfg.data
+        kept = []
+        while positions := [at for at in group if at not in self._unreadable[part]]:
+            paths, size = [images.paths[at] for at in positions], min(_BATCH, self._encoder.images_at_once)
             try:
-                return extract(self._encoder, self._images(part, beat), data.mean, data.std, device, dtype)
+                for batch in batches(paths, data.crop_size, size, data.threads, data.max_pixels):
+                    kept.append(batch)
+                    beat("eval")
+                break
             except UnreadableError:
-                found = find_unreadable(self._parts[part].paths, self._mine(part), data.threads, data.max_pixels)
+                kept = []
+                found = find_unreadable(images.paths, positions, data.threads, data.max_pixels)
                 if not found:  # it was unreadable for a moment
                     raise
                 logger.warning("eval.%s: %d images are left out: %s", part, len(found), "; ".join(found.values()))
                 self._unreadable[part] |= found.keys()
-        return torch.empty(0, self._encoder.size.width)
-
-    def _mine(self, part: str) -> list[int]:
-        """Positions of this rank's readable images."""
-        share = self._world.share(len(self._parts[part].labels))
-        return [position for position in share if position not in self._unreadable[part]]
-
-    def _images(self, part: str, beat: Callable[[str], None]) -> Iterator[np.ndarray]:
-        """This rank's images of a part, uint8 `[n, S, S, 3]`; kept decoded between evaluations if they fit in memory."""
-        images, size = self._parts[part], self._cfg.data.crop_size
-        if part not in self._kept:
-            paths = [images.paths[i] for i in self._mine(part)]
-            read = batches(paths, size, _BATCH, self._cfg.data.threads, self._cfg.data.max_pixels)
-            keep: list[np.ndarray] | None = [] if 3 * size**2 * len(paths) <= _CACHE else None
-            for batch in read:
-                if keep is not None:
-                    keep.append(batch)
-                beat("eval")
-                yield batch
-            if keep is not None:
-                self._kept[part] = keep
-            return
-        for batch in self._kept[part]:
-            beat("eval")
-            yield batch
+        if 3 * data.crop_size**2 * len(self._world.share(len(images.labels))) <= _CACHE:
+            self._kept[part, group.start] = kept
+        return kept
 
     def _note(self, done: int, scores: dict[str, float]) -> None:
         """Add scores to the history, and mark the step with the best k-NN score, the first of equals."""
@@ -156,22 +173,20 @@ class LiveEval:
             logger.error("%s cannot be written (%s): training continues", self._file, error.strerror)
 
 
-@torch.no_grad()
-def gather_target(engine: Engine, encoder: Encoder) -> None:
-    """Copy the sharded average into a plain float32 encoder on every rank. The engine does not change.
-
-    Args:
-        engine: has the average.
-        encoder: an encoder of the same shape that is not sharded.
+def _check_room(needed: int, device: torch.device) -> None:
+    """Refuse an evaluation that cannot fit.
 
     Raises:
-        RuntimeError: the ranks together do not hold every value exactly once.
+        UserError: says how much is needed and how much there is.
     """
-    parameters = dict(encoder.named_parameters())
-    for name, whole in gathered(engine.ema.layout, engine.ema.average):
-        parameters.pop(name).copy_(whole.view_as(encoder.get_parameter(name)))
-    if parameters:
-        raise RuntimeError(f"the target has no {', '.join(sorted(parameters))}: this sharding is not supported")
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device.type == "cuda":
+        there = min(there, torch.cuda.mem_get_info(device)[1])
+    if needed > there:
+        raise UserError(
+            f"eval.every: it needs {needed / 2**30:.1f} GiB on every rank (a block in float32, and tokens), and there "
+            f"are {there / 2**30:.1f}: set eval.every=0, and score checkpoints with `ijepa-ds eval`"
+        )
 
 
 def _some(images: Labelled, limit: int) -> Labelled:
@@ -184,7 +199,18 @@ def _some(images: Labelled, limit: int) -> Labelled:
 
 
 def _read(file: Path) -> list[dict]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    """The history; an unreadable file is kept under another name, and the history begins anew."""
+    if not file.is_file():
+        return []
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        return [row | {"step": int(row["step"])} for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        aside = file.with_name(f"{file.name}.damaged")
+        with suppress(OSError):
+            file.replace(aside)
+        logger.warning("%s is damaged (%s); it is now %s, and the history of evaluations begins anew", file, error, aside.name)
+        return []
 
 
 def _write(file: Path, content: object) -> None:

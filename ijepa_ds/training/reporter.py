@@ -30,6 +30,7 @@ from ijepa_ds.telemetry.event_log import Log
 from ijepa_ds.telemetry.health import Health
 from ijepa_ds.telemetry.metrics import Clock, effective_rank, feature_std, peak_memory_gib
 from ijepa_ds.training.engine import Engine
+from ijepa_ds.training.slowest import Figures
 
 logger = logging.getLogger(__name__)
 STALL = 0.05  # warn if a larger share of the time is spent waiting for data
@@ -81,7 +82,13 @@ class Reporter:
         every = self.cfg.run.probe_every
         return bool(every) and ((step + 1) % every == 0 or step == 0)
 
-    def after_step(self, step: int, output: Output, masks: Masks, pixels: Tensor, applied: bool, bad: int) -> None:
+    def is_point(self, step: int) -> bool:
+        """Whether scalars are logged after a step (0-based)."""
+        return (step + 1) % self.cfg.run.log_every == 0 or step + 1 == self.schedule.total_steps
+
+    def after_step(
+        self, step: int, output: Output, masks: Masks, pixels: Tensor, applied: bool, bad: int, figures: Figures
+    ) -> None:
         """Write what is due after a step.
 
         Args:
@@ -91,6 +98,7 @@ class Reporter:
             pixels: of the last micro-batch, uint8 `[B, S, S, 3]`.
             applied: whether the optimizer applied the step.
             bad: number of unreadable images.
+            figures: maxima over ranks since the last point.
 
         Raises:
             TrainingError: no loss since the last point was finite.
@@ -98,8 +106,8 @@ class Reporter:
         run, done = self.cfg.run, step + 1
         self._skipped += not applied
         self._steps += 1
-        if done % run.log_every == 0 or done == self.schedule.total_steps:
-            self._write_scalars(step, masks, bad)
+        if self.is_point(step):
+            self._write_scalars(step, masks, bad, figures)
         if self._probes_after(step):
             self._write_probes(done, output)
         if run.picture_every and self.rank == 0 and step % run.picture_every == 0:
@@ -109,7 +117,7 @@ class Reporter:
         with suppress(OSError):  # the terminal is closed, or the disk of the output is full
             self._bar.update()
 
-    def _write_scalars(self, step: int, masks: Masks, bad: int) -> None:
+    def _write_scalars(self, step: int, masks: Masks, bad: int, figures: Figures) -> None:
         total_loss, count = mean_over_ranks(self._loss.clone()).tolist()
         loss = total_loss / count if count else math.nan
         now = time.perf_counter()
@@ -132,6 +140,12 @@ class Reporter:
                 "optimizer/skipped_steps": self._skipped,
                 "data/bad_samples": bad,
                 "memory/peak_gib": peak_memory_gib(self.engine.device),
+                "slowest/data_wait": figures.waiting.value / spent,
+                "slowest/data_wait_rank": figures.waiting.rank,
+                "slowest/seconds_per_step": figures.working.value / self._steps,
+                "slowest/seconds_per_step_rank": figures.working.rank,
+                "slowest/memory_gib": figures.memory.value,
+                "slowest/memory_rank": figures.memory.rank,
                 "alarms/count": self._alarms,
             }
             | {f"time/{name}": seconds / total for name, seconds in parts.items()},
@@ -139,7 +153,7 @@ class Reporter:
         self._bar.set_postfix_str(f"loss {loss:.4f}, {images / spent:.0f} images/s", refresh=False)
         if not math.isfinite(loss):
             raise TrainingError(f"the loss is {loss} at step {step + 1}: lower optimization.lr, or set optimization.clip_grad")
-        self._warn_of_stalls(parts.get("data_wait", 0.0) / total)
+        self._warn_of_stalls(figures.waiting.value / spent, figures.waiting.rank)
         self.last_loss = loss
         self._loss = torch.zeros_like(self._loss)
         self._steps, self._since = 0, now
@@ -151,11 +165,13 @@ class Reporter:
         flops = training_flops(config.at_step(self.cfg, step), masks.context.shape[-1], masks.targets.shape[-1])
         return rate * flops / (self._peak * torch.distributed.get_world_size())
 
-    def _warn_of_stalls(self, share: float) -> None:
+    def _warn_of_stalls(self, share: float, rank: int) -> None:
         if share > STALL and self.rank == 0 and not self._warned and self._settled:
             logger.warning(
-                "%.0f %% of the time is spent waiting for images: raise data.threads (%d now) or data.prefetch (%d now)",
+                "%.0f %% of the time rank %d waits for images, and the others for it: "
+                "raise data.threads (%d now) or data.prefetch (%d now)",
                 100 * share,
+                rank,
                 self.cfg.data.threads,
                 self.cfg.data.prefetch,
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,25 +15,25 @@ from ijepa_ds import config, counter
 from ijepa_ds.checkpoint import restore, run_dir, writer
 from ijepa_ds.checkpoint.reader import CheckpointReader
 from ijepa_ds.cluster import rank_log
+from ijepa_ds.cluster.judge import READ, SCAN
 from ijepa_ds.cluster.watch import Watch
 from ijepa_ds.config import BatchPlan, Config
 from ijepa_ds.config.schedules import Schedule
 from ijepa_ds.data.classes import describe_classes
-from ijepa_ds.data.index import ImageIndex, changes, describe
+from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.samples import mix_of
-from ijepa_ds.data.scan import ScanOptions
-from ijepa_ds.data.sources import is_index, open_index, open_source
 from ijepa_ds.distributed.agreement import agree
 from ijepa_ds.distributed.exchange import broadcast_object, gather_objects
 from ijepa_ds.distributed.world import barrier, initialise_distributed
+from ijepa_ds.errors import UserError
 from ijepa_ds.training import precision
 from ijepa_ds.training.bad_samples import BadSamples, found_before
 from ijepa_ds.training.engine import Engine
+from ijepa_ds.training.images import find_images
 from ijepa_ds.training.live_eval import LiveEval
 from ijepa_ds.weights.start import Start, open_start, resolve_position_grid
 
 logger = logging.getLogger(__name__)
-INDEX = "images.index"  # index of the run's images in its folder: all ranks read it, and a resumed run compares with it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +84,10 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     agree(lambda: rank_log.open_log(Path(cfg.run.dir), rank, plan.world_size))
     cfg, ds_config = precision.resolve(cfg, ds_config, rank, device)
     cfg = broadcast_object(agree(lambda: resolve_position_grid(cfg) if rank == 0 else None))
-    folder = _find_images(cfg, rank)
+    folder = find_images(cfg, rank, watch)
     schedule = agree(lambda: _schedule(cfg, folder))
     watch.beat("images found")
-    reader = _find_start(cfg, rank)
+    reader = _find_start(cfg, rank, watch)
     if reader:
         agree(lambda: _check_continues(reader, folder))
     bad = agree(lambda: BadSamples(cfg.data, folder, Path(cfg.run.dir), rank, found_before(reader.manifest if reader else {})))
@@ -95,9 +96,11 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     engine = Engine(cfg, ds_config, device, start)
     watch.beat("engine built")
     if reader:
-        agree(lambda: restore.load(engine.layout, engine.ema, reader))
+        agree(lambda: restore.load(engine.layout, engine.ema, reader, partial(watch.beat, READ)))
     done = reader.manifest["step"] if reader else 0
-    live = agree(lambda: LiveEval(cfg, engine, rank, plan.world_size, done)) if cfg.eval.every else None
+    live = (
+        agree(lambda: LiveEval(cfg, engine, rank, plan.world_size, done, lambda: watch.beat(SCAN))) if cfg.eval.every else None
+    )
     facts = {"world_size": plan.world_size, "images": len(folder)}
     agree(lambda: run_dir.write_facts(cfg, ds_config, facts) if rank == 0 else None)
     if rank == 0:
@@ -120,7 +123,7 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     )
 
 
-def _find_start(cfg: Config, rank: int) -> CheckpointReader | None:
+def _find_start(cfg: Config, rank: int, watch: Watch) -> CheckpointReader | None:
     """The newest valid checkpoint: rank 0 lists them, and each rank verifies a share of the files."""
     steps = broadcast_object(agree(lambda: run_dir.look(cfg) if rank == 0 else None))
 
@@ -128,37 +131,13 @@ def _find_start(cfg: Config, rank: int) -> CheckpointReader | None:
         if rank == 0:
             logger.error(*text)
 
-    return run_dir.find_start(cfg, steps, restore.open_together, report)
-
-
-def _find_images(cfg: Config, rank: int) -> ImageIndex:
-    """Rank 0 scans the source once and writes an index; the others open it and check that they see the same files."""
-    path = Path(cfg.run.dir) / INDEX
-
-    def scan() -> None:
-        if rank != 0:
-            return
-        index = open_source(cfg.data.source, ScanOptions.of(cfg.data, progress=True))
-        before = ImageIndex.open(path) if path.exists() else None
-        if before and before.checksum != index.checksum and any((path.parent / "checkpoints").glob("step_*")):
-            raise ValueError(
-                f"data.source has other images than when {path.parent} was begun ({len(before)} then, {len(index)} now): "
-                f"{describe(changes(before, index))}; restore them, or start again in another run.dir"
-            )
-        index.save(path)
-
-    if not is_index(cfg.data.source):
-        agree(scan)
-        return agree(lambda: open_index(path, cfg.data.source))
-    folder = agree(lambda: open_source(cfg.data.source))
-    _check_same_data(folder)
-    return folder
+    return run_dir.find_start(cfg, steps, partial(restore.open_together, beat=partial(watch.beat, READ)), report)
 
 
 def _schedule(cfg: Config, folder: ImageIndex) -> Schedule:
     steps_per_epoch = len(folder) // cfg.optimization.batch_size
     if steps_per_epoch < 1:
-        raise ValueError(
+        raise UserError(
             f"data.source: {cfg.data.source} has {len(folder)} images, fewer than one global batch "
             f"(optimization.batch_size: {cfg.optimization.batch_size})"
         )
@@ -173,7 +152,7 @@ def _start(cfg: Config, rank: int) -> Start:
     seen = gather_objects((start.digest(), socket.gethostname()))
     different = [f"rank {other} on {host}" for other, (digest, host) in enumerate(seen) if digest != seen[0][0]]
     if different:
-        raise ValueError(f"model.init_from: {path} differs between hosts: not that of rank 0 for {', '.join(different)}")
+        raise UserError(f"model.init_from: {path} differs between hosts: not that of rank 0 for {', '.join(different)}")
     if rank == 0:
         for note in start.notes:
             logger.info("model.init_from: %s", note)
@@ -200,7 +179,7 @@ def _check_continues(reader: CheckpointReader, folder: ImageIndex) -> None:
     """
     version = reader.manifest.get("order_version", 1)
     if version != counter.ORDER_VERSION:
-        raise ValueError(
+        raise UserError(
             f"{reader.folder} was saved under order version {version}, this revision of ijepa_ds has order version "
             f"{counter.ORDER_VERSION}: it would draw other samples, crops and masks for the remaining steps. Continue with the "
             "revision that saved it (`versions` in its manifest.json), or start another run.dir from its weights "
@@ -208,26 +187,15 @@ def _check_continues(reader: CheckpointReader, folder: ImageIndex) -> None:
         )
     saved, now = reader.manifest.get("data_checksum"), folder.checksum
     if saved != now:
-        raise ValueError(
+        raise UserError(
             f"data.source has other images than when {reader.folder} was saved ({reader.manifest.get('images')} then, "
             f"{len(folder)} now, checksum {saved} then, {now} now): restore them, or start again in another run.dir"
         )
     if "mix" in reader.manifest and reader.manifest["mix"] != (mix := mix_of(folder)):  # older checkpoints do not record it
-        raise ValueError(
+        raise UserError(
             f"data.source mixes its sources in other shares than when {reader.folder} was saved (images and samples in a "
             f"thousand of each source: {reader.manifest['mix']} then, {mix} now): restore the weights, or start again in "
             "another run.dir"
-        )
-
-
-def _check_same_data(folder: ImageIndex) -> None:
-    """Check that all ranks see the same files; a rank with another list would silently train on other samples."""
-    seen = gather_objects((folder.checksum, len(folder), socket.gethostname()))
-    different = [f"rank {rank} on {host}: {n} images" for rank, (sum_, n, host) in enumerate(seen) if sum_ != seen[0][0]]
-    if different:
-        raise ValueError(
-            f"data.source is not the same everywhere: rank 0 on {seen[0][2]} has {seen[0][1]} images, but "
-            + "; ".join(different)
         )
 
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from ijepa_ds.config import Config
 from ijepa_ds.config.sizes import Size
 from ijepa_ds.data.transforms import normalize, resize_centre_crop
+from ijepa_ds.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
     """Weights cannot be used; the message names the file, what was found and what to do."""
 
 

@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 
 from ijepa_ds.config import MasksConfig
+from ijepa_ds.errors import UserError
 from ijepa_ds.masks.sampler import Masks, build_sampler, check
 from ijepa_ds.model.ijepa import IJEPA
 from ijepa_ds.model.vit import Predictor
@@ -67,7 +68,7 @@ def masks_for(source: Source, grid: int, count: int, seed: int) -> Masks:
         cfg = replace(cfg, context_tokens=None)
     problems = check(cfg, grid)
     if problems:
-        raise ValueError(f"masks cannot be drawn on {grid} x {grid} patches: " + "; ".join(problems))
+        raise UserError(f"masks cannot be drawn on {grid} x {grid} patches: " + "; ".join(problems))
     if cfg.sampler == "published":
         cfg = replace(cfg, truncation_group=max(count, cfg.truncation_group))
     return build_sampler(cfg, grid, seed, count).sample(0, 0, count, "cpu")

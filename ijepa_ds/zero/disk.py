@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ijepa_ds.errors import UserError
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SECTOR = 128  # float32 values in 512 bytes, the alignment of a direct read
 
@@ -28,7 +30,7 @@ def check_async_io() -> None:
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     if not AsyncIOBuilder().is_compatible(verbose=False):
-        raise ValueError(
+        raise UserError(
             "offload_optimizer.device nvme needs libaio, which is not installed (or has no headers): apt-get install "
             "libaio-dev, dnf install libaio-devel, or conda install libaio with CFLAGS=-I$CONDA_PREFIX/include and "
             "LDFLAGS=-L$CONDA_PREFIX/lib exported on every host"

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ijepa_ds.errors import UserError
 from ijepa_ds.zero.layout import Piece, ZeroLayout
 
 
@@ -132,7 +133,7 @@ def _check_pairs(named: dict[str, nn.Parameter], targets: dict[str, nn.Parameter
             problems.append(f"'{name}' of the teacher is trainable: call teacher.requires_grad_(False) first")
     if problems:
         more = f"\n... and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise ValueError("this teacher cannot follow this student:\n" + "\n".join(problems[:10]) + more)
+        raise UserError("this teacher cannot follow this student:\n" + "\n".join(problems[:10]) + more)
 
 
 def _tied(module: nn.Module) -> list[str]:

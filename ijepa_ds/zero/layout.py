@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ijepa_ds.errors import UserError
 from ijepa_ds.versions import check_deepspeed
 from ijepa_ds.zero.disk import SwapFiles, mapped
 from ijepa_ds.zero.masters import Piece, masters_of
@@ -44,14 +45,14 @@ class ZeroLayout:
         check_deepspeed()
         reasons = unsupported(engine)
         if reasons:
-            raise ValueError("this DeepSpeed engine's master weights cannot be followed:\n" + "\n".join(reasons))
+            raise UserError("this DeepSpeed engine's master weights cannot be followed:\n" + "\n".join(reasons))
         self.engine, self.named = engine, named
         self._masters = masters_of(engine.optimizer, named)
         self.kind, self.replicated, self.pieces = self._masters.kind, self._masters.replicated, self._masters.pieces
         self._files = SwapFiles(engine.optimizer) if getattr(engine.optimizer, "swap_optimizer", False) else None
         for slot in range(self.num_slots):
             if self.master(slot).dtype != torch.float32:
-                raise ValueError(
+                raise UserError(
                     f"the engine's master weights are {self.master(slot).dtype}, not float32: an EMA or checkpoint of "
                     "them would lose small updates. Use bf16 with float32 masters, or float32."
                 )

@@ -28,6 +28,7 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
 
+from ijepa_ds.errors import UserError
 from ijepa_ds.zero.publish import gather_flat, own_share, publish_partitions
 
 
@@ -223,7 +224,7 @@ class Flat(Masters):
             group = self._groups[index]
             foreign = sum(id(p) not in names for p in group)
             if foreign:
-                raise ValueError(
+                raise UserError(
                     f"optimizer group {index} holds {foreign} parameters that are not the student's beside its own: "
                     "give the student's parameters groups of their own, so that the teacher can share their layout"
                 )
@@ -336,6 +337,6 @@ def masters_of(optimizer: Any, named: Mapping[str, Any]) -> Masters:
     return chosen(optimizer, named)
 
 
-def _not_optimised(names: list[str]) -> ValueError:
+def _not_optimised(names: list[str]) -> UserError:
     more = f" ({len(names)} in all)" if len(names) > 1 else ""
-    return ValueError(f"parameter '{names[0]}'{more} is not in the engine's optimizer: is it trainable and in a group?")
+    return UserError(f"parameter '{names[0]}'{more} is not in the engine's optimizer: is it trainable and in a group?")

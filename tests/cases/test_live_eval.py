@@ -6,7 +6,8 @@ import torch
 
 from ijepa_ds.config import Config, DataConfig
 from ijepa_ds.config.schema import EvalConfig, OptimizationConfig, RunConfig
-from ijepa_ds.config.sizes import ModelConfig
+from ijepa_ds.config.sizes import ModelConfig, size_of
+from ijepa_ds.model.vit import Encoder, initialise
 from ijepa_ds.training import live_eval
 from tests.cases.making import coded, photo, write_tree
 
@@ -29,9 +30,14 @@ def test_the_evaluation_of_a_run_leaves_unreadable_images_out(tmp_path, monkeypa
         eval=EvalConfig(every=1, train=str(tmp_path / "train"), test=str(tmp_path / "test"), k=1),
     )
     (tmp_path / "run").mkdir()
-    monkeypatch.setattr(live_eval, "gather_target", lambda engine, encoder: None)
+    encoder = Encoder(size_of(cfg.model), 8, cfg.grid)
+    initialise(encoder, 0)
+    weights = [(name, parameter.detach().flatten()) for name, parameter in encoder.named_parameters()]
+    monkeypatch.setattr(live_eval, "gathered", lambda layout, average: iter(weights))
     monkeypatch.setattr(live_eval, "gather_on_first", lambda value: [value])
-    engine = SimpleNamespace(device=torch.device("cpu"), compute_dtype=torch.float32)
+    monkeypatch.setattr(live_eval, "max_over_ranks", lambda value: value)
+    ema = SimpleNamespace(layout=None, average=None)
+    engine = SimpleNamespace(device=torch.device("cpu"), compute_dtype=torch.float32, ema=ema)
     live = live_eval.LiveEval(cfg, engine, 0, 1, 0)
     for step in (1, 2):
         scores = live.run(step, lambda what: None)

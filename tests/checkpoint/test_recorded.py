@@ -16,7 +16,14 @@ from ijepa_ds.checkpoint.reader import CheckpointReader, newest
 from tests.dist.launched import Run, prepare
 
 KINDS = ("master", "exp_avg", "exp_avg_sq", "ema")
-OPTIONS = ("model.width=16", "model.heads=2", "run.checkpoint_every=2", "run.keep_last=3", "optimization.steps=6")
+OPTIONS = (
+    "masks.min_keep=1",
+    "model.width=16",
+    "model.heads=2",
+    "run.checkpoint_every=2",
+    "run.keep_last=3",
+    "optimization.steps=6",
+)
 
 
 @pytest.fixture

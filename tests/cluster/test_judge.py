@@ -2,7 +2,7 @@
 
 import pytest
 
-from ijepa_ds.cluster.judge import SILENCE, Hang, Lost, Role, is_overdue, judge, role
+from ijepa_ds.cluster.judge import READ, SCAN, SILENCE, STORAGE, Hang, Lost, Role, is_overdue, judge, role
 from ijepa_ds.cluster.peers import Peer, Report, describe_hosts
 from ijepa_ds.cluster.processes import Process
 
@@ -28,6 +28,17 @@ def test_a_job_that_makes_progress_goes_on() -> None:
     assert verdict(job(3, 3), idle=9999, timeout=0) is None  # run.hang_timeout=0
     assert verdict(job(3, 3, silent=(1,)), idle=1) is None  # its process is visible here: silence alone is no fault
     assert verdict(job(3, 3), idle=1, stopped=(1,)) is None  # it may be continued in time
+
+
+@pytest.mark.parametrize("phase", [READ, SCAN, STORAGE])
+def test_a_rank_that_scans_or_waits_for_storage_is_waited_for(phase: str) -> None:
+    peers = job(3, 3, communicating=(0,))
+    peers[1].report = Report(7, 90, phase, overdue=False)
+    assert verdict(peers, idle=100 * TIMEOUT) is None
+    peers[1].report = Report(7, 90, phase, overdue=True)  # it has stopped to get on
+    assert verdict(peers) == Hang([0])
+    peers[1].report = Report(7, 90, "forward", overdue=False)
+    assert verdict(peers) == Hang([0])
 
 
 @pytest.mark.parametrize("idle", [1.0, TIMEOUT + 1])

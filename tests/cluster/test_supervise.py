@@ -102,11 +102,18 @@ def test_the_limit_of_restarts(case: Case) -> None:
     assert code == 70 and case.calls() == 2 and "1 restarts were made" in errors
 
 
-@pytest.mark.parametrize("given", ["exit:2", "exit:75", "exit:241", "kill:15", "exit:143"])
+@pytest.mark.parametrize("given", ["exit:2", "stop+exit:75", "exit:241", "kill:15", "exit:143"])
 def test_what_the_user_must_mend_or_has_stopped_is_not_started_again(given: str, case: Case) -> None:
     code, errors = case.whole(given)
     assert code == (2 if given == "exit:2" else 75) and case.calls() == 1 and "not started again" in errors
     assert not (case.run / "restarts.jsonl").exists()
+
+
+def test_a_fault_of_storage_or_network_is_started_again(case: Case) -> None:
+    case.run.mkdir()
+    (case.run / "stopped.json").write_text("{}")  # of an earlier stop
+    code, errors = case.whole("save:1+exit:75", "save:2+complete+exit:0")
+    assert code == 0 and case.calls() == 2 and "storage or network failed" in errors
 
 
 def test_the_marker_of_an_earlier_end_does_not_excuse_a_failure(case: Case) -> None:

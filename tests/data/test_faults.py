@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from ijepa_ds import storage
 from ijepa_ds.cli import main
 from ijepa_ds.config import DataConfig
-from ijepa_ds.data import reading
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.loader import ImageBatches
 from ijepa_ds.data.samples import SamplePlan, Share, image_indices
@@ -222,26 +222,25 @@ def test_odd_but_good_images_are_decoded_right(tmp_path, loader):
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
-def test_a_transient_error_is_tried_again_before_it_counts(tmp_path, loader, monkeypatch, code, caplog):
+def test_a_transient_error_is_tried_again_and_never_counts(tmp_path, loader, monkeypatch, code, caplog):
     root = write(tmp_path / "images", {})
     index = scan(root)
     clean, _ = run(index, loader)
-    monkeypatch.setattr(reading, "WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(storage, "_PAUSES", (0.001, 0.001))
     attempts: dict[bytes, int] = {}
     opened: Callable = os.open
 
     def stumble(path, *rest, **keys):
         if isinstance(path, bytes) and path.endswith(b".png"):
             attempts[path] = attempts.get(path, 0) + 1
-            if attempts[path] < 4 or (path.endswith(b"good_05.png")):
+            if attempts[path] < 4 or (path.endswith(b"good_05.png") and attempts[path] < 40):
                 raise OSError(code, os.strerror(code), path)
         return opened(path, *rest, **keys)
 
     monkeypatch.setattr(os, "open", stumble)
     images, found = run(index, loader)
-    assert found == {5: os.strerror(code)} and "trying again" in caplog.text
-    which = image_indices(index, np.arange(STEPS * BATCH), 0).reshape(STEPS, BATCH)
-    assert np.array_equal((images != clean).flatten(2).any(dim=2).numpy(), which == 5)
+    assert found == {} and "trying again" in caplog.text and max(attempts.values()) >= 40
+    assert torch.equal(images, clean)
 
 
 def test_a_resumed_run_honours_what_was_found_before(tmp_path, loader):
@@ -261,7 +260,7 @@ def test_bad_samples_are_agreed_written_once_and_limited(tmp_path, monkeypatch):
     from ijepa_ds.training import bad_samples
 
     index = scan(write(tmp_path / "images", {"text.jpg": b"hello"}))
-    cfg = DataConfig(source=index.source, max_bad=3)
+    cfg = DataConfig(source=index.source, max_bad=2)  # one more is known since the scan
 
     class Batches:
         found = {2: "ours"}
@@ -285,5 +284,8 @@ def test_bad_samples_are_agreed_written_once_and_limited(tmp_path, monkeypatch):
     assert [(row["index"], row["reason"]) for row in rows][1:] == [(2, "ours"), (3, "theirs")]
     assert rows[0]["path"].endswith("text.jpg") and "not a JPEG" in rows[0]["reason"]
     Batches.found = {5: "one more"}
-    with pytest.raises(ValueError, match=r"(?s)4 images.*more than data\.max_bad = 3.*ours.*theirs.*one more.*text\.jpg"):
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)4 images.*more than data\.max_bad = 2 \(3 found.*ours.*theirs.*one more.*text\.jpg",
+    ):
         again.agree(Batches())

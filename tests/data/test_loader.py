@@ -192,7 +192,7 @@ def test_closing_ends_the_thread_whatever_it_is_doing(folder, loader):
         stream.close()
         stream.close()
         assert time.monotonic() - start < limit(60)
-        with pytest.raises(ValueError, match="closed"):
+        with pytest.raises(RuntimeError, match="closed"):
             next(stream)
     dropped = batches(config(folder, loader), folder)
     del dropped

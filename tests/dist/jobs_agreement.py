@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 
@@ -12,7 +13,7 @@ def exchanges() -> dict[str, Any]:
     from ijepa_ds.distributed import exchange
     from ijepa_ds.distributed.agreement import Agreement, agree
     from ijepa_ds.distributed.world import initialise_distributed
-    from ijepa_ds.errors import CheckpointError
+    from ijepa_ds.errors import CheckpointError, StorageError, UserError
 
     initialise_distributed()
     rank = dist.get_rank()
@@ -24,7 +25,7 @@ def exchanges() -> dict[str, Any]:
 
         try:
             agree(work, **options)
-        except (ValueError, CheckpointError) as found:
+        except (UserError, CheckpointError, StorageError) as found:
             return type(found).__name__, str(found)
         return "", ""
 
@@ -33,8 +34,9 @@ def exchanges() -> dict[str, Any]:
     found = {
         "result": agree(lambda: f"of rank {rank}"),
         "on rank 1": failure((1,), CheckpointError("broken")),
-        "on both": failure((0, 1), ValueError(f"from rank {rank}")),
-        "of the disk": failure((0,), OSError("full")),
+        "on both": failure((0, 1), UserError(f"from rank {rank}")),
+        "of a file": failure((0,), FileNotFoundError(errno.ENOENT, "no such file")),
+        "of the storage": failure((1,), OSError(errno.EIO, "no answer")),
         "also": failure((1,), RuntimeError("memory"), errors=(RuntimeError,)),
         "none": failure((), ValueError("never")),
         "maxima": agreement.wait(),

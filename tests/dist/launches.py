@@ -26,7 +26,6 @@ TINY = [
     "model.predictor.depth=1",
     "model.predictor.width=16",
     "masks.sampler=unbiased",
-    "masks.min_keep=1",
     "masks.target_scale=[0.1, 0.2]",
     "optimization.batch_size=8",
     "optimization.warmup_steps=2",

@@ -18,9 +18,10 @@ def test_exchanges_and_errors_reach_every_rank(ranks: Callable[[int], Pool]) -> 
         == one
         == {
             "on rank 1": ("CheckpointError", "broken\n(on rank 1 only)"),
-            "on both": ("ValueError", "from rank 0"),
-            "of the disk": ("ValueError", "full"),
-            "also": ("ValueError", "memory\n(on rank 1 only)"),
+            "on both": ("UserError", "from rank 0"),
+            "of a file": ("UserError", "[Errno 2] no such file"),
+            "of the storage": ("StorageError", "[Errno 5] no answer\n(on rank 1 only)"),
+            "also": ("UserError", "memory\n(on rank 1 only)"),
             "none": ("", ""),
             "maxima": [1, 5],
             "first": {"rank": 0},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +11,11 @@ import pytest
 import torch
 
 from ijepa_ds.cluster.stop import Stopped
-from ijepa_ds.errors import CheckpointError
+from ijepa_ds.errors import CheckpointError, StorageError
 from ijepa_ds.training.around import BadImages, Checkpoints, Evaluations, Made, Report, Saves, Skips, Stops
+from ijepa_ds.training.slowest import unpack
+
+FIGURES = unpack([0, 0, 0])
 
 
 class Recorder:
@@ -54,8 +58,8 @@ def test_bad_images_are_exchanged_when_a_point_is_logged(step: int, last: bool, 
 
 def test_the_report_gets_the_pixels_of_the_last_micro_batch() -> None:
     reporter, pixels = Recorder(), torch.zeros(1)
-    Report(make_run(bad=[1, 2, 3]), SimpleNamespace(pixels=pixels), reporter).after_step(made(6))  # type: ignore[arg-type]
-    assert reporter.calls == [("after_step", 6, None, None, pixels, True, 3)]
+    Report(make_run(bad=[1, 2, 3]), SimpleNamespace(pixels=pixels), reporter).after_step(replace(made(6), figures=FIGURES))  # type: ignore[arg-type]
+    assert reporter.calls == [("after_step", 6, None, None, pixels, True, 3, FIGURES)]
 
 
 def test_skipped_steps_are_counted_with_their_losses() -> None:
@@ -64,10 +68,10 @@ def test_skipped_steps_are_counted_with_their_losses() -> None:
     assert skipped.calls == [("note", 2, False, step.losses)]
 
 
-def test_a_save_goes_on_and_the_signal_becomes_known() -> None:
+def test_a_save_goes_on() -> None:
     saver, step = Recorder(), made(2)
-    Saves(Recorder(wait=[signal.SIGTERM, 1]), saver).after_step(step)  # type: ignore[arg-type]
-    assert step.asked == signal.SIGTERM
+    step.writing = True
+    Saves(saver).after_step(step)  # type: ignore[arg-type]
     assert saver.calls == [("advance", 3, True)]
 
 
@@ -75,7 +79,9 @@ def test_a_save_goes_on_and_the_signal_becomes_known() -> None:
 def test_an_evaluation_is_made_when_it_is_due(due: bool) -> None:
     live, reporter, marks = Recorder(due=due, run={"eval/20-NN": 40.0}), Recorder(), []
     run = make_run(live=live, watch=SimpleNamespace(beat="beat"))
-    Evaluations(run, reporter, marks.append).after_step(made(9))  # type: ignore[arg-type]
+    saver = Recorder(finish=True)
+    Evaluations(run, reporter, saver, marks.append).after_step(made(9))  # type: ignore[arg-type]
+    assert saver.names() == (["finish"] if due else [])
     assert live.calls[0] == ("due", 10, 20)
     assert live.calls[1:] == ([("run", 10, "beat")] if due else [])
     assert reporter.calls == ([("evaluated", 10, {"eval/20-NN": 40.0})] if due else [])
@@ -84,7 +90,7 @@ def test_an_evaluation_is_made_when_it_is_due(due: bool) -> None:
 
 def test_a_run_without_evaluation_makes_none() -> None:
     reporter = Recorder()
-    Evaluations(make_run(live=None), reporter, print).after_step(made(9))  # type: ignore[arg-type]
+    Evaluations(make_run(live=None), reporter, Recorder(), print).after_step(made(9))  # type: ignore[arg-type]
     assert reporter.calls == []
 
 
@@ -110,15 +116,18 @@ def test_a_checkpoint_is_saved_when_due_at_the_end_and_after_a_signal(
     assert bad.names() == (["agree", "rows"] if saved else [])  # what ranks found goes into the manifest
 
 
-def test_a_last_state_that_cannot_be_saved_is_an_error() -> None:
+@pytest.mark.parametrize(("fault", "error"), [(False, CheckpointError), (True, StorageError)])
+def test_a_last_state_that_cannot_be_saved_is_an_error(fault: bool, error: type[Exception]) -> None:
+    saver = Recorder(due=False, finish=False)
+    saver.fault = fault
     member = Checkpoints(
         make_run(bad=Recorder(rows=[])),
         SimpleNamespace(loader="loader"),  # type: ignore[arg-type]
         Recorder(),  # type: ignore[arg-type]
-        Recorder(due=False, finish=False),  # type: ignore[arg-type]
+        saver,  # type: ignore[arg-type]
         lambda part: None,
     )
-    with pytest.raises(CheckpointError, match="could not be saved"):
+    with pytest.raises(error, match="could not be saved"):
         member.after_step(made(3, last=True))
 
 
