@@ -118,6 +118,7 @@ def test_two_classes_for_one_key_do_not_mix(tmp_path):
         "x1.1.jpg": IMAGES[1],
         "x1.0.cls": b"cat",
         "x1.1.cls": b"dog",
+        "x1.cls": b"fish",
         "y.left.jpg": IMAGES[2],
         "y.cls": b"1",
     }
