@@ -133,13 +133,14 @@ def test_only_one_rank_sees_a_problem(place: Path) -> None:
     """Every rank stops with the message of the one that failed, instead of waiting for it."""
     (place / "run.py").write_text(
         "import os, sys\n"
-        "from ijepa_ds.training import start\n"
-        "open_index = start.open_index\n"
+        "from ijepa_ds.errors import UserError\n"
+        "from ijepa_ds.training import images\n"
+        "open_index = images.open_index\n"
         "def broken(*a):\n"
         "    if os.environ['RANK'] == '1':\n"
-        "        raise ValueError('data.source: not mounted here')\n"
+        "        raise UserError('data.source: not mounted here')\n"
         "    return open_index(*a)\n"
-        "start.open_index = broken\n"
+        "images.open_index = broken\n"
         "from ijepa_ds.train import main\n"
         "sys.exit(main())\n"
     )
@@ -188,5 +189,6 @@ def test_a_port_in_use_is_said(place: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        message = refused(start(place, ranks=2, port=taken.getsockname()[1]))
-    assert "--master_port" in message
+        result = start(place, ranks=2, port=taken.getsockname()[1])
+    assert "--master_port" in refused(result)
+    assert result.returncode == 75  # the port may be free at the next attempt
