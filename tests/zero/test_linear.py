@@ -292,16 +292,27 @@ def test_an_unknown_source_keeps_deepspeeds_functions_and_says_so(monkeypatch: p
         monkeypatch.undo()
 
 
+class SimpleImages(list[int]):
+    """What the banner reads of an index."""
+
+    classes = ("a", "b")
+
+    @property
+    def labels(self) -> np.ndarray:
+        return np.array(self)
+
+
 def test_the_banner_has_the_note_on_a_line_of_its_own() -> None:
     from ijepa_ds.training.start import _banner
     from tests.dist import jobs
 
     cfg, plan = jobs.tiny_config(), SimpleNamespace(world_size=1, micro_batch=8, accumulation=1)
+    images: Any = SimpleImages([0] * 80)
     lines = {}
     for note in ("", "DeepSpeed 9 has another wait"):
         engine: Any = SimpleNamespace(describe=lambda: "ZeRO-3", note=note)
         schedule: Any = SimpleNamespace(total_steps=60)
-        lines[note] = _banner(cfg, plan, engine, range(80), schedule, None, None, "here").splitlines()  # type: ignore[arg-type]
+        lines[note] = _banner(cfg, plan, engine, images, schedule, None, None, "here").splitlines()  # type: ignore[arg-type]
     with_note, without = lines.pop("DeepSpeed 9 has another wait"), lines.pop("")
     assert with_note == [without[0], "  DeepSpeed 9 has another wait", *without[1:]]
 
