@@ -164,7 +164,7 @@ GROUPS = {
     "measure": {
         "bench step": Verb(
             "ijepa_ds.bench.recorded",
-            "time the parts of a step on random pixels; MFU",
+            "time the parts of a step on random pixels; MFU, share of the measured product",
             f"ijepa-ds bench step {_RUN} --ranks 2",
             "docs/performance.md",
         ),

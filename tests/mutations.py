@@ -160,7 +160,9 @@ MUTATIONS = [
         '"schedule/lr": self.schedule.lr(step + 1)',
         _LOOP,
     ),
-    Mutation("ijepa_ds/training/reporter.py", "(self._peak * torch.distributed.get_world_size())", "self._peak", _LOOP_OF_TWO),
+    Mutation(
+        "ijepa_ds/training/reporter.py", "rate * flops / torch.distributed.get_world_size()", "rate * flops", _LOOP_OF_TWO
+    ),
     Mutation("ijepa_ds/training/reporter.py", "self._skipped += not applied", "self._skipped += applied", _LOOP),
     Mutation(
         "ijepa_ds/training/skipped.py",
@@ -343,7 +345,9 @@ MUTATIONS = [
         "4.0 * every * share * copies, 4.0 * every * share",
         _PLAN,
     ),
-    Mutation("ijepa_ds/plan/memory.py", "weights += b * every / spread.hpz", "weights += 0", _PLAN),
+    Mutation("ijepa_ds/plan/timeline.py", 'b * (every + work.count("encoder")) / spread.hpz', "b * every / spread.hpz", _PLAN),
+    Mutation("ijepa_ds/plan/timeline.py", '"gradients, float32 sums", 4.0 * every, _ALL', '"gradients", 0.0, _ALL', _PLAN),
+    Mutation("ijepa_ds/plan/traffic.py", "rounds - 1) if spread.hpz > 1", "0) if spread.hpz > 1", _PLAN),
     Mutation(
         "ijepa_ds/plan/memory.py",
         "host, masters, moments, ema = masters + moments + ema, 0.0, 0.0, 0.0",
@@ -351,12 +355,18 @@ MUTATIONS = [
         _PLAN,
     ),
     Mutation(
-        "ijepa_ds/plan/memory.py", "encoder_to_backward = 2 * sum(predictor)", "encoder_to_backward = sum(predictor)", _PLAN
+        "ijepa_ds/plan/gathered.py", "encoder_to_backward = 2 * sum(predictor)", "encoder_to_backward = sum(predictor)", _PLAN
     ),
     Mutation("ijepa_ds/plan/traffic.py", '"all_reduce": 2, "all_gather": 1', '"all_reduce": 1, "all_gather": 1', _PLAN),
     Mutation("ijepa_ds/plan/traffic.py", "(rounds if spread.stage == 2 else 1)", "1", _PLAN),
     Mutation("ijepa_ds/plan/traffic.py", "2 * world * math.ceil(numel / (2 * world))", "numel", _PLAN),
     Mutation("ijepa_ds/plan/timing.py", "min(device.link_gbps, machine) if crosses", "device.link_gbps if crosses", _PLAN),
+    Mutation("ijepa_ds/plan/timing.py", "return max(host.seconds, device_seconds) if", "return device_seconds if", _PLAN),
+    Mutation("ijepa_ds/plan/host.py", "plans_attention * attention_calls", "plans_attention * 0", _PLAN),
+    Mutation("ijepa_ds/plan/host.py", "hooks = rounds * tensors * GRADIENT", "hooks = 0.0", _PLAN),
+    Mutation("ijepa_ds/plan/latency.py", "return START + 2 * min(ring, tree)", "return START + 2 * ring", _PLAN),
+    Mutation("ijepa_ds/plan/search.py", 'if one.timing.limit != "host"] or fitting', "] or fitting", _PLAN),
+    Mutation("ijepa_ds/plan/buckets.py", "len(ranks) if owners else 1", "1", _PLAN),
     Mutation("ijepa_ds/plan/timing.py", "exposed += max(0.0, spent - hideable)", "exposed += spent", _PLAN),
     Mutation(
         "ijepa_ds/model/flops.py", "size.depth * 4.0 * tokens * tokens * d", "size.depth * 2.0 * tokens * tokens * d", _PLAN

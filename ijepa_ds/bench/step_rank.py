@@ -1,6 +1,6 @@
 """What every rank of `ijepa-ds bench step` does: steps on random pixels with the masks of a run, each part timed.
 
-Then the same number of steps without synchronisation in between, as in a run; throughput and MFU come from these.
+Then the same number of steps without synchronisation in between, as in a run; throughput and shares come from these.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ijepa_ds.config import BatchPlan, Config
 from ijepa_ds.distributed.world import initialise_distributed
 from ijepa_ds.masks.sampler import Masks, Sampler, build_sampler
 from ijepa_ds.model.flops import training_flops
-from ijepa_ds.model.mfu import measured_peak
+from ijepa_ds.model.mfu import data_sheet_peak, measured_peak
 from ijepa_ds.telemetry.metrics import peak_memory_gib
 from ijepa_ds.training.engine import Engine
 
@@ -63,6 +63,21 @@ def flops_of(cfg: Config, masks: list[Masks]) -> list[float]:
     return [training_flops(cfg, one.context.shape[-1], one.targets.shape[-1]) for one in masks]
 
 
+def shares(verb: str, reached: list[float], peaks: list[float], engine: Engine, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Records of MFU, if the data sheet of the device is known, and of the share of the fastest measured product.
+
+    Args:
+        verb: First part of the records' names.
+        reached: Model FLOPs a second and device, one value a repeat.
+        peaks: FLOPs a second of the measured products.
+        engine: Its device and type.
+        config: The records' settings.
+    """
+    sheet = data_sheet_peak(engine.device, engine.compute_dtype)
+    found = [record(f"{verb}.matmul_share", "share", [rate / max(peaks) for rate in reached], config)]
+    return found + ([record(f"{verb}.mfu", "share", [rate / sheet for rate in reached], config)] if sheet else [])
+
+
 def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, steps: int) -> dict[str, Any]:
     """Measure steps on random pixels; return records of the slowest rank."""
     running = RandomSteps(cfg, ds_config, plan, rank)
@@ -84,7 +99,7 @@ def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
             record("step.in_a_row", "s", [row], config),
             record("step.images", "images/s", [plan.batch_size / row], config),
             record("step.product_rate", "FLOP/s", peaks, config),
-            record("step.mfu", "share", [flops / row / (max(peaks) * plan.world_size)], config),
+            *shares("step", [flops / row / plan.world_size], peaks, engine, config),
             record("step.peak_memory", "bytes", [peak_memory_gib(engine.device) * 2**30], config),
         ],
     }

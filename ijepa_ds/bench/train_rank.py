@@ -102,9 +102,10 @@ def _budget(scalars: Scalars, steps: int, config: dict[str, Any]) -> list[dict[s
             shares = counted(tag)
             seconds = [share * step for share, step in zip(shares, whole, strict=True)]
             records.append(record(f"train.{tag[5:]}", "s", seconds, config, share=sum(seconds) / sum(whole)))
+    known = [tag for tag in ("mfu", "matmul_share") if f"speed/{tag}" in scalars]
     records += [
         record("train.images", "images/s", counted("speed/images_per_second"), config),
-        record("train.mfu", "share", counted("speed/mfu"), config),
+        *(record(f"train.{tag}", "share", counted(f"speed/{tag}"), config) for tag in known),
         record("train.peak_memory", "bytes", [gib * 2**30 for gib in counted("memory/peak_gib")[-1:]], config),
     ]
     return records

@@ -19,12 +19,14 @@ class Flops:
         predictor: Predictor, forward and backward passes.
         recomputed: Recomputation of checkpointed blocks and, in the fused kernel's backward pass, of the attention matrix;
             minus the gradient of the pixels, which is not computed.
+        attention: The part of `executed` in attention's two products.
     """
 
     target: float
     context: float
     predictor: float
     recomputed: float
+    attention: float
 
     @property
     def model(self) -> float:
@@ -57,11 +59,14 @@ def flops_of(work: Work, fused_attention: bool = True) -> Flops:
         recomputed += predictor * (1 - _last_layer(work.predictor)) + predictor_attention
     if fused_attention:  # five products in the backward pass instead of four; the forward pass has two
         recomputed += (context_attention + predictor_attention) / 2
+    target, target_attention = blocks(work.size, work.patches + work.size.registers)
+    rounds = 3 + (work.checkpointing == "full") + fused_attention / 2
     return Flops(
-        target=patch + sum(blocks(work.size, work.patches + work.size.registers)),
+        target=patch + target + target_attention,
         context=3 * (patch + context + context_attention),
         predictor=3 * (embed + predictor + predictor_attention + head),
         recomputed=recomputed - patch,
+        attention=target_attention + rounds * (context_attention + predictor_attention),
     )
 
 

@@ -1,4 +1,4 @@
-"""Measured peak of the device's matrix products: the denominator of model FLOPs utilisation (numerator: `flops`)."""
+"""Denominators of two shares (numerator: `flops`): MFU by the data sheet's peak, `matmul_share` by a measured product."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ from collections.abc import Callable
 import torch
 
 from ijepa_ds.model.cpu.linear import onednn_is_faster, product
+from ijepa_ds.model.peaks import data_sheet_of
 
 _SIDES = {"cpu": (256, 1024), "cuda": (8192,)}  # of the square matrices multiplied
 _SLOW = 0.01  # seconds; if a small product takes longer (an emulated type), larger ones would take seconds
 _TRIES = 4  # we report the best; the first warms up
+
+
+def data_sheet_peak(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Return the data sheet's FLOPs a second of this device, or None: a CPU, or a GPU whose data sheet is not known."""
+    if device.type != "cuda":
+        return None
+    return data_sheet_of(torch.cuda.get_device_name(device), dtype.itemsize)
 
 
 @torch.no_grad()

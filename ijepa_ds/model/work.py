@@ -57,6 +57,7 @@ class Work:
         tokens: Kc and Kt.
         checkpointing: none, selective or full (`blocks.run_blocks`).
         weight_bytes: Bytes of a weight, a matrix product's input, and a gradient: 2 or 4.
+        compiled: Whether the blocks go through `torch.compile`.
     """
 
     size: Size
@@ -68,6 +69,7 @@ class Work:
     tokens: Tokens
     checkpointing: str
     weight_bytes: int
+    compiled: bool = False
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -78,6 +80,20 @@ class Work:
         """Return the number of trainable parameters of a part, or of both."""
         return sum(p.numel for p in self.parameters if part in (None, p.part))
 
+    @property
+    def blocks(self) -> int:
+        """Blocks with gradients: of the context encoder and the predictor."""
+        return self.size.depth + self.predictor.depth
+
+    def tensors(self, a_block: int | None = None) -> int:
+        """Return the number of trained tensors, each with a gradient of its own.
+
+        Args:
+            a_block: Tensors of one block; None: as many as the current code has.
+        """
+        outside = sum("blocks." not in p.module for p in self.parameters)
+        return len(self.parameters) if a_block is None else outside + a_block * self.blocks
+
 
 def work_of(cfg: Config, tokens: Tokens | None = None) -> Work:
     """Return the shapes of a configuration.
@@ -87,6 +103,7 @@ def work_of(cfg: Config, tokens: Tokens | None = None) -> Work:
         tokens: Patches of contexts and targets; None: those of the run's first masks (`drawn_tokens`).
     """
     size, model = size_of(cfg.model), cfg.model
+    checkpointing = model.recompute if model.activation_checkpointing else "none"
     p = model.predictor
     return Work(
         size=size,
@@ -96,8 +113,10 @@ def work_of(cfg: Config, tokens: Tokens | None = None) -> Work:
         contexts=cfg.masks.num_contexts,
         targets=cfg.masks.num_targets,
         tokens=tokens or drawn_tokens(cfg),
-        checkpointing=model.recompute if model.activation_checkpointing else "none",
-        weight_bytes=4 if model.precision == "float32" else 2,  # auto: bfloat16, as on a GPU
+        checkpointing=checkpointing,
+        # auto: bfloat16 and compiled blocks, as on a GPU (`compiling.is_compiled`)
+        weight_bytes=4 if model.precision == "float32" else 2,
+        compiled=checkpointing != "selective" if model.compile is None else model.compile,
     )
 
 

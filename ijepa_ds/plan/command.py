@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from ijepa_ds import config
@@ -12,10 +13,11 @@ from ijepa_ds.config import Config, deepspeed_json, published
 from ijepa_ds.config.schedules import Schedule, steps_per_epoch
 from ijepa_ds.config.sizes import size_of
 from ijepa_ds.durable import write_text
-from ijepa_ds.model.work import work_of
+from ijepa_ds.model.work import Work, work_of
 from ijepa_ds.plan import report, search
-from ijepa_ds.plan.hardware import DEVICES, device_of
-from ijepa_ds.plan.spread import spread_of
+from ijepa_ds.plan.hardware import DEVICES, Device, device_of
+from ijepa_ds.plan.host import REVISIONS
+from ijepa_ds.plan.spread import Spread, spread_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=_positive, help="images of the data set, for the length of a run given in epochs")
     parser.add_argument("--decode-rate", type=_rate, default=100.0, help="images a CPU core prepares in a second (default 100)")
     parser.add_argument("--write-gbps", type=_rate, default=1.0, help="10^9 bytes a second a machine writes (default 1)")
-    parser.add_argument("--search", action="store_true", help="propose the best stage, micro-batch, checkpointing, hpZ")
+    text = "propose the best stage, micro-batch, checkpointing, hpZ, compiled or not"
+    parser.add_argument("--search", action="store_true", help=text)
+    text = "plan as for the code of this revision; those of the two H100 measurements show the calibration (docs/plan.md)"
+    parser.add_argument("--code", choices=REVISIONS, default="now", help=text)
     add_json(parser, "also write JSON; - prints only JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="memory and step time against machines")
 
@@ -46,10 +51,11 @@ def run(args: argparse.Namespace) -> int:
     if args.gpu == "cpu" and cfg.model.precision == config.AUTO:
         cfg = config.resolve_auto(cfg, _faster_here(cfg))
     spread, work, steps = spread_of(ds_config, batch, args.nodes, args.gpus_per_node), work_of(cfg), _steps(cfg, args.images)
-    plan = report.plan_of(cfg, work, spread, device, steps, args.decode_rate, args.write_gbps)
+    plan_of = _planner(args, cfg, device, steps)
+    plan = plan_of(work, spread)
     result, fits, text = report.to_dict(plan), plan.fits, report.table(plan)
     if args.search:
-        found = search.search(cfg, work, spread, device, steps)
+        found = search.search(cfg, work, spread, plan_of)
         result["search"] = [{"way": item.name, "reason": item.reason} | report.to_dict(item.plan) for item in found]
         fits = found[0].plan.fits
         text += "\n\n" + search.table(found) + "\n" + _advice(found[0])
@@ -62,8 +68,18 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         from ijepa_ds.plan import picture
 
-        picture.write(args.plot, cfg, work, spread, device)
+        picture.write(args.plot, cfg, work, spread, plan_of)
     return 0 if fits else 1
+
+
+def _planner(args: argparse.Namespace, cfg: Config, device: Device, steps: int | None) -> Callable[[Work, Spread], report.Plan]:
+    """Plans with everything but shapes and distribution filled in: the plan, the search and the picture use the same."""
+
+    def plan_of(work: Work, spread: Spread) -> report.Plan:
+        rates = args.decode_rate, args.write_gbps
+        return report.plan_of(cfg, work, spread, device, steps, *rates, code=REVISIONS[args.code])
+
+    return plan_of
 
 
 def _advice(best: search.Candidate) -> str:
@@ -79,6 +95,7 @@ def _advice(best: search.Candidate) -> str:
     recompute = plan.work.checkpointing
     extra = "true" if recompute != "none" else "false"
     extra += f" model.recompute={recompute}" if recompute != "none" else ""
+    extra += f" model.compile={'true' if plan.work.compiled else 'false'}"
     return f"use {keys} and optimization.max_micro_batch={plan.spread.micro_batch} model.activation_checkpointing={extra}"
 
 

@@ -6,6 +6,9 @@ import os
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
+
+from ijepa_ds.model.peaks import DATA_SHEET
 
 GIB, GB, TERA = 2**30, 1e9, 1e12
 
@@ -22,6 +25,14 @@ class Device:
         memory_gbps: Memory bandwidth, 10^9 bytes a second.
         link_gbps: Bandwidth to the other devices of its machine, per direction, 10^9 bytes a second.
         network_gbps: Bandwidth to other machines, per direction and device, 10^9 bytes a second.
+        products_share: Share of the peak rate that large matrix products reach.
+        attention_share: The same for the products inside attention.
+        memory_share: Share of the bandwidth that norms, sums, GELU and the optimizer reach.
+        link_us: Latency of a hop to a device of its machine, microseconds.
+        network_us: Latency of a hop to another machine, microseconds.
+        host: Time of the machine's host relative to the one that was measured (docs/plan.md).
+        asynchronous: The host runs ahead of the device; a CPU is its own host.
+        margin: Expected range of a step time, as multiples of the calculated one.
     """
 
     name: str
@@ -31,22 +42,35 @@ class Device:
     memory_gbps: float
     link_gbps: float
     network_gbps: float
+    # One H100: products at 778 of 989 TFLOP/s; attention's kernels of ViT-H in 23.5 ms; all other kernels in 109 ms.
+    products_share: float = 0.787
+    attention_share: float = 0.093
+    memory_share: float = 0.45
+    # NVLink and InfiniBand in NCCL's own model (`plan/latency.py`)
+    link_us: float = 3.4
+    network_us: float = 9.6
+    host: float = 1.0
+    asynchronous: bool = True
+    margin: tuple[float, float] = (1 / 1.15, 1.15)
 
     def flops(self, weight_bytes: int) -> float:
         """Return the peak FLOPs a second for weights of 2 or 4 bytes."""
         return TERA * (self.bfloat16_tflops if weight_bytes == 2 else self.float32_tflops)
 
 
-# Vendors' data sheets (SXM boards, dense rates). Network: an assumption, one port per GPU, 200 Gbit/s (A100) or 400 Gbit/s.
-# name: memory_gib, bfloat16_tflops, float32_tflops, memory_gbps, link_gbps, network_gbps
-_ROWS = {
-    "a100-40g": (39.5, 312, 19.5, 1555, 300, 25),
-    "a100-80g": (79.2, 312, 19.5, 2039, 300, 25),
-    "h100": (79.2, 989, 67, 3350, 450, 50),
-    "h200": (139.8, 989, 67, 4800, 450, 50),
-    "b200": (178, 2250, 75, 7700, 900, 50),
+# Vendors' data sheets (SXM boards). Network: an assumption, one port per GPU, 200 Gbit/s (A100) or 400 Gbit/s.
+# name: row of DATA_SHEET; memory_gib, memory_gbps, link_gbps, network_gbps
+_ROWS: dict[str, tuple[str, tuple[float, float, float, float]]] = {
+    "a100-40g": ("a100", (39.5, 1555, 300, 25)),
+    "a100-80g": ("a100", (79.2, 2039, 300, 25)),
+    "h100": ("h100", (79.2, 3350, 450, 50)),
+    "h200": ("h200", (139.8, 4800, 450, 50)),
+    "b200": ("b200", (178, 7700, 900, 50)),
 }
-DEVICES = {name: Device(name, *row) for name, row in _ROWS.items()}
+DEVICES = {
+    name: Device(name, gib, *DATA_SHEET[chip], memory, link, network)
+    for name, (chip, (gib, memory, link, network)) in _ROWS.items()
+}
 
 
 def device_of(name: str, ranks_on_machine: int) -> Device:
@@ -78,14 +102,15 @@ def device_of(name: str, ranks_on_machine: int) -> Device:
 
 
 def _from_tree(path: Path, tree: object) -> Device:
-    names = [item.name for item in fields(Device)]
+    names = [item.name for item in fields(Device) if item.name not in ("asynchronous", "margin")]
+    optional = {"name": None} | {item.name: item.default for item in fields(Device) if isinstance(item.default, float)}
     if not isinstance(tree, dict):
         raise ValueError(f"--gpu {path}: expected a section with the keys {', '.join(names)}")
     problems = [f"{path}: {key}: unknown key (known: {', '.join(names)})" for key in tree if key not in names]
-    problems += [f"{path}: {key}: missing" for key in names if key not in tree and key != "name"]
-    values: dict[str, float] = {}
+    problems += [f"{path}: {key}: missing" for key in names if key not in tree and key not in optional]
+    values: dict[str, Any] = {}
     for key in names[1:]:
-        value = tree.get(key, 1.0)
+        value = tree.get(key, optional.get(key, 1.0))
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
             problems.append(f"{path}: {key}: expected a number above 0, found {value!r}")
         else:
@@ -118,6 +143,11 @@ def measured_cpu(ranks: int) -> Device:
         memory_gbps=copied / ranks / GB,
         link_gbps=copied / ranks / 4 / GB,
         network_gbps=1.25,
+        products_share=1.0,
+        attention_share=1.0,
+        memory_share=1.0,
+        asynchronous=False,
+        margin=(1 / 0.75, 1 / 0.40),  # between the measured rates and what a step reaches: an assumption
     )
 
 

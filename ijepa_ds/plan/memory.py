@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from ijepa_ds.model.work import Work
 from ijepa_ds.plan.activations import activations_of
+from ijepa_ds.plan.gathered import persistent_elements
 from ijepa_ds.plan.spread import Spread
-
-_STAGE_0_BUCKET = 500_000_000  # elements of the buffer that all-reduces gradients (deepspeed/runtime/engine.py)
+from ijepa_ds.plan.timeline import Moment, buffers_of, moments_of
 
 
 @dataclass(frozen=True)
@@ -22,15 +21,16 @@ class Memory:
         masters: Float32 master weights.
         moments: The two moments of AdamW.
         ema: Float32 moving average of the encoder.
-        gradients: Peak of the gradients, before they are reduced.
-        gradients_kept: Gradients that remain for the optimizer.
-        buffers: Gradient buckets, and weights that stage 3 has gathered.
+        gradients: The largest set of gradients, before they are reduced or as their float32 sum.
+        kept: Gradients and buckets that are allocated for good, beside the states.
+        buffers: At the peak: gradient buckets, copies for the reduction and the optimizer, gathered and secondary weights.
         activations: Peak of the activations of one micro-batch.
         activations_checkpointed: The same with full activation checkpointing.
         activations_whole: The same without activation checkpointing.
         loader: Prefetched images, without the decoder's scratch memory.
         host: Bytes offloaded to main memory or files.
-        peak: Peak of the device's memory.
+        peak: Peak of the device's memory: the largest of `moments_of_a_step`, with states and loader.
+        moments_of_a_step: Bytes beside the states at every moment of a step, with the buffers that exist then.
     """
 
     weights: float
@@ -39,7 +39,7 @@ class Memory:
     moments: float
     ema: float
     gradients: float
-    gradients_kept: float
+    kept: float
     buffers: float
     activations: float
     activations_checkpointed: float
@@ -47,11 +47,22 @@ class Memory:
     loader: float
     host: float
     peak: float
+    moments_of_a_step: tuple[Moment, ...] = ()
 
     def parts(self) -> dict[str, float]:
         """Return the bytes of each part, for tables."""
         names = ("weights", "target", "masters", "moments", "ema", "gradients", "buffers", "activations", "loader")
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def when(self) -> str:
+        """The moment of the peak."""
+        return max(self.moments_of_a_step, key=lambda moment: moment.bytes).name
+
+    @property
+    def at_rest(self) -> float:
+        """Bytes between steps."""
+        return self.states + self.kept
 
     @property
     def states(self) -> float:
@@ -79,149 +90,25 @@ def memory_of(work: Work, spread: Spread, prefetch: int = 0) -> Memory:
         host, masters, moments, ema = masters + moments + ema, 0.0, 0.0, 0.0
     if spread.offload_weights:
         host, weights, target = host + weights + target, 0.0, 0.0
-    if spread.hpz > 1:
-        weights += b * every / spread.hpz
-    gradients = _gradients(work, spread)
-    buffers = _buffers(work, spread)
-    whole = activations_of(replace(work, checkpointing="none"), spread.micro_batch)
-    checkpointed = activations_of(replace(work, checkpointing="full"), spread.micro_batch)
-    activations = activations_of(work, spread.micro_batch)
+    weights += b * persistent_elements(work, spread)
+    buffers = buffers_of(work, spread, masters)
+    moments_ = moments_of(buffers, spread)
+    largest = max(moments_, key=lambda moment: moment.bytes)
     memory = Memory(
         weights=weights,
         target=target,
         masters=masters,
         moments=moments,
         ema=ema,
-        gradients=gradients,
-        gradients_kept=gradients if spread.stage != 1 else gradients / spread.world,
-        buffers=buffers,
-        activations=activations,
-        activations_checkpointed=checkpointed,
-        activations_whole=whole,
+        gradients=max((held.bytes for held in buffers if held.name.startswith("gradients")), default=0.0),
+        kept=sum(held.bytes for held in buffers if held.permanent),
+        buffers=sum(held.bytes for held in largest.held if not held.name.startswith(("gradients", "activations"))),
+        activations=activations_of(work, spread.micro_batch),
+        activations_checkpointed=activations_of(replace(work, checkpointing="full"), spread.micro_batch),
+        activations_whole=activations_of(replace(work, checkpointing="none"), spread.micro_batch),
         loader=float(prefetch * spread.micro_batch * work.patches * 3 * work.patch_size**2),
         host=host,
         peak=0.0,
+        moments_of_a_step=tuple(moments_),
     )
-    return replace(memory, peak=memory.states + memory.loader + _peak_beside_states(work, spread, memory))
-
-
-def _gradients(work: Work, spread: Spread) -> float:
-    every, b = work.count(), work.weight_bytes
-    accumulated = 4 if spread.accumulation > 1 and b == 2 and spread.stage > 0 else b
-    if spread.stage <= 1:
-        # with bfloat16 and accumulation, stage 1 also keeps a float32 sum of all gradients (BF16_Optimizer)
-        return every * (b + (4 if accumulated > b else 0))
-    return every * accumulated / spread.world
-
-
-def _buffers(work: Work, spread: Spread) -> float:
-    every, b = work.count(), work.weight_bytes
-    if spread.stage == 0:
-        return b * float(min(every, _STAGE_0_BUCKET))
-    buckets = b * float(spread.bucket) * (1 + spread.double_bucket) if spread.contiguous else 0.0
-    return buckets + (b * gathered_elements(work, spread) if spread.stage == 3 else 0.0)
-
-
-def gathered_elements(work: Work, spread: Spread) -> float:
-    """Return the peak number of elements of gathered weights under stage 3.
-
-    These are the kept modules, two modules in use, and the prefetched weights twice, because DeepSpeed copies every
-    weight out of the receive buffer.
-    """
-    if spread.world == 1:
-        return 0.0
-    total = work.count() + work.count("encoder")
-    largest = max(_modules(work).values())
-    target, trained = kept_elements(work, spread)
-    return min(total, target + trained + 2 * largest) + min(spread.prefetch, total)
-
-
-class Kept(NamedTuple):
-    """Elements that stay gathered from the forward to the backward pass: of the target encoder, of trained networks."""
-
-    target: int
-    trained: int
-
-
-def kept_elements(work: Work, spread: Spread) -> Kept:
-    """Return the elements that stage 3 does not release after their forward pass.
-
-    Example: an encoder of two modules E1 = 30 and E2 = 10 elements, a target encoder T1, T2 of the same sizes, and a
-    predictor P1 = P2 = 5. DeepSpeed's trace of the forward pass is
-
-        T T1 T2   E E1 E2   P P1 P2   model
-
-    It lists a network once as a whole (T, E, P) and once by its modules. The last entry is the start of the backward
-    pass, which enters the whole model: DeepSpeed takes it for the next use of every module, even of the target encoder,
-    which has no backward pass. The reuse distance of a module is the number of elements traced up to that entry:
-
-        P2: 0    P1: P2 = 5    E2: P + P1 + P2 = 20     E1: E2 + 20 = 30
-        T2: E + E1 + E2 + P + P1 + P2 = 100             T1: T2 + 100 = 110
-
-    A module stays gathered if its distance is less than `spread.reuse`, here 25. Buffers over time (## in use,
-    == kept gathered, .. released):
-
-        pass     forward              backward
-        module   T1 T2 E1 E2 P1 P2    P2 P1 E2 E1
-        T2       .. ## .. .. .. ..    .. .. .. ..    100 >= 25
-        E1       .. .. ## .. .. ..    .. .. .. ##     30 >= 25: gathered twice
-        E2       .. .. .. ## == ==    == == ## ..     20 < 25
-        P1       .. .. .. .. ## ==    == ## .. ..      5 < 25
-        P2       .. .. .. .. .. ##    ## .. .. ..      0 < 25
-
-    The result is (target 0, trained E2 + P1 + P2 = 20). Blocks are leaf modules here, so the trace has no smaller parts.
-    """
-    sizes = _modules(work)
-    encoder = [numel for name, numel in sizes.items() if name.startswith("encoder.")]
-    predictor = [numel for name, numel in sizes.items() if name.startswith("predictor.")]
-    predictor_to_backward = 0
-    encoder_to_backward = 2 * sum(predictor)
-    target_to_backward = 2 * sum(encoder) + 2 * sum(predictor)
-    return Kept(
-        target=_kept_of(encoder, target_to_backward, spread.reuse),
-        trained=_kept_of(predictor, predictor_to_backward, spread.reuse) + _kept_of(encoder, encoder_to_backward, spread.reuse),
-    )
-
-
-def _kept_of(modules: list[int], to_backward: int, reuse: int) -> int:
-    """Return the elements of a network's modules with a reuse distance below `reuse`.
-
-    Args:
-        modules: Elements of each module, in forward order.
-        to_backward: Elements traced between the network's last module and the start of the backward pass.
-        reuse: Limit of the distance.
-    """
-    total, distance = 0, to_backward
-    for numel in reversed(modules):
-        if distance >= reuse:
-            break
-        total, distance = total + numel, distance + numel
-    return total
-
-
-def _modules(work: Work) -> dict[str, int]:
-    """Return the elements of each module, in forward order."""
-    sizes: dict[str, int] = {}
-    for parameter in work.parameters:
-        key = f"{parameter.part}.{parameter.module}"
-        sizes[key] = sizes.get(key, 0) + parameter.numel
-    return sizes
-
-
-def _peak_beside_states(work: Work, spread: Spread, memory: Memory) -> float:
-    """Return the largest memory beside the states at three moments of a step.
-
-    Start of the backward pass: activations and buffers. End of the backward pass: gradients and buffers. Optimizer step:
-    gradients and their float32 copies.
-    """
-    start = memory.activations + (memory.buffers if spread.stage > 0 else 0.0)
-    end = memory.gradients + memory.buffers
-    # AdamW gets float32 copies of bfloat16 gradients: all of them at stage 0, else the rank's share
-    step = memory.gradients_kept + memory.masters
-    if spread.stage == 3:  # the rank's share of the gradients is allocated once
-        b, bucket = work.weight_bytes, min(spread.bucket, work.count())
-        start += memory.gradients
-        # sorting a full bucket by ranks and dividing it takes two more copies
-        target = kept_elements(work, spread).target if spread.world > 1 else 0
-        end = memory.gradients + b * float(spread.bucket * spread.contiguous + target + 2 * bucket)
-    return max(start, end, step)
+    return replace(memory, peak=memory.states + memory.loader + largest.bytes)

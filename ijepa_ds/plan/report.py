@@ -10,9 +10,10 @@ from ijepa_ds.config import Config
 from ijepa_ds.model.flops import Flops, flops_of
 from ijepa_ds.model.work import Work, drawn_tokens
 from ijepa_ds.plan.hardware import GB, GIB, Device
+from ijepa_ds.plan.host import Code
 from ijepa_ds.plan.memory import Memory, memory_of
 from ijepa_ds.plan.spread import Spread
-from ijepa_ds.plan.timing import Timing, timing_of
+from ijepa_ds.plan.timing import Timing, parts_of, timing_of
 from ijepa_ds.plan.traffic import Links, Message, links_of, traffic_of
 
 RESERVE = 0.05  # of the device's memory, for fragmentation and libraries
@@ -55,6 +56,11 @@ class Plan:
     early: tuple[int, Timing] | None = None
 
     @property
+    def expected(self) -> float:
+        """Expected seconds of a step."""
+        return self.timing.expected
+
+    @property
     def fits(self) -> bool:
         """Whether the peak fits in the device's memory minus the reserve."""
         return self.memory.peak <= (1 - RESERVE) * self.device.memory_gib * GIB
@@ -90,8 +96,11 @@ def plan_of(
     steps: int | None,
     decode_rate: float = 100.0,
     write_gbps: float = 1.0,
+    code: Code | None = None,
 ) -> Plan:
-    """Return all estimates for a run; arguments as in `Plan`."""
+    """Return all estimates for a run; arguments as in `Plan`, and `code` as in `host.host_of`."""
+    if not device.asynchronous and cfg.model.compile is None:
+        work = replace(work, compiled=False)  # `model.compile: auto` on a CPU
     messages = traffic_of(work, spread)
     early = min(cfg.data.early_steps, steps or 0)
     return Plan(
@@ -102,12 +111,12 @@ def plan_of(
         flops=flops_of(work),
         messages=messages,
         links=links_of(messages, spread),
-        timing=timing_of(work, spread, device),
+        timing=timing_of(work, spread, device, code),
         steps=steps,
         checkpoint_every=cfg.run.checkpoint_every,
         decode_rate=decode_rate,
         write_gbps=write_gbps,
-        early=(early, timing_of(_small(cfg, work), spread, device)) if early else None,
+        early=(early, timing_of(_small(cfg, work), spread, device, code)) if early else None,
     )
 
 
@@ -130,14 +139,14 @@ def to_dict(plan: Plan) -> dict[str, Any]:
         "flops_per_image": asdict(plan.flops) | {"model": plan.flops.model, "executed": plan.flops.executed},
         "messages": [asdict(m) | {"sent": m.sent} for m in plan.messages],
         "sent_bytes_per_step": asdict(plan.links),
-        "step_seconds": asdict(plan.timing),
+        "step_seconds": asdict(plan.timing) | {"host_seconds": plan.timing.host.seconds},
         "steps": plan.steps,
         "early": plan.early and {"steps": plan.early[0], "step_seconds": asdict(plan.early[1])},
         "hours": hours,
         "device_hours": hours and [hour * plan.spread.world for hour in hours],
         "loader": {
-            "images_per_second": plan.timing.images_per_second[0],
-            "cpu_cores": plan.timing.images_per_second[0] / plan.decode_rate,
+            "images_per_second": plan.timing.images_per_second[1],
+            "cpu_cores": plan.timing.images_per_second[1] / plan.decode_rate,
         },
         "checkpoint": {"bytes": plan.checkpoint_bytes, "seconds": plan.checkpoint_seconds},
     }
@@ -151,7 +160,7 @@ def table(plan: Plan) -> str:
         f"{', optimizer' * s.offload}{' and weights' * s.offload_weights}{' on the host' * s.offload}; "
         f"{s.images:,} images a step = {s.world} x {s.micro_batch} x "
         f"{s.accumulation} accumulated; {'bfloat16' if w.weight_bytes == 2 else 'float32'}, activation checkpointing "
-        f"{'off' if w.checkpointing == 'none' else w.checkpointing}",
+        f"{'off' if w.checkpointing == 'none' else w.checkpointing}, blocks {'' if w.compiled else 'not '}compiled",
         f"parameters     encoder {w.count('encoder'):,}, predictor {w.count('predictor'):,}",
         f"tokens         {w.patches} patches; context {w.tokens.context:.1f} (at most {w.tokens.most_context}), "
         f"target block {w.tokens.target:.1f} (at most {w.tokens.most_target})",
@@ -163,13 +172,13 @@ def table(plan: Plan) -> str:
         *_traffic_lines(plan),
         "",
         "time a step, s",
-        f"  {'matrix products at full rate':34} {t.products:9.4f}",
-        f"  {'norms, GELU, sums: memory':34} {t.elementwise:9.4f}",
-        f"  {'AdamW and EMA: memory':34} {t.optimizer:9.4f}",
-        f"  {'sending (what cannot be hidden)':34} {t.sending:9.4f} ({t.exposed:.4f})",
-        f"  {'roofline':34} {t.roofline:9.4f}   MFU {100 * t.mfu[2]:.0f} %",
-        f"  {'expected':34} {t.fast:9.4f} to {t.slow:.4f}   MFU {100 * t.mfu[0]:.0f} to {100 * t.mfu[1]:.0f} %, "
-        f"{t.images_per_second[0]:,.0f} to {t.images_per_second[1]:,.0f} images/s",
+        *(f"  {name:34} {seconds:9.4f}" for name, seconds in parts_of(t)),
+        f"  {'sending (what cannot be hidden)':34} {t.sending:9.4f} ({t.exposed:.4f}), {t.latency:.4f} of it latency",
+        f"  {'lower bound by the data sheet':34} {t.roofline:9.4f}   MFU {100 * t.mfu[3]:.0f} %",
+        f"  {'device; host':34} {t.device:9.4f}; {t.host.seconds:.4f}, {t.host.kernels:,} kernels",
+        f"  {'expected':34} {t.expected:9.4f} ({t.fast:.4f} to {t.slow:.4f}), limited by {LIMITS[t.limit]}",
+        f"  {'':34} MFU {100 * t.mfu[0]:.0f} % ({100 * t.mfu[2]:.0f} to {100 * t.mfu[1]:.0f} %), "
+        f"{t.images_per_second[0]:,.0f} images/s ({t.images_per_second[2]:,.0f} to {t.images_per_second[1]:,.0f})",
         "",
         *_run_lines(plan),
     ]
@@ -189,11 +198,12 @@ def _memory_lines(plan: Plan) -> list[str]:
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     lines.append(
         f"  {'peak (not all of it at once)':34} {m.peak / GIB:9.3f}   {verdict}: {usable:.1f} of "
-        f"{plan.device.memory_gib:.1f} GiB usable"
+        f"{plan.device.memory_gib:.1f} GiB usable; at the {m.when}"
     )
     return lines
 
 
+LIMITS = {"host": "the host", "products": "matrix products", "memory": "memory bandwidth", "network": "the network"}
 _MEMORY = {
     "weights": "weights",
     "target": "target encoder",
@@ -201,7 +211,7 @@ _MEMORY = {
     "moments": "AdamW's moments",
     "ema": "float32 moving average",
     "gradients": "gradients",
-    "buffers": "buckets, gathered weights",
+    "buffers": "buckets, copies, gathered weights",
     "activations": "activations",
     "loader": "images decoded ahead",
 }
@@ -222,7 +232,7 @@ def _traffic_lines(plan: Plan) -> list[str]:
     if not plan.messages:
         return ["communication  none: one rank"]
     lines = ["communication a step, GB"]
-    lines += [f"  {m.purpose:34} {m.bytes / GB:9.3f}   {m.kind} over {m.group}" for m in plan.messages]
+    lines += [f"  {m.purpose:34} {m.bytes / GB:9.3f}   {m.calls:,} x {m.kind} over {m.group}" for m in plan.messages]
     lines.append(
         f"  {'sent by a device in its machine':34} {plan.links.within_machine / GB:9.3f}   at {plan.device.link_gbps:g} GB/s"
     )
@@ -234,7 +244,7 @@ def _traffic_lines(plan: Plan) -> list[str]:
 
 
 def _run_lines(plan: Plan) -> list[str]:
-    rate, hours = plan.timing.images_per_second[0], plan.hours()
+    rate, hours = plan.timing.images_per_second[1], plan.hours()  # the loader must keep up with the fastest
     lines = [
         f"loader         {rate:,.0f} images/s in all, {rate / plan.spread.world:,.0f} a device: "
         f"{rate / plan.decode_rate / plan.spread.nodes:,.0f} CPU cores a machine at {plan.decode_rate:g} images/s a core",

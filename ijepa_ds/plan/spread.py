@@ -8,7 +8,9 @@ from typing import Any
 from ijepa_ds.config import BatchPlan
 
 # DeepSpeed 0.19's defaults (runtime/zero/config.py)
-_BUCKET, _PREFETCH, _REUSE, _LIVE, _PERSIST = 500_000_000, 50_000_000, 1_000_000_000, 1_000_000_000, 100_000
+_BUCKET = _GATHER = 500_000_000
+_SUB_GROUP = 1_000_000_000
+_PREFETCH, _REUSE, _LIVE, _PERSIST = 50_000_000, 1_000_000_000, 1_000_000_000, 100_000
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,13 @@ class Spread:
         offload: Optimizer states and moving average are on the host, in memory or in files.
         offload_weights: Weights of all networks are in host memory.
         bucket: Elements of the gradient bucket.
+        gather_bucket: Elements of one all-gather of weights after the step of stages 1 and 2.
         double_bucket: A second bucket overlaps reduction with the backward pass.
         contiguous: Gradients are copied into buckets.
+        sub_group: Elements of the sub-groups in which stage 3 runs the optimizer.
         prefetch: Elements that stage 3 prefetches.
         reuse: Stage 3 keeps gathered weights with a reuse distance below this many elements.
-        live: Largest number of elements that stage 3 keeps gathered.
+        live: Stage 3 prefetches while fewer elements than this are gathered.
         persist: Parameters up to this many elements stay gathered under stage 3.
         reduction: How stages 1 and 2 reduce gradients: "rooted" (to each owner), "shared" (`zero.owners`) or "all_reduce".
     """
@@ -43,8 +47,10 @@ class Spread:
     offload: bool = False
     offload_weights: bool = False
     bucket: int = _BUCKET
+    gather_bucket: int = _GATHER
     double_bucket: bool = False
     contiguous: bool = True
+    sub_group: int = _SUB_GROUP
     prefetch: int = _PREFETCH
     reuse: int = _REUSE
     live: int = _LIVE
@@ -76,8 +82,10 @@ def spread_of(ds_config: dict[str, Any], plan: BatchPlan, nodes: int, gpus: int)
         offload=zero.get("offload_optimizer", {}).get("device", "none") != "none",
         offload_weights=zero.get("offload_param", {}).get("device", "none") != "none",
         bucket=int(zero.get("reduce_bucket_size", _BUCKET)),
+        gather_bucket=int(zero.get("allgather_bucket_size", _GATHER)),
         double_bucket=bool(zero.get("overlap_comm", False)) and stage in (1, 2),
         contiguous=bool(zero.get("contiguous_gradients", True)),
+        sub_group=int(zero.get("sub_group_size", _SUB_GROUP)),
         prefetch=int(zero.get("stage3_prefetch_bucket_size", _PREFETCH)),
         reuse=int(zero.get("stage3_max_reuse_distance", _REUSE)),
         live=int(zero.get("stage3_max_live_parameters", _LIVE)),

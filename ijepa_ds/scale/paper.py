@@ -57,7 +57,7 @@ def table(rungs: Sequence[Rung], plans: Sequence[Plan]) -> str:
             f"{rung.name:<{wide}}  {_count(plan.work.count('encoder')):>9} {plan.flops.model / GB:9.4g} "
             f"{_count(rung.images):>9} {flops_of_run(rung) / TERA / 1e6:9.3g}  {machine:<18} "
             f"{plan.memory.peak / GIB:6.1f} "
-            f"{'fits' if plan.fits else 'NOT!'} {100 * plan.timing.mfu[1]:3.0f}-{100 * plan.timing.mfu[0]:.0f}"
+            f"{'fits' if plan.fits else 'NOT!'} {100 * plan.timing.mfu[2]:3.0f}-{100 * plan.timing.mfu[1]:.0f}"
             f" {_range([hour / 24 for hour in hours]):>15} {_range(each):>19}  {plan.checkpoint_bytes / GB:.3g} GB"
         )
     return "\n".join([*lines, f"{'all':<{wide}}  {_range(sums):>93} device-hours"])

@@ -22,7 +22,7 @@ LAYOUT: dict[str, dict[str, list[object]]] = {
     },
     "Is it fast": {
         "images a second": ["Multiline", ["^speed/images_per_second$"]],
-        "MFU": ["Multiline", ["^speed/mfu"]],
+        "MFU (of the data sheet), share of the measured product": ["Multiline", ["^speed/mfu$", "^speed/matmul_share$"]],
         "share of the time waiting for images": ["Multiline", ["^(time|slowest)/data_wait$"]],
         "slowest rank: seconds of a step": ["Multiline", ["^(speed|slowest)/seconds_per_step$"]],
         "memory, GiB": ["Multiline", ["^memory/", "^slowest/memory_gib$"]],

@@ -23,7 +23,7 @@ from ijepa_ds.masks.sampler import Masks
 from ijepa_ds.model.attention import EntropyProbe, during
 from ijepa_ds.model.flops import training_flops
 from ijepa_ds.model.ijepa import Output
-from ijepa_ds.model.mfu import measured_peak
+from ijepa_ds.model.mfu import data_sheet_peak, measured_peak
 from ijepa_ds.plotting.masks import draw_batch
 from ijepa_ds.telemetry.dashboard import LAYOUT
 from ijepa_ds.telemetry.event_log import Log
@@ -48,7 +48,9 @@ class Reporter:
         self._log.text("config", config.to_text(cfg))
         self._log.layout(LAYOUT)
         self._health = Health(Path(cfg.run.dir), schedule.warmup_steps) if rank == 0 else None
-        self._peak = measured_peak(engine.device, engine.compute_dtype) if rank == 0 else 0.0
+        # rank 0's device: FLOPs a second of a product, and of the data sheet if it is known
+        self._product_rate = measured_peak(engine.device, engine.compute_dtype) if rank == 0 else 0.0
+        self._peak = data_sheet_peak(engine.device, engine.compute_dtype)
         self._alarms = 0
         self._entropy: EntropyProbe | None = None
         self._loss = torch.zeros(2, device=engine.device)  # sum and number of finite losses since the last point
@@ -134,7 +136,6 @@ class Reporter:
                 "gradient/norm": self.engine.gradient_norm(),
                 "speed/images_per_second": images / spent,
                 "speed/seconds_per_step": spent / self._steps,
-                "speed/mfu": self._utilisation(images / spent, masks, step),
                 "tokens/context": masks.context.shape[-1],
                 "tokens/target": masks.targets.shape[-1],
                 "optimizer/skipped_steps": self._skipped,
@@ -148,6 +149,7 @@ class Reporter:
                 "slowest/memory_rank": figures.memory.rank,
                 "alarms/count": self._alarms,
             }
+            | self._utilisation(images / spent, masks, step)
             | {f"time/{name}": seconds / total for name, seconds in parts.items()},
         )
         self._bar.set_postfix_str(f"loss {loss:.4f}, {images / spent:.0f} images/s", refresh=False)
@@ -158,12 +160,14 @@ class Reporter:
         self._loss = torch.zeros_like(self._loss)
         self._steps, self._since = 0, now
 
-    def _utilisation(self, rate: float, masks: Masks, step: int) -> float:
-        """MFU at `rate` images a second, with the mask lengths of the last step."""
+    def _utilisation(self, rate: float, masks: Masks, step: int) -> dict[str, float]:
+        """Shares of the measured product and of the data sheet at `rate` images a second, with the last step's masks."""
         if self.rank != 0:
-            return 0.0  # only rank 0 writes
+            return {}  # only rank 0 writes
         flops = training_flops(config.at_step(self.cfg, step), masks.context.shape[-1], masks.targets.shape[-1])
-        return rate * flops / (self._peak * torch.distributed.get_world_size())
+        reached = rate * flops / torch.distributed.get_world_size()
+        shares = {"speed/matmul_share": reached / self._product_rate}
+        return shares | ({"speed/mfu": reached / self._peak} if self._peak else {})
 
     def _warn_of_stalls(self, share: float, rank: int) -> None:
         if share > STALL and self.rank == 0 and not self._warned and self._settled:

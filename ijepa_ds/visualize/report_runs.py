@@ -72,7 +72,12 @@ def _facts(path: Path, cfg: Config, scalars: Scalars, seconds: np.ndarray) -> di
         if world is not None:
             facts["rank-hours"] = f"{step * batch / rate * world / 3600:.2f}"
     facts["from first to last point, pauses included"] = _duration(float(seconds[-1] - seconds[0]))
-    for tag, label in (("speed/mfu", "MFU (median)"), ("time/data_wait", "share of the time waiting for images (median)")):
+    shares = {
+        "speed/mfu": "MFU, of the data sheet (median)",
+        "speed/matmul_share": "share of the measured product (median)",
+        "time/data_wait": "share of the time waiting for images (median)",
+    }
+    for tag, label in shares.items():
         if tag in scalars:
             facts[label] = f"{100 * float(np.median(scalars[tag][1])):.1f} %"
     if "memory/peak_gib" in scalars:

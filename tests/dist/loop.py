@@ -16,7 +16,7 @@ from ijepa_ds.config.schedules import Schedule
 from tests.dist import jobs
 
 IMAGES = 22  # a batch of 8 straddles two epochs
-PEAK = 1e9  # FLOP/s for MFU, instead of a measurement
+PEAK = 1e9  # FLOP/s of a product, instead of a measurement
 
 
 def config_of(place: str, run: str, resume: str | None = None, every: int = 1000, **settings: Any) -> Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,18 +16,27 @@ from ijepa_ds.model.ijepa import IJEPA
 from tests.dist import jobs
 
 
-def config_of(name: str, *, micro_batch: int, ranks: int, accumulation: int = 1, **model: Any) -> Config:
-    """A full-size encoder of `SIZES` with a predictor of four blocks, at 224 pixels, float32."""
+def config_of(
+    name: str,
+    *,
+    micro_batch: int,
+    ranks: int,
+    accumulation: int = 1,
+    precision: Any = "float32",
+    crop_size: int = 224,
+    **model: Any,
+) -> Config:
+    """A full-size encoder of `SIZES` with a predictor of four blocks; contexts have 70 of the 196 patches of 224 pixels."""
     return Config(
         run=RunConfig(dir="unused"),
-        data=DataConfig(source="unused", crop_size=224),
+        data=DataConfig(source="unused", crop_size=crop_size),
         model=ModelConfig(
             name=name,
-            precision="float32",
+            precision=precision,
             predictor=PredictorConfig(depth=4, width=384, heads=12),
             **model,
         ),
-        masks=MasksConfig(sampler="unbiased", context_tokens=70),
+        masks=MasksConfig(sampler="unbiased", context_tokens=70 * crop_size**2 // 224**2, min_keep=1),
         optimization=OptimizationConfig(
             batch_size=micro_batch * ranks * accumulation, max_micro_batch=micro_batch, steps=60, warmup_steps=6
         ),
@@ -119,6 +129,63 @@ def measure(stage: int, extra: dict[str, Any] | None = None, **settings: Any) ->
         "at_rest": at_rest,
         "after_backward": after,
         "peak": peak,
+        "tokens": (masks.context.shape[-1], masks.targets.shape[-1]),
+        "sent": {kind: (t.calls, t.bytes) for kind, t in sent.totals.items()},
+    }
+
+
+def timeline(stage: int, extra: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
+    """Bytes of a rank through one step: at rest, and in every pass what was held before it and at most.
+
+    Args:
+        stage: ZeRO stage.
+        extra: Keys of the DeepSpeed JSON beside the shipped ones.
+        settings: of `config_of`.
+    """
+    from deepspeed import comm as dist
+
+    from ijepa_ds.distributed.world import initialise_distributed
+    from ijepa_ds.zero.collectives import Collectives
+
+    initialise_distributed()
+    world, rank = dist.get_world_size(), dist.get_rank()
+    gc.collect()
+    before = live_bytes()
+    cfg = config_of(ranks=world, **settings)
+    engine, plan = jobs.make_engine(cfg, stage, world, extra)
+    phases: list[tuple[str, int, int]] = []
+
+    def phase(name: str, work: Callable[[], Any], measured: bool) -> Any:
+        if not measured:
+            return work()
+        held = live_bytes() - before
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            result = work()
+        phases.append((name, held, held + peak_bytes(profile)))
+        return result
+
+    def step(number: int, measured: bool) -> Any:
+        masks = None
+        for micro in range(plan.accumulation):
+            first = (micro * world + rank) * plan.micro_batch
+            images, masks = jobs.batch(cfg, number, first, plan.micro_batch)
+            images = images.to(engine.compute_dtype)
+            output = phase(f"forward {micro}", lambda images=images, masks=masks: engine.forward(images, masks), measured)
+            phase(f"backward {micro}", lambda output=output: engine.backward(output.loss), measured)
+            del output
+        phase("optimizer", lambda: engine.optimizer_step(1e-3, 0.1), measured)
+        phase("ema", lambda: engine.ema.update(0.9), measured)
+        return masks
+
+    for number in range(2):
+        step(number, False)
+    at_rest = live_bytes() - before
+    with Collectives() as sent:
+        masks = step(2, True)
+    return {
+        "at_rest": at_rest,
+        "phases": phases,
+        "after": live_bytes() - before,
         "tokens": (masks.context.shape[-1], masks.targets.shape[-1]),
         "sent": {kind: (t.calls, t.bytes) for kind, t in sent.totals.items()},
     }

@@ -42,7 +42,7 @@ def test_a_run_as_it_should_be_raises_none(place: Path) -> None:
     steps, entropy = scalars["probe/attention_entropy"]
     assert steps.tolist() == [1, 2, 4, 6, 8, 10, 12] and np.all((entropy > 0.9999) & (entropy <= 1.0))
     assert np.array_equal(entropy, scalars["probe/attention_entropy/block_00"][1])  # it has one block
-    assert np.all(scalars["speed/mfu"][1] > 0)
+    assert np.all(scalars["speed/matmul_share"][1] > 0)
     distance = scalars["probe/ema_distance"][1]
     np.testing.assert_allclose(distance, [0.00479, 0.01143, 0.03036, 0.04740, 0.05720, 0.06044, 0.06065], rtol=0.02)
 

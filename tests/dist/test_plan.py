@@ -12,7 +12,7 @@ from ijepa_ds.model.work import Tokens, Work, work_of
 from ijepa_ds.plan.memory import memory_of
 from ijepa_ds.plan.spread import Spread, spread_of
 from ijepa_ds.plan.traffic import traffic_of
-from tests.dist import measured
+from tests.dist import jobs, measured
 from tests.dist.pool import Pool
 
 pytestmark = pytest.mark.dist
@@ -50,25 +50,49 @@ def test_plan_is_what_runs(stage: int, world: int, name: str, checkpointing: boo
         for part in ("masters", "moments", "ema"):
             if stage or part != "masters":  # stage 0 in float32: the weights are the masters
                 assert getattr(memory, part) == pytest.approx(found["parts"][part], rel=0.03), part
-        # stage 3 allocates its gradients and their bucket once, for good
-        rest = memory.states + (memory.gradients + 4 * spread.bucket if stage == 3 else 0)
-        assert rest == pytest.approx(found["at_rest"], rel=0.03)
+        assert memory.at_rest == pytest.approx(found["at_rest"], rel=0.03)
         assert memory.peak == pytest.approx(found["at_rest"] + found["peak"], rel=0.10)
-        assert memory.peak - rest == pytest.approx(found["peak"], rel=0.15)  # activations, gradients, buckets
-        if stage < 3:
-            left = found["after_backward"] - found["at_rest"]
-            # a parameter across the border of two ranks is kept whole by one of them: with more ranks, at both ends of a share,
-            # of the encoder and of the predictor
-            whole = 4 * 4 * max(p.numel for p in work.parameters) if world > 2 and stage else 0
-            assert memory.gradients_kept == pytest.approx(left, rel=0.10, abs=whole)
+        assert memory.peak - memory.at_rest == pytest.approx(found["peak"], rel=0.15)  # activations, gradients, buckets
         if world > 1:
             _assert_same_bytes(work, spread, found["sent"])
 
 
 def _assert_same_bytes(work: Work, spread: Spread, sent: dict[str, tuple[int, int]]) -> None:
     plan: dict[str, int] = {}
+    calls: dict[str, int] = {}
     for message in traffic_of(work, spread):
         plan[message.kind] = plan.get(message.kind, 0) + message.bytes
+        calls[message.kind] = calls.get(message.kind, 0) + message.calls
     for kind in plan.keys() | sent.keys():
-        counted = sent.get(kind, (0, 0))[1]
-        assert 0 <= counted - plan.get(kind, 0) <= SCALARS, kind
+        counted = sent.get(kind, (0, 0))
+        assert 0 <= counted[1] - plan.get(kind, 0) <= SCALARS, kind
+        if kind != "all_reduce":  # norms and flags are all-reduced
+            assert counted[0] == calls[kind], kind
+
+
+SMALL = {"reduce_bucket_size": 3_000_000}  # so that gradients, not buckets, make the peak
+RELEASED = SMALL | {"stage3_prefetch_bucket_size": 3_000_000, "stage3_max_reuse_distance": 0}
+LIFETIMES = [
+    *[(stage, 2, accumulation, SMALL if stage else {}) for stage in range(3) for accumulation in (1, 4)],
+    *[(3, 2, accumulation, RELEASED) for accumulation in (1, 4)],
+    *[(3, 4, accumulation, RELEASED | {"zero_hpz_partition_size": 2}) for accumulation in (1, 4)],
+]
+
+
+@pytest.mark.parametrize(("stage", "world", "accumulation", "extra"), LIFETIMES)
+def test_the_peak_of_bfloat16_steps(stage: int, world: int, accumulation: int, extra: dict, ranks: Ranks) -> None:
+    """All micro-batches, the optimizer step and the EMA, in bfloat16; hpZ in machines of two ranks."""
+    settings: dict[str, Any] = {"name": "small", "micro_batch": 1, "crop_size": 96, "precision": "bfloat16"}
+    settings["accumulation"] = accumulation
+    results = ranks(world).run("timeline", module="tests.dist.measured", stage=stage, extra=extra, **settings)
+    cfg = measured.config_of(ranks=world, **settings)
+    ds_config, batch = jobs.spread(cfg, stage, world, extra)
+    gpus = extra.get("zero_hpz_partition_size", world)
+    work = work_of(cfg, Tokens(*results[0]["tokens"], *results[0]["tokens"]))
+    spread = spread_of(ds_config, batch, world // gpus, gpus)
+    memory = memory_of(work, spread)
+    assert memory.at_rest == pytest.approx(max(found["at_rest"] for found in results), rel=0.03)
+    peak = max(most for found in results for _, _, most in found["phases"])
+    # hpZ: gloo copies the result of a gather once more
+    assert memory.peak == pytest.approx(peak, rel=0.05 if gpus < world else 0.03)
+    _assert_same_bytes(work, spread, results[0]["sent"])

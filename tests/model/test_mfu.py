@@ -1,4 +1,4 @@
-"""MFU: the FLOPs are those torch counts; the peak is a rate a machine can have."""
+"""MFU and the share of a measured product: the FLOPs are those torch counts; peaks are data sheets and measurements."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ijepa_ds.masks.sampler import build_sampler
 from ijepa_ds.model import ijepa, mfu
 from ijepa_ds.model.flops import training_flops
-from ijepa_ds.model.mfu import measured_peak
+from ijepa_ds.model.mfu import data_sheet_peak, measured_peak
+from ijepa_ds.model.peaks import data_sheet_of
 from tests.weights_cases import small_config
 
 
@@ -48,3 +49,28 @@ def test_emulated_products_are_not_multiplied_at_full_size(monkeypatch: pytest.M
 
     monkeypatch.setattr(mfu, "_fastest_product", slow)
     assert measured_peak(torch.device("cpu"), torch.bfloat16) == 2 * 256**3 / 0.05 and sides == [256]
+
+
+@pytest.mark.parametrize(
+    ("name", "bfloat16", "float32"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12, 19.5e12),
+        ("NVIDIA A100-PCIE-40GB", 312e12, 19.5e12),
+        ("NVIDIA H100 80GB HBM3", 989e12, 67e12),
+        ("NVIDIA H100 PCIe", 756e12, 51e12),
+        ("NVIDIA H200", 989e12, 67e12),
+        ("NVIDIA H200 NVL", 835e12, 60e12),
+        ("NVIDIA GeForce RTX 4090", None, None),
+    ],
+)
+def test_mfu_divides_by_the_data_sheet(name: str, bfloat16: float | None, float32: float | None) -> None:
+    assert (data_sheet_of(name, 2), data_sheet_of(name, 4)) == (bfloat16, float32)
+
+
+def test_a_cpu_has_no_data_sheet() -> None:
+    assert data_sheet_peak(torch.device("cpu"), torch.bfloat16) is None
+
+
+def test_a_gpu_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
+    assert data_sheet_peak(torch.device("cuda"), torch.bfloat16) == 989e12
