@@ -181,7 +181,7 @@ def _route_of(self: Any, params: Sequence[tuple[int, int, int]], tensor: Tensor,
         for i, index, param in params:
             offsets = self.grad_start_offset[i]
             starts = sorted((offsets[owner][param], owner) for owner in self.param_to_partition_ids[i][param])
-            ends = [*(start for start, _ in starts[1:]), self.bit16_groups[i][index].numel()]
+            ends: list[Any] = [*(start for start, _ in starts[1:]), self.bit16_groups[i][index].numel()]
             slices += [(int(end - start), (i, owner, param)) for (start, owner), end in zip(starts, ends, strict=True)]
         sizes, owners = [size for size, _ in slices], [name[1] for _, name in slices]
         way = route(sizes, owners, dist.get_rank(group), dist.get_world_size(group), room)
