@@ -174,14 +174,14 @@ def _route_of(self: Any, params: Sequence[tuple[int, int, int]], tensor: Tensor,
     Computed once for each bucket: later steps have the same ones.
     """
     routes = self.__dict__.setdefault(_ROUTES, {})
-    room = tensor.untyped_storage().nbytes() // tensor.element_size() - tensor.storage_offset()
+    room = int(tensor.untyped_storage().nbytes() // tensor.element_size() - tensor.storage_offset())
     key = (*params, room)
     if key not in routes:
         slices = []  # length, (group, partition, parameter)
         for i, index, param in params:
             offsets = self.grad_start_offset[i]
             starts = sorted((offsets[owner][param], owner) for owner in self.param_to_partition_ids[i][param])
-            ends: list[Any] = [*(start for start, _ in starts[1:]), self.bit16_groups[i][index].numel()]
+            ends = [*(start for start, _ in starts[1:]), self.bit16_groups[i][index].numel()]
             slices += [(int(end - start), (i, owner, param)) for (start, owner), end in zip(starts, ends, strict=True)]
         sizes, owners = [size for size, _ in slices], [name[1] for _, name in slices]
         way = route(sizes, owners, dist.get_rank(group), dist.get_world_size(group), room)
