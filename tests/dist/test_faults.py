@@ -20,6 +20,8 @@ from tests.dist.pool import free_port
 from tests.processes import die_with_parent, kill_all_of, processes_of
 from tests.waiting import limit, wait_until
 
+# Rank 0 opens the log while the others wait for it: on a busy machine this took more than 4 s.
+PATIENCE = f"run.hang_timeout={limit(15):g}"
 UNDER_WAY = "checkpoint of step 5 is safe"  # the progress bar comes every 15 s only, where there is no terminal
 pytestmark = pytest.mark.dist
 HOST = socket.gethostname()
@@ -60,7 +62,7 @@ def test_a_killed_rank_ends_the_job_and_is_named(moment: str, place: Path) -> No
 
 def test_a_hanging_rank_is_named_with_its_stack(place: Path) -> None:
     fault = {"rank": 1, "moment": "forward", "at": 4, "action": "hang"}
-    run = Run(place, "run.hang_timeout=4", "optimization.steps=50", faults=[fault])
+    run = Run(place, PATIENCE, "optimization.steps=50", faults=[fault])
     assert run.wait() == [LOST, LOST], run.output
     assert f"rank 1 on host {HOST} (process {run.ranks[1].pid}) hangs" in run.output
     assert "rank 0 on host" not in run.output
@@ -71,7 +73,7 @@ def test_a_hanging_rank_is_named_with_its_stack(place: Path) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_stopped_process_is_named_and_the_job_ends(rank: int, place: Path) -> None:
     """SIGSTOP; of rank 0 as well, which keeps the store through which ranks tell each other how they are."""
-    run = Run(place, "run.hang_timeout=4", "optimization.steps=5000", "run.checkpoint_every=5")
+    run = Run(place, PATIENCE, "optimization.steps=5000", "run.checkpoint_every=5")
     run.wait_for(UNDER_WAY)
     run.signal(rank, signal.SIGSTOP)
     run.ranks[1 - rank].join(limit(120))
