@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -174,6 +175,29 @@ def test_links_and_ring() -> None:
     assert seconds_of(near, GPUS, a100) == 16_000 * 7 / 8 / 300e9 + latency > latency > 0
     slow = replace(a100, network_gbps=1.0)
     assert seconds_of(message, GPUS, slow) == message.sent / 8e9 + latency_of("all_reduce", 16, GPUS, slow)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_bytes_of_stages_1_and_2(stage: int, h14: Config) -> None:
+    """Gradients once a step at stage 1, once a micro-batch at stage 2; flat buffers are padded to 2 x ranks."""
+    work = work_of(h14, Tokens(69, 43, 69, 43))
+    spread = Spread(stage=stage, nodes=1, gpus=7, micro_batch=8, accumulation=3, reduction="rooted")
+    found = {message.purpose: message.bytes for message in traffic_of(work, spread)}
+    assert found["gradients"] == work.weight_bytes * work.count() * (3 if stage == 2 else 1)
+    groups: Counter[tuple[str, bool]] = Counter()
+    for p in work.parameters:
+        groups[p.part, p.decay] += p.numel
+    padded = sum(-(-numel // 14) * 14 for numel in groups.values())
+    assert padded > work.count() and found["weights after the step"] == work.weight_bytes * padded
+
+
+def test_only_what_computation_cannot_hide_is_exposed(h14: Config) -> None:
+    work, device = work_of(h14, Tokens(69, 43, 69, 43)), DEVICES["a100-80g"]
+    spread = Spread(stage=2, nodes=1, gpus=8, micro_batch=128, accumulation=1, double_bucket=True)
+    after = [message for message in traffic_of(work, spread) if message.when == "step"]
+    timing = timing_of(work, spread, device)
+    assert timing.exposed == pytest.approx(sum(seconds_of(message, spread, device) for message in after))
+    assert timing.sending > 1.2 * timing.exposed  # gradients are hidden behind the backward pass
 
 
 def test_time_obeys_the_roofline(h14: Config) -> None:
