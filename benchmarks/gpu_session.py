@@ -29,7 +29,7 @@ RUN = ["--config", str(ROOT / "configs/in1k_vith14.yaml")]
 TINY = (
     "model.name=tiny model.width=48 model.depth=2 model.heads=3 model.patch_size=8 model.precision=float32 model.compile=false "
     "model.predictor.depth=1 model.predictor.width=24 model.predictor.heads=3 data.crop_size=48 masks.sampler=unbiased "
-    "masks.min_keep=1 optimization.epochs=null optimization.steps=1000 optimization.warmup_epochs=null "
+    "optimization.epochs=null optimization.steps=1000 optimization.warmup_epochs=null "
     "optimization.warmup_steps=2 data.threads=1"
 ).split()
 TESTS = "tests/dist/test_gpu.py tests/data/test_loader.py tests/data/test_augment.py tests/masks/test_sampler.py".split()

@@ -92,9 +92,12 @@ def spread(cfg: Config, stage: int, world_size: int, extra: dict[str, Any] | Non
 
 def make_engine(cfg: Config, stage: int, world_size: int, extra: dict[str, Any] | None = None, start: Any = None) -> Any:
     """An engine through the same code as a run's."""
+    from deepspeed.utils import groups
+
     from ijepa_ds.distributed.world import initialise_distributed
     from ijepa_ds.training.engine import Engine
 
+    groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None  # hpZ's, made once a process: these ranks have many lives
     ds_config, plan = spread(cfg, stage, world_size, extra)
     device = initialise_distributed()
     return Engine(cfg, ds_config, device, start), plan
