@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     arguments.overrides += [*NARROW, f"optimization.batch_size={arguments.world}"]
     try:
-        cfg, ds_config, _ = job.read(arguments, arguments.world)
+        cfg, ds_config, _ = job.read(arguments, arguments.world, new_run=False)
         if cfg.model.precision == "auto":
             cfg, ds_config = resolve_auto(cfg, "bfloat16"), add_precision(ds_config, "bfloat16")
         records = measure(cfg, ds_config, arguments.way, arguments.world, arguments.steps)

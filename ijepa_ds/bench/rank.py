@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     try:
         rank, _, world_size = world_from_environment()
-        cfg, ds_config, plan = job.read(arguments, world_size)
+        cfg, ds_config, plan = job.read(arguments, world_size, new_run=False)
         cfg, ds_config = precision.resolve(cfg, ds_config, rank, initialise_distributed())
         measure = importlib.import_module(f"ijepa_ds.bench.{arguments.measure}_rank").measure
         figures = measure(cfg, ds_config, plan, rank, arguments.steps)

@@ -49,6 +49,7 @@ def test_a_run_that_exists_continues_as_it_is(tmp_path: Path) -> None:
     arguments = Namespace(config=tmp_path / "run.yaml", deepspeed_config=tmp_path / "zero.json", overrides=[])
     with pytest.raises(ConfigError, match=r"masks\.min_keep: has no effect"):
         job.read(arguments, 8)
+    assert job.read(arguments, 8, new_run=False)[0].masks == cfg.masks  # a benchmark
     out.mkdir()
     save_resolved(cfg, out / "config.yaml")
     assert job.read(arguments, 8)[0].masks == cfg.masks
