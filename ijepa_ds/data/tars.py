@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shlex
+import stat
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -22,7 +23,7 @@ from ijepa_ds.data.scan import Candidate, ScanOptions, scan
 from ijepa_ds.data.tar_format import read_members
 from ijepa_ds.data.tar_tree import TarFile, TarTree
 from ijepa_ds.data.walk import ARCHIVES, describe_others, ending_of, is_image
-from ijepa_ds.errors import UserError
+from ijepa_ds.errors import UserError, is_fault
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -49,16 +50,29 @@ def expand(pattern: str) -> list[str]:
 
     Raises:
         ValueError: A range counts down, or files are missing.
+        OSError: The storage fails.
     """
     names = _expand_braces(pattern)
     found = [sorted(glob.glob(name)) if any(c in name for c in "*?[") else [name] for name in names]
     paths = list(itertools.chain.from_iterable(found))
-    missing = [path for path in paths if not os.path.isfile(path)]
+    missing = [path for path in paths if not _is_file(path)]
     if len(names) == 1 and missing:
         return []
     if missing:
         raise UserError(f"data.source: {pattern!r}: {len(missing)} of {len(paths)} files do not exist, such as {missing[0]!r}")
     return paths
+
+
+def _is_file(path: str) -> bool:
+    """`os.path.isfile`, but a fault of the storage does not make a file a missing one."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError as error:
+        if is_fault(error):
+            raise
+    except ValueError:  # a zero byte in the name
+        pass
+    return False
 
 
 def _expand_braces(pattern: str) -> list[str]:

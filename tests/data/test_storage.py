@@ -16,7 +16,7 @@ from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.loader import ImageBatches
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.shards import write_shards
-from ijepa_ds.data.sources import open_source
+from ijepa_ds.data.sources import expand, open_source
 from ijepa_ds.errors import StorageError, UserError
 from tests.storage_cases import Misbehaving
 
@@ -193,3 +193,18 @@ def test_an_image_that_fails_alone_in_dali_is_decoded_by_pillow(folder, monkeypa
     images = run(index, "dali")
     assert "decodes it in this run" in caplog.text and index.display_path(5) in caplog.text
     assert (images.float() - clean.float()).abs().mean() < 1.0
+
+
+def test_a_shard_that_cannot_be_asked_for_is_not_called_missing(tmp_path, monkeypatch):
+    ask = os.stat
+
+    def broken(path, *args, **more):
+        if str(path).endswith("001.tar"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return ask(path, *args, **more)
+
+    (tmp_path / "000.tar").touch()
+    (tmp_path / "001.tar").touch()
+    monkeypatch.setattr(os, "stat", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        expand(f"{tmp_path}/{{000..001}}.tar")
