@@ -119,7 +119,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     gpu, nightly = torch.cuda.is_available(), os.environ.get("IJEPA_DS_NIGHTLY") == "1"
     for item in items:
         if item.get_closest_marker("nightly") and not nightly:
-            item.add_marker(pytest.mark.skip(reason="NIGHTLY: runs where IJEPA_DS_NIGHTLY=1 and in .ci/run"))
+            item.add_marker(pytest.mark.skip(reason="NIGHTLY: runs where IJEPA_DS_NIGHTLY=1"))
         if item.get_closest_marker("gpu") and not gpu:
             item.add_marker(pytest.mark.skip(reason="NO CUDA GPU: this test needs one"))
     if "PYTEST_XDIST_WORKER" in os.environ:  # the long ones first, so that no worker waits for another at the end

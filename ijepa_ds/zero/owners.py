@@ -36,8 +36,8 @@ class Route:
         share: of the bucket, for each rank's sum. The bucket is cut into `ranks` shares.
         end: where the shares end. What is behind it (less than one element a rank) is all-reduced.
         pieces: (offset in this rank's share, length), in the order in which they are sent.
-        sent: to each rank.
-        received: from each rank.
+        sent: to each rank. A tuple: DeepSpeed looks at each item of a list on its way to torch.
+        received: from each rank. A tuple, too.
         own: indices of this rank's slices.
         spans: (begin, end) of this rank's slices in the bucket.
     """
@@ -45,8 +45,8 @@ class Route:
     share: int
     end: int
     pieces: tuple[tuple[int, int], ...]
-    sent: list[int]
-    received: list[int]
+    sent: tuple[int, ...]
+    received: tuple[int, ...]
     own: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
 
@@ -83,8 +83,8 @@ def route(sizes: Sequence[int], owners: Sequence[int], rank: int, world: int, ro
         share=share,
         end=share * world,
         pieces=tuple(piece for owner in sorted(pieces) for piece in pieces[owner]),
-        sent=[sum(length for _, length in pieces.get(owner, ())) for owner in range(world)],
-        received=received,
+        sent=tuple(sum(length for _, length in pieces.get(owner, ())) for owner in range(world)),
+        received=tuple(received),
         own=own,
         spans=tuple((begins[i], begins[i + 1]) for i in own),
     )

@@ -22,9 +22,10 @@ def test_storage_that_stays_broken_stops_the_run_with_75_and_condemns_no_image(p
     assert "the same command continues; exit code 75" in done.stderr and "Traceback" not in done.stderr
     assert "storage does not answer" in done.stdout
     assert not (place / "out" / "stopped.json").exists() and not (place / "out" / "bad_samples.jsonl").exists()
-    assert list_steps(place / "out")[-1] == 2
+    last = list_steps(place / "out")[-1]  # what is read ahead when the storage breaks is still trained on
+    assert last in (2, 4)
     again = start(place, *options)
-    assert again.returncode == 0 and "step_00000002 (step 2)" in again.stdout, again.stdout + again.stderr
+    assert again.returncode == 0 and f"step_{last:08} (step {last})" in again.stdout, again.stdout + again.stderr
 
 
 def test_a_failed_evaluation_on_one_rank_is_a_warning_after_the_save(place: Path) -> None:

@@ -34,7 +34,6 @@ from ijepa_ds.plan.traffic import Message, links_of, traffic_of
 from tests.dist import measured
 
 PUBLISHED = "configs/in1k_vith14.yaml"
-NIGHTLY = [pytest.mark.slow, pytest.mark.nightly]
 GPUS = Spread(stage=3, nodes=2, gpus=8, micro_batch=128, accumulation=1, persist=0)
 
 
@@ -128,7 +127,6 @@ def test_tokens_are_those_of_the_runs_own_masks(h14: Config) -> None:
         *[pytest.param(name, {}, marks=pytest.mark.slow) for name in ("small", "base")],
         ("large", {"depth": 4}),
         ("large", {"depth": 4, "activation_checkpointing": True}),
-        *[pytest.param("large", how, marks=NIGHTLY) for how in ({}, {"activation_checkpointing": True})],
     ],
 )
 def test_activations_are_what_the_allocator_held(name: str, options: dict) -> None:

@@ -52,8 +52,8 @@ def all_to_all(output: Tensor, given: Tensor, receives: list[int], sends: list[i
     group.calls.append("all_to_all")
     assert sum(sends) == given.numel() and sum(receives) == output.numel()
     everyone = group.exchange((given.clone(), sends))
-    pieces = [sent.split(counts)[group.rank] for sent, counts in everyone]
-    assert [piece.numel() for piece in pieces] == receives
+    pieces = [sent.split(list(counts))[group.rank] for sent, counts in everyone]
+    assert [piece.numel() for piece in pieces] == list(receives)
     output.copy_(torch.cat(pieces))
 
 
@@ -116,10 +116,10 @@ def test_a_route_shares_the_bucket_equally() -> None:
     """Ten elements on four ranks: shares of 3 where memory allows 12 elements, else of 2, with 2 elements left behind."""
     whole = owners.route([4, 6], [3, 1], rank=1, world=4, room=12)
     assert (whole.share, whole.end) == (3, 12)
-    assert whole.pieces == ((1, 2), (0, 1)) and whole.sent == [0, 2, 0, 1]  # elements 4, 5 to rank 1, then 3 to rank 3
-    assert whole.received == [0, 2, 3, 1] and whole.spans == ((4, 10),) and whole.own == (1,)
+    assert whole.pieces == ((1, 2), (0, 1)) and whole.sent == (0, 2, 0, 1)  # elements 4, 5 to rank 1, then 3 to rank 3
+    assert whole.received == (0, 2, 3, 1) and whole.spans == ((4, 10),) and whole.own == (1,)
     tight = owners.route([4, 6], [3, 1], rank=1, world=4, room=11)
-    assert (tight.share, tight.end) == (2, 8) and tight.received == [0, 0, 2, 2]
+    assert (tight.share, tight.end) == (2, 8) and tight.received == (0, 0, 2, 2)
 
 
 class Optimizer:
