@@ -49,7 +49,7 @@ def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
         "parameters": engine.num_parameters,
         "state_bytes": memory.state_bytes(engine.stage, plan.world_size, *sizes, width),
         "least_moved": least_bytes(engine.stage, *sizes, width),
-        "largest_block": memory.largest_block(engine.deepspeed.module),
+        "largest_block": memory.largest_block(engine.module),
         "micro_batch": plan.micro_batch,
         "accumulation": plan.accumulation,
         "loop_seconds": _published_loop(engine),
@@ -74,7 +74,7 @@ def _published_loop(engine: Engine, most: int = 150_000_000) -> float | None:
     """Seconds of the published EMA update, a loop over all encoder parameters; None for large encoders."""
     if engine.num_parameters["encoder"] > most:
         return None
-    shapes = [getattr(p, "ds_shape", p.shape) for p in engine.deepspeed.module.encoder.parameters()]
+    shapes = [getattr(p, "ds_shape", p.shape) for p in engine.module.encoder.parameters()]
     targets: list[Tensor] = [torch.zeros(s, device=engine.device) for s in shapes]
     sources: list[Tensor] = [torch.ones(s, device=engine.device) for s in shapes]
     best, clock = float("inf"), time.perf_counter if engine.device.type == "cuda" else time.process_time

@@ -39,7 +39,7 @@ def live_bytes() -> int:
 
 def held_bytes(engine: Engine) -> dict[str, int]:
     """Bytes of the model state of this rank in memory, by part; a shared storage counts in the first part only."""
-    model, layout = engine.deepspeed.module, engine.layout
+    model, layout = engine.module, engine.layout
     slots = [slot for slot in range(layout.num_slots) if not layout.in_files(slot)]
     moments = [value for slot in slots for key, value in layout.moments(slot).items() if key != "step"]
     seen: set[int] = set()

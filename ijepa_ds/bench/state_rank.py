@@ -51,7 +51,7 @@ def _stage(
         "formula": memory.state_bytes(stage, plan.world_size, *sizes, width),
         "published": memory.PUBLISHED * sum(sizes),
         "start_peak": peak - before,
-        "block": width * memory.largest_block(engine.deepspeed.module),
+        "block": width * memory.largest_block(engine.module),
     }
     if rank == 0:
         print(f"ZeRO-{stage}: {sum(figures['held'].values()) / 2**20:.0f} MiB of state", flush=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import deepspeed
 import torch
@@ -73,7 +73,7 @@ class Engine:
         optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=0.0, fused=True)
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
         norm_once(self.deepspeed.optimizer)
-        model = self.deepspeed.module
+        model = self.module
         self.layout = ZeroLayout(self.deepspeed, {n: p for n, p in model.named_parameters() if p.requires_grad})
         self.layout.forget_moments()
         self._fill(cfg.run.seed, start)
@@ -89,6 +89,11 @@ class Engine:
         if device.type == "cpu":
             cpu.keep_memory()
         self._norm: Tensor | float | None = None
+
+    @property
+    def module(self) -> ijepa.IJEPA:
+        """The model inside DeepSpeed's engine."""
+        return cast(ijepa.IJEPA, self.deepspeed.module)
 
     @torch.no_grad()
     def _fill(self, seed: int, start: Start | None) -> None:
@@ -122,7 +127,7 @@ class Engine:
             masks: contexts `[B, C, Kc]` and targets `[B, M, Kt]`.
             mark: called with the name of each part when it is done.
         """
-        self.deepspeed.module.set_grid(images.shape[-1] // self.cfg.model.patch_size)
+        self.module.set_grid(images.shape[-1] // self.cfg.model.patch_size)
         return self.deepspeed(images, masks, mark)
 
     def backward(self, loss: Tensor) -> None:

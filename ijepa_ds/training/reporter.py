@@ -78,7 +78,7 @@ class Reporter:
         if self.rank != 0 or micro != 0 or not self._probes_after(step):
             return nullcontext()
         self._entropy = EntropyProbe(size_of(self.cfg.model).depth)
-        return during(self.engine.deepspeed.module.target_encoder, self._entropy)
+        return during(self.engine.module.target_encoder, self._entropy)
 
     def _probes_after(self, step: int) -> bool:
         every = self.cfg.run.probe_every

@@ -229,7 +229,7 @@ def gathered_target(engine: Any) -> dict[str, np.ndarray]:
     import deepspeed
 
     result = {}
-    for name, parameter in engine.deepspeed.module.target_encoder.named_parameters():
+    for name, parameter in engine.module.target_encoder.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
             result[name] = parameter.detach().float().cpu().numpy().copy()
     return result

@@ -25,19 +25,15 @@ from tests.processes import end_with_pytest
 from tests.waiting import limit, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
-TINY = [
+SMALL = [
     "run.log_every=1",
-    "run.probe_every=1000",
-    "run.picture_every=0",
     "data.crop_size=32",
     "data.source=images",
-    "data.loader=torchvision",
     "model.name=tiny",
     "model.patch_size=8",
     "model.width=32",
     "model.depth=1",
     "model.heads=2",
-    "model.precision=float32",
     "model.predictor.depth=1",
     "model.predictor.width=16",
     "masks.sampler=unbiased",
@@ -46,6 +42,7 @@ TINY = [
     "optimization.warmup_steps=2",
     "optimization.lr=0.001",
 ]
+TINY = [*SMALL, "run.probe_every=1000", "run.picture_every=0", "data.loader=torchvision", "model.precision=float32"]
 
 
 def environment(*folders: Path) -> dict[str, str]:

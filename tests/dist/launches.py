@@ -7,30 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.dist.launched import REPOSITORY, environment, finished
+from tests.dist.launched import REPOSITORY, SMALL, environment, finished
 from tests.dist.pool import free_port
 from tests.waiting import limit
 
 DEEPSPEED = str(Path(sys.executable).parent / "deepspeed")
-TINY = [
-    "run.log_every=1",
-    "run.probe_every=2",
-    "run.picture_every=3",
-    "data.crop_size=32",
-    "data.source=images",
-    "model.name=tiny",
-    "model.patch_size=8",
-    "model.width=32",
-    "model.depth=1",
-    "model.heads=2",
-    "model.predictor.depth=1",
-    "model.predictor.width=16",
-    "masks.sampler=unbiased",
-    "masks.target_scale=[0.1, 0.2]",
-    "optimization.batch_size=8",
-    "optimization.warmup_steps=2",
-    "optimization.lr=0.001",
-]
+PICTURED = [*SMALL, "run.probe_every=2", "run.picture_every=3"]
 
 
 def start(
@@ -54,12 +36,12 @@ def start(
     (place / "spread.json").write_text(json.dumps(spread))
     arguments = ["--config", "run.yaml", "--deepspeed_config", "spread.json"]
     if not command:
-        return finished(place, [*arguments, *TINY, *overrides], ranks, program=program, port=port)
+        return finished(place, [*arguments, *PICTURED, *overrides], ranks, program=program, port=port)
     launcher = [sys.executable, "-m"]
     if ranks:
         launcher = [DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(free_port()), "--module"]
     return subprocess.run(
-        [*launcher, program, *arguments, *TINY, *overrides],
+        [*launcher, program, *arguments, *PICTURED, *overrides],
         cwd=place,
         env=environment(place),
         capture_output=True,
