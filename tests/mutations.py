@@ -50,6 +50,7 @@ _CASES = "tests/cases"
 _STORAGE = "tests/data/test_storage.py"
 _SAVED = "tests/checkpoint/test_storage.py"
 _KINDS = "tests/test_storage.py"
+_OTHERS = "tests/test_files_of_others.py"
 _RELAX = "tests/masks/test_published.py -k exactly"
 
 MUTATIONS = [
@@ -336,6 +337,8 @@ MUTATIONS = [
         _WEIGHTS,
     ),
     Mutation("ijepa_ds/weights/names.py", '"norm1": ("layernorm_before",)', '"norm1": ("layernorm_after",)', _WEIGHTS),
+    Mutation("ijepa_ds/weights/timm_folder.py", "if key not in _ALLOWED:", "if False:", _OTHERS),
+    Mutation("ijepa_ds/weights/timm_folder.py", "not is_model_in_modules(name, [_FAMILY])", "False", _OTHERS),
     Mutation("ijepa_ds/weights/resize.py", "if grid != source.grid:", "if False:", _WEIGHTS),
     Mutation("ijepa_ds/weights/resize.py", "[patch_size] * 2", "[source.patch_size] * 2", _WEIGHTS),
     # Formulas of the planner.

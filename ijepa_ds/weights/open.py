@@ -16,7 +16,7 @@ from ijepa_ds.checkpoint.folder import folder_name, list_steps
 from ijepa_ds.checkpoint.reader import CheckpointReader, newest
 from ijepa_ds.config import ConfigError
 from ijepa_ds.config.sizes import Size, size_of
-from ijepa_ds.weights import check, files
+from ijepa_ds.weights import check, files, timm_folder
 from ijepa_ds.weights.check import PredictorSize
 from ijepa_ds.weights.facts import WeightsError
 from ijepa_ds.weights.lazy import LazyTensors, prefixed
@@ -201,7 +201,7 @@ def _open_described_folder(folder: Path, heads: int | None) -> Source:
     if METADATA in metadata:
         return _open_export(folder, state, metadata[METADATA])
     if "architecture" in described:
-        return assemble(folder, {"unlabelled": _clean(state)}, _timm_description(folder, described, heads))
+        return assemble(folder, {"unlabelled": _clean(state)}, timm_folder.describe(folder, described))
     if described.get("model_type") != "ijepa":
         raise WeightsError(
             f"{folder / 'config.json'}: model_type is {described.get('model_type')!r}; expected 'ijepa' (Hugging Face), or an "
@@ -250,16 +250,3 @@ def _weights_in(folder: Path) -> tuple[LazyTensors, dict[str, str]]:
         whole = {key: value for part in found for key, value in files.load_torch(part).items()}
         return prefixed(whole, ""), {}
     raise WeightsError(f"{folder}: has a config.json but no weights ({WEIGHTS} or pytorch_model.bin)")
-
-
-def _timm_description(folder: Path, described: dict[str, Any], heads: int | None) -> Description:
-    import timm
-
-    try:
-        with torch.device("meta"):
-            model: Any = timm.create_model(described["architecture"], **described.get("model_args", {}))
-        heads, eps = model.blocks[0].attn.num_heads, model.norm.eps
-    except Exception as error:  # bad arguments may fail anywhere in timm
-        raise WeightsError(f"{folder / 'config.json'}: timm cannot build {described['architecture']!r}: {error}") from error
-    picture = described.get("pretrained_cfg", {})
-    return Description(kind="timm", heads=heads, mean=picture.get("mean"), std=picture.get("std"), eps=eps)

@@ -105,7 +105,7 @@ def test_timm_loads_a_run(run_dir: Path, tmp_path: Path) -> None:
             assert largest(model.eval().forward_features(images(48)), encoder(images(48))) < 1e-5
             assert largest(model(images(48)), encoder(images(48)).mean(dim=1)) < 1e-5
     told = timm.data.resolve_model_data_config(by_folder)
-    assert (told["input_size"], list(told["mean"]), told["crop_pct"]) == ((3, 48, 48), [0.4, 0.5, 0.6], 0.875)
+    assert (list(told["input_size"]), list(told["mean"]), told["crop_pct"]) == ([3, 48, 48], [0.4, 0.5, 0.6], 0.875)
 
 
 def test_the_published_format_has_the_published_keys(run_dir: Path, tmp_path: Path) -> None:
