@@ -43,6 +43,7 @@ _LINEAR = "tests/zero/test_linear.py -k 'not 512'"
 _RECIPES = "tests/evals/test_recipes.py"
 _HEADS = "tests/evals/test_recipe_heads.py"
 _SWEEP = "tests/evals/test_sweep.py"
+_SUITE = "tests/evals/test_suite.py"
 _ROTARY = "tests/model/test_rotary.py"
 _TARGET = "tests/model/test_target.py"
 _METRICS = "tests/telemetry/test_metrics.py"
@@ -418,7 +419,7 @@ MUTATIONS = [
     Mutation("ijepa_ds/masks/published.py", "short = left <= cfg.min_keep", "short = left < cfg.min_keep", _RELAX),
     Mutation("ijepa_ds/model/ijepa.py", "whole.shape[-1:])", "whole.shape[-1:], eps=1e-6)", _TARGET),
     Mutation("ijepa_ds/evals/finetune.py", "layer_decay=recipe.layer_decay)", "layer_decay=1.0)", _RECIPES),
-    Mutation("ijepa_ds/evals/finetune.py", "(model, recipe.weight_decay, layer", "(model, 0.0, layer", _RECIPES),
+    Mutation("ijepa_ds/evals/finetune.py", "(model, recipe.weight_decay, model", "(model, 0.0, model", _RECIPES),
     Mutation("ijepa_ds/evals/finetune.py", "            set_drop_path(model.encoder, recipe.drop_path)\n", "", _RECIPES),
     Mutation("ijepa_ds/evals/finetune.py", "Mixup(recipe.mixup, recipe.cutmix,", "Mixup(recipe.mixup, 0.0,", _RECIPES),
     Mutation("ijepa_ds/evals/finetune.py", "label_smoothing=0.0 if mix else recipe.smoothing", "label_smoothing=0.0", _RECIPES),
@@ -442,9 +443,27 @@ MUTATIONS = [
     Mutation("ijepa_ds/evals/attentive.py", "label_smoothing=recipe.smoothing) for", "label_smoothing=0.0) for", _HEADS),
     Mutation("ijepa_ds/evals/linear.py", "LogisticRegression(C=c, ", "LogisticRegression(C=c / 2, ", _HEADS),
     Mutation("ijepa_ds/evals/lowshot.py", "model.set_params(C=strength)", "model.set_params(C=1 / strength)", _HEADS),
-    Mutation("ijepa_ds/evals/tasks.py", "(1 / (len(few) * settings.l2),)", "(1 / settings.l2,)", _HEADS),
+    Mutation("ijepa_ds/evals/tasks.py", "(1 / settings.l2,)", "(1 / (len(few) * settings.l2),)", _HEADS),
     Mutation("ijepa_ds/evals/sweep.py", "scale = batch / _REFERENCE_BATCH", "scale = 1.0", _SWEEP),
-    Mutation("ijepa_ds/evals/sweep.py", "        weight_gradient += self.decay * self.weight\n", "", _SWEEP),
+    Mutation("ijepa_ds/evals/sweep.py", "gradients[0] + self.decay * self.weight", "gradients[0]", _SWEEP),
+    Mutation("ijepa_ds/evals/sweep.py", "gradients[1] + self.decay[:, 0] * self.bias", "gradients[1]", _SWEEP),
+    Mutation("ijepa_ds/evals/sweep.py", "bias_gradient[:, :, None] * self.shift[:, None]", "0.0", _SWEEP),
+    Mutation("ijepa_ds/evals/sweep.py", "change + _MOMENTUM * velocity if", "velocity if", _SWEEP),
+    Mutation("ijepa_ds/evals/lowshot.py", "fit_intercept=not rows", "fit_intercept=True", _HEADS),
+    Mutation(
+        "ijepa_ds/evals/lowshot.py", "centred = features - features.mean(axis=1, keepdims=True)", "centred = features", _HEADS
+    ),
+    Mutation(
+        "ijepa_ds/evals/options.py", 'frame="whole" if args.task in', 'frame="crop" if args.task in', f"{_SUITE} -k command"
+    ),
+    Mutation(
+        "ijepa_ds/evals/tasks.py", "features if holdout is None else features[~holdout]", "features", f"{_SUITE} -k augmented"
+    ),
+    Mutation("ijepa_ds/evals/tasks.py", "epoch * len(labels), settings.seed)", "0, settings.seed)", f"{_SUITE} -k scenes"),
+    Mutation(
+        "ijepa_ds/evals/attentive.py", "rebatched(train_batches(order), recipe.batch_size)", "train_batches(order)", _HEADS
+    ),
+    Mutation("ijepa_ds/evals/finetune.py", '{"encoder.reg_token"}', "set()", _RECIPES),
     Mutation(
         "ijepa_ds/evals/sweep.py",
         "return 0.1 ** int(epoch / self.decay_every)",

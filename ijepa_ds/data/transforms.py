@@ -74,6 +74,19 @@ def resize_centre_crop(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
+def resize_whole(image: Image.Image, size: int) -> Image.Image:
+    """Resize the whole image to a square (bilinear); the aspect ratio changes. CLEVR's labels count objects at the border too.
+
+    Source: VISSL's configurations clevr_count and clevr_dist (`Resize: [224, 224]`, torchvision's default interpolation).
+
+    Args:
+        image: Any mode and size.
+        size: Side of the result in pixels.
+    """
+    image = to_rgb(image)
+    return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BILINEAR)
+
+
 class UnreadableError(ValueError):
     """An image of an evaluation cannot be read; the text names it and the reason."""
 
@@ -91,7 +104,9 @@ def named_errors(item: str) -> Iterator[bytes]:
         raise UnreadableError(f"{UNREADABLE} {str(item)!r}: {reason(error)}") from error
 
 
-def load_eval_images(images: Sequence[str], size: int, threads: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def load_eval_images(
+    images: Sequence[str], size: int, threads: int, max_pixels: int = MAX_PIXELS, whole: bool = False
+) -> np.ndarray:
     """Read images for evaluation, in order; they take 3 * size**2 bytes of memory each.
 
     Args:
@@ -99,6 +114,7 @@ def load_eval_images(images: Sequence[str], size: int, threads: int, max_pixels:
         size: Side of the result in pixels.
         threads: Decoding threads.
         max_pixels: Larger images are unreadable.
+        whole: `resize_whole` instead of `resize_centre_crop`.
 
     Returns:
         uint8 [n, size, size, 3].
@@ -107,10 +123,11 @@ def load_eval_images(images: Sequence[str], size: int, threads: int, max_pixels:
         UnreadableError: Names a file that cannot be read; evaluations leave it out (`evals.readable`).
     """
     pixels = np.empty((len(images), size, size, 3), dtype=np.uint8)
+    resize = resize_whole if whole else resize_centre_crop
 
     def read(position: int) -> None:
         with named_errors(images[position]) as content:
-            pixels[position] = np.asarray(resize_centre_crop(decode(content, max_pixels), size))
+            pixels[position] = np.asarray(resize(decode(content, max_pixels), size))
 
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         for _ in pool.map(read, range(len(images))):

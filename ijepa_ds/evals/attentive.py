@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,23 +70,27 @@ def evaluate(
     width: int,
     recipe: Recipe | None = None,
     *,
+    choose_batches: Batches | None = None,
+    choose_labels: Tensor | None = None,
     device: torch.device | str = "cpu",
     progress: str | None = None,
-) -> dict[str, float]:
+) -> dict[str, dict[str, float]]:
     """Train one probe for each learning rate and weight decay on the same batches; score all.
 
     Args:
-        train_batches: tokens of training images in an order that is asked for, at most `recipe.batch_size` at a time.
+        train_batches: tokens of training images in an order that is asked for, any number at a time.
         train_labels: int64 [n].
         test_batches: the same of the test images.
         test_labels: int64 [m].
         width: D.
         recipe: settings to try.
+        choose_batches: tokens of images to choose the best probe on; None: the test images.
+        choose_labels: int64 [k].
         device: of the probes.
         progress: label of the progress bar; None: no bar.
 
     Returns:
-        accuracy in percent by setting, such as {"lr 0.001 wd 0.01": 71.2}; 0 for a probe that diverged.
+        `test` and `choose`: accuracy in percent by setting, such as {"lr 0.001 wd 0.01": 71.2}; 0 for a probe that diverged.
 
     Raises:
         ValueError: a single class, or no settings to try.
@@ -107,7 +111,7 @@ def evaluate(
     steps, step = recipe.epochs * math.ceil(len(labels) / recipe.batch_size), 0
     for _ in tqdm(range(recipe.epochs), desc=progress, unit="epoch", disable=None if progress else True, leave=False):
         order, seen = torch.randperm(len(labels), generator=generator), 0
-        for tokens in train_batches(order):
+        for tokens in rebatched(train_batches(order), recipe.batch_size):
             targets = labels[order[seen : seen + len(tokens)].to(device)]
             seen, step = seen + len(tokens), step + 1
             for group in optimizer.param_groups:
@@ -118,8 +122,27 @@ def evaluate(
             for probe in probes:
                 nn.utils.clip_grad_norm_(probe.parameters(), 1.0)
             optimizer.step()
-    right = _score(probes, test_batches, test_labels, device)
-    return {f"lr {lr:g} wd {decay:g}": value for (lr, decay), value in zip(settings, right, strict=True)}
+    names = [f"lr {lr:g} wd {decay:g}" for lr, decay in settings]
+    scores = {"test": dict(zip(names, _score(probes, test_batches, test_labels, device), strict=True))}
+    scores["choose"] = scores["test"]
+    if choose_batches is not None and choose_labels is not None:
+        scores["choose"] = dict(zip(names, _score(probes, choose_batches, choose_labels, device), strict=True))
+    return scores
+
+
+def rebatched(batches: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """Yield the same rows in the same order, `size` at a time; the last batch may be smaller."""
+    held: list[Tensor] = []
+    count = 0
+    for batch in batches:
+        held.append(batch)
+        count += len(batch)
+        while count >= size:
+            rows = torch.cat(held) if len(held) > 1 else held[0]
+            yield rows[:size]
+            held, count = [rows[size:]], count - size
+    if count:
+        yield torch.cat(held)
 
 
 def _probes(count: int, width: int, classes: int, recipe: Recipe, device: torch.device | str) -> list[Probe]:

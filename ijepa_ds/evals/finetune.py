@@ -32,9 +32,10 @@ class Recipe:
     """Settings of fine-tuning; defaults: the paper's for all labels.
 
     Attributes:
-        lr: of the head; not scaled with the batch.
-        weight_decay: of weights, not of biases and other 1-D parameters.
-        layer_decay: ratio of the learning rates of a block and the next, and of the last block and the head.
+        lr: of the head, the highest: each block before has `layer_decay` times the rate of the next; not scaled with the batch.
+        weight_decay: of weights, not of registers, biases and other 1-D parameters.
+        layer_decay: ratio of the learning rates of a block and the next, of the last block and the head, and of patch embedding
+            and registers and the first block.
         epochs: passes over the training images; warm-up over the first 10 %.
         batch_size: images; limited to a quarter of the training images.
         smoothing: of labels.
@@ -71,11 +72,14 @@ class Classifier(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layers from input to head, by parameter names."""
-        return {"stem": r"^encoder\.patch_embed", "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm", (99999,))]}
+        return {
+            "stem": r"^encoder\.(?:patch_embed|reg_token)",
+            "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm", (99999,))],
+        }
 
     def no_weight_decay(self) -> set[str]:
-        """Additional parameters without weight decay: none."""
-        return set()
+        """Additional parameters without weight decay: the registers, which are not 1-D."""
+        return {"encoder.reg_token"}
 
     def forward(self, images: Tensor) -> Tensor:
         """`images: [B, 3, S, S]`, normalised -> [B, C]."""
@@ -183,6 +187,11 @@ def set_drop_path(encoder: nn.Module, rate: float) -> None:
                 setattr(block, name, DropPath(share) if share else nn.Identity())
 
 
+def parameter_groups(model: Classifier, recipe: Recipe) -> list[dict[str, Any]]:
+    """Groups with `params`, `weight_decay` and `lr_scale`, the share of `recipe.lr`."""
+    return param_groups_layer_decay(model, recipe.weight_decay, model.no_weight_decay(), layer_decay=recipe.layer_decay)
+
+
 class _Images(NamedTuple):
     """Labelled images, and how they are resized and normalised."""
 
@@ -216,7 +225,7 @@ def _fit(
     mix = None
     if recipe.mixup or recipe.cutmix:
         mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=model.head.out_features)
-    groups = param_groups_layer_decay(model, recipe.weight_decay, layer_decay=recipe.layer_decay)
+    groups = parameter_groups(model, recipe)
     optimizer = torch.optim.AdamW([group | {"first": recipe.lr * group["lr_scale"]} for group in groups], lr=recipe.lr)
     steps, warmup = len(order), max(1, len(order) // 10)
     per_epoch = steps // recipe.epochs

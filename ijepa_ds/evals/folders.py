@@ -146,9 +146,11 @@ def _names(classes: Sequence[str]) -> str:
 
 
 def batches(
-    paths: Sequence[str], size: int, batch_size: int, threads: int, max_pixels: int = MAX_PIXELS
+    paths: Sequence[str], size: int, batch_size: int, threads: int, max_pixels: int = MAX_PIXELS, whole: bool = False
 ) -> Iterator[np.ndarray]:
     """Read evaluation images in order; the next batch is read in a background thread.
+
+    `whole` images are resized without a crop (`data.transforms.resize_whole`).
 
     Yields:
         uint8 [B, size, size, 3] with B = batch_size, fewer in the last.
@@ -158,7 +160,7 @@ def batches(
     """
 
     def read(start: int) -> np.ndarray:
-        return load_eval_images(paths[start : start + batch_size], size, threads, max_pixels)
+        return load_eval_images(paths[start : start + batch_size], size, threads, max_pixels, whole)
 
     return _ahead(read, len(paths), batch_size)
 

@@ -119,6 +119,7 @@ def evaluate(
     choose_features: Tensor | None = None,
     choose_labels: Tensor | None = None,
     c: Sequence[float] = C_PATH,
+    rows: bool = False,
     max_iterations: int = 1000,
 ) -> dict[str, float]:
     """Fit once for each C with warm starts, choose the best C on other images, and score it on the test images.
@@ -131,6 +132,8 @@ def evaluate(
         choose_features: [k, D] of other images, to choose C on; None: the test images (optimistic).
         choose_labels: int64 [k].
         c: values of scikit-learn's C, the inverse L2 strength.
+        rows: subtract each image's mean from its features, divide them by their length, and fit no bias. Source:
+            `logistic_eval.py` of MSN (Assran et al. 2022), which I-JEPA follows.
         max_iterations: of L-BFGS, for each C.
 
     Returns:
@@ -148,9 +151,9 @@ def evaluate(
     on_test = choose_features is None or choose_labels is None
     chooser = (test_features, test_labels) if on_test else (choose_features, choose_labels)
     train, test, choose = (part.cpu().double().numpy() for part in (train_features, test_features, chooser[0]))  # type: ignore[union-attr]
-    x, test_x, choose_x = standardise(train, test, choose)
+    x, test_x, choose_x = [centred_rows(part) for part in (train, test, choose)] if rows else standardise(train, test, choose)
     y, test_y, choose_y = (part.cpu().numpy() for part in (train_labels, test_labels, chooser[1]))  # type: ignore[union-attr]
-    model = LogisticRegression(max_iter=max_iterations, warm_start=True)
+    model = LogisticRegression(max_iter=max_iterations, warm_start=True, fit_intercept=not rows)
     found: list[tuple[float, float, float]] = []  # percent on the images to choose on, C, percent on the test images
     unconverged = 0
     for strength in sorted(c):
@@ -169,3 +172,14 @@ def evaluate(
         "unconverged": float(unconverged),
         "chosen_on_test": float(on_test),
     }
+
+
+def centred_rows(features: np.ndarray) -> np.ndarray:
+    """Subtract each row's mean and divide the row by its length; rows of zeros stay.
+
+    Args:
+        features: [n, D].
+    """
+    centred = features - features.mean(axis=1, keepdims=True)
+    lengths = np.linalg.norm(centred, axis=1, keepdims=True)
+    return centred / np.where(lengths == 0, 1.0, lengths)

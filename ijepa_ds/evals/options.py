@@ -51,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _trained(parser.add_argument_group("heads that are trained: sweep of linear, count, distance; attentive; finetune"))
     _few(parser.add_argument_group("lowshot"))
     group = parser.add_argument_group("rank")
-    group.add_argument("--views", type=int, default=10, help="crops of an image for LiDAR")
-    group.add_argument("--view-images", type=int, default=1000, help="images for LiDAR, at most")
+    group.add_argument("--views", type=int, help="crops of an image for LiDAR (10)")
+    group.add_argument("--view-images", type=int, help="images for LiDAR, at most (1000)")
 
 
 def _machine(group: argparse._ArgumentGroup) -> None:
@@ -63,10 +63,10 @@ def _machine(group: argparse._ArgumentGroup) -> None:
 
 
 def _quick(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--k", type=int, nargs="+", default=list(knn.NEIGHBOURS), help="numbers of neighbours")
-    group.add_argument("--temperature", type=float, nargs="+", default=[0.07], help="of the k-NN vote")
-    group.add_argument("--C", dest="c", type=float, default=1.0, help="inverse L2 strength of the linear classifier")
-    group.add_argument("--max-iterations", type=int, default=2000, help="of its solver")
+    group.add_argument("--k", type=int, nargs="+", help=f"numbers of neighbours ({' '.join(map(str, knn.NEIGHBOURS))})")
+    group.add_argument("--temperature", type=float, nargs="+", help="of the k-NN vote (0.07)")
+    group.add_argument("--C", dest="c", type=float, help="inverse L2 strength of the linear classifier (1)")
+    group.add_argument("--max-iterations", type=int, help="of its solver (2000)")
 
 
 def _trained(group: argparse._ArgumentGroup) -> None:
@@ -75,38 +75,101 @@ def _trained(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--weight-decay", type=float, nargs="+", help="weight decays to try")
     group.add_argument("--epochs", type=int, help="passes over the training images")
     group.add_argument("--head-batch-size", type=int, help="images an update")
-    group.add_argument("--schedule", choices=("step", "cosine"), help="of the sweep (default: step, / 10 every 15 epochs)")
+    group.add_argument("--schedule", choices=("step", "cosine"), help="of the sweep (default: step)")
+    group.add_argument("--decay-every", type=int, help="epochs after which `step` divides the rate by 10 (15)")
+    group.add_argument("--nesterov", action=argparse.BooleanOptionalAction, help="Nesterov's momentum in the sweep")
+    group.add_argument("--decay-biases", action=argparse.BooleanOptionalAction, help="weight decay of the sweep's biases too")
     group.add_argument(
         "--augment", action=argparse.BooleanOptionalAction, help="train the sweep on new random crops and flips each epoch"
     )
     group.add_argument("--select", choices=settings.SELECT, help="choose the best head on test images, or a training holdout")
-    group.add_argument("--token-gib", type=float, default=2.0, help="keep tokens in memory up to this size (attentive)")
+    group.add_argument("--token-gib", type=float, help="keep tokens in memory up to this size (attentive; 2)")
 
 
 def _few(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--per-class", type=int, default=10, help="labelled images of each class")
+    group.add_argument("--per-class", type=int, help="labelled images of each class (10)")
     group.add_argument("--list", dest="list_file", help="a text file with the names of the labelled images instead")
-    group.add_argument("--draws", type=int, default=1, help="of the images of each class; scores are averaged")
-    group.add_argument("--l2", type=float, help="one penalty on the mean loss instead of a path of C")
+    group.add_argument("--draws", type=int, help="of the images of each class; scores are averaged (1)")
+    group.add_argument(
+        "--l2", type=float, help="one penalty instead of a path of C: l2 / (2 n) |W|^2 on the mean loss, C = 1 / l2"
+    )
+    group.add_argument("--normalise", choices=settings.NORMALISE, help="features by column, or by image as in MSN (columns)")
     group.add_argument("--finetune", dest="tune_few", action="store_true", default=None, help="fine-tune on them too")
 
 
-def apply_preset(args: argparse.Namespace) -> None:
+_SWEEP = ("linear", "count", "distance")
+_TRAINED = (*_SWEEP, "attentive", "finetune", "lowshot")
+# Which tasks use an option; options that are not here concern every task.
+USED_BY = {
+    **dict.fromkeys(("k", "temperature"), ("knn", "all")),
+    **dict.fromkeys(("c", "max_iterations"), ("linear", "all")),
+    "solver": (*_SWEEP, "all"),
+    **dict.fromkeys(("lr", "weight_decay", "epochs", "head_batch_size"), _TRAINED),
+    **dict.fromkeys(("schedule", "decay_every", "nesterov", "decay_biases"), _SWEEP),
+    "augment": ("linear",),
+    "select": (*_SWEEP, "attentive"),
+    "token_gib": ("attentive",),
+    **dict.fromkeys(("per_class", "list_file", "draws", "l2", "normalise", "tune_few"), ("lowshot",)),
+    **dict.fromkeys(("views", "view_images"), ("rank",)),
+    "layers": ("knn", "linear", "lowshot", "rank", "count", "distance", "all"),
+}
+_OPTION_NAMES = {"c": "--C", "list_file": "--list", "tune_few": "--finetune"}
+
+
+def check_used(args: argparse.Namespace) -> None:
+    """Refuse options that the task does not use: a result must not look as if they had counted.
+
+    Raises:
+        ValueError: names all of them.
+    """
+    given = [option for option in USED_BY if getattr(args, option) not in (None, False)]
+    unused = {option: f"{', '.join(USED_BY[option])} uses it" for option in given if args.task not in USED_BY[option]}
+    solvers = args.solver or (["lbfgs"] if args.task == "all" else settings.SOLVERS)
+    for option in given:
+        if option in unused or args.task not in ("linear", "all"):
+            continue
+        if option in ("c", "max_iterations") and "lbfgs" not in solvers:
+            unused[option] = "it is for --solver lbfgs"
+        swept = option in ("lr", "weight_decay", "epochs", "head_batch_size", "augment", "select", *_SCHEDULE)
+        if swept and not {"sgd", "lars"} & {*solvers}:
+            unused[option] = "it is for --solver sgd or lars"
+    if args.task == "lowshot":
+        tuned = ("lr", "weight_decay", "epochs", "head_batch_size")
+        if not args.tune_few:
+            unused |= {option: "it is for --finetune" for option in given if option in tuned}
+        if args.list_file:
+            unused |= {option: "--list names the images" for option in given if option in ("per_class", "draws")}
+    if unused:
+        lines = [f"{_OPTION_NAMES.get(o, '--' + o.replace('_', '-'))}: {why}" for o, why in unused.items()]
+        raise ValueError(f"options that `ijepa-ds eval {args.task}` does not use here; leave them out. " + "; ".join(lines))
+
+
+_SCHEDULE = ("schedule", "decay_every", "nesterov", "decay_biases")
+
+
+def apply_preset(args: argparse.Namespace) -> list[str]:
     """Fill options that were not given from `--preset`.
+
+    Returns:
+        a note for the reader of the scores, if options differ from the preset.
 
     Raises:
         ValueError: a preset of another task, or one that needs a list of images.
     """
     if not args.preset:
-        return
+        return []
     preset = PRESETS[args.preset]
     if args.task != preset.task:
         raise ValueError(f"--preset {args.preset} is for `ijepa-ds eval {preset.task}`, not {args.task}")
     if args.preset.startswith("paper-1pct") and not args.list_file:
         raise ValueError(f"--preset {args.preset} needs --list: {preset.layout}")
+    other = []
     for option, value in preset.options.items():
         if getattr(args, option) is None:
             setattr(args, option, value)
+        elif getattr(args, option) != value:
+            other.append(f"{option} {getattr(args, option)} instead of {value}")
+    return [f"not the protocol of {args.preset}: {', '.join(other)}"] if other else []
 
 
 def settings_of(args: argparse.Namespace, facts: Facts, local_rank: int) -> Settings:
@@ -117,6 +180,8 @@ def settings_of(args: argparse.Namespace, facts: Facts, local_rank: int) -> Sett
     """
     base = Settings(size=args.image_size or facts.image_size, mean=facts.mean, std=facts.std)
     one = {key: value[0] for key, value in _given(args, "lr", "weight_decay").items()}
+    if args.l2 is not None and args.l2 <= 0:
+        raise ValueError(f"--l2: expected a number above 0, got {args.l2:g}")
     trained = {"epochs": args.epochs, "batch_size": args.head_batch_size}
     trained = {key: value for key, value in trained.items() if value is not None}
     many = _given(args, "lr", "weight_decay") | trained
@@ -126,25 +191,23 @@ def settings_of(args: argparse.Namespace, facts: Facts, local_rank: int) -> Sett
     solvers = tuple(args.solver or default)
     if args.task in scenes.TASKS and "lbfgs" in solvers:
         raise ValueError(f"--solver: {args.task} is scored by sgd and lars")
-    if args.augment and args.task in scenes.TASKS:
-        raise ValueError(f"--augment: {args.task} takes centre crops and their mirror images only, as the paper does")
     return replace(
         base,
         tasks=settings.ALL if args.task == "all" else (args.task,),
+        frame="whole" if args.task in scenes.TASKS else "crop",
         solvers=solvers,
-        recipe=replace(base.recipe, **many, **_given(args, "schedule")),
+        recipe=replace(base.recipe, **many, **_given(args, *_SCHEDULE)),
         attentive_recipe=replace(base.attentive_recipe, **many),
         finetune_recipe=replace(base.finetune_recipe, **one, **trained),
         few_recipe=replace(base.few_recipe, **one, **trained),
         device=args.device or default_device(local_rank),
-        **{name: getattr(args, name) for name in _SAME},
-        **_given(args, "augment", "select", "tune_few", "layers", "l2", "list_file"),
+        **_given(args, *_SAME),
     )
 
 
 _SAME = (
     "k", "temperature", "c", "max_iterations", "per_class", "draws", "views", "view_images", "batch_size", "threads",
-    "precision", "seed", "token_gib",
+    "precision", "seed", "token_gib", "augment", "select", "tune_few", "layers", "l2", "list_file", "normalise",
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from ijepa_ds.config.schema import flatten
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.evals import report, scenes, tasks
 from ijepa_ds.evals.folders import Pair, read_pair
-from ijepa_ds.evals.options import add_arguments, apply_preset, settings_of
+from ijepa_ds.evals.options import add_arguments, apply_preset, check_used, settings_of
 from ijepa_ds.evals.presets import PRESETS, check_classes, published
 from ijepa_ds.evals.ranks import World, agree, join, leave
 from ijepa_ds.evals.readable import names_unreadable, without_unreadable
@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace, world: World) -> dict[str, Any]:
     """The content of `result.json`."""
     start = time.perf_counter()
-    apply_preset(args)
+    check_used(args)
+    apart = apply_preset(args)
     if args.preset and world.rank == 0:
         logger.info("%s: %s", args.preset, PRESETS[args.preset].layout)
     subject, others, settings, pair = agree(lambda: _prepare(args, world), world)
@@ -80,7 +81,7 @@ def _evaluate(args: argparse.Namespace, world: World) -> dict[str, Any]:
         "chance": pair.chance,
         "published": published(args.preset, subject.model, settings.size) if args.preset else None,
         "details": measured["details"],
-        "notes": [*subject.notes, *measured["notes"]],
+        "notes": [*apart, *subject.notes, *measured["notes"]],
         "checkpoint": subject.as_json(),
         "data": {
             "train": args.train,

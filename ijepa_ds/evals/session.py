@@ -49,7 +49,7 @@ class Session:
         if known < layers:
             images = self._part(part)
             mine = self.world.share(len(images.labels))
-            read: Iterable[np.ndarray] = batches(_cut(images.paths, mine), *self._reading()) if len(mine) else ()
+            read: Iterable[np.ndarray] = self._batches(_cut(images.paths, mine)) if len(mine) else ()
             if mirrored:
                 read = (batch[:, :, ::-1].copy() for batch in read)
             what = f"{part}, mirrored" if mirrored else part
@@ -83,12 +83,15 @@ class Session:
             [B, N, D].
         """
         images, s = self._part(part), self.settings
-        read = batches([images.paths[int(i)] for i in order], *self._reading())
+        read = self._batches([images.paths[int(i)] for i in order])
         for outputs in forward(self.encoder, read, ForwardOptions(s.mean, s.std, s.device, s.dtype)):
             yield outputs[-1].float()
 
     def _part(self, part: str) -> Labelled:
         return self.pair.train if part == "train" else self.pair.test
+
+    def _batches(self, paths: Sequence[str]) -> Iterator[np.ndarray]:
+        return batches(paths, *self._reading(), whole=self.settings.frame == "whole")
 
     def _reading(self) -> tuple[int, int, int, int]:
         s = self.settings

@@ -15,6 +15,8 @@ ALL = ("knn", "linear")  # of `ijepa-ds eval all`: the quick protocol for follow
 SOLVERS = ("lbfgs", "sgd", "lars")
 LAYERS = {"last": 1, "last4": 4}
 SELECT = ("test", "holdout")
+FRAMES = ("crop", "whole")
+NORMALISE = ("columns", "rows")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FEW = finetune.Recipe(batch_size=512, lr=3e-5, weight_decay=0.05, mixup=0.0, cutmix=0.0, drop_path=0.0)  # paper: 1 %, L/16
 
@@ -27,6 +29,7 @@ class Settings:
         size: side of the images in pixels.
         mean: per channel, for pixels in 0 .. 1, as in training.
         std: per channel.
+        frame: of test images and images that are not augmented: `crop`, the central square; `whole`, resized to a square.
         tasks: keys of `tasks.TASKS`.
         layers: `last` or `last4`: features of knn, lowshot, rank and the sweep; None: `last`, and both in the sweep.
         k: neighbours; values above the number of training images are skipped with a note.
@@ -36,12 +39,13 @@ class Settings:
         max_iterations: of L-BFGS.
         recipe: of the SGD and LARS sweep.
         augment: train the sweep on new random crops and flips each epoch instead of cached features.
-        select: images to choose the best head of a sweep on: `test`, as in the paper, or a `holdout` of the training images.
+        select: images to choose the best head on: `test`, as in the paper, or a `holdout` of the training images.
         per_class: images per class for lowshot.
         list_file: file with the names of lowshot's images, instead of `per_class`.
         draws: random choices of lowshot's images; scores are averaged.
         c_path: inverse regularisations for lowshot.
-        l2: one penalty on the mean loss, instead of `c_path`.
+        l2: one penalty, instead of `c_path`: l2 / (2 n) |W|^2 on the mean loss of the n images (C = 1 / l2), as in MSN.
+        normalise: of lowshot's features: `columns` to mean 0 and deviation 1; `rows` to mean 0 and length 1, without bias.
         tune_few: also fine-tune on lowshot's images.
         attentive_recipe: of the attentive heads.
         finetune_recipe: of fine-tuning on all labels.
@@ -60,6 +64,7 @@ class Settings:
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    frame: str = "crop"
     tasks: Sequence[str] = ALL
     layers: str | None = None
     k: Sequence[int] = knn.NEIGHBOURS
@@ -75,6 +80,7 @@ class Settings:
     draws: int = 1
     c_path: Sequence[float] = lowshot.C_PATH
     l2: float | None = None
+    normalise: str = "columns"
     tune_few: bool = False
     attentive_recipe: attentive.Recipe = field(default_factory=attentive.Recipe)
     finetune_recipe: finetune.Recipe = field(default_factory=finetune.Recipe)
@@ -107,6 +113,8 @@ class Settings:
         """
         sweep.check_choices("solvers", self.solvers, SOLVERS)
         sweep.check_choices("select", (self.select,), SELECT)
+        sweep.check_choices("frame", (self.frame,), FRAMES)
+        sweep.check_choices("normalise", (self.normalise,), NORMALISE)
         sweep.check_choices("layers", (self.layers or "last",), LAYERS)
         sweep.check_choices("precision", (self.precision,), PRECISIONS)
         if min(self.draws, self.views - 1, self.view_images - 1, self.batch_size, self.threads) < 1:

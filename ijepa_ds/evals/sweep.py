@@ -1,7 +1,7 @@
 """The paper's linear probe: many heads trained at once on frozen features, each with its own settings.
 
 Every head is a softmax classifier trained by SGD or LARS. Heads with the same input features share one matrix product:
-there is no loop over heads. Source: paper, appendix A.2 and D (the recipes of VISSL).
+there is no loop over heads. Sources: paper, appendix A.2 and D; VISSL's linear benchmarks (heads, schedules, Nesterov).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ HEADS = ("linear", "bn")
 SCHEDULES = ("step", "cosine")
 _MOMENTUM, _TRUST, _REFERENCE_BATCH = 0.9, 0.001, 256
 _INITIAL_STD = 0.01
+_LAST_RATE = 0.01  # of the cosine schedule, as a share of the first rate
 
 
 def check_choices(name: str, values: Sequence[str], known: Iterable[str]) -> None:
@@ -45,13 +46,15 @@ class Recipe:
     Attributes:
         optimizers: from `OPTIMIZERS`: SGD with momentum 0.9, or LARS (trust 0.001) on top of it.
         lr: for a batch of 256; scaled linearly with the batch, as in VISSL.
-        weight_decay: of weights, not of biases.
+        weight_decay: of weights; of biases with `decay_biases`.
         layers: from `LAYERS`: average-pooled output, or the last four layers concatenated.
-        heads: from `HEADS`: linear, optionally after batch normalisation without scale and shift.
+        heads: from `HEADS`: linear, optionally after batch normalisation with scale and shift, which are not decayed.
         epochs: passes over the features.
         batch_size: limited to a quarter of the images.
-        schedule: `step`: divide by ten every `decay_every` epochs; `cosine`: decay to 0.
+        schedule: `step`: divide by ten every `decay_every` epochs; `cosine`: fall to a hundredth, once an epoch.
         decay_every: epochs.
+        nesterov: Nesterov's momentum.
+        decay_biases: decay biases as well.
         seed: of initialisation and image order.
     """
 
@@ -64,6 +67,8 @@ class Recipe:
     batch_size: int = 1024
     schedule: str = "step"
     decay_every: int = 15
+    nesterov: bool = False
+    decay_biases: bool = False
     seed: int = 0
 
     def check(self) -> None:
@@ -84,7 +89,7 @@ class Recipe:
     def factor(self, epoch: float) -> float:
         """Learning rate after `epoch` epochs as a fraction of the initial one."""
         if self.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / self.epochs)))
+            return _LAST_RATE + (1 - _LAST_RATE) * 0.5 * (1 + math.cos(math.pi * int(epoch) / self.epochs))
         return 0.1 ** int(epoch / self.decay_every)
 
 
@@ -110,12 +115,16 @@ class _Group:
         self, members: Sequence[Head], width: int, classes: int, recipe: Recipe, batch: int, device: torch.device | str
     ) -> None:
         self.members, self.width = members, width
+        self.nesterov, self.decay_biases = recipe.nesterov, recipe.decay_biases
         self.norm = nn.BatchNorm1d(width, affine=False).to(device) if members[0].head == "bn" else None
+        self.scale = torch.ones(len(members), width, device=device)  # [H, D], of the batch normalisation of each head
+        self.shift = torch.zeros_like(self.scale)
         generator = torch.Generator().manual_seed(recipe.seed)
         start = _INITIAL_STD * torch.randn(classes, width, generator=generator)  # equal initial values for all heads
         self.weight = start.to(device).repeat(len(members), 1, 1)  # [H, C, D]
         self.bias = torch.zeros(len(members), classes, device=device)
-        self.velocity = [torch.zeros_like(self.weight), torch.zeros_like(self.bias)]
+        self.trained = [self.weight, self.bias, *([self.scale, self.shift] if self.norm else [])]
+        self.velocity = [torch.zeros_like(value) for value in self.trained]
         scale = batch / _REFERENCE_BATCH
         self.lr = torch.tensor([head.lr * scale for head in members], device=device)[:, None]
         self.decay = torch.tensor([head.weight_decay for head in members], device=device)[:, None, None]
@@ -128,7 +137,10 @@ class _Group:
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [B, H, C] of `x: [B, D]` from `input`: one matrix product for all heads."""
-        return _product(x, self.weight.flatten(0, 1), self.bias.flatten()).unflatten(1, self.bias.shape)
+        weight, bias = self.weight, self.bias
+        if self.norm:  # scale and shift are folded into the matrix
+            weight, bias = weight * self.scale[:, None], bias + torch.einsum("hcd,hd->hc", weight, self.shift)
+        return _product(x, weight.flatten(0, 1), bias.flatten()).unflatten(1, bias.shape)
 
     def step(self, x: Tensor, labels: Tensor, factor: float) -> None:
         """One update of every head on a batch."""
@@ -136,14 +148,22 @@ class _Group:
         gradient = self.logits(x).softmax(dim=2)  # d(mean cross-entropy) / d(logits) = (softmax - one-hot) / B
         gradient[torch.arange(len(x), device=x.device), :, labels] -= 1
         gradient /= len(x)
-        weight_gradient = _product(gradient.flatten(1).T, x.T).view_as(self.weight)
-        weight_gradient += self.decay * self.weight
-        weight_gradient *= torch.where(self.lars, self._trust(weight_gradient), 1.0)
-        for value, velocity, change in zip(
-            (self.weight, self.bias), self.velocity, (weight_gradient, gradient.sum(dim=0)), strict=True
-        ):
+        folded = _product(gradient.flatten(1).T, x.T).view_as(self.weight)  # [H, C, D], of the folded matrix
+        bias_gradient = gradient.sum(dim=0)
+        gradients = [folded, bias_gradient]
+        if self.norm:
+            of_scale = (folded * self.weight).sum(dim=1)
+            of_shift = torch.einsum("hc,hcd->hd", bias_gradient, self.weight)
+            of_weight = folded * self.scale[:, None] + bias_gradient[:, :, None] * self.shift[:, None]
+            gradients = [of_weight, bias_gradient, of_scale, of_shift]
+        gradients[0] = gradients[0] + self.decay * self.weight
+        gradients[0] *= torch.where(self.lars, self._trust(gradients[0]), 1.0)
+        if self.decay_biases:
+            gradients[1] = gradients[1] + self.decay[:, 0] * self.bias
+        for value, velocity, change in zip(self.trained, self.velocity, gradients, strict=True):
             velocity.mul_(_MOMENTUM).add_(change)
-            value -= factor * self.lr.view(-1, *[1] * (value.ndim - 1)) * velocity
+            direction = change + _MOMENTUM * velocity if self.nesterov else velocity
+            value -= factor * self.lr.view(-1, *[1] * (value.ndim - 1)) * direction
 
     def _trust(self, decayed: Tensor) -> Tensor:
         """LARS trust ratio |w| / (|gradient| + wd |w|), with each head's weight matrix as one layer."""

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ijepa_ds.data.crops import flips
 from ijepa_ds.data.reading import ImageFile
 from ijepa_ds.evals import attentive, finetune, knn, linear, lowshot, rank, sweep
 from ijepa_ds.evals.folders import Labelled, Pair
@@ -61,9 +63,10 @@ def evaluate_pair(
         needs_four = True
     start = time.perf_counter()
     seconds: dict[str, float] = {}
-    if any(TASKS[task].pooled for task in settings.tasks):  # one pass for all tasks
+    parts = {part for task in settings.tasks for part in TASKS[task].pooled(settings)}
+    if parts:  # one pass for all tasks
         layers = 4 if needs_four and session.layers >= 4 else 1
-        for part in ("train", "test"):
+        for part in sorted(parts, reverse=True):
             session.pooled(part, layers)
         seconds["features"] = time.perf_counter() - start
     for task in settings.tasks:
@@ -132,7 +135,7 @@ def _linear(session: Session) -> Scores:
 
 
 def _scenes(session: Session, name: str) -> Scores:
-    """The linear probe on scenes: original and mirrored images, the best head of SGD and LARS."""
+    """The linear probe on scenes: each epoch takes every image as it is or mirrored, at random."""
     settings, found = session.settings, Scores()
     recipe = replace(settings.recipe, optimizers=_sweeps(settings) or settings.recipe.optimizers)
     session.settings = replace(settings, recipe=recipe, solvers=tuple(recipe.optimizers))
@@ -156,19 +159,20 @@ def _run_sweep(session: Session, found: Scores, mirrored: bool) -> dict[str, dic
         found.notes.append(f"the last four layers left out: this encoder gives {session.layers}")
     recipe = replace(settings.recipe, layers=layers, optimizers=_sweeps(settings), seed=settings.seed)
     depth = 4 if "last4" in layers else 1
-    labels, train = session.pair.train.labels, None
-    if not settings.augment:
-        parts = [session.pooled("train", depth), *([session.pooled("train", depth, True)] if mirrored else [])]
-        labels = labels.repeat(len(parts))
-        train = torch.cat(parts) if parts[0] is not None else None  # type: ignore[arg-type]
+    labels = session.pair.train.labels
+    holdout = _holdout(len(labels), settings.seed) if settings.select == "holdout" else None
+    train = session.pooled("train", depth) if not settings.augment or holdout is not None else None
+    mirror = session.pooled("train", depth, True) if mirrored else None
     test = session.pooled("test", depth)
-    holdout = _holdout(len(session.pair.train.labels), len(labels), settings) if settings.select == "holdout" else None
 
     def of_epoch(epoch: int) -> Tensor:
         features = train
         if settings.augment:
             features = session.cropped("train", range(len(labels)), epoch, depth, CROP_SCALE)
         assert features is not None
+        if mirror is not None:
+            flipped = flips(np.arange(len(labels), dtype=np.int64) + epoch * len(labels), settings.seed)
+            features = torch.where(torch.from_numpy(flipped)[:, None], mirror, features)
         return features if holdout is None else features[~holdout]
 
     if test is None:
@@ -183,22 +187,25 @@ def _run_sweep(session: Session, found: Scores, mirrored: bool) -> dict[str, dic
     accuracies = {"test": trained.accuracies(test, session.pair.test.labels)}
     accuracies["choose"] = accuracies["test"]
     if holdout is not None:
-        whole = train if train is not None else session.pooled("train", depth)
-        assert whole is not None
-        accuracies["choose"] = trained.accuracies(whole[holdout], labels[holdout])
-    where = "the test images, as the paper does" if holdout is None else "a tenth of the training images, kept apart"
-    found.notes.append(f"the best of {len(accuracies['test'])} heads was chosen on {where}")
+        assert train is not None
+        accuracies["choose"] = trained.accuracies(train[holdout], labels[holdout])
+    found.notes.append(_chosen_on(f"the best of {len(accuracies['test'])} heads", holdout))
     found.details["sweep"] = {str(head): score for head, score in accuracies["test"].items()}
     found.details["width"] = width
     return accuracies
 
 
-def _holdout(images: int, rows: int, settings: Settings) -> Tensor:
-    """Mask of rows held out from training: a tenth of the images, with their mirrored copies."""
-    generator = torch.Generator().manual_seed(settings.seed)
+def _holdout(images: int, seed: int) -> Tensor:
+    """Mask [images] of a tenth of the training images, which are held out."""
+    generator = torch.Generator().manual_seed(seed)
     apart = torch.zeros(images, dtype=torch.bool)
     apart[torch.randperm(images, generator=generator)[: max(1, round(_HOLDOUT * images))]] = True
-    return apart.repeat(rows // images)
+    return apart
+
+
+def _chosen_on(what: str, holdout: Tensor | None) -> str:
+    where = "the test images, as the paper does" if holdout is None else "a tenth of the training images, kept apart"
+    return f"{what} was chosen on {where}"
 
 
 def _lowshot(session: Session) -> Scores:
@@ -214,9 +221,16 @@ def _lowshot(session: Session) -> Scores:
         others = torch.randperm(len(labels), generator=torch.Generator().manual_seed(settings.seed + draw))
         others = others[rest[others]][:_CHOOSE]
         choose = (train[others], labels[others]) if len(others) else (None, None)
-        path = settings.c_path if settings.l2 is None else (1 / (len(few) * settings.l2),)
+        path = settings.c_path if settings.l2 is None else (1 / settings.l2,)
         detail = lowshot.evaluate(
-            train[few], labels[few], test, targets, choose_features=choose[0], choose_labels=choose[1], c=path
+            train[few],
+            labels[few],
+            test,
+            targets,
+            choose_features=choose[0],
+            choose_labels=choose[1],
+            c=path,
+            rows=settings.normalise == "rows",
         )
         found.details[f"low-shot {draw}"] = detail | {"images": float(len(few))}
         tops.setdefault("low-shot", []).append(detail["top1"])
@@ -276,18 +290,27 @@ def _attentive(session: Session) -> Scores:
     images = len(pair.train.labels) + len(pair.test.labels)
     fits = 4 * one.numel() * images <= s.token_gib * 2**30
     kept = {part: _kept_tokens(session, part) for part in ("train", "test")} if fits else {}
+    holdout = _holdout(len(pair.train.labels), s.seed) if s.select == "holdout" else None
 
-    def batches_of(part: str) -> attentive.Batches:
+    def batches_of(part: str, among: Tensor) -> attentive.Batches:
+        """Batches of the images at the positions `among`."""
         if part in kept:
-            return lambda order: (kept[part][rows] for rows in order.split(s.attentive_recipe.batch_size))
-        return lambda order: session.tokens(part, order)
+            return lambda order: (kept[part][rows] for rows in among[order].split(s.attentive_recipe.batch_size))
+        return lambda order: session.tokens(part, among[order])
 
+    train = torch.arange(len(pair.train.labels)) if holdout is None else (~holdout).nonzero()[:, 0]
+    choose = None if holdout is None else holdout.nonzero()[:, 0]
     accuracies = attentive.evaluate(
-        batches_of("train"), pair.train.labels, batches_of("test"), pair.test.labels, one.shape[2],
-        replace(s.attentive_recipe, seed=s.seed), device=s.device, progress=f"{session.label}, attentive heads",
+        batches_of("train", train), pair.train.labels[train],
+        batches_of("test", torch.arange(len(pair.test.labels))), pair.test.labels, one.shape[2],
+        replace(s.attentive_recipe, seed=s.seed),
+        choose_batches=None if choose is None else batches_of("train", choose),
+        choose_labels=None if choose is None else pair.train.labels[choose],
+        device=s.device, progress=f"{session.label}, attentive heads",
     )  # fmt: skip
-    note = f"attentive: the best of {len(accuracies)} heads was chosen on the test images"
-    return Scores({"attentive": max(accuracies.values())}, {"attentive": accuracies}, [note])
+    best = max(accuracies["choose"], key=lambda name: accuracies["choose"][name])
+    note = _chosen_on(f"attentive: the best of {len(accuracies['test'])} heads", holdout)
+    return Scores({"attentive": accuracies["test"][best]}, {"attentive": accuracies["test"]}, [note])
 
 
 def _kept_tokens(session: Session, part: str) -> Tensor:
@@ -323,24 +346,34 @@ class Task:
 
     Attributes:
         run: called by every rank.
-        pooled: it needs average-pooled features of the whole sets, which all tasks share.
+        pooled: the sets of which it needs average-pooled features, which all tasks share.
         percent: its scores are percent of the test images.
         one_rank: it trains on one process.
     """
 
     run: Callable[[Session], Scores]
-    pooled: bool = True
+    pooled: Callable[[Settings], tuple[str, ...]] = lambda settings: ("train", "test")
     percent: bool = True
     one_rank: bool = False
 
 
+def _nothing(settings: Settings) -> tuple[str, ...]:
+    return ()
+
+
+def _pooled_by_linear(settings: Settings) -> tuple[str, ...]:
+    """Heads on augmented images never see the features of the whole training images; those of ViT-H on ImageNet take 26 GB."""
+    unused = settings.augment and "lbfgs" not in settings.solvers and settings.select == "test"
+    return ("test",) if unused else ("train", "test")
+
+
 TASKS = {
     "knn": Task(_knn),
-    "linear": Task(_linear),
-    "attentive": Task(_attentive, pooled=False, one_rank=True),
+    "linear": Task(_linear, pooled=_pooled_by_linear),
+    "attentive": Task(_attentive, pooled=_nothing, one_rank=True),
     "lowshot": Task(_lowshot),
-    "finetune": Task(_finetune, pooled=False, one_rank=True),
+    "finetune": Task(_finetune, pooled=_nothing, one_rank=True),
     "count": Task(lambda session: _scenes(session, "count")),
     "distance": Task(lambda session: _scenes(session, "distance")),
-    "rank": Task(_rank, percent=False),
+    "rank": Task(_rank, pooled=lambda settings: ("test",), percent=False),
 }

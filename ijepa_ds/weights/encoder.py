@@ -15,6 +15,7 @@ from ijepa_ds.model.vit import Encoder, initial_value
 from ijepa_ds.weights.facts import Facts, Transform, WeightsError
 from ijepa_ds.weights.open import open_source
 from ijepa_ds.weights.source import Source
+from ijepa_ds.weights.start import open_start
 
 logger = logging.getLogger(__name__)
 Network = TypeVar("Network", bound=nn.Module)
@@ -30,7 +31,7 @@ def load_encoder(path_or_name: str | Path, which: str | None = None, heads: int 
     Args:
         path_or_name: any path that `open_source` accepts; or a repository in the local Hugging Face cache, such as
             facebook/ijepa_vith14_1k (nothing is downloaded).
-        which: `target` (the EMA; what the paper evaluates), `context`, or `untrained` (initial values); None: the target,
+        which: `target` (the EMA; what the paper evaluates), `context`, or `untrained` (start values); None: the target,
             or the only encoder.
         heads: attention heads, where the file does not say and the size is not in `config.sizes.SIZES`.
 
@@ -73,9 +74,17 @@ def read_encoder(path: str | Path, which: str | None = None, heads: int | None =
 
 
 def build_encoder(source: Source, part: str) -> Encoder:
-    """Build the encoder `part` of a source; `untrained`: initial values of the run's seed (0 without a run)."""
+    """Build the encoder `part` of a source.
+
+    `untrained`: what the run's target encoder started from: the weights of `model.init_from` as they are now, or initial
+    values of the run's seed (0 without a run).
+    """
     encoder = Encoder(source.size, source.patch_size, source.grid, position_grid=source.position_grid)
-    return fill_network(encoder, source, "encoder", None if part == "untrained" else source.parts[part])
+    tensors = None if part == "untrained" else source.parts[part]
+    if part == "untrained" and source.config and source.config.model.init_from:
+        start = open_start(source.config)
+        tensors = {name: start.teacher(name) for name, _ in encoder.named_parameters()}
+    return fill_network(encoder, source, "encoder", tensors)
 
 
 def fill_network(network: Network, source: Source, label: str, tensors: Mapping[str, Tensor] | None) -> Network:

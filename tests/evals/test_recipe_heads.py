@@ -83,9 +83,9 @@ def test_attentive_heads_are_the_rewriting(recipe: attentive.Recipe, monkeypatch
     tokens = torch.randn(170, 5, 20, generator=generator) + 0.2 * F.one_hot(labels, 20)[:, None]
     train, test = (tokens[:80], labels[:80]), (tokens[80:], labels[80:])
     found = attentive.evaluate(
-        lambda order: (train[0][rows] for rows in order.split(recipe.batch_size)), train[1],
+        lambda order: (train[0][rows] for rows in order.split(7)), train[1],  # streamed in other batches than those of updates
         lambda order: (test[0][rows] for rows in order.split(40)), test[1], 20, recipe,
-    )  # fmt: skip
+    )["test"]  # fmt: skip
     settings = [(lr, decay) for lr in recipe.lr for decay in recipe.weight_decay]
     assert list(found) == [f"lr {lr:g} wd {decay:g}" for lr, decay in settings]
     factors = set()
@@ -182,6 +182,33 @@ def test_low_shot_head_is_the_rewriting() -> None:
     assert same["c"] == 1e8
 
 
+def test_low_shot_head_of_msn_is_the_rewriting() -> None:
+    """Each image's features minus their mean, of length 1; no bias; l2 / (2 n) |W|^2 on the mean loss (`logistic_eval.py`)."""
+    (x, y), (test, wanted) = blobs(60, 0), blobs(1000, 1)
+    x, test = torch.randn(60, 6, generator=torch.Generator().manual_seed(0)).double() + x / x.std(0), test / x.std(0)
+    l2 = 0.0025
+
+    def prepared(features: Tensor) -> Tensor:
+        features = features - features.mean(dim=1, keepdim=True)
+        return features / features.norm(dim=1, keepdim=True)
+
+    weight = torch.zeros(4, 6, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight], max_iter=4000, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(prepared(x) @ weight.T, y) + l2 / (2 * len(x)) * weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    right = 100 * float(((prepared(test) @ weight.T).argmax(dim=1) == wanted).double().mean())
+    found = lowshot.evaluate(x, y, test, wanted, c=(1 / l2,), rows=True, max_iterations=5000)
+    assert found["top1"] == pytest.approx(right, abs=0.21)  # two images of 1000
+    plain = lowshot.evaluate(x, y, test, wanted, c=(1 / l2,), max_iterations=5000)
+    assert abs(plain["top1"] - right) > 1, "standardised columns and a bias must give another score"
+
+
 # --- from settings to the heads
 
 
@@ -247,19 +274,19 @@ def test_attentive_task_trains_on_all_tokens(token_gib: float, pair: Pair, monke
         attentive, "evaluate", lambda *given, **options: recipes.append(given[5]) or evaluate(*given, **options)
     )
     recipe = attentive.Recipe(lr=(0.05, 1e-6), weight_decay=(0.1,), epochs=4, batch_size=5)
-    options = {"attentive_recipe": recipe, "batch_size": 5, "seed": 7, "token_gib": token_gib}
+    options = {"attentive_recipe": recipe, "batch_size": 8, "seed": 7, "token_gib": token_gib}
     found = evaluate_pair(Pixels(), pair, Settings(size=16, mean=HALF, std=HALF, tasks=("attentive",), **options))
     train, test = (tokens_of(next(batches(part.paths, 16, 12, threads=1))) for part in (pair.train, pair.test))
     wanted = attentive.evaluate(
         lambda order: (train[rows] for rows in order.split(5)), pair.train.labels,
         lambda order: (test[rows] for rows in order.split(5)), pair.test.labels, 3, replace(recipe, seed=7),
-    )  # fmt: skip
+    )["test"]  # fmt: skip
     assert recipes[0] == replace(recipe, seed=7)
     assert found["details"]["attentive"] == wanted and found["scores"] == {"attentive": max(wanted.values())}
 
 
 def test_fine_tuning_uses_the_recipe_of_its_labels(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All labels: mixing and drop path; few labels: none. Low-shot's penalty on the mean loss is C = 1 / (n l2)."""
+    """All labels: mixing and drop path; few labels: none. Low-shot's penalty, l2 / (2 n) on the mean loss, is C = 1 / l2."""
     calls: list[tuple[Any, ...]] = []
 
     def record(encoder: nn.Module, paths: Any, labels: Tensor, *rest: Any, recipe: finetune.Recipe, **options: Any) -> dict:
@@ -276,4 +303,4 @@ def test_fine_tuning_uses_the_recipe_of_its_labels(pair: Pair, monkeypatch: pyte
         ([pair.train.paths[i] for i in few], [0, 0, 1, 1], replace(FEW, seed=5)),
     ]
     assert found["scores"]["fine-tuned"] == found["scores"]["low-shot fine-tuned"] == 50.0
-    assert found["details"]["low-shot 0"]["c"] == pytest.approx(1 / (4 * 0.0025))
+    assert found["details"]["low-shot 0"]["c"] == pytest.approx(400)

@@ -208,6 +208,17 @@ def test_fine_tuning_is_the_rewriting(recipe: finetune.Recipe, images: Images, m
     assert found["top1"] == right  # of 100 test images, about half are right
 
 
+def test_registers_are_tuned_like_the_patch_embedding() -> None:
+    encoder = Encoder(replace(Size(WIDTH, 3, 2, 32), registers=2), 4, SIZE // 4)
+    model = finetune.Classifier(encoder, WIDTH, CLASSES)
+    groups = finetune.parameter_groups(model, replace(PLAIN, weight_decay=0.05, layer_decay=0.5))
+    of = {id(parameter): group for group in groups for parameter in group["params"]}
+    registers, patches = of[id(encoder.reg_token)], of[id(encoder.patch_embed.proj.weight)]
+    assert registers["lr_scale"] == patches["lr_scale"] == 0.5**4
+    assert registers["weight_decay"] == 0.0 and patches["weight_decay"] == 0.05
+    assert of[id(model.head.weight)]["lr_scale"] == 1.0
+
+
 def test_fine_tuning_in_bfloat16_is_near(images: Images) -> None:
     """Matrix products are rounded to 8 bits; losses and weights stay float32."""
     losses = []

@@ -3,7 +3,9 @@
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,15 +13,17 @@ import torch
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
 
 from ijepa_ds import cli
 from ijepa_ds.config.sizes import Size
-from ijepa_ds.evals import attentive, finetune, lowshot, rank, scenes, table
+from ijepa_ds.evals import attentive, finetune, lowshot, rank, scenes, sweep, table
 from ijepa_ds.evals.features import extract, num_layers
 from ijepa_ds.evals.folders import batches, crop_batches, read_pair
-from ijepa_ds.evals.presets import PRESETS, published
+from ijepa_ds.evals.presets import PRESETS, markdown, published
 from ijepa_ds.evals.ranks import World, gather_rows
-from ijepa_ds.evals.run import Settings, evaluate_folder
+from ijepa_ds.evals.run import Settings, evaluate_folder, evaluate_pair
+from ijepa_ds.evals.session import Session
 from ijepa_ds.model.vit import Encoder, initialise
 from ijepa_ds.scenes.command import render
 from tests.evals_cases import HALF, Colours, clusters, write_images
@@ -107,7 +111,7 @@ def test_attention_finds_what_the_average_hides() -> None:
     found = attentive.evaluate(
         lambda order: (tokens[:400][rows] for rows in order.split(64)), labels[:400],
         lambda order: (tokens[400:][rows] for rows in order.split(64)), labels[400:], 16, recipe,
-    )  # fmt: skip
+    )["test"]  # fmt: skip
     assert found["lr 0.003 wd 0.01"] > 90 > 60 > found["lr 1e-09 wd 0.01"]  # recipes do not share weights
     assert torch.equal(before, torch.get_rng_state())
 
@@ -238,14 +242,64 @@ def test_scenes_through_the_command(run_dir: Path, tmp_path: Path, caplog: pytes
     arguments += ["--train", str(tmp_path / "train"), "--test", str(tmp_path / "test"), "--out", str(tmp_path / "out")]
     assert cli.main(["eval", "distance", *arguments, "--device", "cpu"]) == 0
     result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["settings"]["frame"] == "whole"
     assert set(result["scores"]) == {"distance"} == set(result["baselines"]["pixels"]["scores"])
     assert result["baselines"]["pixels"]["details"]["width"] == 3 * 16 * 16
     assert any("last four layers left out" in note for note in result["notes"])  # a model of two blocks
     assert cli.main(["eval", "count", *arguments, "--preset", "paper-clevr-count", "--device", "cpu"]) == 0
     result = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert result["settings"]["recipe"]["lr"] == [0.01, 0.05, 0.001] and result["settings"]["recipe"]["epochs"] == 2
-    assert all(key.startswith("sgd") for key in result["details"]["count sweep"])
+    recipe = result["settings"]["recipe"]
+    assert (recipe["lr"], recipe["epochs"], recipe["schedule"], recipe["nesterov"]) == ([0.01], 2, "cosine", True)
+    assert "not the protocol of paper-clevr-count: epochs 2 instead of 50" in result["notes"]
+    assert list(result["details"]["count sweep"]) == [f"sgd lr 0.01 wd 0.0005 last {head}" for head in ("linear", "bn")]
     assert result["published"]["all"]["huge/14"] == 86.7 and result["published"]["value"] is None
+
+
+class Position(nn.Module):
+    """An encoder whose token says which columns of the image are bright."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(1, 2))[:, None]
+
+
+def test_scenes_are_seen_whole_and_mirrored_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each scene has a bright object at the left or the right border, which a central square of 480 x 320 would cut off."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 24), ("val", 12)):
+        folder, listed = tmp_path / "CLEVR_v1.0" / "images" / part, []
+        folder.mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 40, (320, 480, 3), dtype=np.uint8)
+            pixels[:, (slice(0, 60), slice(420, 480))[i % 2]] = 250
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+            listed.append({"image_filename": f"{i}.png", "objects": [{"pixel_coords": [0, 0, 9]}] * (3 + i % 2)})
+        (tmp_path / "CLEVR_v1.0" / "scenes").mkdir(exist_ok=True)
+        (tmp_path / "CLEVR_v1.0" / "scenes" / f"CLEVR_{part}_scenes.json").write_text(json.dumps({"scenes": listed}))
+    images = tmp_path / "CLEVR_v1.0" / "images"
+    pair = scenes.read_scenes("count", str(images / "train"), str(images / "val"))
+    seen = {}
+    for frame in ("whole", "crop"):
+        settings = Settings(size=16, mean=HALF, std=HALF, tasks=("count",), solvers=("sgd",), frame=frame, layers="last")
+        session = Session(Position(), pair, settings)
+        seen[frame], mirrored = session.pooled("test"), session.pooled("test", mirrored=True)
+        torch.testing.assert_close(mirrored, seen[frame].flip(1))
+    assert bool((seen["whole"][::2, 0] > seen["whole"][1::2, 0] + 0.5).all())  # left objects in the first column
+    assert float((seen["crop"][::2, 0] - seen["crop"][1::2, 0]).abs().max()) < 0.1  # the crop has lost them
+    epochs: list[Tensor] = []
+    train = sweep.train
+
+    def spy(features: Any, *rest: Any, **options: Any) -> sweep.Trained:
+        return train(lambda epoch: epochs.append(features(epoch)) or features(epoch), *rest, **options)
+
+    monkeypatch.setattr(sweep, "train", spy)
+    recipe = sweep.Recipe(epochs=3)
+    evaluate_pair(Position(), pair, replace(settings, frame="whole", recipe=recipe))
+    session = Session(Position(), pair, replace(settings, frame="whole"))
+    original, mirrored = session.pooled("train"), session.pooled("train", mirrored=True)
+    flipped = torch.stack([(features == mirrored).all(dim=1) for features in epochs])  # [epochs, images]
+    for features, row in zip(epochs, flipped, strict=True):
+        assert torch.equal(features, torch.where(row[:, None], mirrored, original))  # as many rows as images
+    assert 0.3 < float(flipped.double().mean()) < 0.7 and len(flipped.unique(dim=0)) == 3
 
 
 # --- sharing among ranks, augmentation
@@ -279,7 +333,7 @@ def test_augmented_and_held_out_sweeps(tmp_path: Path) -> None:
     write_images(tmp_path / "test", {"ant": 6, "cow": 6})
     from ijepa_ds.evals.sweep import Recipe
 
-    for change in ({"augment": True}, {"select": "holdout"}):
+    for change in ({"augment": True}, {"select": "holdout"}, {"augment": True, "select": "holdout"}):
         settings = Settings(
             size=16, mean=HALF, std=HALF, tasks=("linear",), solvers=("sgd",), recipe=Recipe(epochs=20, lr=(1.0,)), **change
         )
@@ -288,7 +342,74 @@ def test_augmented_and_held_out_sweeps(tmp_path: Path) -> None:
     assert any("a tenth of the training images" in note for note in found["notes"])
 
 
+def test_attentive_heads_are_chosen_on_held_out_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path / "train", {"ant": 20, "cow": 20})
+    write_images(tmp_path / "test", {"ant": 6, "cow": 6})
+    seen: list[tuple[int, int]] = []
+    evaluate = attentive.evaluate
+
+    def spy(train: attentive.Batches, labels: Tensor, *rest: Any, **options: Any) -> dict:
+        rows = torch.cat(list(train(torch.arange(len(labels)))))
+        apart = torch.cat(list(options["choose_batches"](torch.arange(len(options["choose_labels"])))))
+        assert not bool((rows[:, None] == apart[None]).flatten(2).all(dim=2).any())  # no image is in both
+        seen.append((len(rows), len(apart)))
+        scores = evaluate(train, labels, *rest, **options)
+        best = max(scores["test"], key=lambda name: scores["test"][name])
+        return {"test": scores["test"], "choose": {name: float(name != best) for name in scores["test"]}}
+
+    monkeypatch.setattr(attentive, "evaluate", spy)
+    recipe = attentive.Recipe(lr=(0.05, 1e-9), weight_decay=(0.0,), epochs=8, batch_size=8)
+    settings = Settings(size=16, mean=HALF, std=HALF, tasks=("attentive",), attentive_recipe=recipe, select="holdout")
+    found = evaluate_folder(Colours(), str(tmp_path / "train"), str(tmp_path / "test"), settings)
+    assert seen == [(36, 4)]
+    assert found["scores"]["attentive"] == found["details"]["attentive"]["lr 1e-09 wd 0"]  # the choice counts, not the test
+    assert any("a tenth of the training images" in note for note in found["notes"])
+
+
+def test_features_that_no_head_uses_are_not_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path / "train", {"ant": 8, "cow": 8})
+    computed: list[str] = []
+    pooled = Session.pooled
+    monkeypatch.setattr(Session, "pooled", lambda self, part, *rest: computed.append(part) or pooled(self, part, *rest))
+    source, recipe = str(tmp_path / "train"), sweep.Recipe(epochs=1, lr=(1.0,))
+    for options, parts in (
+        ({"tasks": ("linear",), "solvers": ("lars",), "augment": True}, {"test"}),
+        ({"tasks": ("linear",), "solvers": ("lars",), "augment": True, "select": "holdout"}, {"train", "test"}),
+        ({"tasks": ("rank",), "views": 2}, {"test"}),
+    ):
+        computed.clear()
+        evaluate_folder(Colours(), source, source, Settings(size=16, mean=HALF, std=HALF, recipe=recipe, **options))
+        assert set(computed) == parts, options
+
+
 # --- presets
+
+
+def test_the_documented_table_of_presets_is_the_codes() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text()
+    assert markdown() in page, f"docs/evaluate.md differs; the table is now:\n{markdown()}"
+
+
+def test_options_that_a_task_does_not_use_are_refused(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    options = ["--checkpoint", str(run_dir), "--train", "x", "--test", "x", "--out", str(tmp_path / "out")]
+    for task, given, wanted in [
+        ("knn", "--lr 0.1 --views 3", ["--lr: linear, count, distance, attentive, finetune, lowshot uses it", "--views: rank"]),
+        ("finetune", "--select holdout", ["--select: linear, count, distance, attentive uses it"]),
+        ("lowshot", "--select holdout", ["--select"]),
+        ("count", "--augment", ["--augment: linear uses it"]),
+        ("linear", "--solver lbfgs --lr 0.1 --nesterov", ["--lr: it is for --solver sgd or lars", "--nesterov: it is for"]),
+        ("linear", "--solver sgd --C 3", ["--C: it is for --solver lbfgs"]),
+        (
+            "lowshot",
+            "--epochs 3 --list a.txt --draws 2",
+            ["--epochs: it is for --finetune", "--draws: --list names the images"],
+        ),
+        ("rank", "--k 5", ["--k: knn, all uses it"]),
+    ]:
+        assert cli.main(["eval", task, *options, *given.split()]) == 2
+        message = capsys.readouterr().err
+        assert all(line in message for line in wanted), message
+    assert not (tmp_path / "out").exists()
 
 
 def test_presets_name_options_that_exist() -> None:
