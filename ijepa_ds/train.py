@@ -22,7 +22,7 @@ from ijepa_ds.arguments import TRAINING, add_local_rank, add_run, with_example
 from ijepa_ds.cluster import rank_log
 from ijepa_ds.cluster.environment import settle
 from ijepa_ds.cluster.stop import Stopped, StopRequests
-from ijepa_ds.errors import exit_code
+from ijepa_ds.errors import UserError, exit_code
 from ijepa_ds.exits import FAILED, STOPPED
 from ijepa_ds.training import job
 
@@ -56,7 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     arguments = parse_arguments(argv)
-    chosen = settle(os.environ)  # before torch is imported
+    try:
+        chosen = settle(os.environ)  # before torch is imported
+    except UserError as error:
+        return _refuse(error, "cannot run this", exit_code(error))
     if chosen and _is_rank_zero():
         logger.info("environment: %s (chosen here, as unset)", " ".join(chosen))
     from ijepa_ds.checkpoint import run_dir

@@ -64,12 +64,13 @@ def train(argv: Sequence[str] | None) -> None:
 
 
 def _run(arguments: argparse.Namespace, shape: Shape) -> None:
+    from ijepa_ds.cluster.meeting import meet
     from ijepa_ds.config import deepspeed_json
     from ijepa_ds.config.batch import plan_batch
     from ijepa_ds.decoder.engine import ShardedLearner
     from ijepa_ds.decoder.learner import CLIP
     from ijepa_ds.decoder.train import Trainer, open_inputs
-    from ijepa_ds.distributed.environment import world_from_environment
+    from ijepa_ds.distributed.environment import START_TIMEOUT, world_from_environment
     from ijepa_ds.distributed.world import initialise_distributed
 
     rank, _, world_size = world_from_environment()
@@ -79,7 +80,9 @@ def _run(arguments: argparse.Namespace, shape: Shape) -> None:
     except ValueError as error:
         raise ValueError(str(error).replace("optimization.batch_size", "--batch-size")) from error
     ds_config: dict[str, Any] = deepspeed_json.read_deepspeed(arguments.deepspeed_config, plan, CLIP, arguments.precision)
+    meeting = meet(rank, world_size, START_TIMEOUT)  # the process group uses its store
     device = initialise_distributed()
+    del meeting
     conditioner, images = open_inputs(arguments, shape, device)
     learner = ShardedLearner(shape, conditioner.width, device, ds_config, arguments.seed)
     if rank == 0:

@@ -376,6 +376,11 @@ MUTATIONS = [
         "ijepa_ds/model/flops.py", "size.depth * 4.0 * tokens * tokens * d", "size.depth * 2.0 * tokens * tokens * d", _PLAN
     ),
     Mutation("ijepa_ds/model/flops.py", "context=3 * (patch", "context=2 * (patch", _PLAN),
+    # Starts: paths, numbers, ranks.
+    Mutation("ijepa_ds/config/paths.py", "elif not environment.get(name):", "elif False:", "tests/config/test_paths.py"),
+    Mutation("ijepa_ds/config/yaml_tree.py", "int(digits) != abs(value)", "False", "tests/config/test_paths.py"),
+    Mutation("ijepa_ds/config/deepspeed_json.py", 'if value == "auto":', "if False:", "tests/config/test_deepspeed_json.py"),
+    Mutation("ijepa_ds/distributed/environment.py", "rank >= world_size or", "", "tests/cluster/test_expected.py"),
     # The watch.
     Mutation("ijepa_ds/cluster/judge.py", "now - peer.heard > SILENCE", "now - peer.heard > 2 * SILENCE", _WATCH),
     Mutation("ijepa_ds/cluster/judge.py", "if peer.place != place]", "]", _WATCH),

@@ -5,8 +5,8 @@
 
 Rounds alternate. In `same`, two ranks all the time: master weights, moments and EMA must end bit-equal. In `elastic`, the
 number of ranks is drawn anew from 1, 2, 4 for every attempt: they must agree within TOLERANCE. In both, the log of the images
-must show each once in every epoch of what went into the weights. One kill in six comes before the first step. Exit code 1 on
-any failure, whose folder is then kept.
+must show each once in every epoch of what went into the weights. One kill in six comes before the first step, and one in six
+in the first second of a rank's process. Exit code 1 on any failure, whose folder is then kept.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from tests.dist.soak_log import check_samples
 IMAGES, BATCH = 96, 8
 TOLERANCE = 1e-3  # norm of the difference over the norm, of all weights together (moments: not compared)
 GONE_WITHIN = 60.0  # seconds after a kill
+START = "run.start_timeout=20"  # when a rank was killed before the ranks met, the others wait so long for it
 
 
 class Attempt:
@@ -135,12 +136,17 @@ class Round:
 
     def _attempt(self, ranks: int, kill: bool, number: int) -> int:
         """Start it and kill a rank, or let it end; 1 when one was killed."""
-        attempt = Attempt(self.place, [*self._common, "run.dir=run", "run.checkpoint_every=3"], ranks, self._args.launcher)
+        attempt = Attempt(
+            self.place, [*self._common, "run.dir=run", "run.checkpoint_every=3", START], ranks, self._args.launcher
+        )
         began = time.monotonic()
         try:
-            early, victim = kill and self._draw.random() < 1 / 6, self._draw.randrange(ranks)
-            delay = self._draw.uniform(0, (6 if self._args.launcher else 2) if early else self._args.window)
+            share, victim = self._draw.random() if kill else 1.0, self._draw.randrange(ranks)
+            born, early = 1 / 6 <= share < 1 / 3, share < 1 / 3
+            before_step = 1.0 if born else 6.0 if self._args.launcher else 2.0
+            delay = self._draw.uniform(0, before_step if early else self._args.window)
             self._until(attempt, lambda: early or self._trains())
+            self._until(attempt, lambda: not born or victim in attempt.pids())
             start = time.monotonic()
             while kill and time.monotonic() - start < delay and not attempt.ended():
                 time.sleep(0.005)
@@ -162,7 +168,11 @@ class Round:
                     raise FailureError(f"ended by itself:\n{attempt.output}")
                 say(f"  attempt {number}: {ranks} ranks to the end, {time.monotonic() - began:.1f} s")
                 return 0
-            when = "before the first step" if not self._trains() else f"{delay:.2f} s after a first step"
+            when = (
+                f"{delay:.2f} s after {'its' if born else 'the'} start"
+                if not self._trains()
+                else f"{delay:.2f} s after a first step"
+            )
             gone = time.monotonic() - killed
             say(
                 f"  attempt {number}: rank {victim} of {ranks} killed {when}; all gone after {gone:.1f} s; "
@@ -246,11 +256,12 @@ def main() -> int:
         try:
             killed += round_.run(min(args.per_round, args.kills - killed))
         except (FailureError, AssertionError) as failure:
-            print(f"\nFAILED in round {number} ({round_.kind}, seed {round_.seed}), kept in {round_.place}: {failure}")
+            where = f"round {number} ({round_.kind}, run.seed {round_.seed}) of --seed {args.seed}"
+            print(f"\nFAILED in {where}, kept in {round_.place}: {failure}")
             return 1
         shutil.rmtree(round_.place)
         number += 1
-    print(f"\nPASSED: {killed} kills in {number} runs, {time.monotonic() - began:.0f} s")
+    print(f"\nPASSED with --seed {args.seed}: {killed} kills in {number} runs, {time.monotonic() - began:.0f} s")
     return 0
 
 

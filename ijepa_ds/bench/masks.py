@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     check_at_least(args, repeats=1)
-    cfg, _ = published.load_any(args.config, args.overrides)
+    cfg, _ = published.load_any(args.config, args.overrides, expand=False)
     plan = config.check(cfg, 1)
     sampler, device = build_sampler(cfg.masks, cfg.grid, cfg.run.seed, cfg.optimization.batch_size), device_of(args.device)
     seconds, lengths = [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -25,6 +26,7 @@ from ijepa_ds.versions import versions
 
 logger = logging.getLogger(__name__)
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP})
+_TRACES = (".lock", "logs/rank_*.log", "images.index", "images.scan", "config.yaml", "deepspeed.json", "environment.json")
 _ROOM = 1 << 16  # bytes that must be free at the start, for a first event file
 
 
@@ -169,6 +171,31 @@ def _check_owner(cfg: Config, owner: Path) -> None:
             f"{owner.parent} belongs to a run of another configuration:\n{changes}\n"
             "choose another run.dir, or restore that configuration"
         )
+
+
+class Traces:
+    """What a start leaves in a run directory that has no run yet, to take it away again when the start is refused."""
+
+    def __init__(self, run_dir: Path) -> None:
+        """Note what is there before the start."""
+        self._run_dir = run_dir
+        self._new_folders = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
+        self._begins = not (run_dir / "config.yaml").exists() and not (run_dir / "checkpoints").exists()
+        self._before = set(self._files())
+
+    def _files(self) -> list[Path]:
+        return [path for pattern in _TRACES for path in self._run_dir.glob(pattern)]
+
+    def remove(self) -> None:
+        """Remove the files and folders that came since; those of others stay, and so does everything of an earlier start."""
+        if not self._begins:
+            return
+        with contextlib.suppress(OSError):
+            for path in (path for path in self._files() if path not in self._before):
+                path.unlink(missing_ok=True)
+        for folder in (self._run_dir / "checkpoints", self._run_dir / "logs", *self._new_folders):
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
 
 
 def check_writable(run_dir: Path) -> None:

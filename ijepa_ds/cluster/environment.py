@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, MutableMapping
 
 from ijepa_ds.cluster.hosts import interface_towards
+from ijepa_ds.distributed.environment import number_in, ranks_here
 
 _GPU_THREADS = 8  # a rank with a GPU computes little on the CPU; more threads only compete
 
@@ -19,11 +20,11 @@ def recommended(environment: Mapping[str, str], cores: int, has_gpu: bool) -> di
         cores: number of cores that this process may run on.
         has_gpu: whether this host has a GPU.
     """
-    ranks = int(environment.get("LOCAL_SIZE") or environment.get("LOCAL_WORLD_SIZE") or 1)
+    ranks = ranks_here(environment)
     # SLURM gives each task its own cores
-    share = int(environment.get("SLURM_CPUS_PER_TASK") or 0) or max(1, cores // ranks)
+    share = number_in(environment, "SLURM_CPUS_PER_TASK") or max(1, cores // ranks)
     values = {"OMP_NUM_THREADS": str(min(share, _GPU_THREADS) if has_gpu else share)}
-    if int(environment.get("WORLD_SIZE") or 1) > ranks:
+    if (number_in(environment, "WORLD_SIZE") or 1) > ranks:
         # by default gloo uses the interface of the host's own name: on Debian and Ubuntu that is the loopback
         interface = interface_towards(environment.get("MASTER_ADDR", ""))
         if interface:
@@ -36,7 +37,8 @@ def name_ranks(environment: MutableMapping[str, str]) -> None:
     for prefix in ("OMPI_COMM_WORLD", "MV2_COMM_WORLD"):
         if "RANK" not in environment and f"{prefix}_SIZE" in environment:
             names = {"RANK": "RANK", "LOCAL_RANK": "LOCAL_RANK", "WORLD_SIZE": "SIZE", "LOCAL_SIZE": "LOCAL_SIZE"}
-            environment.update({name: environment[f"{prefix}_{theirs}"] for name, theirs in names.items()})
+            theirs = {name: environment.get(f"{prefix}_{theirs}") for name, theirs in names.items()}
+            environment.update({name: value for name, value in theirs.items() if value is not None})
 
 
 def settle(environment: MutableMapping[str, str]) -> list[str]:

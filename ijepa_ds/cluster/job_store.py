@@ -18,6 +18,11 @@ SUSPENDED = 20.0  # seconds: a loop of one second that took so long was suspende
 _FAILED, _VERDICT = "ijepa_ds/failed", "ijepa_ds/verdict"
 
 
+def report_key(rank: int) -> str:
+    """Where a rank's report is."""
+    return f"ijepa_ds/alive/{rank}"
+
+
 class News(NamedTuple):
     """What the ranks have published for all.
 
@@ -35,7 +40,7 @@ class JobStore:
 
     def __init__(self, rank: int, world_size: int) -> None:
         """Connect, and publish an empty report."""
-        self._rank, self._keys = rank, [f"ijepa_ds/alive/{other}" for other in range(world_size)]
+        self._rank, self._keys = rank, [report_key(other) for other in range(world_size)]
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self._store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=20))
         self.publish(Report())

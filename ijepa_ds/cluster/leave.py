@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from ijepa_ds.cluster import rank_log
 from ijepa_ds.cluster.judge import Role, role
@@ -17,35 +17,49 @@ from ijepa_ds.cluster.peers import Peer
 from ijepa_ds.exits import LOST
 
 
-def leave(text: str = "") -> NoReturn:
+class Limit(NamedTuple):
+    """How long a job may make no progress.
+
+    Attributes:
+        seconds: 0: for ever.
+        key: of the configuration.
+        code: the exit code when they are over.
+    """
+
+    seconds: float = 0.0
+    key: str = "run.hang_timeout"
+    code: int = LOST
+
+
+def leave(text: str = "", code: int = LOST) -> NoReturn:
     """End this process now; its main thread may never return from a collective."""
     if text:
         rank_log.say(f"\nijepa_ds: {text}. The same command continues from the newest checkpoint\n")
-    os._exit(LOST)
+    os._exit(code)
 
 
-def leave_hang(peers: Sequence[Peer], rank: int, hanging: Sequence[int], timeout: float) -> NoReturn:
+def leave_hang(peers: Sequence[Peer], rank: int, hanging: Sequence[int], limit: Limit) -> NoReturn:
     """Name the ranks that hang and print their stacks, then end this process.
 
     Args:
         peers: all ranks in order.
         rank: this one.
         hanging: the ranks that keep the others waiting.
-        timeout: seconds without progress that were allowed.
+        limit: what was allowed.
     """
     mine = role(peers, rank, hanging)
     if mine is Role.REPORTER:
         for peer in (peers[other] for other in hanging):
             if peer.place == peers[rank].place:
-                _report(peer, timeout, own=peer.rank == rank)
+                _report(peer, limit, own=peer.rank == rank)
     elif mine is Role.SUSPECT:
         faulthandler.dump_traceback(all_threads=True)  # into its own log
     time.sleep(mine.value)
-    leave("the job cannot go on: ending it" if rank == 0 else "")
+    leave("the job cannot go on: ending it" if rank == 0 else "", limit.code)
 
 
-def _report(peer: Peer, timeout: float, own: bool) -> None:
-    text = f"\nijepa_ds: {peer} hangs: no progress for {timeout:.0f} s (run.hang_timeout)."
+def _report(peer: Peer, limit: Limit, own: bool) -> None:
+    text = f"\nijepa_ds: {peer} hangs: no progress for {limit.seconds:.0f} s ({limit.key})."
     if peer.process.state() == "T":  # it cannot answer now; a signal that waits for SIGCONT would come while its threads run
         rank_log.say(f"{text} It is stopped (SIGSTOP)\n")
         return

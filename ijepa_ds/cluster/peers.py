@@ -79,10 +79,11 @@ def describe_hosts(peers: Iterable[Peer]) -> str:
     hosts: dict[str, list[int]] = {}
     for peer in peers:
         hosts.setdefault(peer.host, []).append(peer.rank)
-    return "; ".join(f"{host}: {_span(ranks)}" for host, ranks in hosts.items())
+    return "; ".join(f"{host}: {spell_ranks(ranks)}" for host, ranks in hosts.items())
 
 
-def _span(ranks: list[int]) -> str:
+def spell_ranks(ranks: list[int]) -> str:
+    """Ranks in words: "rank 3", "ranks 0-3", "ranks 0, 2"; at least one."""
     if ranks == list(range(ranks[0], ranks[-1] + 1)) and len(ranks) > 1:
         return f"ranks {ranks[0]}-{ranks[-1]}"
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

@@ -37,6 +37,20 @@ class Process:
         fields = _stat(self.pid)
         return int(fields[1]) if fields else 0
 
+    def words(self) -> list[str]:
+        """Its command line; empty if it has ended."""
+        try:
+            return Path(f"/proc/{self.pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            return []
+
+    def folder(self) -> Path:
+        """Its current directory; this process's own if that cannot be read."""
+        try:
+            return Path(os.readlink(f"/proc/{self.pid}/cwd"))
+        except OSError:
+            return Path.cwd()
+
     def takes(self, number: int) -> bool:
         """Whether it has a handler for signal `number`."""
         try:
@@ -103,19 +117,23 @@ def _place() -> str:
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
 
 
+def parents() -> list[Process]:
+    """The parent of this process, its parent, and so on, without the first process of the host."""
+    found: list[Process] = []
+    pid = os.getppid()
+    while pid > 1 and (process := Process.of(pid)):
+        found.append(process)
+        pid = process.parent()
+    return found
+
+
 def launchers() -> list[Process]:
     """The launchers that started this process, nearest first (`deepspeed` is two processes), and the supervisor, if any."""
     found: list[Process] = []
-    pid = os.getppid()
-    while pid > 1:
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:5]
-        except OSError:
-            break
-        process = Process.of(pid)
-        if not _LAUNCHERS & {*words, *map(os.path.basename, words)} or not process:
+    for process in parents():
+        words = process.words()[:5]
+        if not _LAUNCHERS & {*words, *map(os.path.basename, words)}:
             break
         found.append(process)
-        pid = process.parent()
     above = supervisor()
     return [*found, above] if above else found

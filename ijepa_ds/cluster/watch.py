@@ -23,23 +23,18 @@ The decisions are in `judge.py`, the store in `job_store.py`, the exits in `leav
 from __future__ import annotations
 
 import faulthandler
-import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
-
 from ijepa_ds.cluster import processes, rank_log
 from ijepa_ds.cluster.job_store import SUSPENDED, JobStore, RequestTimer
 from ijepa_ds.cluster.judge import SILENCE, Hang, Lost, State, is_overdue, judge
-from ijepa_ds.cluster.leave import is_communicating, leave, leave_hang, report_dead
-from ijepa_ds.cluster.peers import Peer, Report, describe_hosts, this_place
-from ijepa_ds.cluster.processes import Process
-from ijepa_ds.distributed.exchange import gather_objects, host_barrier
+from ijepa_ds.cluster.leave import Limit, is_communicating, leave, leave_hang, report_dead
+from ijepa_ds.cluster.meeting import Meeting
+from ijepa_ds.cluster.peers import Peer, Report, describe_hosts
 
 _TICK = 1.0
 _JUDGE_EVERY = 3  # ticks
@@ -62,7 +57,8 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._closed = threading.Event()
         self._peers: list[Peer] = []
-        self._rank, self._timeout = 0, 0.0
+        self._rank, self._limit = 0, Limit()
+        self._meeting: Meeting | None = None  # keeps the server of the store
         self._store: JobStore | None = None
         self._beats, self._phase, self._progress = 0, "start", time.monotonic()
         self._main = threading.main_thread().ident
@@ -75,22 +71,29 @@ class Watch:
         faulthandler.register(signal.SIGUSR2, file=rank_log.terminal(), all_threads=True)
         self._thread.start()
 
-    def follow(self, timeout: float) -> None:
-        """Watch the other ranks; every rank calls it.
+    def follow(self, meeting: Meeting, rank: int, limit: Limit) -> None:
+        """Watch the other ranks, which have met and may have no process group yet; every rank calls it.
 
         Args:
-            timeout: seconds without `beat` after which the job is ended; 0: never.
+            meeting: from `meeting.meet`.
+            rank: this one.
+            limit: how long the job may be without a `beat`, until `expect` sets another limit.
         """
-        table = gather_objects((socket.gethostname(), this_place(), Process.of(os.getpid())))
-        self._rank = torch.distributed.get_rank()
-        if len(table) > 1:
-            self._store = JobStore(self._rank, len(table))
-        host_barrier()  # every rank has a report in the store now
+        self._meeting, self._rank = meeting, rank
         now = time.monotonic()
-        self._timeout, self._progress = timeout, now
-        self._peers = [Peer(rank, host, place, process, now) for rank, (host, place, process) in enumerate(table)]
+        self._limit, self._progress = limit, now
+        for peer in meeting.peers:
+            peer.heard = now
+        if len(meeting.peers) > 1:
+            self._store = JobStore(rank, len(meeting.peers))
+        self._peers = meeting.peers  # last: the thread waits for it
         if self._peers[0].place != self._place:
             self._requests.limit(_ANSWER, self._on_no_answer, self._closed)
+
+    def expect(self, limit: Limit) -> None:
+        """From now on the job may be without a `beat` for another time; counts as a beat."""
+        self.beat("ranks have met")
+        self._limit = limit
 
     def beat(self, phase: str) -> None:
         """Note that this rank has completed `phase`; cheap."""
@@ -152,7 +155,7 @@ class Watch:
             if len(self._peers) > 1:
                 self._check_neighbours()
                 self._use_store(now, ticks)
-            elif self._peers and is_overdue(now, self._progress, self._timeout):
+            elif self._peers and is_overdue(now, self._progress, self._limit.seconds):
                 self._end_hang([0])
 
     def _check_launchers(self) -> None:
@@ -177,7 +180,7 @@ class Watch:
     # ---- the store ---------------------------------------------------------------------------------------------------
     def _use_store(self, now: float, ticks: int) -> None:
         """Publish a report, read failure and verdict; on rank 0 also judge."""
-        store, overdue = self._store, is_overdue(now, self._progress, self._timeout)
+        store, overdue = self._store, is_overdue(now, self._progress, self._limit.seconds)
         assert store is not None
         if 0 in self._stopped():  # its store would not answer
             if overdue:
@@ -197,7 +200,7 @@ class Watch:
             return
         self._heed_failure(failed, now)
         silent = self._rank != 0 and now - self._peers[0].heard > SILENCE
-        if overdue and silent and now - self._progress > self._timeout + SILENCE:
+        if overdue and silent and now - self._progress > self._limit.seconds + SILENCE:
             hanging = hanging or [0]  # its watch should have published a verdict, or at least a report
         if hanging:
             self._end_hang(hanging)
@@ -240,7 +243,12 @@ class Watch:
         for peer, report in zip(self._peers, store.reports(), strict=True):
             peer.hear(report, now)
         verdict = judge(
-            self._peers, place=self._place, stopped=self._stopped(), now=now, progress=self._progress, timeout=self._timeout
+            self._peers,
+            place=self._place,
+            stopped=self._stopped(),
+            now=now,
+            progress=self._progress,
+            timeout=self._limit.seconds,
         )
         if isinstance(verdict, Lost):
             names = "; ".join(f"{self._peers[rank]} has not been heard of for {SILENCE:.0f} s" for rank in verdict.ranks)
@@ -249,4 +257,4 @@ class Watch:
             store.publish_verdict(verdict.ranks)  # read by every rank at its next tick
 
     def _end_hang(self, hanging: list[int]) -> None:
-        leave_hang(self._peers, self._rank, hanging, self._timeout)
+        leave_hang(self._peers, self._rank, hanging, self._limit)

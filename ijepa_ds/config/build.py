@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from typing import Any, get_type_hints
@@ -116,7 +117,24 @@ def _text(kind: str, place: tuple[int | str, ...], value: Any) -> str:
         shown = f"[{', '.join(map(str, value))}]" if isinstance(value, (list, tuple)) else value
         return f"must be {bounds(node)}, got {shown}"
     quotes = "; put it in quotes" if node.get("type") == "string" and not isinstance(value, (list, dict, type(None))) else ""
-    return f"expected {expected(node)}, found {_found(value)}{quotes}"
+    return f"expected {expected(node)}, found {_found(value)}{quotes}{_hint(value)}"
+
+
+def _hint(value: Any) -> str:
+    """What a text that should be a number was meant to be, as far as its form tells."""
+    texts = (
+        [value] if isinstance(value, str) else [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
+    )
+    for text in texts:
+        if re.fullmatch(r"[+-]?\d+,\d*(e[+-]?\d+)?", text, re.IGNORECASE):
+            return f"; a comma is no decimal point: write {text.replace(',', '.', 1)}, or {text.replace(',', '', 1)}"
+        if re.fullmatch(r"[\d.,_e\s\u2010-\u2015\u2212+-]+", text) and re.search(r"[\u2010-\u2015\u2212]", text):
+            return "; its minus sign is another character than '-': type it again"
+        if re.fullmatch(r"[+-]?[\d.]+\s*%", text):
+            return "; write the share as a number, such as 0.05 for 5 %"
+        if re.fullmatch(r"[+-]?[\d.]+\s*[kKmMgG][bB]?", text):
+            return "; units are not read: write the number out"
+    return ""
 
 
 def _unknown(key: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from ijepa_ds.config import deepspeed_keys as keys
 from ijepa_ds.config import yaml_tree
 from ijepa_ds.config.batch import BatchPlan
 from ijepa_ds.config.build import suggest
+from ijepa_ds.config.paths import expand_values
 from ijepa_ds.config.precision import AUTO
 from ijepa_ds.config.schema import Config, ConfigError, Problem
 
@@ -58,10 +60,12 @@ def read_deepspeed(path: Path, plan: BatchPlan, clip_grad: float, precision: str
     tree, lines = yaml_tree.parse(text.replace("\t", " "), str(path))
     for problem in _problems(written, plan):
         key, place = problem.keys[0], yaml_tree.where(tree, problem.keys[0])
-        lines.append(f"{place}: {key.removeprefix('zero_optimization.')}: {problem.text}")
+        lines.append(f"{place}: {key}: {problem.text}")
+    made, wrong = expand_values(written, os.environ)
+    lines += [f"{yaml_tree.where(tree, key)}: {key}: {text}" for key, text in wrong]
     if lines:
         raise ConfigError(lines)
-    return _complete(written, plan, clip_grad, precision)
+    return _complete(made, plan, clip_grad, precision)
 
 
 def add_precision(ds_config: dict[str, Any], precision: str) -> dict[str, Any]:
@@ -81,6 +85,41 @@ def _refuse(line: str) -> Any:
     raise ConfigError([line])
 
 
+_AUTO = '"auto" is filled in by Hugging Face\'s trainer, not here; give {} or leave it out'
+_WORDS = {"flag": "true or false", "text": "a text", "object": "an object {...}", "number": "a number above 0"}
+
+
+def _values(written: Mapping[str, Any], section: str = "") -> Iterator[Problem]:
+    """Values of another type or range than their key takes: texts for numbers, negative sizes, "auto"."""
+    for name, value in written.items():
+        key = section + name
+        kind = keys.KINDS.get(key, "flag" if name == "enabled" else "")
+        if key in keys.OWNED or key in keys.REFUSED:
+            continue  # reported as such
+        if value == "auto":
+            yield Problem((key,), _AUTO.format("true or false" if kind == "flag" else "a number" if kind else "a value"))
+        elif isinstance(value, dict):
+            if kind not in ("", "object"):
+                yield Problem((key,), f"expected {_wanted(kind)}, found an object")
+            yield from _values(value, f"{key}.")
+        elif kind and not _fits(kind, value):
+            yield Problem((key,), f"expected {_wanted(kind)}, found {json.dumps(value)}")
+
+
+def _wanted(kind: str) -> str:
+    return _WORDS.get(kind) or f"a whole number, at least {kind.partition(' ')[2]}"
+
+
+def _fits(kind: str, value: Any) -> bool:
+    if kind in ("flag", "text", "object"):
+        return isinstance(value, {"flag": bool, "text": str, "object": dict}[kind])
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if kind == "number":
+        return 0 < value < float("inf")
+    return value == value // 1 and value >= int(kind.partition(" ")[2])  # DeepSpeed takes 5e8 as a whole number
+
+
 def _keys(section: str, written: Mapping[str, Any], allowed: Collection[str], refused: Mapping[str, str]) -> Iterator[Problem]:
     """Keys of one object that are refused or unknown."""
     for key in written:
@@ -94,12 +133,14 @@ def _problems(written: Mapping[str, Any], plan: BatchPlan) -> Iterator[Problem]:
         if key in keys.OWNED:
             yield Problem((key,), f"belongs to the YAML of the run; remove it here and use {keys.OWNED[key]}")
     yield from _keys("", written, keys.ALLOWED | keys.OWNED.keys(), keys.REFUSED)
+    yield from _values(written)
     name, zero = "zero_optimization", written.get("zero_optimization", {})
     if not isinstance(zero, dict):
-        yield Problem((name,), "expected an object with a stage")
-        return
+        return  # `_values` has said so
     yield from _keys(f"{name}.", zero, keys.ZERO_ALLOWED, keys.ZERO_REFUSED)
     stage = zero.get("stage", 0)
+    if stage == "auto":
+        return  # `_values` has said so
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
         yield Problem((f"{name}.stage",), f"must be 0, 1, 2 or 3, got {stage!r}")
         return
@@ -111,6 +152,8 @@ def _problems(written: Mapping[str, Any], plan: BatchPlan) -> Iterator[Problem]:
                 text = f"needs stage {least}{' or more' if least < 3 else ''}, this is stage {stage}"
                 yield Problem((f"{name}.{key}",), text)
     group = zero.get("zero_hpz_partition_size", 1)
+    if group == "auto":
+        return
     place = (f"{name}.zero_hpz_partition_size",)
     if isinstance(group, bool) or not isinstance(group, int) or group < 1 or plan.world_size % group:
         yield Problem(place, f"{group!r} must be a whole number that divides {plan.world_size} devices")
@@ -125,7 +168,7 @@ def _offload(block: str, written: Any) -> Iterator[Problem]:
         return
     yield from _keys(f"{name}.", written, keys.OFFLOAD_ALLOWED[block], keys.OFFLOAD_REFUSED)
     device, path, known = written.get("device", "none"), written.get("nvme_path"), keys.OFFLOAD_DEVICES[block]
-    if device not in known:
+    if device != "auto" and device not in known:
         reason = keys.OFFLOAD_REFUSED["nvme_path"] if device == "nvme" else f"must be {' or '.join(known)}"
         yield Problem((f"{name}.device",), f"{device!r}: {reason}")
     if device == "nvme" and not (isinstance(path, str) and path):

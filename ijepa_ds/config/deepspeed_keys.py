@@ -102,3 +102,33 @@ OFFLOAD_REFUSED = _by_key(
         "the target's swapped-out weights cannot be written; parameters go to cpu, optimizer states to nvme": "nvme_path",
     }
 )
+
+
+def _kinds(kinds: Mapping[str, str]) -> dict[str, str]:
+    """`kind -> "key key"` as `key -> kind`."""
+    return {key: kind for kind, keys in kinds.items() for key in keys.split()}
+
+
+# What a value must be, by dotted key: "flag", "text", "object", "number" (above 0), "whole N" (at least N).
+KINDS = _kinds(
+    {
+        "flag": "disable_python_gc dump_state memory_breakdown prescale_gradients wall_clock_breakdown",
+        "number": "gradient_predivide_factor",
+        "object": "aio comet comms_logger csv_monitor flops_profiler tensorboard timers wandb zero_optimization",
+        "text": "communication_data_type log_level",
+        "whole 1": "steps_per_print",
+    }
+) | {
+    f"zero_optimization.{key}": kind
+    for key, kind in _kinds(
+        {
+            "flag": "allgather_partitions contiguous_gradients enable_sanity_checks ignore_unused_parameters "
+            "log_trace_cache_warnings memory_efficient_linear overlap_comm override_module_apply reduce_scatter "
+            "stage3_allgather_sequential stage3_gather_16bit_weights_on_model_save stage3_use_all_reduce_for_fetch_params "
+            "use_multi_rank_bucket_allreduce offload_optimizer.fast_init offload_optimizer.pin_memory offload_param.pin_memory",
+            "whole 0": "stage3_max_live_parameters stage3_max_reuse_distance stage3_model_persistence_threshold "
+            "stage3_module_granularity_threshold stage3_param_persistence_threshold stage3_prefetch_bucket_size",
+            "whole 1": "allgather_bucket_size offload_optimizer.buffer_count reduce_bucket_size sub_group_size",
+        }
+    ).items()
+}

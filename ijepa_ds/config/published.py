@@ -5,13 +5,14 @@ Every key must have a translation or be known to have no meaning here; notes lis
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ijepa_ds.config import yaml_tree
+from ijepa_ds.config import paths, yaml_tree
 from ijepa_ds.config.build import build, suggest
 from ijepa_ds.config.loading import absolute, assemble, is_published, placed
 from ijepa_ds.config.schema import Config, ConfigError, RunConfig
@@ -58,21 +59,22 @@ _OTHER = ("data.batch_size", "data.image_folder", "data.root_path", "logging.fol
 _KNOWN = (*_OURS, *_WITHOUT_MEANING, *_COLOUR, *_OTHER)
 
 
-def load_any(path: Path, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
+def load_any(path: Path, overrides: Sequence[str] = (), expand: bool = True) -> tuple[Config, list[str]]:
     """Read a run with our keys or in the published format.
 
     Args:
         path: YAML file.
         overrides: as in `loading.load`, with OUR keys; for a published file also `published.num_gpus=N`.
+        expand: expand variables and `~` in paths, and refuse placeholders (`paths.expand`); not for commands that read none.
 
     Returns:
-        The configuration, and notes on keys of a published file that have no meaning here.
+        The configuration; and notes: paths that were expanded, keys of a published file that have no meaning here.
 
     Raises:
         ConfigError: one line for each problem.
     """
-    tree, found, ours, notes = _tree(path, overrides)
-    return assemble(tree, found, ours), notes
+    tree, found, notes = _tree(path, overrides, expand)
+    return assemble(tree, found), notes
 
 
 def peek_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -81,26 +83,31 @@ def peek_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: one line for each key that is unknown, missing, or of a wrong type or range, in any section.
     """
-    tree, found, ours, _ = _tree(path, overrides)
-    lines = [*found, *yaml_tree.apply_overrides(tree, ours)]
+    tree, lines, _ = _tree(path, overrides, expand=True)
     cfg, wrong = build(yaml_tree.plain(tree))
     if lines or wrong:
         raise ConfigError([*lines, *placed(tree, wrong)])
     return replace(cfg.run, dir=absolute(cfg.run.dir))
 
 
-def _tree(path: Path, overrides: Sequence[str]) -> tuple[Item, list[str], list[str], list[str]]:
-    """A file as a tree of our keys, problems, the overrides that are still to be applied, and notes."""
-    root, found = yaml_tree.read(path)
-    if not is_published(root):
-        return root, found, list(overrides), []
-    ours = [text for text in overrides if not text.startswith("published.")]
-    theirs = Item({}, str(path))
-    found += yaml_tree.apply_overrides(theirs, [text for text in overrides if text.startswith("published.")])
-    made = _Translation(
-        root, (theirs.value.get("published") or theirs).section or {}, {text.partition("=")[0].strip() for text in ours}
-    )
-    return made.tree, [*found, *made.problems], ours, made.notes
+def _tree(path: Path, overrides: Sequence[str], expand: bool) -> tuple[Item, list[str], list[str]]:
+    """A file and the overrides as a tree of our keys, problems, and notes."""
+    tree, found = yaml_tree.read(path)
+    ours, notes = list(overrides), list[str]()
+    if is_published(tree):
+        ours = [text for text in overrides if not text.startswith("published.")]
+        theirs = Item({}, str(path))
+        found += yaml_tree.apply_overrides(theirs, [text for text in overrides if text.startswith("published.")])
+        made = _Translation(
+            tree, (theirs.value.get("published") or theirs).section or {}, {text.partition("=")[0].strip() for text in ours}
+        )
+        tree, notes = made.tree, made.notes
+        found += made.problems
+    found += yaml_tree.apply_overrides(tree, ours)
+    if expand:
+        expanded, wrong = paths.expand_keys(tree, os.environ)
+        notes, found = [*expanded, *notes], [*found, *wrong]
+    return tree, found, notes
 
 
 @dataclass

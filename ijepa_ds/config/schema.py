@@ -71,6 +71,7 @@ class RunConfig:
     checkpoint_every: Count = key(1000, "steps between checkpoints; the last step is always saved", free=True)
     keep_last: Count = key(2, "newest checkpoints kept", free=True)
     keep_every: Whole = key(0, "checkpoints whose step is a multiple of this are kept for good; 0: none", free=True)
+    start_timeout: Positive = key(180.0, "seconds for which the ranks wait for each other at the start", free=True)
     hang_timeout: NotNegative = key(900.0, "seconds without progress that end the job, naming the rank; 0: never", free=True)
     max_nonfinite: Count = key(3, "consecutive steps with a non-finite loss or gradient that stop the run", free=True)
 

@@ -83,6 +83,7 @@ def _convert(loader: yaml.SafeLoader, node: yaml.Node, label: str, where: str, k
     """`node` as an item; `key` is its dotted name."""
     if not isinstance(node, yaml.MappingNode):
         try:
+            problems += [f"{where}: {key}: {text}" for text in _ambiguous(loader, node)]
             return Item(loader.construct_object(node, deep=True), where)
         except (yaml.YAMLError, ValueError) as error:
             problems.append(f"{where}: {key}: cannot be read: {_reason(error)}")
@@ -95,12 +96,33 @@ def _convert(loader: yaml.SafeLoader, node: yaml.Node, label: str, where: str, k
         name = key_node.value if isinstance(key_node, yaml.ScalarNode) else f"<{key_node.id}>"
         here = f"{label}:{key_node.start_mark.line + 1}"
         dotted = f"{key}.{name}" if key else name
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            problems.append(
+                f"{here}: {key or 'the top'}: a YAML merge key (<<) is not supported; write out the keys it would add"
+            )
+            continue
         item = _convert(loader, value_node, label, here, dotted, problems)
         if name in entries:
             problems.append(f"{here}: {dotted}: already given at {entries[name].where}; remove one of them")
         else:
             entries[name] = item
     return Item(entries, where)
+
+
+def _ambiguous(loader: yaml.SafeLoader, node: yaml.Node) -> list[str]:
+    """Numbers that YAML 1.1 reads in another base than ten, each with what to write."""
+    if isinstance(node, yaml.SequenceNode):
+        return [text for inner in node.value for text in _ambiguous(loader, inner)]
+    if not isinstance(node, yaml.ScalarNode) or node.tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+        return []
+    text, value = node.value, loader.construct_object(node)
+    if ":" in text:
+        return [f"YAML reads {text} in base 60, as {value}; write {value}, or '{text}' in quotes for a text"]
+    digits = text.lstrip("+-").replace("_", "")
+    if digits.isdigit() and int(digits) != abs(value):
+        plain = int(digits) * (-1 if value < 0 else 1)
+        return [f"YAML reads {text} in base 8, as {value}; write {value}, or {plain} without the zero in front"]
+    return []
 
 
 def apply_overrides(root: Item, overrides: Sequence[str]) -> list[str]:
@@ -117,13 +139,26 @@ def apply_overrides(root: Item, overrides: Sequence[str]) -> list[str]:
             problem = "expected section.key=value, such as optimization.lr=1e-3"
         else:
             try:
-                value = yaml.safe_load(written)
-                problem = put(root, dotted.strip(), value, f"override {text}")
+                value, wrong = _scalar(written)
+                problem = wrong or put(root, dotted.strip(), value, f"override {text}")
             except (yaml.YAMLError, ValueError):
                 problem = f"the value is not valid YAML; put it in quotes: {dotted}='\"...\"'"
         if problem:
             found.append(f"override {text}: {problem}")
     return found
+
+
+def _scalar(written: str) -> tuple[Any, str]:
+    """The value of an override, and what is wrong with it."""
+    loader = yaml.SafeLoader(written)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, ""
+        wrong = "; ".join(_ambiguous(loader, node))
+        return loader.construct_document(node), wrong
+    finally:
+        loader.dispose()
 
 
 def put(root: Item, key: str, value: Any, origin: str) -> str | None:

@@ -20,7 +20,7 @@ def pretend_world(ranks: int) -> None:
     """
     from torch.testing._internal.distributed.fake_pg import FakeStore  # registers the backend
 
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
     dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
 
 

@@ -5,22 +5,26 @@ from __future__ import annotations
 import os
 import socket
 import warnings
-from pathlib import Path
+from datetime import timedelta
 
 import deepspeed
 import torch
 from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.ops import __compatible_ops__ as compatible_ops
 from torch import Tensor
 
-from ijepa_ds.distributed.environment import world_from_environment
+from ijepa_ds.distributed.environment import START_TIMEOUT, cannot_connect, ensure_address, world_from_environment
 from ijepa_ds.distributed.exchange import PATIENCE, host_group
-from ijepa_ds.errors import NetworkError
+from ijepa_ds.errors import UserError
 from ijepa_ds.versions import check_deepspeed
 
 
-def initialise_distributed() -> torch.device:
+def initialise_distributed(timeout: float = START_TIMEOUT) -> torch.device:
     """Create the process group; this rank's device.
+
+    Args:
+        timeout: seconds after which ranks that do not come end the start.
 
     Raises:
         UserError: the environment is incomplete.
@@ -28,42 +32,45 @@ def initialise_distributed() -> torch.device:
     """
     check_deepspeed()
     rank, local_rank, world_size = world_from_environment()
-    if "MASTER_ADDR" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    ensure_address()
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(world_size))
     accelerator = get_accelerator()
     if accelerator.device_name() == "cuda":
+        _check_gpu(local_rank)
         accelerator.set_device(local_rank)
     # DeepSpeed 0.19 calls collectives by names that PyTorch 2.14 deprecates; users cannot change that.
     warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
+    _without_shared_buffers()
     try:
-        deepspeed.init_distributed(dist_init_required=True, verbose=False)
-    except (torch.distributed.DistNetworkError, torch.distributed.DistStoreError) as error:
-        raise NetworkError(
-            f"the ranks cannot connect to each other at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: "
-            f"{str(error).splitlines()[0]} If another run uses that port, give this one another: deepspeed --master_port N"
-        ) from error
-    # after the ranks have met: an unreachable rank ends the start within the backend's own time limit
+        deepspeed.init_distributed(dist_init_required=True, verbose=False, timeout=timedelta(seconds=timeout))
+    except torch.distributed.DistError as error:
+        raise cannot_connect(error) from error
+    # after the ranks have met: an unreachable rank ends the start within the time limit above
     module = torch.distributed
     set_timeout = getattr(module, "set_timeout", None) or module.distributed_c10d._set_pg_timeout  # the name before 2.14
     set_timeout(PATIENCE)
-    if accelerator.device_name() == "cpu":
-        dist.barrier()  # every rank has mapped every buffer
-        _unlink_shared_buffers(rank)
     return torch.device(accelerator.current_device_name())
 
 
-def _unlink_shared_buffers(rank: int) -> None:
-    """Unlink this rank's shared-memory buffer of DeepSpeed's CPU collectives, once all ranks have mapped it.
+def _check_gpu(local_rank: int) -> None:
+    """Refuse a rank without a GPU in words; CUDA's own error names neither the variable nor the rank."""
+    count = torch.cuda.device_count()
+    if local_rank < count:
+        return
+    kind = os.environ.get("DS_ACCELERATOR")
+    asked = f"DS_ACCELERATOR={kind} asks for GPUs" if kind else "ranks use GPUs"
+    todo = "start at most that many ranks a host" if count else "unset DS_ACCELERATOR or set it to cpu, or use a host with GPUs"
+    found = f"PyTorch sees {count} on host {socket.gethostname()}, none for local rank {local_rank}"
+    raise UserError(f"{asked}, but {found}: {todo}")
 
-    Otherwise DeepSpeed leaves 66 MiB a rank in /dev/shm, also after a crash, and a later run with the same port starts from
-    the old contents.
+
+def _without_shared_buffers() -> None:
+    """Keep DeepSpeed from making shared memory for the ranks of a host without GPUs.
+
+    Only its inference uses it. Making it compiles an operator, takes 66 MiB a rank in /dev/shm, and waits in C++ for ever,
+    with Python locked, when a rank dies meanwhile (DeepSpeed 0.19, `shm.cpp`).
     """
-    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-    Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}").unlink(missing_ok=True)
+    compatible_ops["deepspeed_shm_comm"] = False
 
 
 def shut_down_distributed() -> None:

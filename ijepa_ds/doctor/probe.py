@@ -49,7 +49,6 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         "data": lambda: _data(os.path.expanduser(request["source"])),
         "names": lambda: _names(request.get("peers", [])),
         "addresses": _addresses,
-        "operator": _operator,
         "threads": lambda: int(os.environ.get("OMP_NUM_THREADS") or 0),
         "ulimit_files": _open_files,
     }
@@ -192,12 +191,6 @@ def _addresses() -> list[str]:
         if done.stdout.split():
             return done.stdout.split()
     return [interface.address for interface in hosts.interfaces() if not interface.address.startswith("127.")]
-
-
-def _operator() -> bool:
-    """Whether DeepSpeed's CPU communication operator is compiled (needed without GPUs)."""
-    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
-    return any(folder.glob("**/deepspeed_shm_comm.so"))
 
 
 def _open_files() -> int:

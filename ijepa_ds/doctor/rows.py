@@ -113,9 +113,6 @@ def _of_devices(name: str, found: Mapping[str, Any], slots: int) -> Iterator[Row
             yield Row(name, "GPU use", WARN, f"more than 1 GiB in use on GPU {busy}", "is another job running there?")
     else:
         yield Row(name, "GPUs", OK, f"none: {slots} CPU rank{'s' if slots > 1 else ''}, {cores} cores")
-        if not found["operator"]:
-            todo = "compile it ahead: bash launch/install.sh; TORCH_EXTENSIONS_DIR must reach the ranks (.deepspeed_env)"
-            yield Row(name, "operator", WARN, "DeepSpeed's CPU communication is not compiled yet: 1 to 3 minutes", todo)
     threads = found["threads"] or max(1, cores // slots)
     if threads * slots > cores:
         todo = f"OMP_NUM_THREADS={max(1, cores // slots)} (.deepspeed_env), or fewer slots"

@@ -10,8 +10,9 @@ from typing import TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
+from ijepa_ds.cluster.meeting import meet
 from ijepa_ds.distributed import agreement
-from ijepa_ds.distributed.environment import launcher_world
+from ijepa_ds.distributed.environment import START_TIMEOUT, launcher_world
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=2)  # the others wait while rank 0 fits classifiers
@@ -45,14 +46,17 @@ def join() -> World:
 
     Raises:
         ValueError: the launcher set only some of the environment variables.
+        NetworkError: names the ranks that have not come.
     """
     found = launcher_world()
     if found is None:
         return ALONE
     world = World(*found)
     if world.size > 1 and not dist.is_initialized():
+        meeting = meet(world.rank, world.size, START_TIMEOUT)  # the group below uses its store
         # gloo: only pooled features are sent, and they are in host memory
         dist.init_process_group("gloo", timeout=_PATIENCE)
+        del meeting
     return world
 
 

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: The configuration is invalid; the text lists all problems.
     """
-    cfg, _ = published.load_any(args.config, args.overrides)
+    cfg, _ = published.load_any(args.config, args.overrides, expand=False)
     world = args.nodes * args.gpus_per_node
     batch = config.check(cfg, world)
     ds_config = deepspeed_json.load_deepspeed(args.deepspeed_config, cfg, batch)

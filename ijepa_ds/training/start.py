@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,10 @@ from ijepa_ds import config, counter
 from ijepa_ds.checkpoint import restore, run_dir, writer
 from ijepa_ds.checkpoint.reader import CheckpointReader
 from ijepa_ds.cluster import rank_log
+from ijepa_ds.cluster.expected import missing_hostfile
 from ijepa_ds.cluster.judge import READ, SCAN
+from ijepa_ds.cluster.leave import Limit
+from ijepa_ds.cluster.meeting import meet
 from ijepa_ds.cluster.watch import Watch
 from ijepa_ds.config import BatchPlan, Config
 from ijepa_ds.config.schedules import Schedule
@@ -23,9 +27,10 @@ from ijepa_ds.data.classes import describe_classes
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.samples import mix_of
 from ijepa_ds.distributed.agreement import agree
-from ijepa_ds.distributed.exchange import broadcast_object, gather_objects
+from ijepa_ds.distributed.exchange import broadcast_object, gather_objects, host_barrier
 from ijepa_ds.distributed.world import barrier, initialise_distributed
-from ijepa_ds.errors import UserError
+from ijepa_ds.errors import CheckpointError, NetworkError, UserError
+from ijepa_ds.exits import STOPPED
 from ijepa_ds.training import precision
 from ijepa_ds.training.bad_samples import BadSamples, found_before
 from ijepa_ds.training.engine import Engine
@@ -34,6 +39,7 @@ from ijepa_ds.training.live_eval import LiveEval
 from ijepa_ds.weights.start import Start, open_start, resolve_position_grid
 
 logger = logging.getLogger(__name__)
+_NAMED = 8.0  # seconds in which the watch finds and names a rank whose end broke the connection, and ends this process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +83,19 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     Raises:
         ValueError, CheckpointError: something the user has to correct; the same on every rank.
     """
-    device = initialise_distributed()
-    watch.follow(cfg.run.hang_timeout)
+    device = _join(cfg, rank, plan.world_size, watch)
+    traces = run_dir.Traces(Path(cfg.run.dir))
+    try:
+        return _prepare(cfg, ds_config, plan, rank, watch, device)
+    except (UserError, CheckpointError):
+        if rank == 0:
+            traces.remove()
+        raise
+
+
+def _prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, watch: Watch, device: torch.device) -> Run:
+    """The same for ranks that have met."""
+    agree(lambda: _check_same_folder(cfg))
     lock = agree(lambda: run_dir.lock(Path(cfg.run.dir)) if rank == 0 else None)
     agree(lambda: run_dir.check_writable(Path(cfg.run.dir)))
     agree(lambda: rank_log.open_log(Path(cfg.run.dir), rank, plan.world_size))
@@ -121,6 +138,30 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
         watch=watch,
         live=live,
     )
+
+
+def _join(cfg: Config, rank: int, world_size: int, watch: Watch) -> torch.device:
+    """Meet the other ranks, watch them, and create the process group; `run.start_timeout` bounds each of the waits."""
+    limit = Limit(cfg.run.start_timeout, "run.start_timeout", STOPPED)
+    watch.follow(meet(rank, world_size, limit.seconds), rank, limit)
+    try:
+        device = initialise_distributed(limit.seconds)
+    except NetworkError:
+        time.sleep(_NAMED)
+        raise
+    host_barrier()
+    watch.expect(Limit(cfg.run.hang_timeout))
+    return device
+
+
+def _check_same_folder(cfg: Config) -> None:
+    """Refuse a run directory that a variable of the environment makes another one on another host."""
+    seen = gather_objects((cfg.run.dir, socket.gethostname()))
+    different = [f"{folder} for rank {rank} on {host}" for rank, (folder, host) in enumerate(seen) if folder != seen[0][0]]
+    if different:
+        raise UserError(
+            f"run.dir is {seen[0][0]} for rank 0 on {seen[0][1]}, but {'; '.join(different)}: write the path itself"
+        )
 
 
 def _find_start(cfg: Config, rank: int, watch: Watch) -> CheckpointReader | None:
@@ -214,6 +255,8 @@ def _banner(
         begin = f"continuing {reader.folder} (step {reader.manifest['step']})"
     threads = torch.get_num_threads()
     note = f"  {engine.note}\n" if engine.note else ""
+    if hostfile := missing_hostfile():
+        note += f"  WARNING: there is no hostfile {hostfile}, so DeepSpeed's launcher uses this host alone\n"
     return (
         f"ijepa_ds: {engine.describe()}\n{note}"
         f"  {len(folder):,} images from {cfg.data.source}, {describe_classes(folder)}\n"

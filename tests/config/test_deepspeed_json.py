@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -179,13 +180,13 @@ def test_what_the_target_cannot_follow_is_refused_with_the_reason(tmp_path: Path
 @pytest.mark.parametrize("key", sorted(keys.ZERO_REFUSED))
 def test_refused_keys_of_zero(tmp_path: Path, key: str) -> None:
     (line,) = refused(write(tmp_path, {"zero_optimization": {"stage": 3, key: True}}))
-    assert line.startswith(f"ds.json:4: {key}: cannot be used here, remove it: ")
+    assert line.startswith(f"ds.json:4: zero_optimization.{key}: cannot be used here, remove it: ")
 
 
 @pytest.mark.parametrize("stage", [4, -1, True, "3", 1.5, None])
 def test_stage(tmp_path: Path, stage: object) -> None:
     (line,) = refused(write(tmp_path, {"zero_optimization": {"stage": stage}}))
-    assert line == f"ds.json:3: stage: must be 0, 1, 2 or 3, got {stage!r}"
+    assert line == f"ds.json:3: zero_optimization.stage: must be 0, 1, 2 or 3, got {stage!r}"
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,7 @@ def test_stage(tmp_path: Path, stage: object) -> None:
         ("{\n// stage\n}", "ds.json:2: not valid JSON"),
         ("[]", "ds.json: expected an object {...}"),
         ('{"steps_per_print": NaN}', "ds.json: NaN is not valid JSON; write a number"),
-        ('{"zero_optimization": true}', "ds.json:1: zero_optimization: expected an object with a stage"),
+        ('{"zero_optimization": true}', "ds.json:1: zero_optimization: expected an object {...}, found true"),
     ],
 )
 def test_files_that_are_no_configuration(tmp_path: Path, text: str, line: str) -> None:
@@ -250,3 +251,45 @@ def test_lists_match_the_installed_deepspeed() -> None:
     zero = {spec.alias or name for name, spec in DeepSpeedZeroConfig.model_fields.items()}
     assert zero - (keys.ZERO_ALLOWED | set(keys.ZERO_REFUSED)) == set()
     assert keys.ZERO_ALLOWED - zero == set()
+
+
+AUTO = '"auto" is filled in by Hugging Face\'s trainer, not here; give'
+WHOLE_NUMBER = "expected a whole number, at least"
+
+
+@pytest.mark.parametrize(
+    ("zero", "line"),
+    [
+        ({"reduce_bucket_size": "auto"}, f"zero_optimization.reduce_bucket_size: {AUTO} a number or leave it out"),
+        ({"stage": "auto"}, f"zero_optimization.stage: {AUTO}"),
+        ({"offload_optimizer": {"device": "auto"}}, f"zero_optimization.offload_optimizer.device: {AUTO}"),
+        ({"sub_group_size": "1e9"}, f'sub_group_size: {WHOLE_NUMBER} 1, found "1e9"'),
+        ({"reduce_bucket_size": -1}, f"reduce_bucket_size: {WHOLE_NUMBER} 1, found -1"),
+        ({"reduce_bucket_size": 0.5}, f"{WHOLE_NUMBER} 1, found 0.5"),
+        ({"stage3_max_live_parameters": True}, f"{WHOLE_NUMBER} 0, found true"),
+        ({"overlap_comm": "true"}, 'overlap_comm: expected true or false, found "true"'),
+    ],
+)
+def test_values_of_zero_of_a_wrong_type_or_range(zero: dict[str, Any], line: str, tmp_path: Path) -> None:
+    (found,) = refused(write(tmp_path, {"zero_optimization": {"stage": 2} | zero}))
+    assert found.startswith("ds.json:") and line in found
+
+
+@pytest.mark.parametrize(
+    ("written", "line"),
+    [
+        ({"tensorboard": {"enabled": 1}}, "tensorboard.enabled: expected true or false, found 1"),
+        ({"wall_clock_breakdown": {}}, "wall_clock_breakdown: expected true or false, found an object"),
+        ({"steps_per_print": -5}, f"steps_per_print: {WHOLE_NUMBER} 1, found -5"),
+        ({"aio": {"queue_depth": "auto"}}, f"aio.queue_depth: {AUTO}"),
+        ({"tensorboard": {"enabled": True, "output_path": "$IJEPA_DS_NOWHERE/x"}}, "$IJEPA_DS_NOWHERE is not set"),
+    ],
+)
+def test_values_of_a_wrong_type_or_range(written: dict[str, Any], line: str, tmp_path: Path) -> None:
+    (found,) = refused(write(tmp_path, written))
+    assert found.startswith("ds.json:") and line in found
+
+
+def test_whole_numbers_may_be_written_as_deepspeed_writes_them(tmp_path: Path) -> None:
+    path = write(tmp_path, {"zero_optimization": {"stage": 2, "reduce_bucket_size": 5e8, "allgather_bucket_size": 2}})
+    assert load_deepspeed(path, CONFIG, WHOLE)["zero_optimization"]["reduce_bucket_size"] == 500_000_000

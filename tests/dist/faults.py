@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 
 MOMENTS = {
+    "meet": "ijepa_ds.training.start:meet",
+    "join": "ijepa_ds.training.start:initialise_distributed",
+    "met": "ijepa_ds.training.start:host_barrier",
     "forward": "ijepa_ds.training.engine:Engine.forward",
     "backward": "ijepa_ds.training.engine:Engine.backward",
     "optimizer": "ijepa_ds.training.engine:Engine.optimizer_step",

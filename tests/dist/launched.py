@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ class Run:
         stage: int = 2,
         faults: list[dict[str, Any]] | None = None,
         samples: Path | None = None,
+        absent: Sequence[int] = (),
     ) -> None:
         """Start them in `place`.
 
@@ -89,13 +91,14 @@ class Run:
             stage: of ZeRO.
             faults: see `faults.inject`.
             samples: a folder for the log of images, see `faults.log_samples`.
+            absent: ranks that end at once instead.
         """
         context = forks()
         self._log = place / f"output-{time.monotonic_ns()}.txt"
         port, arguments = free_port(), ["--config", "run.yaml", "--deepspeed_config", f"zero{stage}.json", *TINY, *overrides]
         self.ranks = [
             context.Process(
-                target=_rank,
+                target=_absent if rank in absent else _rank,
                 args=(rank, ranks, port, str(place), str(self._log), arguments, faults or [], samples),
             )
             for rank in range(ranks)
@@ -188,6 +191,10 @@ def finished(
     assert not late, f"{len(late)} of {len(processes)} ranks did not end within {limit(timeout):.0f} s:\n" + "\n".join(texts)
     code = next((process.exitcode for process in processes if process.exitcode), 0)
     return subprocess.CompletedProcess(arguments, code, *texts)
+
+
+def _absent(*_: object) -> None:
+    """A rank that dies before it does anything."""
 
 
 def _rank(

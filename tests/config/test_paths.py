@@ -1,0 +1,119 @@
+"""Paths and numbers of a configuration are never guessed: expanded, or refused with what to write."""
+
+from pathlib import Path
+
+import pytest
+
+from ijepa_ds.config import ConfigError, published, yaml_tree
+from ijepa_ds.config.paths import expand
+
+HERE = {"SCRATCH": "/scratch/me", "EMPTY": ""}
+YAML = """run: {dir: %s}
+data: {source: images, crop_size: 64}
+model: {name: tiny, patch_size: 8}
+masks: {sampler: unbiased}
+optimization: {batch_size: 8, steps: 2, warmup_steps: 1}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("$SCRATCH/x", "/scratch/me/x"),
+        ("${SCRATCH}/x_$SCRATCH", "/scratch/me/x_/scratch/me"),
+        ("runs/x", "runs/x"),
+        ("runs/a~b", "runs/a~b"),
+        ("data/shards-{000..127}.tar", "data/shards-{000..127}.tar"),
+        ("data/path_to_x", "data/path_to_x"),
+    ],
+)
+def test_paths_that_are_understood(text: str, path: str) -> None:
+    assert expand(text, HERE) == (path, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("$NOWHERE/x", "$NOWHERE is not set"),
+        ("${NOWHERE}/x", "export NOWHERE"),
+        ("$EMPTY/x", "$EMPTY is empty"),
+        ("${SCRATCH:-/tmp}/x", "only $NAME and ${NAME} are expanded"),
+        ("$1", "only $NAME"),
+        ("runs/x$", "only $NAME"),
+        ("~nobody_here/x", "~nobody_here is no user of this host"),
+        ("$replace_this_with_absolute_path", "placeholder"),
+        ("<run dir>/x", "placeholder"),
+        ("/path/to/imagenet", "placeholder"),
+        ("/your_path_to/logs", "placeholder"),
+        ("runs/CHANGE_ME", "placeholder"),
+        ("%SCRATCH%/x", "placeholder"),
+        ("{{ run_dir }}/x", "placeholder"),
+    ],
+)
+def test_paths_that_are_refused(text: str, problem: str) -> None:
+    path, found = expand(text, HERE)
+    assert path == text and problem in found
+
+
+def test_home_and_existing_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expand("~/x", {}) == ("/home/me/x", "")
+    (tmp_path / "<odd>").mkdir()
+    assert expand(str(tmp_path / "<odd>"), {}) == (str(tmp_path / "<odd>"), "")
+
+
+def load(tmp_path: Path, written: str, *overrides: str) -> tuple[str, list[str]]:
+    file = tmp_path / "run.yaml"
+    file.write_text(YAML % written)
+    cfg, notes = published.load_any(file, overrides)
+    return cfg.run.dir, notes
+
+
+def test_what_was_expanded_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    assert load(tmp_path, "$SCRATCH/x") == ("/scratch/me/x", ["run.dir: $SCRATCH/x is /scratch/me/x"])
+    assert load(tmp_path, "x", "run.dir=${SCRATCH}/y")[0] == "/scratch/me/y"
+    monkeypatch.delenv("SCRATCH")
+    with pytest.raises(ConfigError, match=r"run\.yaml:1: run\.dir: \$SCRATCH is not set"):
+        load(tmp_path, "$SCRATCH/x")
+    file = tmp_path / "run.yaml"
+    assert published.load_any(file, expand=False)[0].run.dir.endswith("/$SCRATCH/x")  # a command that reads no path
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("seed: 010", "YAML reads 010 in base 8, as 8; write 8, or 10 without the zero in front"),
+        ("seed: 1:30", "YAML reads 1:30 in base 60, as 90; write 90, or '1:30' in quotes"),
+        ("ema: [0.99, 1:00.5]", "YAML reads 1:00.5 in base 60"),
+        ("<<: {seed: 1}", "a YAML merge key (<<) is not supported"),
+    ],
+)
+def test_yaml_that_means_something_else_than_it_looks(line: str, problem: str) -> None:
+    root, found = yaml_tree.parse(f"run:\n  {line}\n", "x.yaml")
+    assert found and found[0].startswith("x.yaml:2: run") and problem in found[0]
+    if "<<" not in line:
+        key, _, value = line.partition(": ")
+        (override,) = yaml_tree.apply_overrides(root, [f"run.{key}={value}"])
+        assert problem in override
+
+
+def test_numbers_that_only_look_special_pass() -> None:
+    _, found = yaml_tree.parse("run: {seed: 0, a: 007, b: 0x10, c: -10, d: '010', e: 0.5, f: 1_000, g: 00}\n", "x.yaml")
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("written", "hint"),
+    [
+        ("1,e-3", "a comma is no decimal point: write 1.e-3"),
+        ("0,001", "write 0.001"),
+        ("1e\u22123", "its minus sign is another character"),
+        ("5%", "write the share as a number"),
+        ("10k", "units are not read"),
+    ],
+)
+def test_numbers_that_are_texts_are_named_for_what_they_are(written: str, hint: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"optimization\.lr: expected a number, found") as caught:
+        load(tmp_path, "x", f"optimization.lr={written}")
+    assert hint in str(caught.value)
