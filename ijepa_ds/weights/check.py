@@ -13,6 +13,7 @@ from torch import Tensor
 from ijepa_ds.config.sizes import SIZES, Size
 from ijepa_ds.model.vit import Encoder, Predictor, sincos_position_embedding
 from ijepa_ds.weights.facts import WeightsError
+from ijepa_ds.weights.unwrap import family
 
 IGNORED = ("head.weight", "head.bias")  # a classification head is not part of the encoder
 _SHOWN = 6
@@ -41,8 +42,10 @@ def infer_size(tensors: Mapping[str, Tensor], heads: int | None, where: str) -> 
     missing = [n for n in ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "pos_embed") if n not in tensors]
     if missing:
         shown = ", ".join(sorted(tensors)[:_SHOWN]) or "nothing"
-        raise WeightsError(f"{where}: not a ViT encoder: no {', no '.join(missing)} (it has {shown} ...)")
-    width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
+        what = f"no {', no '.join(missing)} (it has {shown} ...)"
+        half = "a part of an encoder is missing" if len(missing) < 3 and _depth(tensors, "blocks") else "not a ViT encoder"
+        raise WeightsError(f"{where}: {half}: {what}{family(tensors)}")
+    width, patch = _check_patches(tensors["patch_embed.proj.weight"], where)
     depth = _depth(tensors, "blocks")
     hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
     if heads is not None:
@@ -57,6 +60,15 @@ def infer_size(tensors: Mapping[str, Tensor], heads: int | None, where: str) -> 
         f"{where}: the file does not say how many attention heads this encoder has (width {width}, depth {depth}, mlp "
         f"{hidden} is no size known here): give it (--heads N; heads=N in Python)"
     )
+
+
+def _check_patches(weight: Tensor, where: str) -> tuple[int, int]:
+    """Width and patch size from the patch embedding."""
+    shape = list(weight.shape)
+    if len(shape) == 4:
+        return shape[0], shape[2]
+    what = {5: "patches of video (a V-JEPA encoder?)", 2: "patches flattened for a linear layer"}.get(len(shape), "no patches")
+    raise WeightsError(f"{where}: patch_embed.proj.weight is {shape}: {what}; expected [width, 3, patch, patch] of images")
 
 
 def _depth(tensors: Mapping[str, Tensor], stem: str) -> int:
@@ -100,7 +112,7 @@ def check_parameters(tensors: Mapping[str, Tensor], shapes: dict[str, torch.Size
             problems.append(f"{name} is not part of an I-JEPA network{_hint(name)}")
     if problems:
         more = f" ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise WeightsError(f"{where}: " + "; ".join(problems[:_SHOWN]) + more)
+        raise WeightsError(f"{where}: " + "; ".join(problems[:_SHOWN]) + more + family(tensors))
 
 
 def _hint(name: str) -> str:

@@ -128,14 +128,47 @@ def load_torch(path: Path) -> Any:
 
 def _describe_calls(path: Path, mapped: bool, error: Exception) -> str:
     """Functions that loading the file would call. PyTorch's own advice, to trust the file, is left out."""
-    names = set(re.findall(r"Unsupported global: GLOBAL (\S+)", str(error)))
+    names = set(re.findall(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error)))
     if mapped:
         try:
             names |= set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
         except Exception:  # a hostile file may break this too; it is rejected anyway
             pass
     what = f"Loading it would run code: {', '.join(sorted(names)[:8])}. " if names else ""
+    if names and names <= _HARMLESS.keys():
+        return what + f"These only make plain values. Two lines of Python keep the tensors alone:\n{_conversion(path, names)}"
     return what + "Save the tensors alone (safetensors)"
+
+
+# Classes and functions that only hold values, as files of training code have them -> what `safe_globals` takes for them.
+_HARMLESS = {
+    **{
+        f"numpy.{core}.multiarray.{name}": f"(numpy._core.multiarray.{name}, 'numpy.{core}.multiarray.{name}')"
+        for core in ("core", "_core")
+        for name in ("scalar", "_reconstruct")
+    },
+    "numpy.dtype": "numpy.dtype",
+    "numpy.ndarray": "numpy.ndarray",
+    "_codecs.encode": "codecs.encode",
+    "argparse.Namespace": "argparse.Namespace",
+    "pathlib.PosixPath": "pathlib.PosixPath",
+    "collections.defaultdict": "collections.defaultdict",
+}
+
+
+def _conversion(path: Path, names: set[str]) -> str:
+    """Two lines that load a file with these names alone allowed, and save what holds nothing but tensors."""
+    allowed = ", ".join(_HARMLESS[name] for name in sorted(names))
+    if any(name.startswith("numpy.") for name in names):
+        allowed += ", *{type(numpy.dtype(kind)) for kind in '?bBhHiIlLqQefd'}"
+    out = path.with_name(f"{path.stem}-tensors{path.suffix}")
+    modules = "argparse, codecs, collections, pathlib, numpy, torch"
+    load = f"torch.load({str(path)!r}, map_location='cpu', weights_only=True)"
+    keep = "torch.is_tensor(v) or isinstance(v, dict) and v and all(map(torch.is_tensor, v.values()))"
+    return (
+        f"import {modules}; torch.serialization.add_safe_globals([{allowed}]); content = {load}\n"
+        f"torch.save({{k: v for k, v in content.items() if {keep}}}, {str(out)!r})"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -22,13 +22,12 @@ from ijepa_ds.weights.facts import WeightsError
 from ijepa_ds.weights.lazy import LazyTensors, prefixed
 from ijepa_ds.weights.names import from_hugging_face
 from ijepa_ds.weights.source import Description, Source, assemble
+from ijepa_ds.weights.unwrap import UNLABELLED, find_parts
 
 METADATA = "ijepa_ds"  # our entry in a safetensors file's metadata
 WEIGHTS = "model.safetensors"  # in every folder that is exported
 _LABELS = {"encoder": "context", "target_encoder": "target", "predictor": "predictor"}  # in published files, in ours
 _METADATA_KEYS = {"which", "step", "model", "predictor", "patch_size", "grid", "position_grid", "mean", "std", "eps", "config"}
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order
-_PREFIXES = ("module.", "_orig_mod.")
 
 
 def open_source(
@@ -129,23 +128,17 @@ def _open_file(path: Path, heads: int | None) -> Source:
         beside = path.parent / "config.json"
         if path.name == WEIGHTS and beside.is_file() and not any("patch_embed.proj" in name for name in tensors):
             return _open_described_folder(path.parent, heads)
-        return assemble(path, {"unlabelled": _clean(tensors)}, Description(kind="timm", heads=heads))
+        return _assemble_found(path, tensors, heads)
     content = files.load_torch(path)
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: expected a dictionary of weights, found a {type(content).__name__}")
-    if isinstance(content.get("encoder"), dict):
-        parts = {label: _clean(content[key]) for key, label in _LABELS.items() if isinstance(content.get(key), dict)}
-        return assemble(path, parts, Description(kind="published", heads=heads))
-    inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
-    return assemble(path, {"unlabelled": _clean(inner)}, Description(kind="timm", heads=heads))
+    return _assemble_found(path, content, heads)
 
 
-def _clean(state: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """Tensors without a prefix that wrapper modules add to all names."""
-    for prefix in _PREFIXES:
-        if state and all(name.startswith(prefix) for name in state):
-            state = prefixed(state, prefix)
-    return state
+def _assemble_found(path: Path, content: Mapping[str, Any], heads: int | None) -> Source:
+    parts = find_parts(content, str(path))
+    kind = "timm" if UNLABELLED in parts else "published"
+    return assemble(path, parts, Description(kind=kind, heads=heads))
 
 
 def _open_export(path: Path, tensors: LazyTensors, metadata: str) -> Source:
@@ -201,7 +194,7 @@ def _open_described_folder(folder: Path, heads: int | None) -> Source:
     if METADATA in metadata:
         return _open_export(folder, state, metadata[METADATA])
     if "architecture" in described:
-        return assemble(folder, {"unlabelled": _clean(state)}, timm_folder.describe(folder, described))
+        return assemble(folder, find_parts(state, str(folder)), timm_folder.describe(folder, described))
     if described.get("model_type") != "ijepa":
         raise WeightsError(
             f"{folder / 'config.json'}: model_type is {described.get('model_type')!r}; expected 'ijepa' (Hugging Face), or an "
