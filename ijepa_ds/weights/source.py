@@ -105,7 +105,7 @@ def assemble(
     """
     encoders = {label: tensors for label, tensors in parts.items() if label != "predictor"}
     notes = list(description.notes)
-    if not encoders:
+    if not encoders and not known:
         raise WeightsError(f"{path}: no encoder in it (it has {', '.join(parts)} alone)")
     if known:
         size, patch, grid, learnt = known
