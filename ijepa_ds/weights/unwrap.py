@@ -91,8 +91,8 @@ def find_parts(content: Mapping[str, Any], where: str) -> dict[str, Mapping[str,
             f"{where}: there are no tensors in it (it has {', '.join(map(str, list(content)[:8])) or 'nothing'})"
         )
     parts: dict[str, Mapping[str, Tensor]] = {
-        part: LazyTensors({plain: partial(holder.__getitem__, key) for plain, (holder, key, _) in names.items()})
-        for part, names in found.items()
+        part: LazyTensors({plain: partial(holder.__getitem__, key) for plain, (holder, key, _) in found[part].items()})
+        for part in sorted(found, key=("context", "target", "predictor", UNLABELLED).index)
     }
     if set(parts) == {"context"} and not isinstance(content.get("encoder"), Mapping):
         return {UNLABELLED: parts["context"]}
