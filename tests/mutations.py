@@ -51,6 +51,7 @@ _CASES = "tests/cases"
 _STORAGE = "tests/data/test_storage.py"
 _SAVED = "tests/checkpoint/test_storage.py"
 _KINDS = "tests/test_storage.py"
+_SLURM = "tests/launch/test_slurm.py"
 _OTHERS = "tests/test_files_of_others.py"
 _RELAX = "tests/masks/test_published.py -k exactly"
 
@@ -340,6 +341,10 @@ MUTATIONS = [
     Mutation("ijepa_ds/weights/names.py", '"norm1": ("layernorm_before",)', '"norm1": ("layernorm_after",)', _WEIGHTS),
     Mutation("ijepa_ds/weights/timm_folder.py", "if key not in _ALLOWED:", "if False:", _OTHERS),
     Mutation("ijepa_ds/weights/timm_folder.py", "not is_model_in_modules(name, [_FAMILY])", "False", _OTHERS),
+    Mutation("ijepa_ds/cluster/requeue.py", 'state != "RUNNING" and not timed_out', "False", _SLURM),
+    Mutation("ijepa_ds/cluster/requeue.py", "if end.stop or end.signal:", "if False:", _SLURM),
+    Mutation("ijepa_ds/cluster/requeue.py", "if count >= FRUITLESS:", "if False:", _SLURM),
+    Mutation("ijepa_ds/cluster/environment.py", "min(cores, a_task)", "a_task", "tests/cluster/test_rank_log.py"),
     Mutation("ijepa_ds/weights/resize.py", "if grid != source.grid:", "if False:", _WEIGHTS),
     Mutation("ijepa_ds/weights/resize.py", "[patch_size] * 2", "[source.patch_size] * 2", _WEIGHTS),
     # Formulas of the planner.

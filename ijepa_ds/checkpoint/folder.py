@@ -70,6 +70,12 @@ def looks_whole(folder: Path) -> bool:
     return True
 
 
+def newest_whole(run_dir: Path) -> int:
+    """Step of the newest checkpoint that `looks_whole`; 0 if there is none."""
+    folder = run_dir / "checkpoints"
+    return next((step for step in reversed(list_steps(run_dir)) if looks_whole(folder / folder_name(step))), 0)
+
+
 def check_files(folder: Path, share: tuple[int, int] = (0, 1), beat: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Compare a checkpoint's files with its manifest: names and sizes of all, checksums of a share of them.
 

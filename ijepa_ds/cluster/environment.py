@@ -21,8 +21,7 @@ def recommended(environment: Mapping[str, str], cores: int, has_gpu: bool) -> di
         has_gpu: whether this host has a GPU.
     """
     ranks = ranks_here(environment)
-    # SLURM gives each task its own cores
-    share = number_in(environment, "SLURM_CPUS_PER_TASK") or max(1, cores // ranks)
+    share = _share(environment, cores, ranks)
     values = {"OMP_NUM_THREADS": str(min(share, _GPU_THREADS) if has_gpu else share)}
     if (number_in(environment, "WORLD_SIZE") or 1) > ranks:
         # by default gloo uses the interface of the host's own name: on Debian and Ubuntu that is the loopback
@@ -30,6 +29,19 @@ def recommended(environment: Mapping[str, str], cores: int, has_gpu: bool) -> di
         if interface:
             values |= {"GLOO_SOCKET_IFNAME": interface.name, "NCCL_SOCKET_IFNAME": interface.name}
     return {name: value for name, value in values.items() if not environment.get(name)}
+
+
+def _share(environment: Mapping[str, str], cores: int, ranks: int) -> int:
+    """Cores of one rank: the smaller of affinity and SLURM_CPUS_PER_TASK, shared by the ranks unless each is a task."""
+    a_task = number_in(environment, "SLURM_CPUS_PER_TASK") or 0
+    limit = min(cores, a_task) if a_task else cores
+    is_task = (environment.get("SLURM_STEP_NUM_TASKS"), environment.get("SLURM_PROCID")) == (
+        environment.get("WORLD_SIZE", "1"),
+        environment.get("RANK", "0"),
+    )
+    # Without the variable, a task has cores of its own if srun bound it: then all tasks together fit into the job's.
+    bound = cores * ranks <= (number_in(environment, "SLURM_CPUS_ON_NODE") or 0)
+    return limit if is_task and (a_task or bound) else max(1, limit // ranks)
 
 
 def name_ranks(environment: MutableMapping[str, str]) -> None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ijepa_ds.arguments import below
-from ijepa_ds.checkpoint.folder import folder_name, list_steps, looks_whole
+from ijepa_ds.checkpoint.folder import newest_whole
 from ijepa_ds.cluster import processes
 from ijepa_ds.cluster.supervised import Inbox, Supervised, say
 from ijepa_ds.config import published
@@ -104,7 +104,7 @@ class Supervisor:
     def __init__(self, command: Sequence[str], run_dir: Path, limits: argparse.Namespace) -> None:
         self._command, self._run_dir, self._limits = command, run_dir, limits
         self._restarts = self._fruitless = 0
-        self._reached = self._step_when_asked = self._step()
+        self._reached = self._step_when_asked = newest_whole(self._run_dir)
         self._old_marker, self._old_stop = self._marker(COMPLETED), self._marker(REQUESTED)
         self._inbox = Inbox()
 
@@ -147,12 +147,12 @@ class Supervisor:
         return None
 
     def _on_request(self, number: int) -> None:
-        self._step_when_asked = self._step()
+        self._step_when_asked = newest_whole(self._run_dir)
         say(f"{signal.Signals(number).name}: asking the run to save and stop")
 
     def _stopped(self, code: int, attempt: Supervised) -> int:
         name = signal.Signals(attempt.request).name
-        if code == STOPPED or not attempt.trained or self._step() > self._step_when_asked:
+        if code == STOPPED or not attempt.trained or newest_whole(self._run_dir) > self._step_when_asked:
             say(f"stopped by {name}; the newest checkpoint is {self._newest()}; the same command continues")
             return STOPPED
         say(f"stopped by {name}, but it ended with code {code}: perhaps not saved; newest checkpoint: {self._newest()}")
@@ -160,7 +160,7 @@ class Supervisor:
 
     def _before_restart(self, reason: str) -> int | None:
         """Count the failure, log it and wait; an exit code if there is no restart."""
-        step, limits = self._step(), self._limits
+        step, limits = newest_whole(self._run_dir), self._limits
         self._fruitless = 0 if step > self._reached else self._fruitless + 1
         self._reached = max(step, self._reached)
         why = ""
@@ -202,13 +202,8 @@ class Supervisor:
             self._run_dir.mkdir(parents=True, exist_ok=True)
         append_lines(self._run_dir / LOG, [json.dumps(line)])
 
-    def _step(self) -> int:
-        """Step of the newest complete checkpoint; 0 if there is none."""
-        folder = self._run_dir / "checkpoints"
-        return next((step for step in reversed(list_steps(self._run_dir)) if looks_whole(folder / folder_name(step))), 0)
-
     def _newest(self) -> str:
-        step = self._step()
+        step = newest_whole(self._run_dir)
         return f"that of step {step}" if step else "none yet"
 
     def _marker(self, name: str) -> tuple[int, int] | None:

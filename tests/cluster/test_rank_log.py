@@ -71,6 +71,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert "rank_00001.log cannot be written" in done.stderr
 
 
+TASK = {"LOCAL_SIZE": "4", "WORLD_SIZE": "8", "RANK": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5"}
+
+
 @pytest.mark.parametrize(
     ("environment", "gpu", "threads"),
     [
@@ -78,7 +81,11 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         ({}, True, "8"),
         ({"LOCAL_SIZE": "4", "WORLD_SIZE": "4"}, False, "4"),
         ({"LOCAL_SIZE": "32", "WORLD_SIZE": "32"}, False, "1"),
-        ({"LOCAL_SIZE": "4", "SLURM_CPUS_PER_TASK": "6"}, False, "6"),
+        (TASK | {"SLURM_CPUS_PER_TASK": "6"}, False, "6"),  # srun started each
+        (TASK | {"SLURM_CPUS_PER_TASK": "64"}, False, "16"),  # the affinity is smaller
+        (TASK | {"SLURM_CPUS_ON_NODE": "64"}, False, "16"),  # bound: 4 x 16 cores
+        (TASK | {"SLURM_CPUS_ON_NODE": "16"}, False, "4"),  # not bound: all four run on the same 16
+        (TASK | {"SLURM_CPUS_PER_TASK": "12", "SLURM_STEP_NUM_TASKS": "1"}, False, "3"),  # `deepspeed` in one task
         ({"OMP_NUM_THREADS": "3"}, False, None),
     ],
 )

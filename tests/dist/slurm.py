@@ -1,4 +1,4 @@
-"""A SLURM cluster of one node on this machine: munged, slurmctld and slurmd of our own, in a folder, on ports of their own."""
+"""A SLURM cluster of two nodes on this machine: munged, slurmctld, slurmds of our own, in a folder, on ports of their own."""
 
 from __future__ import annotations
 
@@ -23,19 +23,26 @@ SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge/socket
 SlurmctldPort={controller}
-SlurmdPort={node}
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+TaskPlugin=task/affinity
 JobAcctGatherType=jobacct_gather/none
-SelectType=select/linear
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+KillWait=15
 MpiDefault=none
 ReturnToService=2
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} State=UNKNOWN
-PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+NodeName=ij-a NodeHostname={host} NodeAddr=127.0.0.1 Port={a} CPUs={cores} State=UNKNOWN
+NodeName=ij-b NodeHostname={host} NodeAddr=127.0.0.1 Port={b} CPUs={cores} State=UNKNOWN
+PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=cancel Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=CANCEL
+PartitionName=grace Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 
 
@@ -58,12 +65,13 @@ class Slurm:
         """
         self._folder, self._daemons = folder, list[subprocess.Popen[bytes]]()
         host = socket.gethostname().split(".")[0]
-        for name in ("munge", "state", "spool"):
+        for name in ("munge", "state", "spool-ij-a", "spool-ij-b"):
             (folder / name).mkdir()
         key = folder / "munge" / "key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o600)
-        text = _CONF.format(host=host, folder=folder, controller=free_port(), node=free_port(), cores=os.cpu_count())
+        ports = {name: free_port() for name in ("controller", "a", "b")}
+        text = _CONF.format(host=host, folder=folder, cores=os.cpu_count(), **ports)
         (folder / "slurm.conf").write_text(text)
         self.environment = os.environ | {"PATH": _PATH, "SLURM_CONF": str(folder / "slurm.conf")}
         names = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
@@ -72,20 +80,21 @@ class Slurm:
             self._start("munged", "--foreground", "--force", *munge)
             self._wait_for(lambda: (folder / "munge" / "socket").exists())
             self._start("slurmctld", "-D")
-            self._start("slurmd", "-D")
-            self._wait_for(lambda: "idle" in self.ask("sinfo", "--noheader", "--format=%t"))
+            for node in ("ij-a", "ij-b"):
+                self._start("slurmd", "-D", "-N", node, log=f"slurmd-{node}")
+            self._wait_for(lambda: self.ask("sinfo", "--noheader", "-N", "-p", "test", "--format=%t").split() == ["idle"] * 2)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, name: str, *options: str) -> None:
-        with (self._folder / f"{name}.txt").open("wb") as log:
+    def _start(self, name: str, *options: str, log: str = "") -> None:
+        with (self._folder / f"{log or name}.txt").open("wb") as file:
             command = [str(shutil.which(name, path=_PATH)), *options]
             process = subprocess.Popen(
                 command,
                 env=self.environment,
-                stdout=log,
-                stderr=log,
+                stdout=file,
+                stderr=file,
                 start_new_session=True,
                 preexec_fn=die_with_parent,  # when pytest is killed
             )
@@ -117,7 +126,7 @@ class Slurm:
 
     def close(self) -> None:
         """Cancel what runs and end the daemons, the last started first."""
-        if len(self._daemons) == 3:
+        if len(self._daemons) == 4:
             self.ask("scancel", "--full", "--me")
             end = time.monotonic() + limit(120)
             while self.ask("squeue", "--noheader", "--states=RUNNING,COMPLETING").strip() and time.monotonic() < end:
