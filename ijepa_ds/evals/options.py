@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from ijepa_ds.arguments import WEIGHTS, add_batch_size, add_heads, add_out, add_seed, add_threads, parse_level
 from ijepa_ds.evals import knn, scenes, settings, tasks
 from ijepa_ds.evals.presets import PRESETS
 from ijepa_ds.evals.settings import Settings
 from ijepa_ds.evals.subject import BASELINES, default_device
-from ijepa_ds.weights import Facts
 
 _TASKS = """\
 knn        weighted vote of the k nearest training images
@@ -172,7 +171,18 @@ def apply_preset(args: argparse.Namespace) -> list[str]:
     return [f"not the protocol of {args.preset}: {', '.join(other)}"] if other else []
 
 
-def settings_of(args: argparse.Namespace, facts: Facts, local_rank: int) -> Settings:
+class Images(Protocol):
+    """Image size in pixels, mean and deviation that an encoder was trained with; `weights.Facts` has them."""
+
+    @property
+    def image_size(self) -> int: ...  # noqa: D102
+    @property
+    def mean(self) -> tuple[float, float, float]: ...  # noqa: D102
+    @property
+    def std(self) -> tuple[float, float, float]: ...  # noqa: D102
+
+
+def settings_of(args: argparse.Namespace, facts: Images, local_rank: int) -> Settings:
     """The settings that options mean for an encoder.
 
     Raises:

@@ -22,6 +22,7 @@ from ijepa_ds.cluster.supervised import Inbox, Supervised
 from ijepa_ds.durable import append_lines
 from ijepa_ds.exits import COMPLETED, STOPPED
 from ijepa_ds.scale.ladder import Evaluation, Ladder
+from ijepa_ds.scale.protocol import other_settings, wanted_settings
 from ijepa_ds.scale.rung import Rung
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,11 @@ def run_ladder(ladder: Ladder, rungs: Sequence[Rung]) -> int:
         ValueError: folders in use by other runs, all at once.
     """
     problems = check_folders(ladder.path, rungs)
+    if ladder.evaluation and rungs:
+        try:
+            wanted_settings(rungs[0].cfg, ladder.evaluation)
+        except ValueError as error:
+            problems.append(f"{ladder.path}: eval.options: {error}")
     if problems:
         raise ValueError("\n".join(problems))
     ladder.out.mkdir(parents=True, exist_ok=True)
@@ -99,13 +105,18 @@ def done(rung: Rung) -> bool:
 
 
 def scored(rung: Rung, evaluation: Evaluation) -> bool:
-    """Whether the rung's last step was evaluated on the ladder's images."""
+    """Whether the rung's last step was evaluated on the ladder's images with its options."""
     result = _read(rung.folder / RESULT)
     try:
         same = (result["data"]["train"], result["data"]["test"]) == (evaluation.train, evaluation.test)
-        return bool(same and result["checkpoint"]["step"] == rung.steps and evaluation.score in result["scores"])
+        if not same or result["checkpoint"]["step"] != rung.steps or evaluation.score not in result["scores"]:
+            return False
+        other = other_settings(result["settings"], wanted_settings(rung.cfg, evaluation))
     except KeyError:
         return False
+    if other:
+        logger.info("%s: was evaluated with other settings (%s)", rung.name, ", ".join(sorted(other)))
+    return not other
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -98,11 +98,11 @@ def predict(ladder: Ladder, rows: Sequence[Mapping[str, Any]], laws: Mapping[str
     expected = {}
     for title, law in laws.items():
         if isinstance(law, Law) and set(LAWS[title]) <= point.keys():
-            value, band, new = (float(a[0]) for a in law.predict(np.array([[point[name] for name in LAWS[title]]], float)))
+            bands = law.predict(np.array([[point[name] for name in LAWS[title]]], float))
             expected[title] = {
-                "error": value,
-                "band_95": [value * math.exp(-band), value * math.exp(band)],
-                "one_run_95": [value * math.exp(-new), value * math.exp(new)],
+                "error": float(bands.value[0]),
+                "band_95": [float(bands.low[0]), float(bands.high[0])],
+                "one_run_95": [float(bands.low_run[0]), float(bands.high_run[0])],
             }
     return {
         "point": point,

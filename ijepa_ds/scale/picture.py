@@ -101,11 +101,10 @@ def _stretch(values: Sequence[float]) -> np.ndarray:
 
 def _band(axes: Axes, ladder: Ladder, rows: Sequence[Mapping[str, Any]], law: Law, name: str) -> None:
     x = _stretch([row[name] for row in _known(ladder, rows, name)])
-    value, band, new = law.predict(x[:, None])
-    axes.plot(x, _shown(ladder, value), color=INK, linewidth=1.2)
-    for half, strength in ((new, 0.10), (band, 0.18)):
-        low, high = _shown(ladder, value * np.exp(half)), _shown(ladder, value * np.exp(-half))
-        axes.fill_between(x, low, high, color=TRAINED, alpha=strength, linewidth=0)
+    bands = law.predict(x[:, None])
+    axes.plot(x, _shown(ladder, bands.value), color=INK, linewidth=1.2)
+    for low, high, strength in ((bands.low_run, bands.high_run, 0.10), (bands.low, bands.high, 0.18)):
+        axes.fill_between(x, _shown(ladder, low), _shown(ladder, high), color=TRAINED, alpha=strength, linewidth=0)
 
 
 def _families(axes: Axes, ladder: Ladder, rows: Sequence[Mapping[str, Any]], law: Law, variable: int) -> None:
@@ -115,11 +114,10 @@ def _families(axes: Axes, ladder: Ladder, rows: Sequence[Mapping[str, Any]], law
     other = law.names[1 - variable]
     for row in {row[other]: row for row in known}.values():
         columns = [x, np.full_like(x, row[other])]
-        value, band, _ = law.predict(np.column_stack(columns if variable == 0 else columns[::-1]))
+        bands = law.predict(np.column_stack(columns if variable == 0 else columns[::-1]))
         colour = MUTED if variable == 0 else _style(rows, row["rung"])[0]
-        axes.plot(x, _shown(ladder, value), color=colour, linewidth=1)
-        low, high = _shown(ladder, value * np.exp(band)), _shown(ladder, value * np.exp(-band))
-        axes.fill_between(x, low, high, color=colour, alpha=0.10, linewidth=0)
+        axes.plot(x, _shown(ladder, bands.value), color=colour, linewidth=1)
+        axes.fill_between(x, _shown(ladder, bands.low), _shown(ladder, bands.high), color=colour, alpha=0.10, linewidth=0)
 
 
 def _legend(axes: Axes, ladder: Ladder, rows: Sequence[Mapping[str, Any]]) -> None:

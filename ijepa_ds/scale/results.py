@@ -130,6 +130,8 @@ def plain(law: Law | str) -> dict[str, Any]:
         "exponents_95": {name: law.interval(index) for index, name in enumerate(law.names)},
         "spread_of_log_error": law.spread,
         "points": law.freedom + len(law.covariance),
+        "largest": dict(zip(law.names, law.largest, strict=True)),
+        "reach": law.reach(),
         "notes": law.notes(),
     }
 

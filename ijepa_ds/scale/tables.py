@@ -47,8 +47,16 @@ def _laws(found: Mapping[str, Any]) -> list[str]:
         ]
         first = f"{law['irreducible']:.3g} + " if law["irreducible"] else ""
         lines.append(f"  {title}: {first}{math.exp(law['log_scale']):.4g} x {' x '.join(terms)}, {law['points']} points")
+        lines.append(f"    {_reach(law)}")
         lines += [f"    {note}" for note in law["notes"]]
     return lines
+
+
+def _reach(law: Mapping[str, Any]) -> str:
+    largest = " and ".join(f"{value:.3g} {name}" for name, value in law["largest"].items())
+    if law["reach"] <= 1:
+        return f"do not extrapolate: the 95 % band is wider than +-10 % at {largest} already"
+    return f"extrapolate to {law['reach']:.2g} times {largest} at most: there the 95 % band reaches +-10 %"
 
 
 def _next(whole: Ladder, prediction: Mapping[str, Any] | None) -> list[str]:

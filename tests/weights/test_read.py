@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from tests.weights_cases import (
     largest,
     oracle_tensors,
     random_timm_model,
+    small_config,
     write_published,
     write_run,
 )
@@ -117,6 +119,19 @@ def test_runs(tmp_path: Path) -> None:
     read_encoder(tmp_path / "run", "untrained")
     with pytest.raises(WeightsError, match="no checkpoint yet"):
         read_encoder(tmp_path / "run")
+
+
+def test_untrained_is_what_a_run_with_init_from_started_from(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "first")
+    cfg = small_config(tmp_path / "second")
+    cfg = replace(cfg, model=replace(cfg.model, init_from=str(tmp_path / "first")))
+    write_run(tmp_path / "second", cfg, step=30)
+    start, facts = read_encoder(tmp_path / "second", "untrained")
+    assert facts.step == 0
+    assert all(torch.equal(a, b) for a, b in zip(start.parameters(), first.target_encoder.parameters(), strict=True))
+    shutil.rmtree(tmp_path / "first")
+    with pytest.raises(WeightsError, match="model.init_from: .*first"):
+        read_encoder(tmp_path / "second", "untrained")
 
 
 # --- positions on another grid
