@@ -37,6 +37,7 @@ _HEALTH = "tests/telemetry"
 _JOINT = "tests/data/test_joint.py"
 _STREAMS = "tests/test_streams.py"
 _GOLDEN = "tests/test_golden.py"
+_RANGES = "tests/checkpoint/test_ranges.py"
 _FOLDERS = "tests/checkpoint/test_folders.py"
 _DAMAGE = "tests/dist/test_damage.py"
 _LINEAR = "tests/zero/test_linear.py -k 'not 512'"
@@ -96,9 +97,7 @@ MUTATIONS = [
         "    except",
         "tests/checkpoint/test_storage.py",
     ),
-    Mutation(
-        "ijepa_ds/checkpoint/folder.py", "        if is_fault(error):", "        if False:", "tests/checkpoint/test_storage.py"
-    ),
+    Mutation("ijepa_ds/checkpoint/folder.py", "    if is_fault(error):", "    if False:", "tests/checkpoint/test_storage.py"),
     Mutation("ijepa_ds/training/around.py", "self.saver.finish(self.mark)  #", "pass  #", "tests/training/test_around.py"),
     Mutation("ijepa_ds/training/slowest.py", "unit) * _RANKS + rank", "unit) * _RANKS", "tests/training/test_slowest.py"),
     Mutation("ijepa_ds/training/streamed.py", "if block == 0:", "if block == 1:", "tests/training/test_streamed.py"),
@@ -224,7 +223,7 @@ MUTATIONS = [
     ),
     Mutation("ijepa_ds/evals/lowshot.py", "np.random.default_rng(seed)", "np.random.default_rng(seed + 1)", _GOLDEN),
     Mutation(
-        "ijepa_ds/training/live_eval.py",
+        "ijepa_ds/training/eval_images.py",
         "np.random.default_rng(0).permutation(n)",
         "np.random.default_rng(1).permutation(n)",
         _GOLDEN,
@@ -299,7 +298,7 @@ MUTATIONS = [
     Mutation("ijepa_ds/model/blocks.py", "eps: float = 1e-6", "eps: float = 1e-5", _VIT),
     # Checkpoints.
     Mutation("ijepa_ds/checkpoint/saver.py", "if not copied.is_finite():", "if False:", "tests/checkpoint/test_saver.py"),
-    Mutation("ijepa_ds/checkpoint/folder.py", 'path.stat().st_size != entry["bytes"]', "False", _FILES),
+    Mutation("ijepa_ds/checkpoint/folder.py", 'status.st_size != entry["bytes"]', "False", _FILES),
     Mutation("ijepa_ds/checkpoint/folder.py", "steps if last is None else sorted({*steps, last})", "steps", _FILES),
     Mutation("ijepa_ds/checkpoint/writer.py", "(keep_every and step % keep_every == 0)", "False", _FILES),
     Mutation("ijepa_ds/checkpoint/writer.py", " and step != best:", ":", _FILES),
@@ -326,11 +325,15 @@ MUTATIONS = [
     ),
     Mutation(
         "ijepa_ds/checkpoint/restore.py",
-        "share = (dist.get_rank(), dist.get_world_size())",
-        "share = (0, dist.get_world_size())",
+        "rank, ranks = dist.get_rank(), dist.get_world_size()",
+        "rank, ranks = 0, dist.get_world_size()",
         _DAMAGE,
     ),
-    Mutation("ijepa_ds/checkpoint/folder.py", "index % every == first", "index == first", _DAMAGE),
+    Mutation("ijepa_ds/checkpoint/folder.py", "files[first :: every or 1]", "files[first : first + 1]", _DAMAGE),
+    Mutation("ijepa_ds/checkpoint/reader.py", "starts.get(key) != start", "False", _RANGES),
+    Mutation("ijepa_ds/checkpoint/ranges.py", "first + files * each, each", "first + files * each, numel", _RANGES),
+    Mutation("ijepa_ds/checkpoint/writer.py", "sizes=step not in whole", "sizes=True", _RANGES),
+    Mutation("ijepa_ds/data/sources.py", "items[rank::ranks] or", "[] or", "tests/data/test_sources.py -k share"),
     # Weights.
     Mutation(
         "ijepa_ds/weights/names.py",

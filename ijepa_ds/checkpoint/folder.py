@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,13 +62,15 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def looks_whole(folder: Path) -> bool:
-    """Whether a checkpoint's manifest and file sizes are right; the files themselves are not read."""
+def looks_whole(folder: Path, sizes: bool = True) -> bool:
+    """Whether a checkpoint's manifest and file sizes are right; without `sizes` only the names, which one listing tells."""
     try:
-        check_files(folder, share=(0, 0))
+        if sizes:
+            check_files(folder, share=(0, 0))
+            return True
+        return {entry["file"] for entry in read_manifest(folder)["files"]} <= set(os.listdir(folder))
     except CheckpointError:
         return False
-    return True
 
 
 def newest_whole(run_dir: Path) -> int:
@@ -76,13 +79,20 @@ def newest_whole(run_dir: Path) -> int:
     return next((step for step in reversed(list_steps(run_dir)) if looks_whole(folder / folder_name(step))), 0)
 
 
-def check_files(folder: Path, share: tuple[int, int] = (0, 1), beat: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """Compare a checkpoint's files with its manifest: names and sizes of all, checksums of a share of them.
+def check_files(
+    folder: Path,
+    share: tuple[int, int] = (0, 1),
+    beat: Callable[[], None] = lambda: None,
+    manifest: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Compare a checkpoint's files with its manifest: names, sizes and checksums.
 
     Args:
         folder: `RUN/checkpoints/step_...`.
-        share: (rank, ranks): the files whose checksums this rank compares; `(0, 1)`: all, `(0, 0)`: none.
+        share: (rank, ranks): this rank compares every `ranks`-th file from number `rank` on, and at least one; `(0, 1)`: all;
+            `(0, 0)`: names and sizes of all, and no checksum.
         beat: called after every file.
+        manifest: what `read_manifest` returned; read here if None.
 
     Returns:
         The manifest.
@@ -90,10 +100,13 @@ def check_files(folder: Path, share: tuple[int, int] = (0, 1), beat: Callable[[]
     Raises:
         CheckpointError: a file is missing, or its size or checksum differs, or the folder is not a checkpoint.
     """
-    manifest, (first, every) = _read_manifest(folder), share
-    for index, entry in enumerate(manifest["files"]):
-        _check_file(folder, entry, verify=bool(every) and index % every == first)
+    manifest, (first, every) = manifest or read_manifest(folder), share
+    files = manifest["files"]
+    for entry in files[first :: every or 1]:
+        _check_file(folder, entry, verify=bool(every))
         beat()
+    if first >= len(files):  # more ranks than files: this host must see the folder, too
+        _check_file(folder, files[first % len(files)], verify=False)
     return manifest
 
 
@@ -103,16 +116,20 @@ def find_steps(run_dir: Path) -> list[int]:
     return steps if last is None else sorted({*steps, last})
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint; its files are not looked at.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+        StorageError: it cannot be read now.
+    """
     path = folder / "manifest.json"
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such checkpoint folder")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        if is_fault(error):
-            raise StorageError(f"{path}: {error.strerror}: a fault of its storage; run the same command again") from error
-        raise CheckpointError(f"{path}: {error.strerror}; not a finished checkpoint") from error
+        raise _error_of(path, error, f"{error.strerror}; not a finished checkpoint") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error}): the manifest is damaged") from error
     if not isinstance(manifest, dict) or manifest.get("format") != 1:
@@ -136,11 +153,22 @@ def _types(entry: dict[str, Any]) -> Any:
     return {key: type(value) for key, value in entry.items()}.items()
 
 
+def _error_of(path: Path, error: OSError, otherwise: str) -> StorageError | CheckpointError:
+    """What an error of reading a checkpoint means: a fault that may pass, or damage."""
+    if is_fault(error):
+        return StorageError(f"{path}: {error.strerror}: a fault of its storage; run the same command again")
+    return CheckpointError(f"{path}: {otherwise}")
+
+
 def _check_file(folder: Path, entry: dict[str, Any], verify: bool) -> None:
     path = folder / entry["file"]
-    if not path.is_file():
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _error_of(path, error, "missing") from error
+    if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{path}: missing")
-    if path.stat().st_size != entry["bytes"]:
-        raise CheckpointError(f"{path}: has {path.stat().st_size} bytes, {entry['bytes']} were written: truncated?")
+    if status.st_size != entry["bytes"]:
+        raise CheckpointError(f"{path}: has {status.st_size} bytes, {entry['bytes']} were written: truncated?")
     if verify and checksum(path) != entry["sha256"]:
         raise CheckpointError(f"{path}: checksum differs from the one at saving: damaged on disk")

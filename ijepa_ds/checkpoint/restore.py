@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ijepa_ds.checkpoint.folder import check_files
+from ijepa_ds.checkpoint.folder import check_files, read_manifest
 from ijepa_ds.checkpoint.reader import CheckpointReader
 from ijepa_ds.distributed.agreement import agree
+from ijepa_ds.distributed.exchange import broadcast_object
 from ijepa_ds.errors import CheckpointError
 from ijepa_ds.zero.ema import ShardedEMA
 from ijepa_ds.zero.layout import ZeroLayout
@@ -20,16 +21,18 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def open_together(folder: Path, beat: Callable[[], None] = lambda: None) -> CheckpointReader:
-    """Validate and open a checkpoint on every rank; each compares the checksums of its share of the files.
+    """Validate and open a checkpoint on every rank.
 
+    Rank 0 reads the manifest for all. Each rank compares its share of the files, and opens later only those that it needs.
     `beat` is called after every file.
 
     Raises:
         CheckpointError: it is broken; raised on every rank.
     """
-    share = (dist.get_rank(), dist.get_world_size())
-    agree(lambda: check_files(folder, share, beat))
-    return agree(lambda: CheckpointReader(folder, verify=False))
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    manifest = broadcast_object(agree(lambda: read_manifest(folder) if rank == 0 else None))
+    agree(lambda: check_files(folder, (rank, ranks), beat, manifest))
+    return agree(lambda: CheckpointReader(folder, manifest=manifest))
 
 
 def load(layout: ZeroLayout, ema: ShardedEMA, reader: CheckpointReader, beat: Callable[[], None] = lambda: None) -> None:

@@ -32,15 +32,16 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ijepa_ds.checkpoint import writer
+from ijepa_ds.checkpoint import ranges, writer
 from ijepa_ds.checkpoint.snapshot import Snapshot
-from ijepa_ds.distributed.exchange import broadcast_object, gather_objects, gather_on_first, max_over_ranks
+from ijepa_ds.distributed.exchange import broadcast_object, decide, gather_on_first, max_over_ranks
 from ijepa_ds.errors import CheckpointError, is_fault
 from ijepa_ds.zero.ema import ShardedEMA
 from ijepa_ds.zero.layout import ZeroLayout
 
 logger = logging.getLogger(__name__)
 Beat = Callable[[str], None]
+_NAMED = 8  # ranks in a message
 Bad = Iterable[tuple[str | int, ...]]
 
 
@@ -67,7 +68,7 @@ class _Save:
 
     step: int
     facts: dict[str, Any]
-    bad: set[tuple[str | int, ...]]
+    bad: list[tuple[str | int, ...]]
     began: float
 
 
@@ -114,6 +115,9 @@ class Saver:
         self._save: _Save | None = None  # in WRITING and COMMITTING
         self._task: _Task | None = None  # of this rank, in WRITING and on rank 0 in COMMITTING
         self._warned = False
+        self._whole: set[int] = set()  # steps whose checkpoint rank 0 has found complete
+        self._ranges = ranges.Ranges()  # rank 0's table of what each file has
+        self._sent = b""  # what this rank has last told rank 0 of its file
         self.fault = False  # whether faults of the storage alone made the last save fail, which may pass
 
     @property
@@ -136,7 +140,7 @@ class Saver:
         Args:
             done: optimizer steps done.
             facts: JSON-able values for readers (config, fingerprint, versions, samples seen); rank 0's are saved.
-            bad: rows on images that this rank could not read; those of all ranks are saved.
+            bad: rows on unreadable images; rank 0's are saved.
             beat: called about once a second while waiting.
 
         Raises:
@@ -152,7 +156,7 @@ class Saver:
                 )
                 self._warned = True
             self.finish(beat)
-        self._save, self._state = _Save(done, facts, set(bad), time.monotonic()), State.WRITING
+        self._save, self._state = _Save(done, facts, sorted(bad), time.monotonic()), State.WRITING
         copied = self._snapshot.take()
         path = writer.partial_folder(self._run_dir, done, self._attempt)
         path /= f"shard_{self._rank:05d}_of_{self._world_size:05d}.safetensors"
@@ -162,7 +166,8 @@ class Saver:
             if not copied.is_finite():
                 raise NotFiniteError(f"{path.name}: master weights, moments or EMA are not finite")
             entry = writer.write_shard(path, copied.tensors, copied.starts)
-            return entry | {"rank": self._rank, "host": socket.gethostname(), "adam_step": int(copied.adam)}
+            entry |= {"rank": self._rank, "host": socket.gethostname(), "adam_step": int(copied.adam)}
+            return entry | {"ranges": ranges.pack(copied.starts, copied.tensors)}
 
         self._task = _Task(write)
 
@@ -207,13 +212,16 @@ class Saver:
         self._state = State.COMMITTING
         save = self._save
         assert save is not None
-        written = gather_on_first((entry, save.bad))
+        if entry is not None:
+            same, self._sent = entry["ranges"] == self._sent, entry["ranges"]
+            entry["ranges"] = None if same else self._sent  # most often the same as in the save before
+        written = gather_on_first(entry)
         if written is not None:
             self._task = _Task(lambda: self._write_manifest(save, written))
 
-    def _write_manifest(self, save: _Save, written: list[Any]) -> None:
-        """Make the files the newest checkpoint; `written` has (entry, bad rows) of every rank."""
-        entries = [entry for entry, _ in written]
+    def _write_manifest(self, save: _Save, entries: list[Any]) -> None:
+        """Make the files the newest checkpoint; `entries` has an entry of every rank."""
+        self._ranges.update([entry.pop("ranges") for entry in entries])
         adam_steps = {entry.pop("adam_step") for entry in entries}
         assert len(adam_steps) == 1, f"ranks differ in Adam's step: {adam_steps}"
         manifest = {
@@ -223,10 +231,11 @@ class Saver:
             "zero_stage": self._stage,
             "adam_step": adam_steps.pop(),
             **save.facts,
-            "bad_samples": sorted(set().union(*(bad for _, bad in written))),
+            "bad_samples": save.bad,
             "files": entries,
+            "ranges": self._ranges.table(),
         }
-        writer.commit(self._run_dir, save.step, self._attempt, manifest, self._keep_last, self._keep_every)
+        writer.commit(self._run_dir, save.step, self._attempt, manifest, self._keep_last, self._keep_every, self._whole)
 
     def _complete(self) -> None:
         """COMMITTING -> IDLE."""
@@ -241,15 +250,23 @@ class Saver:
         self._retry_at = done + max(1, self._every // 10)
         where = f"rank {self._rank} on {socket.gethostname()}"
         problem = (isinstance(error, NotFiniteError), _is_fault(error), f"{where}: {error}") if error else None
-        problems = [found for found in gather_objects(problem) if found]
-        text = f"checkpoint of step {save.step} NOT SAVED; older ones are untouched: {'; '.join(text for *_, text in problems)}"
+        diverged, fault, reasons = decide(problem, _summary)
+        text = f"checkpoint of step {save.step} NOT SAVED; older ones are untouched: {reasons}"
         if self._rank == 0:
             shutil.rmtree(writer.partial_folder(self._run_dir, save.step, self._attempt), ignore_errors=True)
-        if any(diverged for diverged, *_ in problems):
+        if diverged:
             raise NotFiniteError(text)
-        self.fault = all(fault for _, fault, _ in problems)
+        self.fault = fault
         if self._rank == 0:
             logger.error("%s", text)
+
+
+def _summary(every: list[tuple[bool, bool, str] | None]) -> tuple[bool, bool, str]:
+    """Of the (diverged, fault of the storage, text) of all ranks: whether any diverged, whether all are faults, the texts."""
+    found = [problem for problem in every if problem]
+    more = f"; and {len(found) - _NAMED} more ranks" if len(found) > _NAMED else ""
+    texts = "; ".join(text for *_, text in found[:_NAMED]) + more
+    return any(diverged for diverged, *_ in found), all(fault for _, fault, _ in found), texts
 
 
 def _is_fault(error: Exception) -> bool:

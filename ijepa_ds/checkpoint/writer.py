@@ -69,7 +69,15 @@ def _prove(path: Path, tensors: dict[str, Tensor], starts: dict[str, int]) -> No
                 raise OSError(f"{key} differs when read back: is the disk or the memory failing?")
 
 
-def commit(run_dir: Path, step: int, attempt: str, manifest: dict[str, Any], keep_last: int, keep_every: int) -> Path:
+def commit(
+    run_dir: Path,
+    step: int,
+    attempt: str,
+    manifest: dict[str, Any],
+    keep_last: int,
+    keep_every: int,
+    whole: set[int] | None = None,
+) -> Path:
     """Make a written attempt the newest checkpoint, then delete older ones.
 
     Args:
@@ -79,6 +87,7 @@ def commit(run_dir: Path, step: int, attempt: str, manifest: dict[str, Any], kee
         manifest: with the entries of all files.
         keep_last: number of complete checkpoints kept, this one included.
         keep_every: checkpoints of steps that this divides are kept for good; 0: none.
+        whole: steps whose checkpoint is known to be complete; this one is added.
 
     Raises:
         CheckpointError: a file is missing, or the disk fails; older checkpoints are unchanged.
@@ -87,7 +96,7 @@ def commit(run_dir: Path, step: int, attempt: str, manifest: dict[str, Any], kee
     try:
         for entry in manifest["files"]:
             path = aside / entry["file"]
-            if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            if _size(path) != entry["bytes"]:
                 raise CheckpointError(
                     f"{path}: written by rank {entry['rank']} on {entry['host']}, but not visible here: run.dir must be on "
                     "a file system that all hosts share"
@@ -103,7 +112,9 @@ def commit(run_dir: Path, step: int, attempt: str, manifest: dict[str, Any], kee
         fsync(final.parent)
         write_last_step(run_dir, step)
         fsync(run_dir)
-        prune(run_dir, keep_last, keep_every, step)
+        whole = set() if whole is None else whole
+        whole.add(step)
+        prune(run_dir, keep_last, keep_every, step, whole)
     except OSError as error:  # the checkpoint is complete: a failure here must not make it count as missing
         logger.warning(
             "the checkpoint of step %d is saved, but what follows failed (%s: %s); it is tried again after the next save",
@@ -112,13 +123,19 @@ def commit(run_dir: Path, step: int, attempt: str, manifest: dict[str, Any], kee
     return final
 
 
-def prune(run_dir: Path, keep_last: int, keep_every: int, newest: int | None = None) -> list[int]:
+def prune(
+    run_dir: Path, keep_last: int, keep_every: int, newest: int | None = None, whole: set[int] | None = None
+) -> list[int]:
     """Delete complete checkpoints beyond the newest `keep_last`, and broken ones older than those; returns their steps.
 
     Kept are multiples of `keep_every`, complete or not, and the step in `best.json`. Checkpoints of later steps than `newest`
     are kept and not counted: the run passed over them, because they are broken or of another configuration, which sizes do
     not show. Unfinished saves are not deleted here: see `sweep`.
+
+    Of steps in `whole`, only the names of the files are looked at, not every size: they were complete before. Complete ones
+    are added.
     """
+    whole = set() if whole is None else whole
     parent, kept, gone = run_dir / "checkpoints", 0, []
     best = best_step(run_dir)
     for step in reversed(list_steps(run_dir)):
@@ -126,8 +143,10 @@ def prune(run_dir: Path, keep_last: int, keep_every: int, newest: int | None = N
             continue
         if kept >= keep_last and not (keep_every and step % keep_every == 0) and step != best:
             _remove(parent / folder_name(step))
+            whole.discard(step)
             gone.append(step)
-        elif looks_whole(parent / folder_name(step)):
+        elif looks_whole(parent / folder_name(step), sizes=step not in whole):
+            whole.add(step)
             kept += 1
     return gone
 
@@ -146,6 +165,14 @@ def sweep(run_dir: Path, attempt: str = "") -> None:
     for path in parent.glob(".step_*") if parent.is_dir() else ():
         if not (attempt and path.name.endswith(f".partial-{attempt}")):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; -1 if there is none here."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1
 
 
 def _remove(folder: Path) -> None:

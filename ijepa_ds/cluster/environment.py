@@ -23,6 +23,9 @@ def recommended(environment: Mapping[str, str], cores: int, has_gpu: bool) -> di
     ranks = ranks_here(environment)
     share = _share(environment, cores, ranks)
     values = {"OMP_NUM_THREADS": str(min(share, _GPU_THREADS) if has_gpu else share)}
+    if (number_in(environment, "WORLD_SIZE") or 1) > 1:
+        # otherwise every rank connects to every other one at the start: above 1,000 ranks more sockets than a process may open
+        values["TORCH_GLOO_LAZY_INIT"] = "1"
     if (number_in(environment, "WORLD_SIZE") or 1) > ranks:
         # by default gloo uses the interface of the host's own name: on Debian and Ubuntu that is the loopback
         interface = interface_towards(environment.get("MASTER_ADDR", ""))

@@ -179,6 +179,22 @@ class ImageIndex:
             parts=self.parts_of(kept),
         )
 
+    def only(self, positions: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> ImageIndex:
+        """Return an index of the readable images at some positions, int64 [m] in order, with other classes, int [m]."""
+        entries, names = np.array(self.entries[positions]), [self.name(at) for at in positions.tolist()]
+        entries["name"] = np.cumsum([0, *map(len, names)])[:-1]
+        entries["label"] = labels
+        return build_index(
+            source=self.source,
+            entries=entries,
+            names=np.frombuffer(b"".join(names), np.uint8),
+            containers=self.containers,
+            classes=tuple(classes),
+            bad={},
+            problems=(),
+            parts=self.parts_of(positions),
+        )
+
     def parts_of(self, kept: np.ndarray) -> tuple[Part, ...]:
         """Return the parts of the mix that remain if only some positions are kept, int64 [m] in order."""
         ends = np.searchsorted(kept, np.cumsum([part.count for part in self.parts]))

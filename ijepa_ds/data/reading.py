@@ -154,6 +154,10 @@ class ImageFiles(Sequence[ImageFile]):
         """List the images at `positions`, int64 [n]."""
         self._reader, self._index, self._positions = Reader(index), index, positions
 
+    def index_of(self, labels: np.ndarray, classes: Sequence[str]) -> ImageIndex:
+        """Return an index of these images alone, with other classes: `labels` int [n], positions in `classes`."""
+        return self._index.only(self._positions, labels, classes)
+
     def subset(self, chosen: np.ndarray) -> ImageFiles:
         """Return the images at some places of this sequence, int64 [k]."""
         return ImageFiles(self._index, self._positions[chosen])

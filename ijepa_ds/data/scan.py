@@ -70,6 +70,7 @@ class ScanOptions:
         storage_timeout: Seconds for which a read is repeated while the storage fails.
         beat: Called whenever the scan gets on, and while it waits for storage.
         journal: File in which an interrupted scan leaves what it has found; the next scan goes on from it.
+        share: (rank, ranks): of an index that all ranks open, each checks a share of the files.
     """
 
     max_pixels: int = 100_000_000
@@ -80,6 +81,7 @@ class ScanOptions:
     storage_timeout: float = TIMEOUT
     beat: Callable[[], None] = lambda: None
     journal: Path | None = None
+    share: tuple[int, int] = (0, 1)
 
     @classmethod
     def of(

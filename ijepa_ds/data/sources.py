@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from ijepa_ds.errors import UserError, is_fault
 from ijepa_ds.storage import Storage
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 SHARD_INDEX = "images.index"  # beside shards written by `ijepa-ds data shard`
 _MIXES = (".yaml", ".yml")
@@ -114,7 +116,7 @@ def _made_index(path: str, source: str, options: ScanOptions) -> ImageIndex:
             f"data.source: {source!r} is read through the index {path}, whose classes are fixed: leave data.class_level "
             "(--class-level) out, and give it to `ijepa-ds data index` when the index is made"
         )
-    return open_index(Path(path), source)
+    return open_index(Path(path), source, options.share)
 
 
 def _starts_with(path: str, magic: bytes) -> bool:
@@ -122,26 +124,28 @@ def _starts_with(path: str, magic: bytes) -> bool:
         return file.read(len(magic)) == magic
 
 
-def open_index(path: Path, source: str) -> ImageIndex:
+def open_index(path: Path, source: str, share: tuple[int, int] = (0, 1)) -> ImageIndex:
     """Map an index file and check that its images are unchanged.
 
     The check compares the fingerprint of every tar and the sizes of a sample of the files; every later read compares
-    its own file.
+    its own file. Of several ranks each checks a share, and at least one tar and one file, so that a host without the mount
+    is found.
 
     Args:
         path: The index file.
         source: Its name in messages.
+        share: (rank, ranks).
 
     Raises:
         ValueError: Names the files that changed.
     """
     index = replace(ImageIndex.open(path), source=source)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="index") as pool:
-        tars = [container for container in index.containers if container.fingerprint]
+        tars = _share([container for container in index.containers if container.fingerprint], share)
         seen = pool.map(_fingerprint_or_reason, [container.path for container in tars])
         changed = [(tar.path, now) for tar, now in zip(tars, seen, strict=True) if now != tar.fingerprint]
         changed = [(name, "other content" if len(now) == 32 else now) for name, now in changed]
-        probes = np.unique(np.linspace(0, len(index) - 1, _PROBES).astype(int)).tolist()
+        probes = _share(np.unique(np.linspace(0, len(index) - 1, _PROBES).astype(int)).tolist(), share)
         found = pool.map(lambda position: _change(index, position), probes)
         changed += [(index.display_path(position), reason) for position, reason in zip(probes, found, strict=True) if reason]
     if changed:
@@ -150,6 +154,12 @@ def open_index(path: Path, source: str) -> ImageIndex:
             "again with `ijepa-ds data index`"
         )
     return index
+
+
+def _share(items: list[T], share: tuple[int, int]) -> list[T]:
+    """Every `ranks`-th item from the `rank`-th on; one if there are fewer items than ranks."""
+    rank, ranks = share
+    return items[rank::ranks] or [items[rank % len(items)]] if items else []
 
 
 def _change(index: ImageIndex, position: int) -> str:

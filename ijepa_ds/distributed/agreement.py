@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 from torch import distributed as dist
 
-from ijepa_ds.distributed.exchange import Group, gather_objects, host_group, max_over_ranks
+from ijepa_ds.distributed.exchange import Group, decide, host_group, max_over_ranks
 from ijepa_ds.errors import CheckpointError, NetworkError, StorageError, UserError, exit_code
 from ijepa_ds.exits import STOPPED
 
 T = TypeVar("T")
+_NAMED = 8  # hosts in a message
 EXCHANGED: tuple[type[Exception], ...] = (UserError, OSError, CheckpointError, StorageError, NetworkError)
 
 
 def agree(work: Callable[[], T], errors: tuple[type[Exception], ...] = EXCHANGED, group: Group = None) -> T:
     """Run `work` on every rank; if it fails on one, every rank raises the same error.
 
-    A successful call costs one all-reduce of 8 bytes; messages are gathered only after a failure.
+    A successful call costs one all-reduce of 8 bytes. After a failure, rank 0 gathers the messages and sends one to all.
 
     Args:
         work: called once on every rank.
@@ -37,15 +39,28 @@ def agree(work: Callable[[], T], errors: tuple[type[Exception], ...] = EXCHANGED
     try:
         result = work()
     except errors as error:
-        problem = (_kind(error), str(error))
+        problem = (_kind(error), str(error), socket.gethostname())
     if not max_over_ranks(problem is not None, group):
         return result  # type: ignore[return-value]
-    problems = gather_objects(problem, group)
-    kind, text = next(found for found in problems if found)
-    failed = [str(rank) for rank, found in enumerate(problems) if found]
-    if len(failed) < len(problems) and failed != ["0"]:
-        text = f"{text}\n(on rank {', '.join(failed)} only)"
+    kind, text = decide(problem, _first, group)
     raise kind(text)
+
+
+_Problem = tuple[type[Exception], str, str]  # its kind, its text, the host
+
+
+def _first(problems: Sequence[_Problem | None]) -> tuple[type[Exception], str]:
+    """The error of the lowest failing rank; it names the failing ranks and their hosts unless all fail, or rank 0 alone."""
+    failed = {rank: problem for rank, problem in enumerate(problems) if problem}
+    kind, text, _ = failed[min(failed)]
+    if len(failed) < len(problems) and list(failed) != [0]:
+        hosts: dict[str, list[int]] = {}
+        for rank, (_, _, host) in failed.items():
+            hosts.setdefault(host, []).append(rank)
+        named = [f"rank {', '.join(map(str, ranks))} on host {host}" for host, ranks in list(hosts.items())[:_NAMED]]
+        more = f"; and {len(hosts) - _NAMED} more hosts" if len(hosts) > _NAMED else ""
+        text = f"{text}\n(only {'; '.join(named)}{more})"
+    return kind, text
 
 
 def _kind(error: Exception) -> type[Exception]:

@@ -44,6 +44,7 @@ class Made:
         masks: of the last micro-batch.
         asked: signal number that some rank has received, 0 for none.
         writing: whether some rank is still writing a checkpoint.
+        bad: the largest number of unreadable images that a rank has found and not exchanged yet.
         figures: maxima over ranks since the last point.
     """
 
@@ -55,6 +56,7 @@ class Made:
     masks: Masks
     asked: int = 0
     writing: bool = False
+    bad: int = 0
     figures: Figures | None = None
 
     @property
@@ -72,14 +74,14 @@ class Member(Protocol):
 
 @dataclass
 class BadImages:
-    """Exchanges unreadable images between ranks whenever a point is logged."""
+    """Exchanges unreadable images between ranks when one has found some; the step's reduction says so."""
 
     run: Run
     batches: StepImages
 
     def after_step(self, made: Made) -> None:
         """Exchange the images found since the last call."""
-        if made.done % self.run.cfg.run.log_every == 0 or made.last:
+        if made.bad:
             self.run.bad.agree(self.batches.loader)
 
 
@@ -144,7 +146,6 @@ class Checkpoints:
     """Starts a save when it is due, at the end, and after a signal to stop."""
 
     run: Run
-    batches: StepImages
     reporter: Reporter
     saver: Saver
     mark: Callable[[str], None]
@@ -154,9 +155,9 @@ class Checkpoints:
         if not (made.last or made.asked or self.saver.due(made.done)):
             return
         self.reporter.before_checkpoint()
-        self.run.bad.agree(self.batches.loader)
         facts = self.run.facts | {"samples_seen": made.done * self.run.plan.batch_size}
-        self.saver.start(made.done, facts, self.run.bad.rows(), self.mark)
+        bad = self.run.bad.rows() if self.run.rank == 0 else ()  # rank 0 writes the manifest
+        self.saver.start(made.done, facts, bad, self.mark)
         if (made.last or made.asked) and not self.saver.finish(self.mark):
             text = "the last state could not be saved (reason above)"
             then = "run the same command: it continues from the newest checkpoint"
@@ -207,7 +208,7 @@ class Around:
             Report(run, self.batches, self._reporter),
             Skips(SkippedSteps(run.cfg, run.plan, run.folder, run.rank)),
             Saves(self._saver),
-            Checkpoints(run, self.batches, self._reporter, self._saver, self.mark),
+            Checkpoints(run, self._reporter, self._saver, self.mark),
             Evaluations(run, self._reporter, self._saver, self.mark),
             Stops(),
         )
@@ -250,7 +251,7 @@ class Around:
         """Start the all-reduce of signals, save state and figures of this rank; it overlaps with the optimizer."""
         mine = self.batches.stopwatch
         figures = pack((mine.waiting, mine.working, peak_memory_gib(self._run.engine.device)), self._run.rank)
-        self._agreement.post(self._stop.received, self._saver.busy, *figures)
+        self._agreement.post(self._stop.received, self._saver.busy, self._run.bad.new(self.batches.loader), *figures)
 
     def after_step(self, step: int, result: Output, masks: Masks, applied: bool) -> None:
         """Call every member, in order.
@@ -266,7 +267,7 @@ class Around:
         """
         losses, self._losses = self._losses, []
         last = step + 1 == self._run.schedule.total_steps
-        asked, writing, *figures = self._agreement.wait()
+        asked, writing, bad, *figures = self._agreement.wait()
         made = Made(
             step=step,
             last=last,
@@ -276,6 +277,7 @@ class Around:
             masks=masks,
             asked=asked,
             writing=bool(writing),
+            bad=bad,
             figures=unpack(figures),
         )
         if self._reporter.is_point(step):

@@ -12,7 +12,7 @@ from ijepa_ds.config import DataConfig
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.loader import ImageBatches
 from ijepa_ds.data.samples import check_limits
-from ijepa_ds.distributed.exchange import gather_objects, max_over_ranks
+from ijepa_ds.distributed.exchange import decide
 from ijepa_ds.durable import append_lines
 
 FILE = "bad_samples.jsonl"
@@ -37,6 +37,7 @@ class BadSamples:
         self._cfg, self._index, self._rank = cfg, index, rank
         self._path = run / FILE
         self.found = dict(found)
+        self._exchanged = 0  # of those that this rank's loader has found
         check_limits(cfg, index, {**index.bad, **self.found})
         if rank == 0:
             self._write([{"path": path, "reason": reason, "index": None} for path, reason in index.problems])
@@ -50,19 +51,19 @@ class BadSamples:
         """Path, reason and position of images found while training; saved in checkpoints."""
         return [(row["path"], row["reason"], row["index"]) for row in self._rows(self.found)]
 
+    def new(self, batches: ImageBatches) -> int:
+        """How many unreadable images this rank has found and not exchanged yet."""
+        return len(batches.found) - self._exchanged
+
     def agree(self, batches: ImageBatches) -> None:
-        """Exchange new unreadable images; every rank calls it at the same step.
+        """Exchange new unreadable images; every rank calls it at the same step, if any rank has new ones.
 
         Raises:
             ValueError: they are too many; with the list, on every rank.
         """
-        mine = {at: why for at, why in batches.found.items() if at not in self.found}
-        if not max_over_ranks(len(mine)):
-            return
-        new: dict[int, str] = {}
-        for found in gather_objects(mine):
-            for position, reason in found.items():
-                new.setdefault(position, reason)
+        found = batches.found
+        self._exchanged = len(found)
+        new = decide({at: why for at, why in found.items() if at not in self.found}, _union)
         self.found |= new
         batches.add_bad(new)
         if self._rank == 0:
@@ -83,8 +84,13 @@ class BadSamples:
         before: list[str] = []
         with suppress(OSError):  # none yet, or the storage fails: rows are repeated
             before = self._path.read_text(encoding="utf-8").splitlines()
-        lines = [line for line in map(json.dumps, rows) if line not in set(before)]
-        append_lines(self._path, lines)
+        known = set(before)
+        append_lines(self._path, [line for line in map(json.dumps, rows) if line not in known])
+
+
+def _union(every: list[dict[int, str]]) -> dict[int, str]:
+    """Position -> reason of what all ranks found; of several reasons, the lowest rank's."""
+    return {at: why for found in reversed(every) for at, why in found.items()}
 
 
 def found_before(manifest: Mapping[str, Any]) -> dict[int, str]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from pathlib import Path
+
+from torch import distributed as dist
 
 from ijepa_ds.cluster.judge import SCAN
 from ijepa_ds.cluster.watch import Watch
@@ -12,15 +15,16 @@ from ijepa_ds.data.index import ImageIndex, changes, describe
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import is_index, open_index, open_source
 from ijepa_ds.distributed.agreement import agree
-from ijepa_ds.distributed.exchange import broadcast_object, gather_objects
+from ijepa_ds.distributed.exchange import broadcast_object, decide
 from ijepa_ds.errors import UserError
 
 JOURNAL = "images.scan"  # what an interrupted scan has found; the next start goes on from it
+_NAMED = 8  # ranks in a message
 INDEX = "images.index"  # index of the run's images in its folder: all ranks read it, and a resumed run compares with it
 
 
 def find_images(cfg: Config, rank: int, watch: Watch) -> ImageIndex:
-    """Rank 0 scans the source once and writes an index; the others open it and check that they see the same files."""
+    """Rank 0 scans the source once and writes an index; all open it, and each checks a share of the files."""
     path = Path(cfg.run.dir) / INDEX
 
     def scan() -> None:
@@ -39,11 +43,16 @@ def find_images(cfg: Config, rank: int, watch: Watch) -> ImageIndex:
     # rank 0 decides for all: a host that does not see the source must not take another path
     if not broadcast_object(agree(lambda: is_index(cfg.data.source) if rank == 0 else None)):
         agree(scan)
-        return agree(lambda: open_index(path, cfg.data.source))
+        return agree(lambda: open_index(path, cfg.data.source, share()))
     agree(lambda: _check_index_settings(cfg))
     folder = agree(lambda: open_source(cfg.data.source, _scan_options(cfg, watch)))
     _check_same_data(folder)
     return folder
+
+
+def share() -> tuple[int, int]:
+    """This rank and the number of ranks: each checks its share of an index's files."""
+    return dist.get_rank(), dist.get_world_size()
 
 
 def _check_index_settings(cfg: Config) -> None:
@@ -57,15 +66,18 @@ def _check_index_settings(cfg: Config) -> None:
 
 def _scan_options(cfg: Config, watch: Watch) -> ScanOptions:
     journal = Path(cfg.run.dir) / JOURNAL
-    return ScanOptions.of(cfg.data, progress=True, beat=lambda: watch.beat(SCAN), journal=journal)
+    return replace(ScanOptions.of(cfg.data, progress=True, beat=lambda: watch.beat(SCAN), journal=journal), share=share())
 
 
 def _check_same_data(folder: ImageIndex) -> None:
     """Check that all ranks see the same files; a rank with another list would silently train on other samples."""
-    seen = gather_objects((folder.checksum, len(folder), socket.gethostname()))
+    text = decide((folder.checksum, len(folder), socket.gethostname()), _differences)
+    if text:
+        raise UserError(f"data.source is not the same everywhere: {text}")
+
+
+def _differences(seen: list[tuple[str, int, str]]) -> str:
+    """The ranks that see other images than rank 0, in words; `seen` has checksum, number of images and host of each."""
     different = [f"rank {rank} on {host}: {n} images" for rank, (sum_, n, host) in enumerate(seen) if sum_ != seen[0][0]]
-    if different:
-        raise UserError(
-            f"data.source is not the same everywhere: rank 0 on {seen[0][2]} has {seen[0][1]} images, but "
-            + "; ".join(different)
-        )
+    more = f"; and {len(different) - _NAMED} more ranks" if len(different) > _NAMED else ""
+    return f"rank 0 on {seen[0][2]} has {seen[0][1]} images, but {'; '.join(different[:_NAMED])}{more}" if different else ""

@@ -21,13 +21,12 @@ from torch import Tensor
 
 from ijepa_ds.checkpoint.writer import BEST
 from ijepa_ds.config import Config
-from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.transforms import UnreadableError
 from ijepa_ds.distributed.exchange import gather_on_first, max_over_ranks
 from ijepa_ds.durable import write_text
 from ijepa_ds.errors import UserError
 from ijepa_ds.evals import knn, rank
-from ijepa_ds.evals.folders import Labelled, batches, read_pair
+from ijepa_ds.evals.folders import Labelled, batches
 from ijepa_ds.evals.ranks import World
 from ijepa_ds.evals.readable import find_unreadable, without
 from ijepa_ds.training.engine import Engine
@@ -44,24 +43,15 @@ class LiveEval:
     """The evaluation of `eval.every`. Every rank has one and calls `run` at the same steps."""
 
     def __init__(
-        self, cfg: Config, engine: Engine, rank: int, world_size: int, start: int, beat: Callable[[], None] = lambda: None
+        self, cfg: Config, engine: Engine, images: dict[str, Labelled], rank: int, world_size: int, start: int
     ) -> None:
-        """Find the images, and read the history up to step `start`; `beat` is called while the images are found.
+        """Read the history up to step `start`; `images` come from `eval_images.load`.
 
         Raises:
-            ValueError: the images cannot be used.
+            UserError: the evaluation cannot fit into memory.
         """
-        assert cfg.eval.train is not None and cfg.eval.test is not None  # config.checks
         self._cfg, self._engine, self._world = cfg, engine, World(rank, rank, world_size)
-        try:
-            pair = read_pair(cfg.eval.train, cfg.eval.test, ScanOptions.of(cfg.data, beat=beat))
-        except UserError as error:
-            raise UserError(str(error).replace("--train", "eval.train").replace("--test", "eval.test")) from error
-        for line in pair.found if rank == 0 else ():
-            logger.info("%s", line.replace("--train", "eval.train").replace("--test", "eval.test"))
-        self._parts = {"train": _some(pair.train, cfg.eval.max_train), "test": _some(pair.test, cfg.eval.max_test)}
-        if len(self._parts["train"].labels) < cfg.eval.k:
-            raise UserError(f"eval.k: {cfg.eval.k} is above the {len(self._parts['train'].labels)} images of eval.train")
+        self._parts = images
         dtype = torch.float32 if engine.device.type == "cpu" else engine.compute_dtype
         self._encoder = StreamedEncoder(cfg, engine.device, dtype)
         _check_room(self._encoder.num_bytes, engine.device)
@@ -98,7 +88,7 @@ class LiveEval:
                 except Exception as error:  # also out of memory; other ranks must not wait for this one
                     problem = f"rank {self._world.rank} on {socket.gethostname()}: {type(error).__name__}: {error}"
             mine[part] = torch.cat(rows) if rows else torch.empty(0, self._encoder.width)
-        shares = gather_on_first((problem, None if problem else mine, self._unreadable))
+        shares = gather_on_first((problem, {} if problem else mine, self._unreadable))
         if shares is None:
             return {}
         problems = [text for text, *_ in shares if text]
@@ -187,15 +177,6 @@ def _check_room(needed: int, device: torch.device) -> None:
             f"eval.every: it needs {needed / 2**30:.1f} GiB on every rank (a block in float32, and tokens), and there "
             f"are {there / 2**30:.1f}: set eval.every=0, and score checkpoints with `ijepa-ds eval`"
         )
-
-
-def _some(images: Labelled, limit: int) -> Labelled:
-    """A fixed random subset of at most `limit` images."""
-    n = len(images.labels)
-    if n <= limit:
-        return images
-    chosen = np.sort(np.random.default_rng(0).permutation(n)[:limit])
-    return Labelled([images.paths[int(i)] for i in chosen], images.labels[torch.from_numpy(chosen)])
 
 
 def _read(file: Path) -> list[dict]:

@@ -14,19 +14,19 @@ from torch import Tensor
 from ijepa_ds.config import BatchPlan, Config
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.samples import Share, image_indices
-from ijepa_ds.distributed.exchange import gather_objects
+from ijepa_ds.distributed.exchange import decide
 from ijepa_ds.durable import append_lines
 from ijepa_ds.errors import TrainingError
 
 logger = logging.getLogger(__name__)
-_NAMED = 4  # images named in the message; the file has all of them
+_NAMED = 4  # images of a rank, and ranks, named in the message; the file has all of them
 
 
 class SkippedSteps:
     """Counts skipped steps in a row; one object on every rank."""
 
     def __init__(self, cfg: Config, plan: BatchPlan, folder: ImageIndex, rank: int) -> None:
-        self._cfg, self._folder, self._rank = cfg, folder, rank
+        self._cfg, self._folder = cfg, folder
         self._share = Share(rank=rank, world_size=plan.world_size, micro_batch=plan.micro_batch, accumulation=plan.accumulation)
         self._in_a_row = 0
 
@@ -48,24 +48,29 @@ class SkippedSteps:
         bad = [micro for micro, loss in enumerate(losses) if not bool(torch.isfinite(loss))]
         numbers = [self._share.numbers(step * self._share.accumulation + micro) for micro in bad]
         mine = (socket.gethostname(), np.concatenate(numbers).tolist() if numbers else [])
-        blamed = {rank: found for rank, found in enumerate(gather_objects(mine)) if found[1]}
-        text = self._describe(step + 1, blamed)
-        if self._rank == 0:
-            self._write(step + 1, blamed)
-            logger.error("%s", text)
+        text = decide(mine, lambda every: self._report(step + 1, every))
         if self._in_a_row >= self._cfg.run.max_nonfinite:
             raise TrainingError(
                 f"{text}. {self._in_a_row} skipped steps in a row (run.max_nonfinite). Check those images, lower "
                 "optimization.lr, or set optimization.clip_grad; older checkpoints are kept"
             )
 
+    def _report(self, done: int, every: list[tuple[str, list[int]]]) -> str:
+        """Write and log, on rank 0, what all ranks have found; the text."""
+        blamed = {rank: found for rank, found in enumerate(every) if found[1]}
+        text = self._describe(done, blamed)
+        self._write(done, blamed)
+        logger.error("%s", text)
+        return text
+
     def _describe(self, done: int, blamed: dict[int, tuple[str, list[int]]]) -> str:
         what = "the loss is not finite on " if blamed else "the gradients are not finite, all losses are"
         parts = []
-        for rank, (host, numbers) in blamed.items():
+        for rank, (host, numbers) in list(blamed.items())[:_NAMED]:
             names = ", ".join(self._names(numbers[:_NAMED]))
             more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
             parts.append(f"rank {rank} (host {host}; samples {numbers[0]}..{numbers[-1]}: {names}{more})")
+        parts += [f"{len(blamed) - _NAMED} more ranks"] if len(blamed) > _NAMED else []
         return f"step {done} SKIPPED: {what}{', '.join(parts)}; all images are in skipped_steps.jsonl"
 
     def _write(self, done: int, blamed: dict[int, tuple[str, list[int]]]) -> None:

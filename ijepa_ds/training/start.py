@@ -27,14 +27,14 @@ from ijepa_ds.data.classes import describe_classes
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.samples import mix_of
 from ijepa_ds.distributed.agreement import agree
-from ijepa_ds.distributed.exchange import broadcast_object, gather_objects, host_barrier
+from ijepa_ds.distributed.exchange import broadcast_object, decide, host_barrier
 from ijepa_ds.distributed.world import barrier, initialise_distributed
 from ijepa_ds.errors import CheckpointError, NetworkError, UserError
 from ijepa_ds.exits import STOPPED
-from ijepa_ds.training import precision
+from ijepa_ds.training import eval_images, precision
 from ijepa_ds.training.bad_samples import BadSamples, found_before
 from ijepa_ds.training.engine import Engine
-from ijepa_ds.training.images import find_images
+from ijepa_ds.training.images import find_images, share
 from ijepa_ds.training.live_eval import LiveEval
 from ijepa_ds.weights.start import Start, open_start, resolve_position_grid
 
@@ -115,9 +115,7 @@ def _prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int,
     if reader:
         agree(lambda: restore.load(engine.layout, engine.ema, reader, partial(watch.beat, READ)))
     done = reader.manifest["step"] if reader else 0
-    live = (
-        agree(lambda: LiveEval(cfg, engine, rank, plan.world_size, done, lambda: watch.beat(SCAN))) if cfg.eval.every else None
-    )
+    live = _live_eval(cfg, engine, rank, done, watch) if cfg.eval.every else None
     facts = {"world_size": plan.world_size, "images": len(folder)}
     agree(lambda: run_dir.write_facts(cfg, ds_config, facts) if rank == 0 else None)
     if rank == 0:
@@ -156,12 +154,16 @@ def _join(cfg: Config, rank: int, world_size: int, watch: Watch) -> torch.device
 
 def _check_same_folder(cfg: Config) -> None:
     """Refuse a run directory that a variable of the environment makes another one on another host."""
-    seen = gather_objects((cfg.run.dir, socket.gethostname()))
-    different = [f"{folder} for rank {rank} on {host}" for rank, (folder, host) in enumerate(seen) if folder != seen[0][0]]
+    different = decide((cfg.run.dir, socket.gethostname()), _other_folders)
     if different:
-        raise UserError(
-            f"run.dir is {seen[0][0]} for rank 0 on {seen[0][1]}, but {'; '.join(different)}: write the path itself"
-        )
+        raise UserError(f"run.dir is {different}: write the path itself")
+
+
+def _other_folders(seen: list[tuple[str, str]]) -> str:
+    """The hosts that have another run directory than rank 0, in words; `seen` has folder and host of each rank."""
+    first, host_of_first = seen[0]
+    others = {host: f"{folder} for rank {rank} on {host}" for rank, (folder, host) in enumerate(seen) if folder != first}
+    return f"{first} for rank 0 on {host_of_first}, but {'; '.join(others.values())}" if others else ""
 
 
 def _find_start(cfg: Config, rank: int, watch: Watch) -> CheckpointReader | None:
@@ -173,6 +175,12 @@ def _find_start(cfg: Config, rank: int, watch: Watch) -> CheckpointReader | None
             logger.error(*text)
 
     return run_dir.find_start(cfg, steps, partial(restore.open_together, beat=partial(watch.beat, READ)), report)
+
+
+def _live_eval(cfg: Config, engine: Engine, rank: int, done: int, watch: Watch) -> LiveEval:
+    agree(lambda: eval_images.find(cfg, lambda: watch.beat(SCAN)) if rank == 0 else None)
+    own = share()
+    return agree(lambda: LiveEval(cfg, engine, eval_images.load(cfg, own), *own, done))
 
 
 def _schedule(cfg: Config, folder: ImageIndex) -> Schedule:
@@ -190,14 +198,18 @@ def _start(cfg: Config, rank: int) -> Start:
     first = agree(lambda: open_start(cfg) if rank == 0 else None)
     path = broadcast_object(str(first.source.path) if first else None)
     start = agree(lambda: first or open_start(cfg, path, verify=False))
-    seen = gather_objects((start.digest(), socket.gethostname()))
-    different = [f"rank {other} on {host}" for other, (digest, host) in enumerate(seen) if digest != seen[0][0]]
+    different = decide((start.digest(), socket.gethostname()), _other_weights)
     if different:
-        raise UserError(f"model.init_from: {path} differs between hosts: not that of rank 0 for {', '.join(different)}")
+        raise UserError(f"model.init_from: {path} differs between hosts: not that of rank 0 for {different}")
     if rank == 0:
         for note in start.notes:
             logger.info("model.init_from: %s", note)
     return start
+
+
+def _other_weights(seen: list[tuple[str, str]]) -> str:
+    """The hosts whose ranks have other weights than rank 0; `seen` has digest and host of each rank."""
+    return ", ".join(sorted({f"host {host}" for digest, host in seen if digest != seen[0][0]}))
 
 
 def _facts(cfg: Config, plan: BatchPlan, folder: ImageIndex) -> dict[str, Any]:

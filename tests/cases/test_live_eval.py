@@ -8,7 +8,7 @@ from ijepa_ds.config import Config, DataConfig
 from ijepa_ds.config.schema import EvalConfig, OptimizationConfig, RunConfig
 from ijepa_ds.config.sizes import ModelConfig, size_of
 from ijepa_ds.model.vit import Encoder, initialise
-from ijepa_ds.training import live_eval
+from ijepa_ds.training import eval_images, live_eval
 from tests.cases.making import coded, photo, write_tree
 
 
@@ -38,7 +38,8 @@ def test_the_evaluation_of_a_run_leaves_unreadable_images_out(tmp_path, monkeypa
     monkeypatch.setattr(live_eval, "max_over_ranks", lambda value: value)
     ema = SimpleNamespace(layout=None, average=None)
     engine = SimpleNamespace(device=torch.device("cpu"), compute_dtype=torch.float32, ema=ema)
-    live = live_eval.LiveEval(cfg, engine, 0, 1, 0)
+    eval_images.find(cfg)
+    live = live_eval.LiveEval(cfg, engine, eval_images.load(cfg, (0, 1)), 0, 1, 0)
     for step in (1, 2):
         scores = live.run(step, lambda what: None)
         assert scores["eval/1-NN"] == 100.0  # training and test images are the same

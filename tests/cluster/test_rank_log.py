@@ -101,8 +101,9 @@ def test_the_interface_is_chosen_for_several_hosts_only(monkeypatch: pytest.Monk
     two = {"LOCAL_SIZE": "8", "WORLD_SIZE": "16", "MASTER_ADDR": "node-0"}
     assert recommended(two, 16, True)["GLOO_SOCKET_IFNAME"] == recommended(two, 16, True)["NCCL_SOCKET_IFNAME"] == "ib7"
     assert "NCCL_SOCKET_IFNAME" not in recommended(two | {"NCCL_SOCKET_IFNAME": "eth1"}, 16, True)
-    assert list(recommended(two | {"WORLD_SIZE": "8"}, 16, True)) == ["OMP_NUM_THREADS"]
-    assert list(recommended(two | {"MASTER_ADDR": "nowhere"}, 16, True)) == ["OMP_NUM_THREADS"]
+    assert list(recommended(two | {"WORLD_SIZE": "8"}, 16, True)) == ["OMP_NUM_THREADS", "TORCH_GLOO_LAZY_INIT"]
+    assert list(recommended(two | {"MASTER_ADDR": "nowhere"}, 16, True)) == ["OMP_NUM_THREADS", "TORCH_GLOO_LAZY_INIT"]
+    assert list(recommended({"WORLD_SIZE": "1"}, 16, True)) == ["OMP_NUM_THREADS"]
 
 
 def test_ranks_of_open_mpi_get_their_names() -> None:

@@ -256,7 +256,7 @@ def test_a_resumed_run_honours_what_was_found_before(tmp_path, loader):
 
 
 def test_bad_samples_are_agreed_written_once_and_limited(tmp_path, monkeypatch):
-    """One process; `gather_objects` stands for another rank that found more. Ranks: tests/dist."""
+    """One process; `decide` stands for another rank that found more. Ranks: tests/dist."""
     from ijepa_ds.training import bad_samples
 
     index = scan(write(tmp_path / "images", {"text.jpg": b"hello"}))
@@ -269,13 +269,14 @@ def test_bad_samples_are_agreed_written_once_and_limited(tmp_path, monkeypatch):
         def add_bad(self, bad):
             self.learned |= bad
 
-    def others(value):
-        return [value, {3: "theirs"}]
+    def decided(value, choose):
+        return choose([value, {3: "theirs"}])
 
-    monkeypatch.setattr(bad_samples, "gather_objects", others)
-    monkeypatch.setattr(bad_samples, "max_over_ranks", lambda number: max(number, 1))
+    monkeypatch.setattr(bad_samples, "decide", decided)
     bad = bad_samples.BadSamples(cfg, index, tmp_path, 0, {})
+    assert bad.new(Batches()) == 1
     bad.agree(Batches())
+    assert bad.new(Batches()) == 0
     assert len(bad) == 3 and Batches.learned == {2: "ours", 3: "theirs"}
     manifest = json.loads(json.dumps({"bad_samples": bad.rows()}))
     again = bad_samples.BadSamples(cfg, index, tmp_path, 0, bad_samples.found_before(manifest))

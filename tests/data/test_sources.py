@@ -13,6 +13,7 @@ from PIL import Image
 
 from ijepa_ds.cli import main
 from ijepa_ds.config import DataConfig
+from ijepa_ds.data import sources
 from ijepa_ds.data.index import ImageIndex, changes
 from ijepa_ds.data.loader import ImageBatches
 from ijepa_ds.data.order import MIX_BLOCK, mix_places, mixed_indices
@@ -283,3 +284,27 @@ def test_the_global_batch_of_a_weighted_mix_of_tars_and_files_is_the_same_howeve
     for world_size, micro, threads in ((1, 1, 2), (1, 4, 1), (2, 4, 3), (4, 1, 1), (4, 4, 2)):
         assert torch.equal(whole(world_size, micro, threads), expected), (world_size, micro)
     assert torch.equal(whole(2, 4, start=2), expected[2:])
+
+
+def test_ranks_check_a_share_of_an_index_and_each_at_least_one_file(tmp_path, monkeypatch):
+    """512 ranks that each open 10,000 shards are 5 million opens of one file server."""
+    for shard in range(5):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        tar_of(tmp_path / "in" / f"{shard}.tar", {f"{shard}.png": encoded(shard, "PNG")})
+    index = open_source(str(tmp_path / "in" / "*.tar"))
+    index.save(tmp_path / "all.index")
+    seen: list[str] = []
+    real = sources.fingerprint
+    monkeypatch.setattr(sources, "fingerprint", lambda path: seen.append(os.path.basename(path)) or real(path))
+    for ranks in (2, 3, 8):
+        found = []
+        for rank in range(ranks):
+            seen.clear()
+            sources.open_index(tmp_path / "all.index", "all", (rank, ranks))
+            assert 1 <= len(seen) <= -(-5 // ranks)
+            found += seen
+        assert set(found) == {f"{shard}.tar" for shard in range(5)}
+    os.truncate(tmp_path / "in" / "3.tar", 512)
+    sources.open_index(tmp_path / "all.index", "all", (0, 2))
+    with pytest.raises(ValueError, match=r"3\.tar"):
+        sources.open_index(tmp_path / "all.index", "all", (1, 2))

@@ -1,11 +1,13 @@
 """Small exchanges between two ranks, and errors that both raise together."""
 
+import socket
 from collections.abc import Callable
 
 import pytest
 
 from tests.dist.pool import Pool
 
+HOST = socket.gethostname()
 pytestmark = pytest.mark.dist
 
 
@@ -17,11 +19,11 @@ def test_exchanges_and_errors_reach_every_rank(ranks: Callable[[int], Pool]) -> 
         zero
         == one
         == {
-            "on rank 1": ("CheckpointError", "broken\n(on rank 1 only)"),
+            "on rank 1": ("CheckpointError", f"broken\n(only rank 1 on host {HOST})"),
             "on both": ("UserError", "from rank 0"),
             "of a file": ("UserError", "[Errno 2] no such file"),
-            "of the storage": ("StorageError", "[Errno 5] no answer\n(on rank 1 only)"),
-            "also": ("UserError", "memory\n(on rank 1 only)"),
+            "of the storage": ("StorageError", f"[Errno 5] no answer\n(only rank 1 on host {HOST})"),
+            "also": ("UserError", f"memory\n(only rank 1 on host {HOST})"),
             "none": ("", ""),
             "maxima": [1, 5],
             "first": {"rank": 0},

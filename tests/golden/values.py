@@ -23,7 +23,8 @@ from ijepa_ds.evals.tasks import _holdout
 from ijepa_ds.masks.sampler import build_sampler
 from ijepa_ds.model.blocks import Size, draw_drops, make_blocks
 from ijepa_ds.model.vit import initial_value
-from ijepa_ds.training.live_eval import Labelled, _some
+from ijepa_ds.training.eval_images import Labelled
+from ijepa_ds.training.eval_images import some as some_of
 
 FOLDER = Path(__file__).parent
 HEADER = f"order version {ORDER_VERSION}"
@@ -192,7 +193,7 @@ def _evaluation_splits() -> Lines:
         "3 of each class, seed 17": _integers(draw_per_class(labels, 3, 17)),
         "held out of 40, seed 0": _integers(_holdout(40, 0).nonzero()),
         "held out of 40, seed 3": _integers(_holdout(40, 3).nonzero()),
-        "12 of 60 in the run's own evaluation": " ".join(_some(some, 12).paths),
+        "12 of 60 in the run's own evaluation": " ".join(some_of(some, 12).paths),
     }
 
 
