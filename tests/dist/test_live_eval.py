@@ -44,10 +44,10 @@ def test_live_scores_are_those_of_the_checkpoint_and_training_goes_on_as_before(
     kept = {path.name for path in (place / "live" / "checkpoints").glob("step_*")}
     assert kept == {"step_00000006", f"step_{best['step']:08d}"}  # keep_last, and the best
 
-    options = ["--train", str(place / "votes"), "--test", str(place / "scored"), "--device", "cpu", "--views", "2"]
-    for task, name in (("knn", "5-NN"), ("rank", "RankMe")):
+    options = ["--train", str(place / "votes"), "--test", str(place / "scored"), "--device", "cpu"]
+    for task, name, more in (("knn", "5-NN", ("--k", "5")), ("rank", "RankMe", ("--views", "2"))):
         out = place / f"out_{task}"
-        assert cli.main(["eval", task, "--checkpoint", str(place / "live"), *options, "--k", "5", "--out", str(out)]) == 0
+        assert cli.main(["eval", task, "--checkpoint", str(place / "live"), *options, *more, "--out", str(out)]) == 0
         np.testing.assert_allclose(json.loads((out / "result.json").read_text())["scores"][name], history[-1][name], rtol=1e-5)
 
 
