@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, TextIO
 from ijepa_ds.arguments import TRAINING, add_local_rank, add_run, with_example
 from ijepa_ds.cluster import rank_log
 from ijepa_ds.cluster.environment import settle
+from ijepa_ds.cluster.leave import exit_within
 from ijepa_ds.cluster.stop import Stopped, StopRequests
 from ijepa_ds.errors import UserError, exit_code
 from ijepa_ds.exits import FAILED, STOPPED
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ijepa_ds.cluster.watch import Watch
 
 logger = logging.getLogger("ijepa_ds")
+_EXIT = 60.0  # seconds for the interpreter to end
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -148,4 +150,6 @@ def _close_broken_streams() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    exit_within(_EXIT, code)  # threads that wait for a disk must not keep the process
+    sys.exit(code)

@@ -37,6 +37,9 @@ _HEALTH = "tests/telemetry"
 _JOINT = "tests/data/test_joint.py"
 _STREAMS = "tests/test_streams.py"
 _GOLDEN = "tests/test_golden.py"
+_AROUND = "tests/training/test_around.py"
+_SAVER = "tests/checkpoint/test_saver.py"
+_LOGS = "tests/cluster/test_rank_log.py"
 _RANGES = "tests/checkpoint/test_ranges.py"
 _FOLDERS = "tests/checkpoint/test_folders.py"
 _DAMAGE = "tests/dist/test_damage.py"
@@ -98,7 +101,12 @@ MUTATIONS = [
         "tests/checkpoint/test_storage.py",
     ),
     Mutation("ijepa_ds/checkpoint/folder.py", "    if is_fault(error):", "    if False:", "tests/checkpoint/test_storage.py"),
-    Mutation("ijepa_ds/training/around.py", "self.saver.finish(self.mark)  #", "pass  #", "tests/training/test_around.py"),
+    Mutation(
+        "ijepa_ds/training/around.py",
+        "self.saver.finish(lambda: watch.alive(WRITE))  #",
+        "pass  #",
+        _AROUND,
+    ),
     Mutation("ijepa_ds/training/slowest.py", "unit) * _RANKS + rank", "unit) * _RANKS", "tests/training/test_slowest.py"),
     Mutation("ijepa_ds/training/streamed.py", "if block == 0:", "if block == 1:", "tests/training/test_streamed.py"),
     # Sources: tars, classes, lists.
@@ -390,12 +398,21 @@ MUTATIONS = [
     Mutation("ijepa_ds/config/deepspeed_json.py", 'if value == "auto":', "if False:", "tests/config/test_deepspeed_json.py"),
     Mutation("ijepa_ds/distributed/environment.py", "rank >= world_size or", "", "tests/cluster/test_expected.py"),
     # The watch.
+    Mutation("ijepa_ds/cluster/judge.py", "if len(behind) < len(peers) else []", "", _WATCH),
+    Mutation("ijepa_ds/cluster/judge.py", "{READ, SCAN, STORAGE, WRITE, EVAL}", "{READ, SCAN, STORAGE, EVAL}", _WATCH),
+    Mutation("ijepa_ds/checkpoint/saver.py", "if self._task.has_moved():", "if True:", _SAVER),
+    Mutation("ijepa_ds/cluster/rank_log.py", "    show(text)\n    note(text)", "    note(text)\n    show(text)", _LOGS),
     Mutation("ijepa_ds/cluster/judge.py", "now - peer.heard > SILENCE", "now - peer.heard > 2 * SILENCE", _WATCH),
     Mutation("ijepa_ds/cluster/judge.py", "if peer.place != place]", "]", _WATCH),
     Mutation("ijepa_ds/cluster/judge.py", "0 < timeout < now - progress", "timeout < now - progress", _WATCH),
     Mutation("ijepa_ds/cluster/judge.py", "fewest = min(", "fewest = max(", _WATCH),
-    Mutation("ijepa_ds/cluster/judge.py", "if not peer.report.communicates]", "]", _WATCH),
-    Mutation("ijepa_ds/cluster/judge.py", "if not well or rank == min(well):", "if rank == 0:", _WATCH),
+    Mutation("ijepa_ds/cluster/judge.py", "for peer in behind if not peer.report.communicates", "for peer in behind", _WATCH),
+    Mutation(
+        "ijepa_ds/cluster/judge.py",
+        "[other for other in here if other not in suspects] or here",
+        "here",
+        _WATCH,
+    ),
     Mutation(
         "ijepa_ds/cluster/supervise.py",
         "0 if step > self._reached else self._fruitless + 1",

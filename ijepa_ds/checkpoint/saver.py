@@ -35,17 +35,18 @@ import torch.distributed as dist
 from ijepa_ds.checkpoint import ranges, writer
 from ijepa_ds.checkpoint.snapshot import Snapshot
 from ijepa_ds.distributed.exchange import broadcast_object, decide, gather_on_first, max_over_ranks
+from ijepa_ds.durable import thread_work
 from ijepa_ds.errors import CheckpointError, is_fault
 from ijepa_ds.zero.ema import ShardedEMA
 from ijepa_ds.zero.layout import ZeroLayout
 
 logger = logging.getLogger(__name__)
-Beat = Callable[[str], None]
+Beat = Callable[[], None]
 _NAMED = 8  # ranks in a message
 Bad = Iterable[tuple[str | int, ...]]
 
 
-def _ignore(_: str) -> None:
+def _ignore() -> None:
     pass
 
 
@@ -79,8 +80,14 @@ class _Task:
         self.result: Any = None
         self.error: Exception | None = None
         self._work = work
+        self._seen: list[str] = []
         self.thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
         self.thread.start()
+
+    def has_moved(self) -> bool:
+        """Whether the thread has read, written or computed anything since the last call."""
+        before, self._seen = self._seen, thread_work(self.thread.native_id or 0)
+        return self._seen != before
 
     def _run(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)  # of this thread alone: steps have priority
@@ -141,7 +148,7 @@ class Saver:
             done: optimizer steps done.
             facts: JSON-able values for readers (config, fingerprint, versions, samples seen); rank 0's are saved.
             bad: rows on unreadable images; rank 0's are saved.
-            beat: called about once a second while waiting.
+            beat: called about once a second while this rank's thread gets on.
 
         Raises:
             NotFiniteError: the state of the save before was not finite.
@@ -201,9 +208,12 @@ class Saver:
             NotFiniteError: the state to save is not finite.
         """
         while self._save:
+            if self._task:
+                beat()
             while self._task and self._task.thread.is_alive():
                 self._task.thread.join(1.0)
-                beat("checkpoint")
+                if self._task.has_moved():  # a thread that waits for a disk for ever is a hang
+                    beat()
             self.advance(self._save.step, anyone_busy=False)
         return self._state is not State.FAILED
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from torch.distributed import TCPStore
 
+from ijepa_ds.cluster.judge import Verdict
 from ijepa_ds.cluster.peers import Report
 
 SUSPENDED = 20.0  # seconds: a loop of one second that took so long was suspended with its process
@@ -28,11 +29,11 @@ class News(NamedTuple):
 
     Attributes:
         failed: the first rank that failed by an exception of its own.
-        hanging: rank 0's verdict: the ranks that hang.
+        verdict: rank 0's, if the job hangs.
     """
 
     failed: int | None
-    hanging: list[int] | None
+    verdict: Verdict | None
 
 
 class JobStore:
@@ -61,14 +62,14 @@ class JobStore:
         """Publish that this rank failed, unless another one did; the rank that failed first."""
         return int(self._store.compare_set(_FAILED, "", str(self._rank)))
 
-    def publish_verdict(self, hanging: list[int]) -> None:
+    def publish_verdict(self, verdict: Verdict) -> None:
         """Tell all ranks which ones hang."""
-        self._store.set(_VERDICT, json.dumps(hanging))
+        self._store.set(_VERDICT, json.dumps(verdict))
 
     def news(self) -> News:
         """Failure and verdict, as far as there are."""
         failed = int(self._store.get(_FAILED)) if self._store.check([_FAILED]) else None
-        return News(failed, json.loads(self._store.get(_VERDICT)) if self._store.check([_VERDICT]) else None)
+        return News(failed, Verdict(*json.loads(self._store.get(_VERDICT))) if self._store.check([_VERDICT]) else None)
 
 
 class RequestTimer:

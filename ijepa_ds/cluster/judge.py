@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
-from ijepa_ds.cluster.peers import Peer
+from ijepa_ds.cluster.peers import Peer, spell_ranks
 
 SCAN = "scanning images"  # phase of a rank that scans a source; the others wait for it
 READ = "reading a checkpoint"  # phase of a rank that checks and loads its share
 STORAGE = "waiting for storage"  # phase of a rank whose reads are repeated (data.storage_timeout)
-_AWAITED = frozenset({READ, SCAN, STORAGE})  # a rank that gets on with one of them may keep the others waiting for any time
+WRITE = "writing a checkpoint"  # phase of a rank that waits for its own writing thread
+EVAL = "evaluating"
+_NAMED = 8  # ranks in a verdict, and groups of the others
+# a rank that gets on with one of them may keep the others waiting for any time
+_AWAITED = frozenset({READ, SCAN, STORAGE, WRITE, EVAL})
 SILENCE = 30.0  # seconds without a new report after which a rank counts as silent
 
 
@@ -32,9 +37,21 @@ class Lost:
 
 @dataclass(frozen=True)
 class Hang:
-    """The job makes no progress; `ranks` keep the others waiting."""
+    """The job makes no progress; `ranks` keep the others waiting. None of them: nothing tells the ranks apart."""
 
     ranks: list[int]
+
+
+class Verdict(NamedTuple):
+    """Rank 0's verdict on a hang.
+
+    Attributes:
+        ranks: the ranks that hang; none if nothing tells the ranks apart.
+        words: lines for the terminal.
+    """
+
+    ranks: list[int]
+    words: list[str]
 
 
 def is_overdue(now: float, progress: float, timeout: float) -> bool:
@@ -71,7 +88,37 @@ def _suspects(peers: Sequence[Peer], inactive: Collection[int]) -> list[int]:
         return sorted(inactive)
     fewest = min(peer.report.beats for peer in peers)
     behind = [peer for peer in peers if peer.report.beats == fewest]
-    return [peer.rank for peer in behind if not peer.report.communicates] or [peer.rank for peer in behind]
+    outside = [peer.rank for peer in behind if not peer.report.communicates]
+    return outside or ([peer.rank for peer in behind] if len(behind) < len(peers) else [])
+
+
+def words(peers: Sequence[Peer], hanging: Collection[int], limit: str) -> list[str]:
+    """The verdict for the terminal, a line each: who hangs in which phase since when, and where the others are.
+
+    Args:
+        peers: all ranks in order, with their newest reports.
+        hanging: from `Hang`.
+        limit: what was allowed, such as "run.hang_timeout: 900 s".
+    """
+    lines = []
+    for peer in [peers[rank] for rank in sorted(hanging)][:_NAMED]:
+        report = peer.report
+        lines.append(f"{peer} hangs: no progress for {report.age:.0f} s ({limit}) at {report.where()}")
+    if len(hanging) > _NAMED:
+        lines.append(f"{len(hanging) - _NAMED} more ranks hang")
+    if not hanging:
+        lines.append(
+            f"the job hangs ({limit}): every rank waits for the others, and none is behind. A link, a switch or a GPU has "
+            "failed, or ranks called collectives in different orders. NCCL_DEBUG=INFO shows more"
+        )
+    groups: dict[str, list[int]] = {}
+    for peer in peers:
+        if peer.rank not in hanging:
+            waits = ", in a collective" if peer.report.communicates else ""
+            groups.setdefault(f"at {peer.report.where()}{waits}", []).append(peer.rank)
+    shown = [f"{spell_ranks(ranks)} {where}" for where, ranks in list(groups.items())[:_NAMED]]
+    more = [f"{len(groups) - _NAMED} more groups"] if len(groups) > _NAMED else []
+    return lines + ([("the others: " if hanging else "") + "; ".join(shown + more)] if shown else [])
 
 
 class Role(Enum):
@@ -83,8 +130,8 @@ class Role(Enum):
 
 
 def role(peers: Sequence[Peer], rank: int, suspects: Collection[int]) -> Role:
-    """The role of `rank`: on each host the lowest rank that is no suspect reports; where all are suspects, each does."""
-    well = [peer.rank for peer in peers if peer.place == peers[rank].place and peer.rank not in suspects]
-    if not well or rank == min(well):
+    """The role of `rank`: on each host one rank speaks, the lowest that is no suspect, or the lowest of all suspects."""
+    here = [peer.rank for peer in peers if peer.place == peers[rank].place]
+    if rank == min([other for other in here if other not in suspects] or here):
         return Role.REPORTER
     return Role.SUSPECT if rank in suspects else Role.BYSTANDER

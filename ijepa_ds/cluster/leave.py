@@ -6,13 +6,14 @@ import faulthandler
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
 from ijepa_ds.cluster import rank_log
-from ijepa_ds.cluster.judge import Role, role
+from ijepa_ds.cluster.judge import Role, Verdict, role
 from ijepa_ds.cluster.peers import Peer
 from ijepa_ds.exits import LOST
 
@@ -31,39 +32,63 @@ class Limit(NamedTuple):
     code: int = LOST
 
 
+_DEADLINE = 10.0  # seconds for last words: a log on a disk that hangs must not keep the process
+_NAMED = 8  # ranks in a message
+_STACKS = 2  # of ranks of one host
+_HOSTS = 4  # whose ranks' stacks are printed
+
+
 def leave(text: str = "", code: int = LOST) -> NoReturn:
     """End this process now; its main thread may never return from a collective."""
+    exit_within(_DEADLINE, code)
     if text:
         rank_log.say(f"\nijepa_ds: {text}. The same command continues from the newest checkpoint\n")
     os._exit(code)
 
 
-def leave_hang(peers: Sequence[Peer], rank: int, hanging: Sequence[int], limit: Limit) -> NoReturn:
-    """Name the ranks that hang and print their stacks, then end this process.
+def exit_within(seconds: float, code: int) -> None:
+    """End this process after so many seconds, whatever its threads wait for."""
+
+    def end() -> None:
+        time.sleep(seconds)
+        os._exit(code)
+
+    threading.Thread(target=end, name="deadline", daemon=True).start()
+
+
+def leave_hang(peers: Sequence[Peer], rank: int, verdict: Verdict, limit: Limit) -> NoReturn:
+    """Say which ranks hang and print their stacks, then end this process.
+
+    Rank 0's host prints the verdict, and the hosts of the ranks that hang their stacks: one rank a host speaks.
 
     Args:
         peers: all ranks in order.
         rank: this one.
-        hanging: the ranks that keep the others waiting.
+        verdict: what rank 0 has found.
         limit: what was allowed.
     """
+    hanging, place = verdict.ranks, peers[rank].place
     mine = role(peers, rank, hanging)
+    exit_within(mine.value + _STACKS + _DEADLINE, limit.code)
     if mine is Role.REPORTER:
-        for peer in (peers[other] for other in hanging):
-            if peer.place == peers[rank].place:
-                _report(peer, limit, own=peer.rank == rank)
+        elsewhere = [peer.rank for peer in peers if peer.place != peers[0].place]
+        if place == peers[0].place or (0 in hanging and rank == min(elsewhere)):  # rank 0's whole host may be silent
+            rank_log.say("".join(f"\nijepa_ds: {line}\n" for line in verdict.words))
+        hosts = list(dict.fromkeys(peers[other].place for other in hanging or [0]))[:_HOSTS]
+        here = [peers[other] for other in hanging or [0] if peers[other].place == place] if place in hosts else []
+        for peer in here[:_STACKS]:
+            _show_stack(peer, own=peer.rank == rank)
     elif mine is Role.SUSPECT:
         faulthandler.dump_traceback(all_threads=True)  # into its own log
     time.sleep(mine.value)
     leave("the job cannot go on: ending it" if rank == 0 else "", limit.code)
 
 
-def _report(peer: Peer, limit: Limit, own: bool) -> None:
-    text = f"\nijepa_ds: {peer} hangs: no progress for {limit.seconds:.0f} s ({limit.key})."
+def _show_stack(peer: Peer, own: bool) -> None:
     if peer.process.state() == "T":  # it cannot answer now; a signal that waits for SIGCONT would come while its threads run
-        rank_log.say(f"{text} It is stopped (SIGSTOP)\n")
+        rank_log.say(f"\nijepa_ds: {peer} is stopped (SIGSTOP)\n")
         return
-    rank_log.say(f"{text} Its stack:\n")
+    rank_log.say(f"\nijepa_ds: {peer}. Its stack:\n")
     if own:
         faulthandler.dump_traceback(file=rank_log.terminal(), all_threads=True)
     else:
@@ -74,12 +99,15 @@ def _report(peer: Peer, limit: Limit, own: bool) -> None:
 
 def report_dead(dead: Sequence[Peer]) -> NoReturn:
     """Name ranks that have died, with the last lines of their logs, then end this process."""
-    for peer in dead:
+    exit_within(_DEADLINE, LOST)
+    names = "; ".join(f"{peer} has died" for peer in dead[:_NAMED])
+    more = f"; and {len(dead) - _NAMED} more" if len(dead) > _NAMED else ""
+    rank_log.say(f"\nijepa_ds: {names}{more} (killed, out of memory, or by an error that it printed)\n")
+    for peer in dead[:_STACKS]:  # after the names: the disk of the logs may hang
         words = rank_log.last_words(peer.rank) if peer.rank else ""  # rank 0's are on the terminal
         if words:
             rank_log.say(f"\nijepa_ds: the last lines of {peer}:\n{words}\n")
-    names = "; ".join(f"{peer} has died" for peer in dead)
-    leave(f"{names} (killed, out of memory, or by an error it printed above)")
+    leave("the job ends")
 
 
 def is_communicating(thread: int | None) -> bool:

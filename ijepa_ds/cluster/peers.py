@@ -17,10 +17,12 @@ class Report(NamedTuple):
 
     Attributes:
         ticks: ticks of the watch so far; they make every report a new one.
-        beats: parts of steps that the rank has completed (`Watch.beat`).
-        phase: name of the last of them.
-        overdue: whether no beat came within `run.hang_timeout`.
+        beats: parts that every rank goes through and that this one has completed (`Watch.beat`). They are comparable.
+        phase: what the rank does: "after backward", or a long activity (`Watch.alive`) such as "scanning images".
+        overdue: whether no sign of life came within `run.hang_timeout`.
         communicates: whether the rank is in a collective; only looked at when it is overdue.
+        step: of training, from 1; 0 before the first.
+        age: seconds since the last sign of life.
     """
 
     ticks: int = 0
@@ -28,6 +30,12 @@ class Report(NamedTuple):
     phase: str = "start"
     overdue: bool = False
     communicates: bool = False
+    step: int = 0
+    age: float = 0.0
+
+    def where(self) -> str:
+        """Step and phase, for messages."""
+        return f"{f'step {self.step}, ' if self.step else ''}{self.phase}"
 
     def to_text(self) -> str:
         """JSON for the store."""

@@ -103,9 +103,9 @@ def show(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Write to the terminal and to this rank's log."""
-    note(text)
+    """Write to the terminal, then to this rank's log, whose disk may hang."""
     show(text)
+    note(text)
 
 
 def pointer() -> str:

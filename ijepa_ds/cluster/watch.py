@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 from ijepa_ds.cluster import processes, rank_log
 from ijepa_ds.cluster.job_store import SUSPENDED, JobStore, RequestTimer
-from ijepa_ds.cluster.judge import SILENCE, Hang, Lost, State, is_overdue, judge
+from ijepa_ds.cluster.judge import SILENCE, Hang, Lost, State, Verdict, is_overdue, judge, words
 from ijepa_ds.cluster.leave import Limit, is_communicating, leave, leave_hang, report_dead
 from ijepa_ds.cluster.meeting import Meeting
 from ijepa_ds.cluster.peers import Peer, Report, describe_hosts
@@ -60,7 +60,7 @@ class Watch:
         self._rank, self._limit = 0, Limit()
         self._meeting: Meeting | None = None  # keeps the server of the store
         self._store: JobStore | None = None
-        self._beats, self._phase, self._progress = 0, "start", time.monotonic()
+        self._step, self._beats, self._phase, self._progress = 0, 0, "start", time.monotonic()
         self._main = threading.main_thread().ident
         self._requests = RequestTimer()
         self._failure: _Failure | None = None
@@ -95,10 +95,22 @@ class Watch:
         self.beat("ranks have met")
         self._limit = limit
 
-    def beat(self, phase: str) -> None:
-        """Note that this rank has completed `phase`; cheap."""
+    def beat(self, part: str) -> None:
+        """Note that this rank has completed a part that every rank goes through, equally often; cheap."""
         self._beats += 1
+        self._phase, self._progress = f"after {part}", time.monotonic()
+
+    def alive(self, phase: str) -> None:
+        """Note that this rank gets on with something long, in which ranks rightly differ; cheap."""
         self._phase, self._progress = phase, time.monotonic()
+
+    def doing(self, phase: str) -> None:
+        """Note that this rank begins something, for messages; no sign of progress."""
+        self._phase = phase
+
+    def begin(self, step: int) -> None:
+        """Note that this rank begins a step (0-based)."""
+        self._step = step + 1
 
     def claim_failure(self) -> bool:
         """Publish that this rank failed; False if another one failed or died before, which then is the cause."""
@@ -156,6 +168,7 @@ class Watch:
                 self._check_neighbours()
                 self._use_store(now, ticks)
             elif self._peers and is_overdue(now, self._progress, self._limit.seconds):
+                self._peers[0].report = self._report(now, ticks)
                 self._end_hang([0])
 
     def _check_launchers(self) -> None:
@@ -186,11 +199,10 @@ class Watch:
             if overdue:
                 self._end_hang([0])
             return
-        communicates = overdue and is_communicating(self._main)
         try:
             with self._requests:
-                store.publish(Report(ticks, self._beats, self._phase, overdue, communicates))
-                failed, hanging = store.news()
+                store.publish(self._report(now, ticks))
+                failed, verdict = store.news()
                 if overdue and self._rank != 0:
                     self._peers[0].hear(store.report(0), now)
                 if self._rank == 0 and ticks % _JUDGE_EVERY == 0:
@@ -200,10 +212,16 @@ class Watch:
             return
         self._heed_failure(failed, now)
         silent = self._rank != 0 and now - self._peers[0].heard > SILENCE
+        if verdict:
+            leave_hang(self._peers, self._rank, verdict, self._limit)
         if overdue and silent and now - self._progress > self._limit.seconds + SILENCE:
-            hanging = hanging or [0]  # its watch should have published a verdict, or at least a report
-        if hanging:
-            self._end_hang(hanging)
+            self._end_hang([0])  # its watch should have published a verdict, or at least a report
+
+    def _report(self, now: float, ticks: int) -> Report:
+        overdue = is_overdue(now, self._progress, self._limit.seconds)
+        communicates = overdue and is_communicating(self._main)
+        age = round(now - self._progress, 1)
+        return Report(ticks, self._beats, self._phase, overdue, communicates, self._step, age)
 
     def _on_refusal(self, error: Exception) -> None:
         """The store, in rank 0's process, refused a request: end, unless the job ends in another way."""
@@ -254,7 +272,14 @@ class Watch:
             names = "; ".join(f"{self._peers[rank]} has not been heard of for {SILENCE:.0f} s" for rank in verdict.ranks)
             leave(f"{names} (its host or the network is down, or it is stopped)")
         elif isinstance(verdict, Hang):
-            store.publish_verdict(verdict.ranks)  # read by every rank at its next tick
+            text = words(self._peers, verdict.ranks, self._allowed())
+            store.publish_verdict(Verdict(verdict.ranks, text))  # read by every rank at its next tick
+
+    def _allowed(self) -> str:
+        return f"{self._limit.key}: {self._limit.seconds:g} s"
 
     def _end_hang(self, hanging: list[int]) -> None:
-        leave_hang(self._peers, self._rank, hanging, self._limit)
+        """End because of ranks that this rank alone has found to hang."""
+        named = [self._peers[rank] for rank in hanging]
+        text = [f"{peer} hangs ({self._allowed()}), last seen at {peer.report.where()}" for peer in named]
+        leave_hang(self._peers, self._rank, Verdict(hanging, text), self._limit)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ijepa_ds.checkpoint import run_dir
 from ijepa_ds.checkpoint.saver import Saver
+from ijepa_ds.cluster.judge import EVAL, WRITE
 from ijepa_ds.cluster.stop import Stopped, StopRequests
 from ijepa_ds.distributed.agreement import Agreement, agree
 from ijepa_ds.errors import CheckpointError, StorageError, UserError
@@ -136,8 +137,9 @@ class Evaluations:
         """Evaluate if it is due."""
         live = self.run.live
         if live and live.due(made.done, self.run.schedule.total_steps):
-            self.saver.finish(self.mark)  # whatever happens in an evaluation, the step is not lost
-            self.reporter.evaluated(made.done, live.run(made.done, self.run.watch.beat))
+            watch = self.run.watch
+            self.saver.finish(lambda: watch.alive(WRITE))  # whatever happens in an evaluation, the step is not lost
+            self.reporter.evaluated(made.done, live.run(made.done, lambda: watch.alive(EVAL)))
             self.mark("eval")
 
 
@@ -157,8 +159,9 @@ class Checkpoints:
         self.reporter.before_checkpoint()
         facts = self.run.facts | {"samples_seen": made.done * self.run.plan.batch_size}
         bad = self.run.bad.rows() if self.run.rank == 0 else ()  # rank 0 writes the manifest
-        self.saver.start(made.done, facts, bad, self.mark)
-        if (made.last or made.asked) and not self.saver.finish(self.mark):
+        watch = self.run.watch
+        self.saver.start(made.done, facts, bad, lambda: watch.alive(WRITE))
+        if (made.last or made.asked) and not self.saver.finish(lambda: watch.alive(WRITE)):
             text = "the last state could not be saved (reason above)"
             then = "run the same command: it continues from the newest checkpoint"
             if self.saver.fault:

@@ -42,7 +42,7 @@ class StepImages:
             start_step=run.start,
             bad=run.bad.found,
             device=run.engine.device,
-            on_storage_wait=lambda: run.watch.beat(STORAGE),
+            on_storage_wait=lambda: run.watch.alive(STORAGE),
         )
         self.pixels: Tensor | None = None  # last micro-batch, uint8 [B, S, S, 3]
 
@@ -54,6 +54,8 @@ class StepImages:
             micro: 0-based micro-batch of the step. Calls follow the order of the steps.
         """
         run = self._run
+        run.watch.begin(step)
+        run.watch.doing("waiting for images")
         self.stopwatch.begin()
         pixels = next(self.loader)
         self.stopwatch.waited()

@@ -66,7 +66,7 @@ def _check_index_settings(cfg: Config) -> None:
 
 def _scan_options(cfg: Config, watch: Watch) -> ScanOptions:
     journal = Path(cfg.run.dir) / JOURNAL
-    return replace(ScanOptions.of(cfg.data, progress=True, beat=lambda: watch.beat(SCAN), journal=journal), share=share())
+    return replace(ScanOptions.of(cfg.data, progress=True, beat=lambda: watch.alive(SCAN), journal=journal), share=share())
 
 
 def _check_same_data(folder: ImageIndex) -> None:

@@ -64,7 +64,7 @@ class LiveEval:
         """Whether an evaluation is due after `done` of `last` steps."""
         return done % self._cfg.eval.every == 0 or done == last
 
-    def run(self, done: int, beat: Callable[[str], None]) -> dict[str, float]:
+    def run(self, done: int, beat: Callable[[], None]) -> dict[str, float]:
         """Evaluate the current target encoder; every rank calls it. A failure on any rank is a warning; training goes on.
 
         Args:
@@ -115,18 +115,18 @@ class LiveEval:
         self._note(done, {name: scores[name], "RankMe": found["eval/RankMe"]})
         return found
 
-    def _features(self, part: str, group: range, beat: Callable[[str], None]) -> Tensor:
+    def _features(self, part: str, group: range, beat: Callable[[], None]) -> Tensor:
         """Features of some images of a part, float32 `[n, D]` on the CPU; the weights are gathered from all ranks."""
         weights = gathered(self._engine.ema.layout, self._engine.ema.average)
         try:
             if not group:
                 return torch.empty(0, self._encoder.width)
-            return self._encoder.features(weights, self._images(part, group, beat), lambda: beat("eval"))
+            return self._encoder.features(weights, self._images(part, group, beat), beat)
         finally:
             for _ in weights:  # this rank takes part in every gather, also after an error of its own
-                beat("eval")
+                beat()
 
-    def _images(self, part: str, group: range, beat: Callable[[str], None]) -> list[np.ndarray]:
+    def _images(self, part: str, group: range, beat: Callable[[], None]) -> list[np.ndarray]:
         """Readable images of a part, uint8 `[n, S, S, 3]`; kept decoded between evaluations if this rank's fit in memory."""
         kept = self._kept.get((part, group.start))
         if kept is not None:
@@ -138,7 +138,7 @@ class LiveEval:
             try:
                 for batch in batches(paths, data.crop_size, size, data.threads, data.max_pixels):
                     kept.append(batch)
-                    beat("eval")
+                    beat()
                 break
             except UnreadableError:
                 kept = []

@@ -113,7 +113,7 @@ def _prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int,
     engine = Engine(cfg, ds_config, device, start)
     watch.beat("engine built")
     if reader:
-        agree(lambda: restore.load(engine.layout, engine.ema, reader, partial(watch.beat, READ)))
+        agree(lambda: restore.load(engine.layout, engine.ema, reader, partial(watch.alive, READ)))
     done = reader.manifest["step"] if reader else 0
     live = _live_eval(cfg, engine, rank, done, watch) if cfg.eval.every else None
     facts = {"world_size": plan.world_size, "images": len(folder)}
@@ -174,11 +174,11 @@ def _find_start(cfg: Config, rank: int, watch: Watch) -> CheckpointReader | None
         if rank == 0:
             logger.error(*text)
 
-    return run_dir.find_start(cfg, steps, partial(restore.open_together, beat=partial(watch.beat, READ)), report)
+    return run_dir.find_start(cfg, steps, partial(restore.open_together, beat=partial(watch.alive, READ)), report)
 
 
 def _live_eval(cfg: Config, engine: Engine, rank: int, done: int, watch: Watch) -> LiveEval:
-    agree(lambda: eval_images.find(cfg, lambda: watch.beat(SCAN)) if rank == 0 else None)
+    agree(lambda: eval_images.find(cfg, lambda: watch.alive(SCAN)) if rank == 0 else None)
     own = share()
     return agree(lambda: LiveEval(cfg, engine, eval_images.load(cfg, own), *own, done))
 

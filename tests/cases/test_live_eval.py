@@ -41,6 +41,6 @@ def test_the_evaluation_of_a_run_leaves_unreadable_images_out(tmp_path, monkeypa
     eval_images.find(cfg)
     live = live_eval.LiveEval(cfg, engine, eval_images.load(cfg, (0, 1)), 0, 1, 0)
     for step in (1, 2):
-        scores = live.run(step, lambda what: None)
+        scores = live.run(step, lambda: None)
         assert scores["eval/1-NN"] == 100.0  # training and test images are the same
     assert caplog.text.count("1 images are left out") == 2 and "broken.png" in caplog.text

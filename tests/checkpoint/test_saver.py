@@ -1,9 +1,13 @@
 """The states of a save, on one rank with a model of one weight; several ranks: tests/dist."""
 
+import itertools
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch.distributed as dist
@@ -91,8 +95,36 @@ def test_a_save_that_is_due_too_early_waits_for_the_one_before(
 ) -> None:
     saver, beats = make(layout, tmp_path), []
     saver.start(10, {})
-    saver.start(20, {}, beat=beats.append)
+    saver.start(20, {}, beat=lambda: beats.append(1))
     assert "checkpoint of step 10 is still being written, and that of step 20 is due" in caplog.text
     assert list_steps(tmp_path) == [10]
     assert saver.finish() and list_steps(tmp_path) == [10, 20]
     assert json.loads((tmp_path / "last_checkpoint.json").read_text()) == {"step": 20}
+
+
+def test_a_writer_gives_signs_of_life_only_while_it_works(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow writer is no hang as long as it writes; one that waits for a disk for ever is."""
+    real, works, ends = writer.write_shard, threading.Event(), threading.Event()
+
+    def slowly(*arguments: Any) -> dict[str, Any]:
+        while works.is_set():
+            (tmp_path / "progress").write_text("more")
+        ends.wait()
+        return real(*arguments)
+
+    monkeypatch.setattr(writer, "write_shard", slowly)
+    signs: list[float] = []
+
+    def sign() -> None:
+        signs.append(time.monotonic())
+        if len(signs) == 4:
+            works.clear()  # it gets stuck
+            threading.Timer(3.5, ends.set).start()
+
+    saver = make(layout, tmp_path)
+    works.set()
+    saver.start(10, {})
+    assert saver.finish(sign) and list_steps(tmp_path) == [10]
+    assert max(after - before for before, after in itertools.pairwise(signs)) > 2.2

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ijepa_ds.cluster.judge import READ, SCAN, SILENCE, STORAGE, Hang, Lost, Role, is_overdue, judge, role
+from ijepa_ds.cluster.judge import EVAL, READ, SCAN, SILENCE, STORAGE, WRITE, Hang, Lost, Role, is_overdue, judge, role, words
 from ijepa_ds.cluster.peers import Peer, Report, describe_hosts
 from ijepa_ds.cluster.processes import Process
 
@@ -30,8 +30,8 @@ def test_a_job_that_makes_progress_goes_on() -> None:
     assert verdict(job(3, 3), idle=1, stopped=(1,)) is None  # it may be continued in time
 
 
-@pytest.mark.parametrize("phase", [READ, SCAN, STORAGE])
-def test_a_rank_that_scans_or_waits_for_storage_is_waited_for(phase: str) -> None:
+@pytest.mark.parametrize("phase", [READ, SCAN, STORAGE, WRITE, EVAL])
+def test_a_rank_that_gets_on_with_something_long_is_waited_for(phase: str) -> None:
     peers = job(3, 3, communicating=(0,))
     peers[1].report = Report(7, 90, phase, overdue=False)
     assert verdict(peers, idle=100 * TIMEOUT) is None
@@ -56,7 +56,8 @@ def test_the_rank_with_the_fewest_beats_hangs() -> None:
 
 def test_of_equals_the_one_outside_a_collective_hangs() -> None:
     assert verdict(job(9, 9, 9, communicating=(0, 2))) == Hang([1])
-    assert verdict(job(9, 9, communicating=(0, 1))) == Hang([0, 1])  # nothing tells them apart
+    assert verdict(job(9, 9, communicating=(0, 1))) == Hang([])  # nothing tells them apart
+    assert verdict(job(9, 8, 8, communicating=(0, 1, 2))) == Hang([1, 2])
     assert verdict(job(8, 9, 9, communicating=(0,))) == Hang([0])  # the others may wait elsewhere
 
 
@@ -73,7 +74,8 @@ def test_the_limits_are_exact() -> None:
         ("aaa", [1], "RSB"),
         ("aaa", [0], "SRB"),
         ("aabb", [1], "RSRB"),  # on a host without a suspect, one rank finds nothing to print and leaves
-        ("aabb", [2, 3], "RBRR"),  # where all hang, each prints its own
+        ("aabb", [2, 3], "RBRS"),  # where all hang, one speaks for all
+        ("aabb", [], "RBRB"),
         ("a", [0], "R"),
     ],
 )
@@ -97,3 +99,49 @@ def test_a_report_that_is_read_again_is_not_news() -> None:
 def test_hosts_are_listed_with_their_ranks() -> None:
     assert describe_hosts(job(1, 1, 1, 1, places="aaba")) == "host-a: ranks 0, 1, 3; host-b: rank 2"
     assert describe_hosts(job(1, 1, 1)) == "host-a: ranks 0-2"
+
+
+def told(*where: tuple[int, str, int, float, bool], places: str = "") -> list[Peer]:
+    """Ranks with (beats, phase, step, seconds since the last sign of life, in a collective), all of them overdue."""
+    peers = job(*[beats for beats, *_ in where], places=places)
+    for peer, (beats, phase, step, age, communicates) in zip(peers, where, strict=True):
+        peer.report = Report(7, beats, phase, True, communicates, step, age)
+    return peers
+
+
+LIMIT = "run.hang_timeout: 900 s"
+
+
+def test_a_writer_that_hangs_is_named_and_not_the_ranks_that_wait_for_it() -> None:
+    waits = (50, "after report", 20, 903.0, True)
+    peers = told(waits, (50, WRITE, 20, 904.4, False), waits, waits)
+    assert verdict(peers) == Hang([1])
+    assert words(peers, [1], LIMIT) == [
+        "rank 1 on host host-a (process 101) hangs: no progress for 904 s (run.hang_timeout: 900 s) at step 20, "
+        "writing a checkpoint",
+        "the others: ranks 0, 2, 3 at step 20, after report, in a collective",
+    ]
+
+
+def test_a_loader_that_is_stuck_is_named_after_an_uneven_save() -> None:
+    """Signs of life while a checkpoint is written are no beats, of which rank 2 would have many."""
+    waits = (61, "after forward", 21, 901.0, True)
+    peers = told(waits, waits, (59, "waiting for images", 21, 902.0, False), waits)
+    assert verdict(peers) == Hang([2])
+    first, others = words(peers, [2], LIMIT)
+    assert first.endswith("hangs: no progress for 902 s (run.hang_timeout: 900 s) at step 21, waiting for images")
+    assert others == "the others: ranks 0, 1, 3 at step 21, after forward, in a collective"
+
+
+def test_nobody_is_named_when_all_wait_in_the_same_collective() -> None:
+    peers = told(*[(61, "after backward", 21, 901.0, True)] * 6, places="aabbcc")
+    assert verdict(peers) == Hang([])
+    first, where = words(peers, [], LIMIT)
+    assert first.startswith("the job hangs (run.hang_timeout: 900 s): every rank waits for the others, and none is behind. ")
+    assert where == "ranks 0-5 at step 21, after backward, in a collective"
+
+
+def test_a_verdict_on_hundreds_of_ranks_stays_short() -> None:
+    peers = told(*[(5 + rank % 40, f"after part {rank % 40}", 3, 901.0, False) for rank in range(400)])
+    lines = words(peers, range(200), LIMIT)
+    assert len(lines) == 10 and lines[8] == "192 more ranks hang" and lines[9].endswith("; 32 more groups")

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from ijepa_ds.cluster.environment import name_ranks, recommended
+from ijepa_ds.exits import LOST
+from tests.waiting import limit
 
 SPEAK = """
 import logging, os, sys
@@ -119,3 +121,26 @@ def test_ranks_of_open_mpi_get_their_names() -> None:
     alone: dict[str, str] = {}
     name_ranks(alone)
     assert alone == {}
+
+
+HANGS = """
+import os, sys, threading
+from pathlib import Path
+from ijepa_ds.cluster import leave, rank_log
+rank_log.open_log(Path("run"), 0, 2)
+leave._DEADLINE = 2.0
+reading, writing = os.pipe()
+os.set_blocking(writing, False)
+try:
+    while True:
+        os.write(writing, bytes(4096))
+except BlockingIOError:
+    os.set_blocking(writing, True)
+rank_log._log = writing  # a full pipe: writes to the log wait for ever, as on a disk that hangs
+leave.leave("rank 3 hangs")
+"""
+
+
+def test_the_terminal_gets_the_reason_and_the_process_ends_although_the_disk_of_the_log_hangs(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", HANGS], cwd=tmp_path, capture_output=True, text=True, timeout=limit(60))
+    assert done.returncode == LOST and "rank 3 hangs. The same command continues" in done.stderr

@@ -23,6 +23,7 @@ MOMENTS = {
     "optimizer": "ijepa_ds.training.engine:Engine.optimizer_step",
     "save": "ijepa_ds.durable:fsync",  # a shard is in the page cache, not on the disk
     "commit": "ijepa_ds.checkpoint.writer:_write_synced",  # all shards are there, the manifest is not
+    "read": "ijepa_ds.data.reading:Reader.read",  # an image, on a thread of the loader
     "step": "ijepa_ds.training.reporter:Reporter.after_step",
 }
 
@@ -30,7 +31,8 @@ MOMENTS = {
 def inject(rank: int, faults: list[dict[str, Any]]) -> None:
     """Make `{rank, moment, at, action}` happen: at the `at`-th call (from 1) of `moment` on `rank` (None: on all).
 
-    Actions: kill (SIGKILL), hang (sleep for an hour), freeze (SIGSTOP), raise, nan (the loss), slow (0.1 s, at each call).
+    Actions: kill (SIGKILL), hang (sleep for an hour), freeze (SIGSTOP), raise, nan (the loss), slow (`seconds` or 0.1, at
+    each call).
     """
     for fault in faults:
         if fault.get("rank") in (None, rank):
@@ -51,7 +53,7 @@ def _faulty(function: Callable[..., Any], fault: dict[str, Any]) -> Callable[...
         calls += 1
         action = fault["action"]
         if action == "slow":
-            time.sleep(0.1)
+            time.sleep(fault.get("seconds", 0.1))
         elif action == "nan":
             output = function(*arguments, **named)
             if at <= calls <= (until or at):

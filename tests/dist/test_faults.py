@@ -25,6 +25,7 @@ PATIENCE = f"run.hang_timeout={limit(15):g}"
 UNDER_WAY = "checkpoint of step 5 is safe"  # the progress bar comes every 15 s only, where there is no terminal
 pytestmark = pytest.mark.dist
 HOST = socket.gethostname()
+ALLOWED = r"\(run.hang_timeout: \d+ s\)"
 
 
 @pytest.fixture
@@ -68,6 +69,31 @@ def test_a_hanging_rank_is_named_with_its_stack(place: Path) -> None:
     assert "rank 0 on host" not in run.output
     stack = run.output.partition("Its stack:")[2]
     assert "faults.py" in stack and "loop.py" in stack and "in train" in stack
+
+
+def test_a_writer_that_hangs_is_named_and_not_the_ranks_that_wait_for_it(place: Path) -> None:
+    fault = {"rank": 1, "moment": "save", "at": 1, "action": "hang"}
+    run = Run(place, PATIENCE, "run.checkpoint_every=2", "optimization.steps=50", faults=[fault])
+    assert run.wait() == [LOST, LOST], run.output
+    named = rf"rank 1 on host {HOST} \(process {run.ranks[1].pid}\) hangs: no progress for \d+ s {ALLOWED} "
+    assert re.search(named + "at step 4, writing a checkpoint\n", run.output), run.output
+    assert re.search("the others: rank 0 at step 4, writing a checkpoint, in a collective", run.output), run.output
+    assert "rank 0 on host" not in run.output
+
+
+def test_a_loader_that_is_stuck_is_named_after_saves_of_different_length(place: Path) -> None:
+    faults = [
+        {"rank": 2, "moment": "save", "action": "slow", "seconds": 1.5},
+        {"rank": 2, "moment": "read", "at": 15, "action": "hang"},
+    ]
+    run = Run(
+        place, PATIENCE, "run.checkpoint_every=2", "optimization.steps=50", "optimization.batch_size=6", ranks=3, faults=faults
+    )
+    assert run.wait() == [LOST] * 3, run.output
+    named = rf"rank 2 on host {HOST} \(process {run.ranks[2].pid}\) hangs: no progress for \d+ s {ALLOWED} "
+    assert re.search(named + r"at step \d+, waiting for images\n", run.output), run.output
+    assert re.search(r"the others: ranks 0-1 at step \d+, after [a-z_]+, in a collective", run.output), run.output
+    assert run.output.count(" hangs: ") == 1
 
 
 @pytest.mark.parametrize("rank", [0, 1])

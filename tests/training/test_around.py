@@ -76,12 +76,16 @@ def test_a_save_goes_on() -> None:
 @pytest.mark.parametrize("due", [True, False])
 def test_an_evaluation_is_made_when_it_is_due(due: bool) -> None:
     live, reporter, marks = Recorder(due=due, run={"eval/20-NN": 40.0}), Recorder(), []
-    run = make_run(live=live, watch=SimpleNamespace(beat="beat"))
+    signs: list[str] = []
+    run = make_run(live=live, watch=SimpleNamespace(alive=signs.append))
     saver = Recorder(finish=True)
     Evaluations(run, reporter, saver, marks.append).after_step(made(9))  # type: ignore[arg-type]
     assert saver.names() == (["finish"] if due else [])
     assert live.calls[0] == ("due", 10, 20)
-    assert live.calls[1:] == ([("run", 10, "beat")] if due else [])
+    assert [call[:2] for call in live.calls[1:]] == ([("run", 10)] if due else [])
+    for call in saver.calls + live.calls[1:]:
+        call[-1]()
+    assert signs == (["writing a checkpoint", "evaluating"] if due else [])
     assert reporter.calls == ([("evaluated", 10, {"eval/20-NN": 40.0})] if due else [])
     assert marks == (["eval"] if due else [])
 
@@ -105,10 +109,12 @@ def test_a_checkpoint_is_saved_when_due_at_the_end_and_after_a_signal(
     due: bool, last: bool, asked: int, saved: bool, waited: bool
 ) -> None:
     saver, reporter, bad = Recorder(due=due, finish=True), Recorder(), Recorder(rows=[("a.jpg", "cut", 3)])
-    member = Checkpoints(make_run(bad=bad, rank=0), reporter, saver, print)  # type: ignore[arg-type]
+    run = make_run(bad=bad, rank=0, watch=SimpleNamespace(alive=print))
+    member = Checkpoints(run, reporter, saver, print)  # type: ignore[arg-type]
     member.after_step(made(3, last=last, asked=asked))
     starts = [call for call in saver.calls if call[0] == "start"]
-    assert starts == ([("start", 4, {"images": 24, "samples_seen": 32}, [("a.jpg", "cut", 3)], print)] if saved else [])
+    expected = [("start", 4, {"images": 24, "samples_seen": 32}, [("a.jpg", "cut", 3)])] if saved else []
+    assert [call[:-1] for call in starts] == expected
     assert ("finish" in saver.names()) == waited
     assert reporter.names() == (["before_checkpoint"] if saved else [])
     assert bad.names() == (["rows"] if saved else [])  # what ranks found goes into the manifest
@@ -119,7 +125,7 @@ def test_a_last_state_that_cannot_be_saved_is_an_error(fault: bool, error: type[
     saver = Recorder(due=False, finish=False)
     saver.fault = fault
     member = Checkpoints(
-        make_run(bad=Recorder(rows=[]), rank=0),
+        make_run(bad=Recorder(rows=[]), rank=0, watch=SimpleNamespace(alive=print)),
         Recorder(),  # type: ignore[arg-type]
         saver,  # type: ignore[arg-type]
         lambda part: None,
