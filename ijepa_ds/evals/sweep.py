@@ -256,6 +256,8 @@ def train(
     steps = n // batch
     for epoch in tqdm(range(recipe.epochs), desc=progress, unit="epoch", disable=None if progress else True, leave=False):
         x = features(epoch).to(device)
+        if len(x) != n:
+            raise ValueError(f"epoch {epoch}: {len(x)} features for {n} labels")
         order = torch.randperm(n, generator=generator).to(device)
         for step in range(steps):
             chosen = order[step * batch : (step + 1) * batch]
