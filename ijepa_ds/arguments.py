@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ijepa_ds.errors import UserError
+from ijepa_ds.examples import shipped
 
 if TYPE_CHECKING:
     import torch
@@ -27,13 +28,13 @@ def with_example(parser: argparse.ArgumentParser, example: str, page: str) -> No
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """`--config`, and overrides of its keys."""
-    parser.add_argument("--config", required=True, type=Path, help="YAML of the run (ours, or a published experiment)")
+    parser.add_argument("--config", required=True, type=shipped, help="YAML of the run (ours, or a published experiment)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override keys of the YAML")
 
 
 def add_deepspeed_config(parser: argparse.ArgumentParser) -> None:
     """`--deepspeed_config`."""
-    parser.add_argument("--deepspeed_config", required=True, type=Path, help="DeepSpeed JSON: ZeRO stage, offload, buckets")
+    parser.add_argument("--deepspeed_config", required=True, type=shipped, help="DeepSpeed JSON: ZeRO stage, offload, buckets")
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

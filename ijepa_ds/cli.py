@@ -88,6 +88,12 @@ GROUPS = {
         ),
     },
     "run": {
+        "copy-examples": Verb(
+            "ijepa_ds.examples",
+            "copy the shipped configurations, DeepSpeed files and launch scripts",
+            "ijepa-ds copy-examples .",
+            "docs/install.md",
+        ),
         "supervise": Verb(
             "ijepa_ds.cluster.supervise",
             "run a training command and restart it after a failure",

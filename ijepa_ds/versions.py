@@ -27,11 +27,21 @@ def versions() -> dict[str, Any]:
 
 
 def _revision() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    """Revision of the checkout that this file belongs to; None for an installed package, also inside another repository."""
+    folder = Path(__file__).parent
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        top = _git(folder, "rev-parse", "--show-toplevel")
+        if Path(top) != folder.parent.resolve():  # a wheel in the environment of another project
+            return None
+        _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
+        return _git(folder, "describe", "--always", "--dirty", "--abbrev=12")
     except (OSError, subprocess.SubprocessError):  # not a git checkout, or git is not installed
         return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
 def check_deepspeed() -> None:

@@ -1,10 +1,13 @@
 # shellcheck shell=bash
 # The environment of every launch script, to be sourced by bash. It sets no shell option and starts no Python.
-#   VENV             the virtual environment (default: .venv in the checkout)
+#   VENV             the virtual environment (default: .venv in the checkout; of copied scripts, that of ijepa-ds on the PATH)
 #   OMP_NUM_THREADS  threads of a rank (default without a GPU: 1; more threads than cores makes steps 5 to 10 times slower)
 
 IJEPA_DS_REPO=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 
+if [ -z "${VENV:-}" ] && [ ! -f "$IJEPA_DS_REPO/pyproject.toml" ] && command -v ijepa-ds >/dev/null; then
+    VENV=$(dirname -- "$(dirname -- "$(command -v ijepa-ds)")")  # `ijepa-ds copy-examples`
+fi
 if [ -z "${VENV:-}" ]; then
     VENV=$IJEPA_DS_REPO/.venv
     case $VENV in

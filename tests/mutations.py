@@ -55,6 +55,7 @@ _CASES = "tests/cases"
 _STORAGE = "tests/data/test_storage.py"
 _SAVED = "tests/checkpoint/test_storage.py"
 _KINDS = "tests/test_storage.py"
+_PACKAGE = "tests/test_packaging.py -m 'not slow'"
 _SLURM = "tests/launch/test_slurm.py"
 _OTHERS = "tests/test_files_of_others.py"
 _RELAX = "tests/masks/test_published.py -k exactly"
@@ -356,6 +357,7 @@ MUTATIONS = [
     Mutation("ijepa_ds/cluster/requeue.py", "if end.stop or end.signal:", "if False:", _SLURM),
     Mutation("ijepa_ds/cluster/requeue.py", "if count >= FRUITLESS:", "if False:", _SLURM),
     Mutation("ijepa_ds/cluster/environment.py", "min(cores, a_task)", "a_task", "tests/cluster/test_rank_log.py"),
+    Mutation("ijepa_ds/versions.py", "if Path(top) != folder.parent.resolve():", "if False:", _PACKAGE),
     Mutation("ijepa_ds/weights/resize.py", "if grid != source.grid:", "if False:", _WEIGHTS),
     Mutation("ijepa_ds/weights/resize.py", "[patch_size] * 2", "[source.patch_size] * 2", _WEIGHTS),
     # Formulas of the planner.

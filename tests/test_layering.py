@@ -14,7 +14,8 @@ PACKAGE = "ijepa_ds"
 FLOORS = (
     ("counter", "durable", "exits", "field_types", "versions"),
     ("errors",),
-    ("arguments", "storage"),
+    ("examples", "storage"),
+    ("arguments",),
     ("masks", "distributed"),
     ("config",),
     ("data", "scenes", "telemetry"),

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from email.message import Message
 from email.parser import Parser
 from importlib.metadata import version
@@ -16,6 +17,9 @@ import pytest
 from packaging.requirements import Requirement
 
 import ijepa_ds
+from ijepa_ds.examples import FOLDERS
+from tests.dist.launched import TINY, prepare
+from tests.waiting import limit
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +27,8 @@ def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel, built in a copy of the tree without network."""
     copy = tmp_path_factory.mktemp("tree") / "a checkout"
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(repository / "ijepa_ds", copy / "ijepa_ds", ignore=ignored)
+    for folder in ("ijepa_ds", *FOLDERS):
+        shutil.copytree(repository / folder, copy / folder, ignore=ignored)
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"):
         shutil.copy(repository / name, copy / name)
     code = "import setuptools.build_meta as build; build.build_wheel('out')"
@@ -47,11 +52,13 @@ def requirements(metadata: Message, extra: str) -> dict[str, Requirement]:
     return {item.name: item for item in found if item.marker is None or item.marker.evaluate(environment)}
 
 
-def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path, repository: Path) -> None:
+def test_the_wheel_holds_every_module_the_examples_and_nothing_else(wheel: Path, repository: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
         assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
-    assert held == {str(file.relative_to(repository)) for file in (repository / "ijepa_ds").rglob("*.py")}
+    examples = {file.relative_to(repository) for folder in FOLDERS for file in (repository / folder).glob("[!_.]*.*")}
+    modules = {str(file.relative_to(repository)) for file in (repository / "ijepa_ds").rglob("*.py")}
+    assert held == modules | {f"ijepa_ds/shipped/{name}" for name in examples}
 
 
 def test_every_folder_of_modules_is_a_package(repository: Path) -> None:
@@ -97,6 +104,64 @@ def test_everything_imported_is_a_dependency(metadata: Message, repository: Path
             tops = {name.split(".")[0] for name in names} - sys.stdlib_module_names
             missing |= {f"{file.name}: {top}" for top in tops if spelling.get(top, top) not in declared}
     assert missing == set()
+
+
+@pytest.fixture
+def installed(wheel: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a module of the unpacked wheel in a folder away from the checkout."""
+    site, place = tmp_path / "venv" / "site", tmp_path / "place"
+    place.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        given = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        command = [sys.executable, "-m", *words]
+        return subprocess.run(command, cwd=place, env=given, capture_output=True, text=True, timeout=limit(300))
+
+    return run
+
+
+def test_the_installed_command_copies_and_resolves_the_examples(installed: Callable, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    plan = [
+        "plan",
+        "--config",
+        "configs/in1k_vith14.yaml",
+        "--deepspeed_config",
+        "ds_configs/zero3.json",
+        "--images",
+        "1000000",
+    ]
+    done = installed("ijepa_ds.cli", *plan, "--images", "1000000", "--nodes", "2", "--gpus-per-node", "8", "--gpu", "a100-80g")
+    assert done.returncode == 0 and not (place / "configs").exists(), done.stderr
+    done = installed("ijepa_ds.cli", "copy-examples", "mine")
+    assert done.returncode == 0, done.stderr
+    for name in ("configs/in1k_vith14.yaml", "ds_configs/zero3.json", "launch/slurm.sbatch", "launch/env.sh"):
+        assert (place / "mine" / name).read_bytes() == (tmp_path / "venv/site/ijepa_ds/shipped" / name).read_bytes()
+    (place / "mine/configs/in1k_vith14.yaml").write_text("mine\n")
+    done = installed("ijepa_ds.cli", "copy-examples", "mine")
+    assert done.returncode == 2 and "mine/configs/in1k_vith14.yaml" in done.stderr
+    assert (place / "mine/configs/in1k_vith14.yaml").read_text() == "mine\n"
+
+
+@pytest.mark.slow
+def test_the_installed_trainer_trains_by_the_name_of_an_example(installed: Callable, tmp_path: Path) -> None:
+    prepare(tmp_path / "place")
+    files = ["--config", "configs/cifar10_tiny.yaml", "--deepspeed_config", "ds_configs/zero2.json"]
+    words = [*TINY, "masks.context_tokens=8", "optimization.steps=2", "optimization.warmup_steps=1", "run.dir=out"]
+    done = installed("ijepa_ds.train", *files, *words)
+    assert (tmp_path / "place/out/completed.json").is_file(), done.stdout + done.stderr
+
+
+def test_the_revision_is_ours_or_none(installed: Callable, tmp_path: Path) -> None:
+    """The unpacked wheel lies in a folder of another project's repository."""
+    script = "import ijepa_ds, runpy; from ijepa_ds.versions import versions; print(versions()['git_revision'])"
+    (tmp_path / "place" / "told.py").write_text(script)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *words], check=True)
+    assert installed("told").stdout == "None\n"
 
 
 def test_the_installed_command_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from ijepa_ds.cluster.supervised import Inbox, Supervised, say
 from ijepa_ds.config import published
 from ijepa_ds.durable import append_lines
 from ijepa_ds.errors import UserError
+from ijepa_ds.examples import shipped
 from ijepa_ds.exits import COMPLETED, FAILED, LOST, REQUESTED, STOPPED, USER_ERROR
 
 LOG = "restarts.jsonl"  # in the run directory
@@ -83,7 +84,7 @@ def run_dir(command: Sequence[str]) -> Path | None:
     if _TRAINER not in command:
         return None
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config", type=Path)
+    parser.add_argument("--config", type=shipped)
     parser.add_argument("--deepspeed_config")
     words = list(command[command.index(_TRAINER) + 1 :])
     try:
