@@ -66,6 +66,12 @@ GROUPS = {
             "ijepa-ds data scenes --out data/scenes --num 6000 --size 64 --seed 0",
             "docs/scenes.md",
         ),
+        "data objects": Verb(
+            "ijepa_ds.scenes.objects_command",
+            "render demo images of one large object each",
+            "ijepa-ds data objects --out data/objects --num 8000 --size 64 --seed 0",
+            "docs/scenes.md",
+        ),
     },
     "plan and check": {
         "plan": Verb(

@@ -1,7 +1,8 @@
-"""`ijepa-ds data scenes`: demo images in the style of CLEVR without a download, as class folders and `scenes.json`.
+"""`ijepa-ds data scenes|objects`: demo images without a download, as class folders and `scenes.json`.
 
-An image is a function of (seed, index, size) and does not depend on the number of workers. The class is the number of
-objects. `scenes.json` has CLEVR's format, for evaluations of counting and distance.
+`scenes` are in the style of CLEVR: 3 to 10 solids, the class is their number. `objects` have one large solid, the class is
+its shape, colour or material. An image is a function of (seed, index, size) and does not depend on the number of workers.
+`scenes.json` has CLEVR's format, for evaluations of counting and distance.
 """
 
 from __future__ import annotations
@@ -19,29 +20,48 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from ijepa_ds.arguments import add_out
 from ijepa_ds.errors import UserError
-from ijepa_ds.scenes.layout import MAX_OBJECTS, draw, object_count
+from ijepa_ds.scenes import layout, objects
 
 _MIN_SIZE, _MAX_SIZE = 16, 512  # pixels; larger images would need too much memory
 _QUALITY = 92
+COUNT = "count"  # the class of scenes
 _CHUNK = 32  # images per task of a worker
 
 _log = logging.getLogger(__name__)
 
 
-def _render_chunk(start: int, *, folder: Path, stop: int, size: int, seed: int, split: str) -> list[dict[str, Any]]:
+def _draw(classes: str, seed: int, index: int, size: int) -> tuple[np.ndarray, list[dict[str, Any]], str]:
+    """Image [size, size, 3], its objects and its class."""
+    if classes != COUNT:
+        return objects.draw(classes, seed, index, size)
+    picture, found = layout.draw(seed, index, size)
+    return picture, found, f"{len(found):02d}_objects"
+
+
+def _class_names(classes: str, seed: int, num: int) -> set[str]:
+    """The classes that `num` images have."""
+    if classes == COUNT:
+        return {f"{layout.object_count(seed, index):02d}_objects" for index in range(min(num, layout.MAX_OBJECTS))}
+    return {objects.class_of(classes, seed, index) for index in range(min(num, 2 * len(objects.CLASSES[classes])))}
+
+
+def _render_chunk(
+    start: int, *, classes: str, folder: Path, stop: int, size: int, seed: int, split: str
+) -> list[dict[str, Any]]:
     """Render images start .. min(start + _CHUNK, stop) - 1 into class folders and return their records."""
-    scenes = []
+    scenes, stem = [], "scene" if classes == COUNT else "object"
     for index in range(start, min(start + _CHUNK, stop)):
-        picture, objects = draw(seed, index, size)
-        name = f"{len(objects):02d}_objects/scene_{index:06d}.jpg"
+        picture, found, label = _draw(classes, seed, index, size)
+        name = f"{label}/{stem}_{index:06d}.jpg"
         # No chroma subsampling: at 64 pixels a small object is as large as one block of subsampled chroma.
         Image.fromarray(picture).save(folder / name, quality=_QUALITY, subsampling=0)
-        scenes.append({"image_index": index, "image_filename": name, "split": split, "objects": objects})
+        scenes.append({"image_index": index, "image_filename": name, "split": split, "objects": found})
     return scenes
 
 
@@ -85,8 +105,9 @@ def render(
     workers: int | None = None,
     progress: bool = True,
     split: str = "train",
+    classes: str = COUNT,
 ) -> None:
-    """Render a data set: `out`/03_objects/scene_000000.jpg ... 10_objects, and `out`/scenes.json.
+    """Render a data set: `out`/03_objects/scene_000000.jpg ... or `out`/cube/object_000000.jpg ..., and `out`/scenes.json.
 
     The files are written to a hidden folder next to `out`, which is renamed at the end, so `out` is complete or absent.
 
@@ -98,6 +119,7 @@ def render(
         workers: Processes, by default 2, or 1 on a machine with one core; does not change the images.
         progress: Show a progress bar on a terminal.
         split: Name of the split in `scenes.json`.
+        classes: `count`: scenes, by number of objects; or a key of `objects.CLASSES`: one large object.
 
     Raises:
         ValueError: An argument is out of range, or `out` is not empty.
@@ -108,14 +130,15 @@ def render(
     _check(out, num, size, seed, workers)
     folder = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
-        for count in {object_count(seed, index) for index in range(min(num, MAX_OBJECTS))}:
-            (folder / f"{count:02d}_objects").mkdir(parents=True)
+        for name in _class_names(classes, seed, num):
+            (folder / name).mkdir(parents=True)
         scenes: list[dict[str, Any]] = []
         with tqdm(total=num, unit="image", disable=None if progress else True) as bar:
-            for chunk in _chunks(workers, num, folder=folder, size=size, seed=seed, split=split):
+            for chunk in _chunks(workers, num, classes=classes, folder=folder, size=size, seed=seed, split=split):
                 scenes += chunk
                 bar.update(len(chunk))
-        info = {"generator": "ijepa-ds data scenes", "split": split, "seed": seed, "size": size, "num": num}
+        verb = "scenes" if classes == COUNT else f"objects --classes {classes}"
+        info = {"generator": f"ijepa-ds data {verb}", "split": split, "seed": seed, "size": size, "num": num}
         (folder / "scenes.json").write_text(json.dumps({"info": info, "scenes": scenes}), encoding="utf-8")
         # Replaces an empty folder, and fails if it was filled in the meantime.
         folder.replace(out)
@@ -125,16 +148,22 @@ def render(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `ijepa-ds data scenes`."""
+    add_common(parser)
+    parser.set_defaults(classes=COUNT)
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Arguments of both kinds of images."""
     add_out(parser, "folder to make; must not exist, or be empty")
     parser.add_argument("--num", type=int, required=True, help="number of images")
     parser.add_argument("--size", type=int, default=64, help="side in pixels (default 64)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other scenes, say for a test set")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other images, say for a test set")
     parser.add_argument("--workers", type=int, help="processes (default 2 at most); does not change the pictures")
     parser.add_argument("--split", default="train", help="name written to scenes.json (default train)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Render the data set; return 0."""
-    render(args.out, args.num, args.size, args.seed, args.workers, split=args.split)
+    render(args.out, args.num, args.size, args.seed, args.workers, split=args.split, classes=args.classes)
     _log.info("%d images of %d pixels and scenes.json in %s", args.num, args.size, args.out)
     return 0

@@ -34,15 +34,16 @@ _OBJECT_TRIES, _SCENE_TRIES = 40, 200
 _STREAM_SCENE, _STREAM_COUNTS = 0, 1
 
 
-def _generator(seed: int, stream: int, index: int) -> np.random.Generator:
-    """Return the random generator of one image, or of one block of object counts."""
-    return np.random.Generator(np.random.Philox(key=np.array([seed, index * 2 + stream], np.uint64)))
+def generator(seed: int, stream: int, index: int) -> np.random.Generator:
+    """Return the random generator of one image, or of one block of object counts or classes; `stream` is 0 to 3."""
+    key = index * 2 + stream if stream < 2 else 2**63 + index * 2 + stream - 2  # streams 2 and 3 came later
+    return np.random.Generator(np.random.Philox(key=np.array([seed, key], np.uint64)))
 
 
 def object_count(seed: int, index: int) -> int:
     """Return the number of objects of an image; each block of eight images has every count once, in random order."""
     counts = MAX_OBJECTS - MIN_OBJECTS + 1
-    order = _generator(seed, _STREAM_COUNTS, index // counts).permutation(counts)
+    order = generator(seed, _STREAM_COUNTS, index // counts).permutation(counts)
     return MIN_OBJECTS + int(order[index % counts])
 
 
@@ -52,7 +53,7 @@ def _draw_camera(rng: np.random.Generator, size: int) -> Camera:
     return Camera(position, np.array([0.0, 0.0, 0.3]) + rng.uniform(-0.1, 0.1, 3), size)
 
 
-def _draw_light(rng: np.random.Generator, camera: Camera) -> Light:
+def draw_light(rng: np.random.Generator, camera: Camera) -> Light:
     """Draw a key lamp at one side, a fill lamp at the other, a back lamp, and a tinted grey ground."""
     side = 1.0 if rng.random() < 0.5 else -1.0
     # Angles about the vertical, measured from the direction of the camera.
@@ -87,7 +88,7 @@ def _draw_object(rng: np.random.Generator, camera: Camera, depths: tuple[float, 
     return solid, {"shape": shape, "color": colour, "size": size, "material": material}
 
 
-def _measures(solid: Solid, camera: Camera) -> dict[str, Any]:
+def measures(solid: Solid, camera: Camera) -> dict[str, Any]:
     """Return the coordinates of a solid for its record."""
     x, y, depth = (float(value) for value in camera.project(solid.centre))
     return {
@@ -109,7 +110,7 @@ def _draw_layout(rng: np.random.Generator, camera: Camera, count: int, nearest: 
         for _ in range(_OBJECT_TRIES):
             solid, record = _draw_object(rng, camera, (nearest, _FARTHEST) if records else (nearest, nearest))
             if _is_apart(solid, canvas.solids) and canvas.place(solid):
-                records.append(record | _measures(solid, camera))
+                records.append(record | measures(solid, camera))
                 break
         else:
             return None
@@ -130,14 +131,14 @@ def draw(seed: int, index: int, size: int) -> tuple[Array, list[dict[str, Any]]]
     Raises:
         RuntimeError: The objects did not fit in many attempts (never observed).
     """
-    rng = _generator(seed, _STREAM_SCENE, index)
+    rng = generator(seed, _STREAM_SCENE, index)
     count = object_count(seed, index)
     for _ in range(_SCENE_TRIES):
         camera = _draw_camera(rng, size)
         layout = _draw_layout(rng, camera, count, nearest=float(rng.uniform(*_NEAREST)))
         if layout is not None:
             canvas, records = layout
-            light = _draw_light(rng, camera)
+            light = draw_light(rng, camera)
             grain = rng.random((2, *canvas.depth.shape), np.float32)
             return paint(canvas, light, grain), records
     raise RuntimeError(f"scene {index} of seed {seed}: {count} objects do not fit at {size} pixels; use another seed")

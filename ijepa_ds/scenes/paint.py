@@ -30,25 +30,29 @@ class Canvas:
         self.depth = -camera.position[2] / self.rays[2]
         self.owner = np.full(self.depth.shape, _GROUND, np.int8)
         self.solids: list[Solid] = []
-        self._seen: list[int] = []
+        self.seen: list[int] = []  # visible rays of each solid
 
-    def place(self, solid: Solid) -> bool:
-        """Add a solid and return True if it is inside the image and all objects stay visible; else return False."""
+    def place(self, solid: Solid, whole: bool = True) -> bool:
+        """Add a solid and return True if it is inside the image and all objects stay visible; else return False.
+
+        With `whole` False it may be partly outside.
+        """
         x, y, _ = self.camera.project(solid.corners())
         left, top, right, bottom = x.min(), y.min(), x.max(), y.max()
-        if min(left, top) < 0 or max(right, bottom) > self.camera.size:
+        if whole and (min(left, top) < 0 or max(right, bottom) > self.camera.size):
             return False
+        left, top = max(left, 0), max(top, 0)
         s = SUPERSAMPLE
-        box = np.s_[int(top * s) : int(np.ceil(bottom * s)), int(left * s) : int(np.ceil(right * s))]
+        box = np.s_[int(top * s) : max(0, int(np.ceil(bottom * s))), int(left * s) : max(0, int(np.ceil(right * s)))]
         rays = self.rays[:, box[0], box[1]]
         t = solid.hit(self.camera.position[:, None], rays.reshape(3, -1)).reshape(rays.shape[1:])
         nearer = t < self.depth[box]
         hidden = np.bincount(self.owner[box][nearer] + 1, minlength=len(self.solids) + 1)[1:]
-        seen = [before - int(lost) for before, lost in zip(self._seen, hidden, strict=True)]
+        seen = [before - int(lost) for before, lost in zip(self.seen, hidden, strict=True)]
         seen.append(int(nearer.sum()))
         if min(seen) < max(1, MIN_VISIBLE * self.camera.size**2) * s * s:
             return False
-        self._seen = seen
+        self.seen = seen
         self.depth[box][nearer] = t[nearer]
         self.owner[box][nearer] = len(self.solids)
         self.solids.append(solid)

@@ -6,6 +6,7 @@ BLAS may change the order of summation with the number of threads, which would c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -108,7 +109,9 @@ def _normal_cylinder(p: Array) -> Array:
 
 
 def _normal_cone(p: Array) -> Array:
-    return np.stack([p[0], p[1], np.sqrt(p[0] ** 2 + p[1] ** 2) / 2])  # the base is never visible
+    across = np.sqrt(p[0] ** 2 + p[1] ** 2)
+    base = (p[2] < -0.999) & (across < (1 - p[2]) / 2 - 1e-3)  # only a tilted cone shows its base
+    return np.stack([np.where(base, 0, p[0]), np.where(base, 0, p[1]), np.where(base, -1, across / 2)])
 
 
 def _normal_torus(p: Array) -> Array:
@@ -124,6 +127,7 @@ class Shape(NamedTuple):
         normal: Points on the surface [3, N] -> outward normals [3, N], of any length.
         half_width: Half the side of the bounding square, seen from above.
         half_height: Half the height.
+        support: Unit direction [3] -> how far the solid reaches from its centre in this direction.
         reach: Radius of the bounding sphere.
         is_round: Whether the solid is symmetric about the vertical axis.
     """
@@ -133,16 +137,35 @@ class Shape(NamedTuple):
     half_width: float
     half_height: float
     reach: float
+    support: Callable[[Array], float]
     is_round: bool = True
 
 
+def _across(d: Array) -> float:
+    return math.hypot(float(d[0]), float(d[1]))
+
+
 SHAPES = {
-    "cube": Shape(_hit_cube, _normal_cube, _EDGE, _EDGE, 1.5**0.5, is_round=False),
-    "sphere": Shape(_hit_sphere, lambda p: p, 1.0, 1.0, 1.0),
-    "cylinder": Shape(_hit_cylinder, _normal_cylinder, 1.0, 1.0, 2**0.5),
-    "cone": Shape(_hit_cone, _normal_cone, 1.0, 1.0, 2**0.5),
-    "torus": Shape(_hit_torus, _normal_torus, 1.0, _TUBE, 1.0),
+    "cube": Shape(_hit_cube, _normal_cube, _EDGE, _EDGE, 1.5**0.5, lambda d: _EDGE * float(np.abs(d).sum()), is_round=False),
+    "sphere": Shape(_hit_sphere, lambda p: p, 1.0, 1.0, 1.0, lambda d: 1.0),
+    "cylinder": Shape(_hit_cylinder, _normal_cylinder, 1.0, 1.0, 2**0.5, lambda d: abs(float(d[2])) + _across(d)),
+    "cone": Shape(_hit_cone, _normal_cone, 1.0, 1.0, 2**0.5, lambda d: max(float(d[2]), _across(d) - float(d[2]))),
+    "torus": Shape(_hit_torus, _normal_torus, 1.0, _TUBE, 1.0, lambda d: (1 - _TUBE) * _across(d) + _TUBE),
 }
+
+
+def _rotation(angle: float, tilt: float, lean: float) -> Array:
+    """Float32 [3, 3]: turn by `angle` about the vertical, then tilt it towards `lean`."""
+    a, b, c = angle - lean, tilt, lean
+    about = np.array([[math.cos(a), -math.sin(a), 0], [math.sin(a), math.cos(a), 0], [0, 0, 1]])
+    tilted = np.array([[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]])
+    leaning = np.array([[math.cos(c), -math.sin(c), 0], [math.sin(c), math.cos(c), 0], [0, 0, 1]])
+    return _product(leaning, _product(tilted, about)).astype(np.float32)
+
+
+def _product(a: Array, b: Array) -> Array:
+    """Matrix product of [3, 3], summed in a fixed order."""
+    return a[:, :1] * b[:1] + a[:, 1:2] * b[1:2] + a[:, 2:] * b[2:]
 
 
 @dataclass(frozen=True)
@@ -153,7 +176,9 @@ class Solid:
         shape: A key of `SHAPES`.
         radius: World units; the solid's footprint is inside a circle of this radius.
         centre: float32 [3], world coordinates.
-        angle: Rotation about the vertical axis, radians.
+        angle: Rotation about its own axis, radians.
+        tilt: Angle between its own axis and the vertical, radians.
+        lean: Direction in which the axis leans, radians from the first axis of the world.
         albedo: float32 [3], linear RGB.
         metal: Coloured mirror if True, else matt rubber.
     """
@@ -164,29 +189,42 @@ class Solid:
     angle: float
     albedo: Array
     metal: bool
+    tilt: float = 0.0
+    lean: float = 0.0
 
-    def _turn(self, v: Array, angle: float) -> Array:
+    def _turned(self, v: Array, inverse: bool = False) -> Array:
+        """Vectors [3, N] of the solid's own axes in those of the world; with `inverse` the other way round."""
+        if self.tilt:
+            m = _rotation(self.angle, self.tilt, self.lean)
+            m = m.T if inverse else m
+            return np.stack([row[0] * v[0] + row[1] * v[1] + row[2] * v[2] for row in m])
         if SHAPES[self.shape].is_round:
             return v
+        angle = -self.angle if inverse else self.angle
         c, s = float(np.cos(angle)), float(np.sin(angle))
         return np.stack([c * v[0] - s * v[1], s * v[0] + c * v[1], v[2]])
 
     def hit(self, origin: Array, direction: Array) -> Array:
         """Return the first hits of rays: origin [3, N] or [3, 1], direction [3, N] -> t [N], in direction lengths."""
-        o = self._turn(origin - self.centre[:, None], -self.angle) / self.radius
+        o = self._turned(origin - self.centre[:, None], inverse=True) / self.radius
         with np.errstate(divide="ignore", invalid="ignore"):
-            return SHAPES[self.shape].hit(o, self._turn(direction, -self.angle) / self.radius)
+            return SHAPES[self.shape].hit(o, self._turned(direction, inverse=True) / self.radius)
 
     def normal(self, point: Array) -> Array:
         """Return the unit normals in world coordinates at points [3, N] on the surface."""
-        local = self._turn(point - self.centre[:, None], -self.angle) / self.radius
-        return self._turn(unit(SHAPES[self.shape].normal(local)), self.angle)
+        local = self._turned(point - self.centre[:, None], inverse=True) / self.radius
+        return self._turned(unit(SHAPES[self.shape].normal(local)))
 
     def corners(self) -> Array:
         """Return the eight corners of the bounding box, [3, 8]."""
         shape = SHAPES[self.shape]
         half = np.array([[shape.half_width], [shape.half_width], [shape.half_height]], np.float32)
-        return self.centre[:, None] + self._turn(_CORNERS * half * self.radius, self.angle)
+        return self.centre[:, None] + self._turned(_CORNERS * half * self.radius)
+
+    def depth_below(self) -> float:
+        """Distance from the centre down to the lowest point: the height of the centre of a solid that touches the ground."""
+        down = self._turned(np.array([0.0, 0.0, -1.0], np.float32), inverse=True)
+        return self.radius * SHAPES[self.shape].support(down)
 
     @property
     def reach(self) -> float:

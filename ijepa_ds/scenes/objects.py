@@ -1,0 +1,160 @@
+"""Random layout of a demo image with one large solid, in any pose, colour, material and light.
+
+A generator keyed by (seed, index) draws everything, so images do not depend on each other. The class (shape, for instance)
+is balanced over blocks of images; everything else is drawn independently of it, so colour, for instance, does not tell it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ijepa_ds.scenes.layout import COLOURS, LINEAR, MATERIALS, draw_light, generator, measures
+from ijepa_ds.scenes.paint import Canvas, paint
+from ijepa_ds.scenes.shapes import HALF_VIEW, SHAPES, Array, Camera, Solid
+
+CLASSES = {  # what the class of an image is -> its values
+    "shape": tuple(SHAPES),
+    "color": tuple(COLOURS),
+    "material": MATERIALS,
+    "shape+material": tuple(f"{shape}_{material}" for shape in SHAPES for material in MATERIALS),
+}
+_RADIUS = 0.7  # world units
+_SHARE = (0.42, 0.85)  # of the image's width, for a solid of this radius at the centre
+_ELEVATION = (24.0, 50.0)  # degrees; with the field of view of 40 degrees, every ray hits the ground
+_TILT = 60.0  # degrees from upright, at most
+_UPRIGHT = 0.3  # share of upright solids
+_OFF_CENTRE, _OUTSIDE = 0.16, 0.38  # distance of the solid's centre from the image's, at most, in image widths
+_P_OUTSIDE, _P_BEHIND = 0.15, 0.15  # how often the solid is partly outside, or partly behind another one
+_INSIDE = 0.6  # share of the bounding box that stays inside, at least
+_VISIBLE = 0.55  # share of the solid that another one leaves visible, at least
+_LEAST = 0.08  # share of the image's area that the solid takes, at least
+_TRIES = 200
+_STREAM_OBJECT, _STREAM_CLASSES = 2, 3
+
+
+def class_of(classes: str, seed: int, index: int) -> str:
+    """The class of an image; each block of as many images as classes has every class once, in random order.
+
+    Args:
+        classes: key of `CLASSES`.
+        seed: of the data set.
+        index: of the image.
+    """
+    values = CLASSES[classes]
+    order = generator(seed, _STREAM_CLASSES, index // len(values)).permutation(len(values))
+    return values[int(order[index % len(values)])]
+
+
+def _draw_kind(rng: np.random.Generator, classes: str, label: str) -> dict[str, str]:
+    """Shape, colour and material: those of the class, and others at random. The same draws for every choice of classes."""
+    kind = {
+        "shape": list(SHAPES)[int(rng.integers(len(SHAPES)))],
+        "color": list(COLOURS)[int(rng.integers(len(COLOURS)))],
+        "material": MATERIALS[int(rng.integers(len(MATERIALS)))],
+    }
+    return kind | dict(zip(classes.split("+"), label.split("_"), strict=True))
+
+
+def _draw_pose(rng: np.random.Generator) -> tuple[float, float, float]:
+    """Angle about the solid's axis, tilt of the axis, and the direction in which it leans; radians."""
+    tilt = math.radians(_TILT) * rng.random()
+    upright = rng.random() < _UPRIGHT
+    angle, lean = rng.uniform(0, 2 * np.pi, 2)
+    return float(angle), 0.0 if upright else float(tilt), float(lean)
+
+
+def _solid(kind: dict[str, str], radius: float, place: Array, pose: tuple[float, float, float]) -> Solid:
+    """A solid that touches the ground above or below `place`."""
+    solid = Solid(
+        kind["shape"], radius, place.astype(np.float32), pose[0], LINEAR[kind["color"]], kind["material"] == "metal",
+        tilt=pose[1], lean=pose[2],
+    )  # fmt: skip
+    centre = np.array([place[0], place[1], solid.depth_below()], np.float32)
+    return Solid(solid.shape, radius, centre, solid.angle, solid.albedo, solid.metal, tilt=solid.tilt, lean=solid.lean)
+
+
+def _draw_camera(rng: np.random.Generator, size: int, far: float) -> Camera:
+    """A camera that looks at a point near the solid, so that the solid is seen off the centre by up to `far` image widths."""
+    distance = 2 * _RADIUS / (2 * HALF_VIEW * rng.uniform(*_SHARE))
+    elevation, around = math.radians(rng.uniform(*_ELEVATION)), rng.uniform(0, 2 * np.pi)
+    away = np.array([math.cos(elevation) * math.cos(around), math.cos(elevation) * math.sin(around), math.sin(elevation)])
+    middle = np.array([0.0, 0.0, 0.75 * _RADIUS])
+    camera = Camera(middle + distance * away, middle, size)
+    across, along = rng.uniform(-far, far, 2) * 2 * HALF_VIEW * distance
+    shift = across * camera.right + along * camera.up
+    return Camera(camera.position + shift, middle + shift, size)
+
+
+def _inside(solid: Solid, camera: Camera) -> float:
+    """Share of the bounding box, on the image plane, that is inside the image."""
+    x, y, _ = camera.project(solid.corners())
+    width, height = x.max() - x.min(), y.max() - y.min()
+    seen = [min(float(v.max()), camera.size) - max(float(v.min()), 0.0) for v in (x, y)]
+    return max(0.0, seen[0]) * max(0.0, seen[1]) / float(width * height)
+
+
+def _draw_front(rng: np.random.Generator, camera: Camera) -> Solid:
+    """A smaller solid between the camera and the first one, to one side."""
+    kind, pose = _draw_kind(rng, "shape", list(SHAPES)[int(rng.integers(len(SHAPES)))]), _draw_pose(rng)
+    towards = camera.position[:2] / math.hypot(*camera.position[:2])
+    side = np.array([-towards[1], towards[0]]) * (1 if rng.random() < 0.5 else -1)
+    radius = _RADIUS * rng.uniform(0.4, 0.7)
+    place = towards * (_RADIUS + radius + rng.uniform(0.1, 0.4)) + side * rng.uniform(0.3, 1.1) * _RADIUS
+    return _solid(kind, radius, np.array([*place, 0.0]), pose)
+
+
+def _layout(rng: np.random.Generator, size: int, kind: dict[str, str]) -> tuple[Canvas, list[Solid]] | None:
+    """Camera and solids; None if too little of the first one would be seen."""
+    outside, behind = rng.random() < _P_OUTSIDE, rng.random() < _P_BEHIND
+    camera = _draw_camera(rng, size, _OUTSIDE if outside else _OFF_CENTRE)
+    solid = _solid(kind, _RADIUS, np.zeros(3), _draw_pose(rng))
+    canvas = Canvas(camera)
+    if _inside(solid, camera) < (_INSIDE if outside else 1.0) or not canvas.place(solid, whole=not outside):
+        return None
+    if canvas.seen[0] < _LEAST * canvas.owner.size:
+        return None
+    if behind:
+        before, front = canvas.seen[0], _draw_front(rng, camera)
+        canvas.place(front, whole=False)
+        if canvas.seen[0] < _VISIBLE * before or len(canvas.solids) < 2:
+            return None
+    return canvas, canvas.solids
+
+
+def draw(classes: str, seed: int, index: int, size: int) -> tuple[Array, list[dict[str, Any]], str]:
+    """Render one image.
+
+    Args:
+        classes: key of `CLASSES`.
+        seed: 0 .. 2**64 - 1.
+        index: Number of the image, from 0.
+        size: Side in pixels.
+
+    Returns:
+        The image, uint8 [size, size, 3]; its objects in CLEVR's format, the one of the class first; its class.
+
+    Raises:
+        RuntimeError: No layout was good enough in many attempts (never observed).
+    """
+    rng, label = generator(seed, _STREAM_OBJECT, index), class_of(classes, seed, index)
+    for _ in range(_TRIES):
+        kind = _draw_kind(rng, classes, label)
+        layout = _layout(rng, size, kind)
+        if layout is None:
+            continue
+        canvas, solids = layout
+        light = draw_light(rng, canvas.camera)
+        records = [_record(solid, canvas.camera) for solid in solids]
+        return paint(canvas, light, rng.random((2, *canvas.depth.shape), np.float32)), records, label
+    raise RuntimeError(f"image {index} of seed {seed}: no layout fits at {size} pixels; use another seed")
+
+
+def _record(solid: Solid, camera: Camera) -> dict[str, Any]:
+    colour = next(name for name, value in LINEAR.items() if value is solid.albedo)
+    size = "large" if solid.radius == _RADIUS else "small"
+    material = "metal" if solid.metal else "rubber"
+    kind = {"shape": solid.shape, "color": colour, "size": size, "material": material}
+    return kind | measures(solid, camera) | {"tilt": round(math.degrees(solid.tilt), 3)}
