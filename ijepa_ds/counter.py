@@ -15,7 +15,8 @@ from torch import Tensor
 
 # Version of everything that is drawn: order, crops, flips, masks, augmentations, start values. A change of any drawn number
 # needs a new version and a changelog line. Checkpoints record it; a run resumes only under its own version.
-ORDER_VERSION = 1
+ORDER_VERSION = 2
+OTHER_STAND_INS = frozenset({1})  # versions that differ only in what replaces an unreadable image
 
 STREAM_CROP = 1  # index: global sample number
 STREAM_FLIP = 2  # index: global sample number
@@ -23,6 +24,7 @@ STREAM_MASK_SIZE = 3  # index: step
 STREAM_MASK = 4  # index: global sample number
 STREAM_ORDER = 5  # index: position in the epoch; the caller folds the epoch into the seed
 STREAM_AUGMENT = 8  # index: global sample number; colour and blur
+STREAM_STAND_IN = 9  # index: global sample number; draws: attempts
 STREAM_DROP = 7  # index: a hash of a context's patches, which are a function of the global sample number
 STREAM_MASK_KEEP = 6  # index: global sample number; random subset of a context's available patches
 

@@ -40,6 +40,8 @@ _GOLDEN = "tests/test_golden.py"
 _AROUND = "tests/training/test_around.py"
 _SAVER = "tests/checkpoint/test_saver.py"
 _LOGS = "tests/cluster/test_rank_log.py"
+_CONTINUES = "tests/training/test_continues.py"
+_BAD = "tests/data/test_bad.py"
 _RANGES = "tests/checkpoint/test_ranges.py"
 _FOLDERS = "tests/checkpoint/test_folders.py"
 _DAMAGE = "tests/dist/test_damage.py"
@@ -237,9 +239,7 @@ MUTATIONS = [
         "np.random.default_rng(1).permutation(n)",
         _GOLDEN,
     ),
-    Mutation(
-        "ijepa_ds/training/start.py", "if version != counter.ORDER_VERSION:", "if False:", "tests/training/test_continues.py"
-    ),
+    Mutation("ijepa_ds/training/start.py", "if version != counter.ORDER_VERSION:", "if False:", _CONTINUES),
     Mutation("ijepa_ds/training/start.py", "if saved != now:", "if False:", "tests/training/test_continues.py"),
     Mutation(
         "ijepa_ds/training/start.py", 'if "mix" in reader.manifest and', "if False and", "tests/training/test_continues.py"
@@ -399,6 +399,10 @@ MUTATIONS = [
     Mutation("ijepa_ds/config/yaml_tree.py", "int(digits) != abs(value)", "False", "tests/config/test_paths.py"),
     Mutation("ijepa_ds/config/deepspeed_json.py", 'if value == "auto":', "if False:", "tests/config/test_deepspeed_json.py"),
     Mutation("ijepa_ds/distributed/environment.py", "rank >= world_size or", "", "tests/cluster/test_expected.py"),
+    # Stand-ins of unreadable images.
+    Mutation("ijepa_ds/training/start.py", "and not folder.bad and", "and", _CONTINUES),
+    Mutation("ijepa_ds/data/samples.py", "first + stand_ins(number, count, self._seed)", "[index + 1]", _BAD),
+    Mutation("ijepa_ds/data/order.py", "drawn * num_samples).astype", "drawn * (num_samples - 1)).astype", _GOLDEN),
     # The watch.
     Mutation("ijepa_ds/cluster/judge.py", "if len(behind) < len(peers) else []", "", _WATCH),
     Mutation("ijepa_ds/cluster/judge.py", "{READ, SCAN, STORAGE, WRITE, EVAL}", "{READ, SCAN, STORAGE, EVAL}", _WATCH),

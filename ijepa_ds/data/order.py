@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ijepa_ds.counter import STREAM_ORDER, fold, uniform_np
+from ijepa_ds.counter import STREAM_ORDER, STREAM_STAND_IN, fold, uniform_np
 from ijepa_ds.errors import UserError
 
+ATTEMPTS = 64  # to draw a readable stand-in
 MIX_BLOCK = 1000  # samples: shares are exact to a thousandth
 _ROUNDS = 8
 _MIX, _SOURCE = 1, 2  # random keys of the orders of a mix
@@ -64,6 +65,21 @@ def mixed_indices(numbers: np.ndarray, counts: Sequence[int], weights: Sequence[
         own = numbers[chosen] // MIX_BLOCK * places[source] + permuted[chosen] - starts[source]
         indices[chosen] = firsts[source] + sample_indices(own, counts[source], fold(seed, _SOURCE, source))
     return indices
+
+
+def stand_ins(number: int, num_samples: int, seed: int) -> np.ndarray:
+    """Images of a source that replace an unreadable one in a sample: the first readable one does.
+
+    Args:
+        number: the global sample number.
+        num_samples: images of the source.
+        seed: the run's seed.
+
+    Returns:
+        int64 [ATTEMPTS], positions in the source.
+    """
+    drawn = uniform_np(seed, STREAM_STAND_IN, np.array([number]), ATTEMPTS)[0]
+    return (drawn * num_samples).astype(np.int64)
 
 
 def mix_places(weights: Sequence[float]) -> np.ndarray:

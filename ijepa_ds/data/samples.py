@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ import numpy as np
 from ijepa_ds.config import DataConfig
 from ijepa_ds.data.crops import crop_windows, flips
 from ijepa_ds.data.index import ImageIndex, describe
-from ijepa_ds.data.order import mix_places, mixed_indices, sample_indices
+from ijepa_ds.data.order import mix_places, mixed_indices, sample_indices, stand_ins
 from ijepa_ds.data.pillow import check_pixels
 from ijepa_ds.data.reading import Reader
 from ijepa_ds.errors import UserError
@@ -62,8 +63,8 @@ class Samples:
 class SamplePlan:
     """The mapping from micro-batches to samples: a function of the seed, the number and the set of unreadable images.
 
-    The next readable image of the index replaces an unreadable one, with a window drawn for the same sample number. All
-    ranks therefore choose the same replacement, and no other sample changes.
+    A readable image of the same source replaces an unreadable one. It is drawn by a hash of the sample number, and so is the
+    window. All ranks therefore choose the same stand-in, the stand-ins of adjacent images differ, and no other sample changes.
 
     Attributes:
         index: The images.
@@ -89,6 +90,7 @@ class SamplePlan:
         self.found: dict[int, str] = {}
         self._cfg, self._seed = cfg, seed
         self._bad = {**index.bad, **(bad or {})}
+        self._ends = np.cumsum([part.count for part in index.parts])  # of the sources
         self._lock = threading.Lock()
 
     def samples(self, micro: int) -> Samples:
@@ -96,7 +98,9 @@ class SamplePlan:
         numbers = self.share.numbers(micro)
         indices = image_indices(self.index, numbers, self._seed)
         if self._bad:
-            indices = np.array([self._replacement(index) for index in indices.tolist()], dtype=np.int64)
+            for place, index in enumerate(indices.tolist()):
+                if index in self._bad:
+                    indices[place] = self._stand_in(int(numbers[place]), index)
         entries = self.index.rows(indices)
         cfg = self._cfg
         windows = crop_windows(entries["width"], entries["height"], numbers, self._seed, cfg.crop_scale, cfg.crop_ratio)
@@ -129,13 +133,21 @@ class SamplePlan:
             if index in self._bad:
                 return
             self.found[index] = self._bad[index] = reason
-        logger.warning("unreadable image replaced by the next one: %s", describe([(self.index.display_path(index), reason)]))
+        logger.warning("unreadable image replaced by others: %s", describe([(self.index.display_path(index), reason)]))
         check_limits(self._cfg, self.index, self._bad)
 
-    def _replacement(self, index: int) -> int:
-        while index in self._bad:
-            index = (index + 1) % len(self.index)
-        return index
+    def _stand_in(self, number: int, index: int) -> int:
+        """The image that replaces an unreadable one in sample `number`."""
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        count = self.index.parts[part].count
+        first = int(self._ends[part]) - count
+        for chosen in (first + stand_ins(number, count, self._seed)).tolist():
+            if chosen not in self._bad:
+                return chosen
+        # nearly the whole source is unreadable: the next one of it, or of all
+        within = (first + (index - first + step) % count for step in range(count))
+        anywhere = ((index + step) % len(self.index) for step in range(len(self.index)))
+        return next(chosen for chosen in itertools.chain(within, anywhere) if chosen not in self._bad)
 
 
 def image_indices(index: ImageIndex, numbers: np.ndarray, seed: int) -> np.ndarray:

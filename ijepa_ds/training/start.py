@@ -231,6 +231,8 @@ def _check_continues(reader: CheckpointReader, folder: ImageIndex) -> None:
     Checkpoints of before `counter.ORDER_VERSION` record none; they were drawn under version 1.
     """
     version = reader.manifest.get("order_version", 1)
+    if version in counter.OTHER_STAND_INS and not folder.bad and not reader.manifest.get("bad_samples"):
+        version = counter.ORDER_VERSION
     if version != counter.ORDER_VERSION:
         raise UserError(
             f"{reader.folder} was saved under order version {version}, this revision of ijepa_ds has order version "

@@ -1,4 +1,4 @@
-"""Files that cannot be read during the run: named, replaced by the next, everything else unchanged."""
+"""Files that cannot be read during the run: named, replaced by others, everything else unchanged."""
 
 import logging
 import os
@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 
 from ijepa_ds.config import DataConfig
-from ijepa_ds.data.index import ImageIndex
+from ijepa_ds.data.index import ImageIndex, build_index
+from ijepa_ds.data.index_file import ENTRY, Part
 from ijepa_ds.data.loader import ImageBatches
-from ijepa_ds.data.order import sample_indices
+from ijepa_ds.data.order import sample_indices, stand_ins
+from ijepa_ds.data.samples import SamplePlan, Share
 from ijepa_ds.data.sources import open_source
 
 SIDE, BATCH, COUNT, STEPS = 16, 6, 20, 5  # 30 samples: one epoch and a half
@@ -77,10 +79,13 @@ def test_a_bad_file_is_named_and_replaced_and_the_others_are_unchanged(folder, l
     indices = sample_indices(np.arange(STEPS * BATCH), COUNT, 0)
     differ = (images != clean).flatten(1).any(dim=1).numpy()
     assert np.array_equal(differ, indices == 7)
-    # The stand-in is the next image under the window drawn for this sample: a copy at 7's place gives it too.
-    shutil.copy(folder.paths[8], folder.paths[7])
+    # The stand-in is another image under the window drawn for this sample: a copy at 7's place gives it too.
+    (number,) = np.flatnonzero(indices == 7)[:1].tolist()
+    drawn = int(stand_ins(number, COUNT, 0)[0])
+    assert drawn != 7
+    shutil.copy(folder.paths[drawn], folder.paths[7])
     copied = open_source(folder.source)
-    assert torch.equal(run(copied, loader)[0], images)
+    assert torch.equal(run(copied, loader)[0][number], images[number])
 
 
 def test_neighbours_that_are_bad_too_are_passed_over(folder, loader):
@@ -143,3 +148,36 @@ def test_a_failure_of_dali_that_no_image_explains_is_raised(folder, monkeypatch)
         next(source)
     source.close()
     assert source.found == {}
+
+
+def plan_of(parts: list[Part], bad: dict[int, str]) -> SamplePlan:
+    """A plan of one image a micro-batch over sources of one-pixel images."""
+    count = sum(part.count for part in parts)
+    entries = np.zeros(count, ENTRY)
+    entries["width"] = entries["height"] = 1
+    names = np.zeros(0, np.uint8)
+    index = build_index(
+        source="x", entries=entries, names=names, containers=(), classes=(), bad=bad, problems=(), parts=tuple(parts)
+    )
+    share = Share(rank=0, world_size=1, micro_batch=1000, accumulation=1)
+    return SamplePlan(DataConfig(source="x"), index, seed=3, share=share)
+
+
+def test_stand_ins_spread_over_the_source_and_stay_in_it() -> None:
+    """A folder of 200 unreadable images in a row: the one behind it must not take the place of all of them."""
+    parts = [Part("one", 1000, None), Part("two", 500, None)]
+    plan = plan_of(parts, {at: "cut" for at in range(1200, 1400)})
+    before = sample_indices(np.arange(6000), 1500, 3)
+    after = np.concatenate([plan.samples(micro).indices for micro in range(6)])
+    replaced = before != after
+    assert np.array_equal(replaced, (before >= 1200) & (before < 1400)) and replaced.sum() == 800
+    stand_ins = after[replaced]
+    assert ((stand_ins >= 1000) & ((stand_ins < 1200) | (stand_ins >= 1400))).all()
+    assert np.unique(stand_ins, return_counts=True)[1].max() <= 12  # 800 draws over 300 images
+
+
+def test_a_source_without_a_readable_image_is_replaced_by_the_others() -> None:
+    plan = plan_of([Part("one", 900, None), Part("two", 100, None)], {at: "cut" for at in range(900, 1000)})
+    assert (plan.samples(0).indices < 900).all()
+    nearly = plan_of([Part("one", 1000, None)], {at: "cut" for at in range(1000) if at != 617})
+    assert (nearly.samples(0).indices == 617).all()

@@ -17,7 +17,7 @@ from ijepa_ds.config.schedules import Schedule
 from ijepa_ds.counter import ORDER_VERSION
 from ijepa_ds.data.augment import network_input
 from ijepa_ds.data.crops import crop_windows, flips
-from ijepa_ds.data.order import mixed_indices, sample_indices
+from ijepa_ds.data.order import mixed_indices, sample_indices, stand_ins
 from ijepa_ds.evals.lowshot import draw_per_class
 from ijepa_ds.evals.tasks import _holdout
 from ijepa_ds.masks.sampler import build_sampler
@@ -57,6 +57,13 @@ def _order() -> Lines:
         found[f"seed {seed}, {images} images, samples from {first}"] = _integers(sample_indices(numbers, images, seed))
     found["seed 0, 3000000000 images, single samples"] = _integers(sample_indices(np.array([0, 77, _LARGE]), 3 * 10**9, 0))
     return found
+
+
+def _stand_ins() -> Lines:
+    return {
+        f"seed {seed}, {images} images, sample {number}": _integers(stand_ins(number, images, seed)[:12])
+        for seed, images, number in ((0, 5, 3), (3, 1281, 1275), (17, 1_281_167, 600), (2**40 + 7, 16, 8), (1, 10**9, _LARGE))
+    }
 
 
 def _mixed_order() -> Lines:
@@ -199,6 +206,7 @@ def _evaluation_splits() -> Lines:
 
 SUBJECTS = {
     "order": Subject(_order),
+    "stand_ins": Subject(_stand_ins),
     "mixed_order": Subject(_mixed_order),
     "crops": Subject(_crops),
     "flips": Subject(_flips),
