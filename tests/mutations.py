@@ -45,6 +45,7 @@ _BAD = "tests/data/test_bad.py"
 _RANGES = "tests/checkpoint/test_ranges.py"
 _FOLDERS = "tests/checkpoint/test_folders.py"
 _DAMAGE = "tests/dist/test_damage.py"
+_HOOKS = "tests/zero/test_hooks.py"
 _LINEAR = "tests/zero/test_linear.py -k 'not 512'"
 _RECIPES = "tests/evals/test_recipes.py"
 _HEADS = "tests/evals/test_recipe_heads.py"
@@ -249,6 +250,15 @@ MUTATIONS = [
     ),
     # Collectives of ZeRO-3.
     Mutation("ijepa_ds/zero/linear.py", "    buffer.div_(world)\n", "", _LINEAR),
+    Mutation("ijepa_ds/zero/hooks.py", "            and not has_been_updated\n", "", _HOOKS),
+    Mutation("ijepa_ds/zero/hooks.py", "            and shard.final_location != OffloadDeviceEnum.nvme\n", "", _HOOKS),
+    Mutation("ijepa_ds/zero/hooks.py", "            and self.zero_param_process_group is None\n", "", _HOOKS),
+    Mutation(
+        "ijepa_ds/zero/hooks.py",
+        "return itertools.chain(fixed[recurse], external.values()) if external else fixed[recurse]",
+        "return fixed[recurse]",
+        _HOOKS,
+    ),
     Mutation("ijepa_ds/zero/linear.py", "-(-tensor.numel() // world) for", "tensor.numel() // world for", _LINEAR),
     Mutation("ijepa_ds/zero/linear.py", "if not isinstance(self.partitions, Tensor):", "if False:", _LINEAR),
     Mutation(

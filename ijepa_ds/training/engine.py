@@ -22,7 +22,7 @@ from ijepa_ds.model import compiling, cpu, ijepa
 from ijepa_ds.model.blocks import BLOCKS
 from ijepa_ds.model.vit import initial_value
 from ijepa_ds.weights.start import Start
-from ijepa_ds.zero import linear
+from ijepa_ds.zero import hooks, linear
 from ijepa_ds.zero.disk import check_async_io
 from ijepa_ds.zero.ema import ShardedEMA
 from ijepa_ds.zero.layout import ZeroLayout
@@ -74,6 +74,8 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
         norm_once(self.deepspeed.optimizer)
         model = self.module
+        if self.stage == 3:
+            hooks.fix_modules(model)
         self.layout = ZeroLayout(self.deepspeed, {n: p for n, p in model.named_parameters() if p.requires_grad})
         self.layout.forget_moments()
         self._fill(cfg.run.seed, start)

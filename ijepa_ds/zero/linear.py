@@ -10,14 +10,11 @@ The replacement is made only where DeepSpeed's source is known (`KNOWN`, `KNOWN_
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import hashlib
-import inspect
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, reduce
+from functools import reduce
 from importlib import metadata
-from types import CellType, ModuleType
+from types import CellType
 from typing import Any
 
 import torch
@@ -30,19 +27,19 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.utils import instrument_w_nvtx, nvtx
 from torch import Tensor
 
-from ijepa_ds.zero import owners
+from ijepa_ds.zero import hooks, owners
+from ijepa_ds.zero.known import Known, unknown
 
 _CONVERT = "_convert_to_deepspeed_param"
-_Known = tuple[tuple[ModuleType, str, str], ...]
 # What is replaced or relied on: module, name, SHA-256 of its source in DeepSpeed 0.19.8. `_all_gather_dtype` is a local
 # function of `_convert_to_deepspeed_param`.
-KNOWN: _Known = (
+KNOWN: Known = (
     (coalesced_collectives, "reduce_scatter_coalesced", "d49fb6b733d0846606824b192ef1af87571c8370ca64eb8883465194c629a5a0"),
     (partition_parameters, "AllGatherCoalescedHandle", "853535c686bd848605f628283efa6b56a0b7961f0bf4e4dc1657b0b0c3e228c3"),
     (partition_parameters, f"Init.{_CONVERT}", "1c639977bd9a92684657151ff46818f9fd53eb45f5427091170aed30470ab31b"),
     (nvtx, "instrument_w_nvtx", "7315669a42aed901ce0de5f3823a3c318f39456881df042f2ad61929c01772ff"),
 )
-KNOWN_STAGES_1_AND_2: _Known = (
+KNOWN_STAGES_1_AND_2: Known = (
     (
         stage_1_and_2,
         "DeepSpeedZeroOptimizer.average_tensor",
@@ -81,24 +78,25 @@ def install(stage: int = 3) -> str:
     """
     if not _allowed:
         return ""
-    unknown_3, unknown_12 = _unknown(KNOWN), _unknown(KNOWN_STAGES_1_AND_2)
+    unknown_3, unknown_12 = unknown(KNOWN), unknown(KNOWN_STAGES_1_AND_2)
     if not unknown_3:
         _set(reduce_scatter_coalesced, wait, _convert_to_deepspeed_param)
+    other_hooks = hooks.install()
     if not unknown_12:
         DeepSpeedZeroOptimizer.average_tensor = owners.average_tensor
-    unknown = {1: unknown_12, 2: unknown_12, 3: unknown_3}.get(stage)
-    if not unknown:
+    if stage == 3 and other_hooks and not unknown_3:
+        return (
+            f"DeepSpeed {metadata.version('deepspeed')} has another {', '.join(other_hooks)} than this version of ijepa_ds "
+            "knows: ZeRO-3 keeps DeepSpeed's hooks, which take more host time (docs/host-time.md)"
+        )
+    others = {1: unknown_12, 2: unknown_12, 3: unknown_3}.get(stage)
+    if not others:
         return ""
     cost = "host time grows with the number of ranks" if stage == 3 else "reductions send twice the bytes on many ranks"
     return (
-        f"DeepSpeed {metadata.version('deepspeed')} has another {', '.join(unknown)} than this version of ijepa_ds knows: "
+        f"DeepSpeed {metadata.version('deepspeed')} has another {', '.join(others)} than this version of ijepa_ds knows: "
         f"ZeRO-{stage} keeps DeepSpeed's collectives, whose {cost} (docs/host-time.md)"
     )
-
-
-def _unknown(known: _Known) -> list[str]:
-    """Names of functions whose source is another."""
-    return [name for module, name, expected in known if digest(module, name) != expected]
 
 
 @contextlib.contextmanager
@@ -109,12 +107,15 @@ def deepspeeds_own() -> Iterator[None]:
     average = DeepSpeedZeroOptimizer.average_tensor
     _allowed = False
     _set(*_ORIGINAL)
+    installed = hooks.remove()
     DeepSpeedZeroOptimizer.average_tensor = _DEEPSPEED_AVERAGE
     try:
         yield
     finally:
         _allowed = True
         _set(*before)
+        if installed:
+            hooks.install()
         DeepSpeedZeroOptimizer.average_tensor = average
 
 
@@ -123,23 +124,6 @@ def _set(reduce_scatter: Callable[..., Any], handle_wait: Callable[..., Any], co
     coalesced_collectives.reduce_scatter_coalesced = stage3.reduce_scatter_coalesced = reduce_scatter
     AllGatherCoalescedHandle.wait = handle_wait
     Init._convert_to_deepspeed_param = convert
-
-
-@cache
-def digest(module: ModuleType, name: str) -> str:
-    """SHA-256 of the source of a function or class, decorators included; empty if the module's file has none of that name.
-
-    It is read from the file: decorators hide a function's own source, and a replaced function has another.
-    """
-    text = inspect.getsource(module)
-    node: Any = ast.parse(text)
-    for part in name.split("."):
-        node = next((child for child in node.body if getattr(child, "name", None) == part), None)
-        if node is None:
-            return ""
-    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-    source = "\n".join(text.splitlines()[first - 1 : node.end_lineno])
-    return hashlib.sha256(source.encode()).hexdigest()
 
 
 @instrument_w_nvtx

@@ -20,9 +20,10 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.comm import coalesced_collectives
 from deepspeed.runtime.zero import partition_parameters, stage3
 from deepspeed.runtime.zero.partition_parameters import AllGatherCoalescedHandle, Init, ZeroParamStatus
+from deepspeed.utils import nvtx
 from torch import Tensor
 
-from ijepa_ds.zero import linear
+from ijepa_ds.zero import known, linear
 from tests import waiting
 from tests.dist.pool import forks
 
@@ -271,6 +272,7 @@ def test_streams_know_the_gathered_buffer(handle_dependency: bool, monkeypatch: 
 
 def test_names_of_ranges_in_a_profile_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     ranges: list[str] = []
+    monkeypatch.setattr(nvtx, "enable_nvtx", True)  # off in runs: `zero.hooks`
     monkeypatch.setattr(get_accelerator(), "range_push", ranges.append)
     monkeypatch.setattr(get_accelerator(), "range_pop", lambda: None)
     gathered(monkeypatch, [torch.randn(9), torch.randn(6)], 2)
@@ -282,7 +284,7 @@ def test_an_unknown_source_keeps_deepspeeds_functions_and_says_so(monkeypatch: p
     with linear.deepspeeds_own():
         names = (stage3, "reduce_scatter_coalesced"), (AllGatherCoalescedHandle, "wait"), (Init, linear._CONVERT)
         before = [getattr(*place) for place in names]
-        changed = [(module, name, "0" if "wait" in name or "Handle" in name else known) for module, name, known in linear.KNOWN]
+        changed = [(module, name, "0" if "wait" in name or "Handle" in name else of) for module, name, of in linear.KNOWN]
         monkeypatch.setattr(linear, "KNOWN", tuple(changed))
         monkeypatch.setattr(linear, "_allowed", True)
         note = linear.install()
@@ -318,9 +320,9 @@ def test_the_banner_has_the_note_on_a_line_of_its_own() -> None:
 
 
 def test_a_digest_is_of_the_source_with_its_decorators() -> None:
-    assert linear.digest(linear, "_fill_rows") != linear.digest(linear, "wait") == ""  # `wait` is no definition
-    assert len(linear.digest(coalesced_collectives, "reduce_scatter_coalesced")) == 64
-    assert linear.digest(partition_parameters, "Init.no_such_method") == ""
+    assert known.digest(linear, "_fill_rows") != known.digest(linear, "wait") == ""  # `wait` is no definition
+    assert len(known.digest(coalesced_collectives, "reduce_scatter_coalesced")) == 64
+    assert known.digest(partition_parameters, "Init.no_such_method") == ""
 
 
 def _costs_of_a_step(stage: int, world: int, pipe: Any) -> None:
