@@ -413,6 +413,9 @@ MUTATIONS = [
     Mutation("ijepa_ds/training/start.py", "and not folder.bad and", "and", _CONTINUES),
     Mutation("ijepa_ds/data/samples.py", "first + stand_ins(number, count, self._seed)", "[index + 1]", _BAD),
     Mutation("ijepa_ds/data/order.py", "drawn * num_samples).astype", "drawn * (num_samples - 1)).astype", _GOLDEN),
+    Mutation("ijepa_ds/telemetry/metrics_file.py", "int(match[1]) >= first_step", "False", "tests/telemetry/test_curves.py"),
+    Mutation("ijepa_ds/telemetry/event_log.py", "newest + 1 - time.time()", "0.0", "tests/telemetry/test_curves.py"),
+    Mutation("ijepa_ds/weights/unwrap.py", "if word not in _ANYWHERE", "", "tests/weights/test_unwrap.py"),
     # The watch.
     Mutation("ijepa_ds/cluster/judge.py", "if len(behind) < len(peers) else []", "", _WATCH),
     Mutation("ijepa_ds/cluster/judge.py", "{READ, SCAN, STORAGE, WRITE, EVAL}", "{READ, SCAN, STORAGE, EVAL}", _WATCH),

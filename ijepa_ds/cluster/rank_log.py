@@ -73,7 +73,8 @@ def _route(stream: TextIO, keep: bool) -> None:
     before = stream.write
 
     def write(text: str) -> int:
-        note(text)
+        if not text.startswith("\r"):  # a progress bar of a terminal
+            note(text)
         return before(text) if keep and not _muted else len(text)
 
     stream.write = write  # type: ignore[method-assign]

@@ -1,20 +1,25 @@
-"""The writer of TensorBoard's event file; write errors lose points but do not stop the run."""
+"""The writer of TensorBoard's event file and `metrics.jsonl`; write errors lose points but do not stop the run."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
+from tensorboard.summary.writer import event_file_writer
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ijepa_ds.errors import UserError
+from ijepa_ds.telemetry.events import lines_of_events
+from ijepa_ds.telemetry.metrics_file import NAME, MetricsFile
 
 logger = logging.getLogger(__name__)
+_QUICK = 5.0  # seconds: a restart may come within the second of the name before
 
 
 class Log:
@@ -35,9 +40,14 @@ class Log:
         """
         self._run_dir, self._rank, self._again = run_dir, rank, 0.0
         self._writer: SummaryWriter | None = None
+        self._file: MetricsFile | None = None
+        self._lost = False  # whether the last line could not be written
+        self._ahead = 0.0  # seconds by which the newest file of an earlier start is ahead of this machine's clock
         if rank == 0:
             try:
-                self._writer = SummaryWriter(str(run_dir), purge_step=purge_step)
+                self._writer = self._open(purge_step)
+                begun = [] if (run_dir / NAME).exists() else lines_of_events(run_dir) if purge_step > 1 else []
+                self._file = MetricsFile(run_dir, purge_step, begun)
             except OSError as error:
                 raise UserError(
                     f"run.dir: TensorBoard's event file in {run_dir} cannot be written ({error.strerror or error}): choose "
@@ -49,9 +59,23 @@ class Log:
 
         def write(writer: SummaryWriter) -> None:
             for tag, value in values.items():
-                writer.add_scalar(tag, value, step)
+                writer.add_scalar(tag, value, step, walltime=time.time() + self._ahead)
 
         self._try(write)
+        self._note(step, values)
+
+    def _note(self, step: int, values: dict[str, float]) -> None:
+        """Add a line to `metrics.jsonl`."""
+        if not self._file:
+            return
+        try:
+            self._file.write(step, values)
+            self._lost = False
+        except OSError as error:
+            if not self._lost:
+                text = "%s in %s cannot be written (%s): lines are lost until it can"
+                logger.error(text, NAME, self._run_dir, error.strerror or error)
+            self._lost = True
 
     def text(self, tag: str, text: str, step: int | None = None) -> None:
         """Write a preformatted text."""
@@ -68,11 +92,31 @@ class Log:
     def flush(self) -> None:
         """Write pending events."""
         self._try(lambda writer: writer.flush())
+        if self._file:
+            with suppress(OSError):  # `_note` has reported it
+                self._file.flush()
 
     def close(self) -> None:
         """Write pending events and close the file."""
         if self._writer:
             self._try(lambda writer: writer.close())
+
+    def _open(self, purge_step: int | None = None) -> SummaryWriter:
+        """Open an event file whose name comes after those of earlier starts.
+
+        TensorBoard reads files in the order of their names, which begin with the time, and a file hides later points of the
+        files before it. On a machine whose clock is behind, the name would come first, and the older file hide its points.
+        """
+        newest = max((_seconds_in(path) for path in self._run_dir.glob("*tfevents*")), default=0.0)
+        self._ahead = max(0.0, newest + 1 - time.time())
+        if not self._ahead:
+            return SummaryWriter(str(self._run_dir), purge_step=purge_step)
+        if self._ahead > _QUICK:
+            logger.warning(
+                "the clock is %.0f s behind the newest event file: times of points are moved by as much", self._ahead
+            )
+        with _clock_ahead(self._ahead):
+            return SummaryWriter(str(self._run_dir), purge_step=purge_step)
 
     def _try(self, write: Callable[[SummaryWriter], None]) -> None:
         try:
@@ -88,7 +132,7 @@ class Log:
         self._again = time.monotonic() + self.patience
         with tempfile.NamedTemporaryFile(dir=self._run_dir, prefix=".probe-") as probe:  # raises if the disk is still full
             probe.write(bytes(1 << 16))
-        self._writer = SummaryWriter(str(self._run_dir))
+        self._writer = self._open()
         logger.info("TensorBoard's event file is writable again")
         return self._writer
 
@@ -104,3 +148,20 @@ class Log:
             self._run_dir,
             error.strerror or error,
         )
+
+
+def _seconds_in(path: Path) -> float:
+    """The time in the name of an event file, `events.out.tfevents.SECONDS.HOST...`; 0 if there is none."""
+    seconds = path.name.partition("tfevents.")[2].partition(".")[0]
+    return float(seconds) if seconds.isdigit() else 0.0
+
+
+@contextmanager
+def _clock_ahead(seconds: float) -> Iterator[None]:
+    """TensorBoard's writer takes the time in a file's name from its module `time`; inside the block it is ahead."""
+    before = event_file_writer.time
+    event_file_writer.time = SimpleNamespace(time=lambda: time.time() + seconds)
+    try:
+        yield
+    finally:
+        event_file_writer.time = before

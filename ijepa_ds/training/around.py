@@ -156,8 +156,8 @@ class Checkpoints:
         """Start a save if one is due; wait for it if the run ends."""
         if not (made.last or made.asked or self.saver.due(made.done)):
             return
-        self.reporter.before_checkpoint()
-        facts = self.run.facts | {"samples_seen": made.done * self.run.plan.batch_size}
+        window = [number * self.run.plan.micro_batch for number in self.reporter.before_checkpoint()]  # in images
+        facts = self.run.facts | {"samples_seen": made.done * self.run.plan.batch_size, "loss_window": window}
         bad = self.run.bad.rows() if self.run.rank == 0 else ()  # rank 0 writes the manifest
         watch = self.run.watch
         self.saver.start(made.done, facts, bad, lambda: watch.alive(WRITE))
@@ -193,7 +193,8 @@ class Around:
         self._run, self._stop = run, stop
         self._losses: list[Tensor] = []
         resolutions = Resolutions(run.cfg)
-        self._reporter = agree(lambda: Reporter(run.cfg, run.engine, run.schedule, run.start, run.rank))
+        window = [number / run.plan.micro_batch for number in run.window]  # micro-batches may have another size now
+        self._reporter = agree(lambda: Reporter(run.cfg, run.engine, run.schedule, run.start, run.rank, window))
         options = run.cfg.run
         self._saver = Saver(
             run.engine.layout,

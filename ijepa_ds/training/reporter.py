@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from ijepa_ds.plotting.masks import draw_batch
 from ijepa_ds.telemetry.dashboard import LAYOUT
 from ijepa_ds.telemetry.event_log import Log
 from ijepa_ds.telemetry.health import Health
+from ijepa_ds.telemetry.lines import NewLines
 from ijepa_ds.telemetry.metrics import Clock, effective_rank, feature_std, peak_memory_gib
 from ijepa_ds.training.engine import Engine
 from ijepa_ds.training.slowest import Figures
@@ -39,8 +41,13 @@ STALL = 0.05  # warn if a larger share of the time is spent waiting for data
 class Reporter:
     """Collects figures on every rank; rank 0 writes them."""
 
-    def __init__(self, cfg: Config, engine: Engine, schedule: Schedule, start: int, rank: int) -> None:
-        """Open the log; TensorBoard hides points after step `start` of an earlier attempt."""
+    def __init__(
+        self, cfg: Config, engine: Engine, schedule: Schedule, start: int, rank: int, window: Sequence[float] = ()
+    ) -> None:
+        """Open the log; TensorBoard hides points after step `start` of an earlier attempt.
+
+        `window`: from the checkpoint that the run continues from (`before_checkpoint`).
+        """
         self.cfg, self.engine, self.schedule, self.rank = cfg, engine, schedule, rank
         self.clock = Clock(engine.device)
         self.last_loss = math.nan
@@ -54,6 +61,8 @@ class Reporter:
         self._alarms = 0
         self._entropy: EntropyProbe | None = None
         self._loss = torch.zeros(2, device=engine.device)  # sum and number of finite losses since the last point
+        if window and rank == 0:
+            self._loss += torch.tensor(window, device=engine.device)
         self._steps, self._since = 0, time.perf_counter()
         self._skipped, self._warned, self._settled = 0, False, False
         terminal = sys.stderr.isatty()
@@ -63,6 +72,7 @@ class Reporter:
             unit="step",
             desc="pretraining",
             disable=rank != 0,
+            file=sys.stderr if terminal else NewLines(sys.stderr),
             mininterval=0.5 if terminal else 15,
             maxinterval=1 if terminal else 30,
             dynamic_ncols=terminal,
@@ -182,9 +192,18 @@ class Reporter:
             self._warned = True
         self._settled = True  # the first point includes the start of the loader
 
-    def before_checkpoint(self) -> None:
-        """Flush TensorBoard, so that its points reach the saved step."""
+    def before_checkpoint(self) -> list[float]:
+        """Flush the points, so that they reach the saved step; every rank calls it.
+
+        Returns:
+            Sum and number of the finite losses since the last point, over all ranks: the next point of a resumed run
+            has the same mean as without the restart.
+        """
         self._log.flush()
+        window = self._loss.clone()
+        if torch.distributed.get_world_size() > 1:
+            torch.distributed.all_reduce(window)
+        return window.tolist()
 
     def _write_probes(self, done: int, output: Output) -> None:
         distance = self.engine.ema.distance().to(self.engine.device)

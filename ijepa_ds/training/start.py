@@ -52,6 +52,7 @@ class Run:
     folder: ImageIndex
     schedule: Schedule
     start: int  # steps already done
+    window: tuple[float, ...] = ()  # losses since the last point before them: sum over images, number of images
     rank: int
     bad: BadSamples
     facts: dict[str, Any]  # written into every manifest beside the step
@@ -129,6 +130,7 @@ def _prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int,
         folder=folder,
         schedule=schedule,
         start=done,
+        window=tuple(reader.manifest.get("loss_window", ())) if reader else (),
         rank=rank,
         bad=bad,
         facts=_facts(cfg, plan, folder) if rank == 0 else {},

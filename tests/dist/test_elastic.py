@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ijepa_ds.bench.checkpoint import report
 from ijepa_ds.checkpoint.reader import CheckpointReader
+from ijepa_ds.telemetry.events import read_scalars
 from tests import reference
 from tests.dist.launched import prepare
 from tests.dist.pool import Pool
@@ -97,3 +99,14 @@ def test_every_number_is_saved_once_by_one_rank_and_a_save_leaves_no_step_waitin
     assert max(shares) < 1.1 * min(shares)
     assert not list((tmp_path / "run").iterdir())
     assert "bytes a parameter" in report(results)
+
+
+def test_the_mean_of_a_window_is_the_same_with_and_without_a_restart(ranks: Ranks, images: Path, tmp_path: Path) -> None:
+    """Points come every 10 steps; the run is stopped after 7 of them and continues on other ranks."""
+    settings: dict[str, Any] = {"module": "tests.dist.loop", "place": str(images), "stage": 2, "steps": 20}
+    ranks(1).run("train", **settings, run=str(tmp_path / "straight"))
+    ranks(2).run("train", **settings, run=str(tmp_path / "again"), until=7)
+    ranks(1).run("train", **settings, run=str(tmp_path / "again"))
+    (steps, straight), (same, again) = (read_scalars(tmp_path / name)["loss"] for name in ("straight", "again"))
+    assert steps.tolist() == same.tolist() == [10, 20]
+    np.testing.assert_allclose(again, straight, rtol=1e-5)
