@@ -43,7 +43,7 @@ def made(step: int, *, last: bool = False, applied: bool = True, asked: int = 0)
 
 def make_run(**parts: Any) -> Any:
     cfg = SimpleNamespace(run=SimpleNamespace(log_every=5))
-    plan, schedule = SimpleNamespace(batch_size=8), SimpleNamespace(total_steps=20)
+    plan, schedule = SimpleNamespace(batch_size=8, micro_batch=4), SimpleNamespace(total_steps=20)
     return SimpleNamespace(cfg=cfg, plan=plan, schedule=schedule, facts={"images": 24}, **parts)
 
 
@@ -108,12 +108,17 @@ def test_a_run_without_evaluation_makes_none() -> None:
 def test_a_checkpoint_is_saved_when_due_at_the_end_and_after_a_signal(
     due: bool, last: bool, asked: int, saved: bool, waited: bool
 ) -> None:
-    saver, reporter, bad = Recorder(due=due, finish=True), Recorder(), Recorder(rows=[("a.jpg", "cut", 3)])
+    saver, reporter, bad = (
+        Recorder(due=due, finish=True),
+        Recorder(before_checkpoint=[1.5, 3.0]),
+        Recorder(rows=[("a.jpg", "cut", 3)]),
+    )
     run = make_run(bad=bad, rank=0, watch=SimpleNamespace(alive=print))
     member = Checkpoints(run, reporter, saver, print)  # type: ignore[arg-type]
     member.after_step(made(3, last=last, asked=asked))
     starts = [call for call in saver.calls if call[0] == "start"]
-    expected = [("start", 4, {"images": 24, "samples_seen": 32}, [("a.jpg", "cut", 3)])] if saved else []
+    facts = {"images": 24, "samples_seen": 32, "loss_window": [6.0, 12.0]}
+    expected = [("start", 4, facts, [("a.jpg", "cut", 3)])] if saved else []
     assert [call[:-1] for call in starts] == expected
     assert ("finish" in saver.names()) == waited
     assert reporter.names() == (["before_checkpoint"] if saved else [])
@@ -126,7 +131,7 @@ def test_a_last_state_that_cannot_be_saved_is_an_error(fault: bool, error: type[
     saver.fault = fault
     member = Checkpoints(
         make_run(bad=Recorder(rows=[]), rank=0, watch=SimpleNamespace(alive=print)),
-        Recorder(),  # type: ignore[arg-type]
+        Recorder(before_checkpoint=[0.0, 0.0]),  # type: ignore[arg-type]
         saver,  # type: ignore[arg-type]
         lambda part: None,
     )
