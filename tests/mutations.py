@@ -492,7 +492,7 @@ MUTATIONS = [
     Mutation("ijepa_ds/evals/attentive.py", "label_smoothing=recipe.smoothing) for", "label_smoothing=0.0) for", _HEADS),
     Mutation("ijepa_ds/evals/linear.py", "LogisticRegression(C=c, ", "LogisticRegression(C=c / 2, ", _HEADS),
     Mutation("ijepa_ds/evals/lowshot.py", "model.set_params(C=strength)", "model.set_params(C=1 / strength)", _HEADS),
-    Mutation("ijepa_ds/evals/tasks.py", "(1 / settings.l2,)", "(1 / (len(few) * settings.l2),)", _HEADS),
+    Mutation("ijepa_ds/evals/tuned.py", "(1 / settings.l2,)", "(1 / (len(few) * settings.l2),)", _HEADS),
     Mutation("ijepa_ds/evals/sweep.py", "scale = batch / _REFERENCE_BATCH", "scale = 1.0", _SWEEP),
     Mutation("ijepa_ds/evals/sweep.py", "gradients[0] + self.decay * self.weight", "gradients[0]", _SWEEP),
     Mutation("ijepa_ds/evals/sweep.py", "gradients[1] + self.decay[:, 0] * self.bias", "gradients[1]", _SWEEP),
@@ -506,9 +506,9 @@ MUTATIONS = [
         "ijepa_ds/evals/options.py", 'frame="whole" if args.task in', 'frame="crop" if args.task in', f"{_SUITE} -k command"
     ),
     Mutation(
-        "ijepa_ds/evals/tasks.py", "features if holdout is None else features[~holdout]", "features", f"{_SUITE} -k augmented"
+        "ijepa_ds/evals/probes.py", "features if holdout is None else features[~holdout]", "features", f"{_SUITE} -k augmented"
     ),
-    Mutation("ijepa_ds/evals/tasks.py", "epoch * len(labels), settings.seed)", "0, settings.seed)", f"{_SUITE} -k scenes"),
+    Mutation("ijepa_ds/evals/probes.py", "epoch * len(labels), settings.seed)", "0, settings.seed)", f"{_SUITE} -k scenes"),
     Mutation(
         "ijepa_ds/evals/attentive.py", "rebatched(train_batches(order), recipe.batch_size)", "train_batches(order)", _HEADS
     ),

@@ -7,7 +7,7 @@ from ijepa_ds.cli import main
 from ijepa_ds.data.sources import open_source
 from ijepa_ds.evals import lowshot
 from ijepa_ds.evals.folders import read_pair
-from ijepa_ds.evals.tasks import list_names
+from ijepa_ds.evals.tuned import list_names
 from tests.cases.making import coded, listing, photo, tar_of, write_tree
 
 FILES = {f"{'ab'[i % 2]}/{i}.jpg": coded(photo(i, 8, 8)) for i in range(4)}

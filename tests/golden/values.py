@@ -19,7 +19,7 @@ from ijepa_ds.data.augment import network_input
 from ijepa_ds.data.crops import crop_windows, flips
 from ijepa_ds.data.order import mixed_indices, sample_indices, stand_ins
 from ijepa_ds.evals.lowshot import draw_per_class
-from ijepa_ds.evals.tasks import _holdout
+from ijepa_ds.evals.shared import held_out
 from ijepa_ds.masks.sampler import build_sampler
 from ijepa_ds.model.blocks import Size, draw_drops, make_blocks
 from ijepa_ds.model.vit import initial_value
@@ -198,8 +198,8 @@ def _evaluation_splits() -> Lines:
     return {
         "2 of each class, seed 0": _integers(draw_per_class(labels, 2, 0)),
         "3 of each class, seed 17": _integers(draw_per_class(labels, 3, 17)),
-        "held out of 40, seed 0": _integers(_holdout(40, 0).nonzero()),
-        "held out of 40, seed 3": _integers(_holdout(40, 3).nonzero()),
+        "held out of 40, seed 0": _integers(held_out(40, 0).nonzero()),
+        "held out of 40, seed 3": _integers(held_out(40, 3).nonzero()),
         "12 of 60 in the run's own evaluation": " ".join(some_of(some, 12).paths),
     }
 
