@@ -101,6 +101,7 @@ class DataConfig:
         free=True,
     )
     threads: Count = key(1, "decoding threads per rank", free=True)
+    readers: Count = key(32, "files read at once per rank, ahead of decoding; they mostly wait for the storage", free=True)
     prefetch: Count = key(2, "batches decoded ahead", free=True)
     mean: tuple[Share, Share, Share] = key((0.485, 0.456, 0.406), "mean of red, green, blue; pixels are in 0 to 1")
     std: tuple[Positive, Positive, Positive] = key((0.229, 0.224, 0.225), "their standard deviations")

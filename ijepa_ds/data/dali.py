@@ -14,7 +14,8 @@ a small stand-in for each of them, whose pixels are then overwritten.
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ijepa_ds.config import DataConfig
+from ijepa_ds.data.ahead import ReadAhead
 from ijepa_ds.data.dali_one import failure
 from ijepa_ds.data.dali_pipeline import AHEAD, SIDE, STAND_IN, Inputs, build_pipeline, one_by_one
 from ijepa_ds.data.decoder import choose_decoder
@@ -34,7 +36,6 @@ from ijepa_ds.data.vision import read_crop
 from ijepa_ds.errors import ContentError, DeviceError
 
 logger = logging.getLogger(__name__)
-_READERS = 4  # threads that read files; they mostly wait for the file system
 _ATTEMPTS = 3  # at a micro-batch whose images all decode one by one
 
 
@@ -63,7 +64,8 @@ class DaliBackend:
         self._mirrored: dict[int, np.ndarray] = {}  # flips of the micro-batches that DALI has started
         self._crops: dict[int, dict[int, np.ndarray]] = {}  # their crops by Pillow, position -> uint8 [S, S, 3]
         self._failed: set[int] = set()  # images that Pillow decodes because DALI failed
-        self._pool = ThreadPoolExecutor(max(_READERS, cfg.threads), thread_name_prefix="read")
+        self._pool = ThreadPoolExecutor(cfg.threads, thread_name_prefix="decode")
+        self._ahead = ReadAhead(plan, cfg.readers)
 
     def batch(self, micro: int) -> Tensor:
         """Return a micro-batch, uint8 [B, S, S, 3] on the device, in memory that DALI does not reuse.
@@ -94,6 +96,7 @@ class DaliBackend:
     def close(self) -> None:
         """Delete the pipeline and end the threads."""
         self._pipeline = None
+        self._ahead.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _start(self, micro: int) -> None:
@@ -157,19 +160,15 @@ class DaliBackend:
         return images
 
     def _fetch(self, micro: int) -> tuple[Samples, list[np.ndarray]]:
-        """Read the files of a micro-batch; unreadable ones are replaced before DALI gets them.
+        """Return the files of a micro-batch, read ahead; unreadable ones are replaced before DALI gets them.
 
         Returns:
             The samples, and for each the bytes of its file, uint8 [n], or its crop by Pillow, uint8 [S, S, 3].
         """
         while True:
-            samples = self._plan.samples(micro)
+            samples, reads = self._ahead.batch(micro)
             indices = samples.indices.tolist()
-            everything = list(range(len(indices)))
-            parts = [(samples, everything[first::_READERS]) for first in range(min(_READERS, len(indices)))]
-            outcomes: list[np.ndarray | str] = [""] * len(indices)
-            for first, read in enumerate(self._pool.map(self._read, parts)):
-                outcomes[first::_READERS] = read
+            outcomes = list(self._pool.map(partial(self._outcome, samples, reads), range(len(indices))))
             contents = [outcome for outcome in outcomes if not isinstance(outcome, str)]
             if len(contents) == len(indices):
                 return samples, contents
@@ -177,21 +176,16 @@ class DaliBackend:
                 if isinstance(outcome, str):
                     self._plan.reject(index, outcome)
 
-    def _read(self, part: tuple[Samples, list[int]]) -> list[np.ndarray | str]:
-        """Return the bytes or the crop at each position, or the error text."""
-        samples, positions = part
-        outcomes: list[np.ndarray | str] = []
-        for position in positions:
-            index = int(samples.indices[position])
-            try:
-                content = self._plan.read(index)
-                if index in self._failed or self._plan.index.rows([index])["format"][0] & BY_PILLOW:
-                    outcomes.append(self._crop(content, samples, position))
-                else:
-                    outcomes.append(np.frombuffer(content, dtype=np.uint8))
-            except ContentError as error:
-                outcomes.append(str(error))
-        return outcomes
+    def _outcome(self, samples: Samples, reads: list[Future[bytes]], position: int) -> np.ndarray | str:
+        """The bytes or the crop at a position, or the error text."""
+        index = int(samples.indices[position])
+        try:
+            content = reads[position].result()
+            if index in self._failed or self._plan.index.rows([index])["format"][0] & BY_PILLOW:
+                return self._crop(content, samples, position)
+        except ContentError as error:
+            return str(error)
+        return np.frombuffer(content, dtype=np.uint8)
 
     def _crop(self, content: bytes, samples: Samples, position: int) -> np.ndarray:
         flip = bool(samples.flips[position])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.errors import ContentError, is_fault
 from ijepa_ds.storage import TIMEOUT, Storage
 
-_OPEN_TARS = 128  # per reader
+_OPEN_TARS = 128  # per reader; up to 16 times as many where a process may open many files
 
 
 def read_range(descriptor: int, offset: int, num_bytes: int) -> bytes:
@@ -66,6 +67,8 @@ class Reader:
         self._index = index
         self.storage = Storage(storage_timeout)
         self._tars: OrderedDict[int, _Tar] = OrderedDict()
+        self._opening: dict[int, threading.Lock] = {}
+        self._most = max(_OPEN_TARS, min(16 * _OPEN_TARS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
         self._lock = threading.Lock()
 
     def display_path(self, position: int) -> str:
@@ -121,10 +124,21 @@ class Reader:
 
     def _tar(self, container: int) -> _Tar:
         with self._lock:
-            tar = self._tars.pop(container, None) or _Tar(self._index.containers[container].path)
-            self._tars[container] = tar
-            if len(self._tars) > _OPEN_TARS:
-                self._tars.popitem(last=False)
+            tar = self._tars.get(container)
+            if tar is not None:
+                self._tars.move_to_end(container)
+                return tar
+            opening = self._opening.setdefault(container, threading.Lock())
+        with opening:  # an open of a network disk takes milliseconds: only threads that need the same tar wait for it
+            with self._lock:
+                tar = self._tars.get(container)
+            if tar is None:
+                tar = _Tar(self._index.containers[container].path)
+            with self._lock:
+                self._tars[container] = tar
+                self._opening.pop(container, None)
+                if len(self._tars) > self._most:
+                    self._tars.popitem(last=False)
             return tar
 
     def _forget(self, container: int) -> None:

@@ -107,6 +107,11 @@ class SamplePlan:
         flip = flips(numbers, self._seed) if cfg.horizontal_flip else np.zeros(len(numbers), dtype=bool)
         return Samples(indices=indices, windows=windows, flips=flip)
 
+    @property
+    def num_bad(self) -> int:
+        """How many images are known to be unreadable; `samples` may change when it grows."""
+        return len(self._bad)
+
     def read(self, position: int) -> bytes:
         """Read the bytes of an image.
 

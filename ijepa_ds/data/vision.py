@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ijepa_ds.config import DataConfig
+from ijepa_ds.data.ahead import ReadAhead
 from ijepa_ds.data.pillow import MAX_PIXELS, decode_window
 from ijepa_ds.data.samples import SamplePlan, Samples
 from ijepa_ds.errors import ContentError
@@ -47,6 +48,7 @@ class VisionBackend:
         self._pin = device.type == "cuda"
         self._pool = ThreadPoolExecutor(cfg.threads, thread_name_prefix="decode")
         self._map = self._pool.map if cfg.threads > 1 else map  # a single thread: the loader's own is faster
+        self._ahead = ReadAhead(plan, cfg.readers)
 
     def batch(self, micro: int) -> Tensor:
         """Return a micro-batch, uint8 [B, S, S, 3] in main memory.
@@ -54,28 +56,30 @@ class VisionBackend:
         Raises:
             ValueError: Too many images are unreadable.
         """
-        samples = self._plan.samples(micro)
+        samples, contents = self._ahead.batch(micro)
         side, count = self._cfg.crop_size, len(samples.indices)
         images = torch.empty(count, side, side, 3, dtype=torch.uint8, pin_memory=self._pin)
         todo = list(range(count))
         while todo:
-            failures = list(self._map(partial(self._read, samples, images.numpy()), todo))
+            failures = list(self._map(partial(self._decode, samples, contents, images.numpy()), todo))
             failed = [(position, failure) for position, failure in zip(todo, failures, strict=True) if failure]
             for position, failure in failed:
                 self._plan.reject(int(samples.indices[position]), failure)
             todo = [position for position, _ in failed]
-            samples = self._plan.samples(micro)
+            if todo:
+                samples, contents = self._ahead.batch(micro)
         return images
 
     def close(self) -> None:
         """End the threads."""
+        self._ahead.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, samples: Samples, images: np.ndarray, position: int) -> str | None:
+    def _decode(self, samples: Samples, contents: list[Future[bytes]], images: np.ndarray, position: int) -> str | None:
         """Fill one position of the batch; return the error text if the image is unreadable."""
         window, flip = samples.windows[position], bool(samples.flips[position])
         try:
-            content = self._plan.read(int(samples.indices[position]))
+            content = contents[position].result()
             images[position] = read_crop(content, window, flip, self._cfg.crop_size, self._cfg.max_pixels)
         except ContentError as error:
             return str(error)
