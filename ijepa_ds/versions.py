@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ijepa_ds
+from ijepa_ds.errors import UserError
 
 SUPPORTED_DEEPSPEED = "0.19."  # the release series whose attributes `zero` reads; they are not API
 _LIBRARIES = ("torch", "deepspeed", "timm", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "torchvision", "numpy")
@@ -48,11 +49,11 @@ def check_deepspeed() -> None:
     """Check that the installed DeepSpeed has the internals that `zero` uses.
 
     Raises:
-        RuntimeError: The version is not supported; the text names it and the required one.
+        UserError: The version is not supported; the text names it and the required one.
     """
     found = metadata.version("deepspeed")
     if not found.startswith(SUPPORTED_DEEPSPEED):
-        raise RuntimeError(
+        raise UserError(
             f"deepspeed {found} is installed; ijepa_ds reads internals of {SUPPORTED_DEEPSPEED}x only. "
             f"Install it with: pip install 'deepspeed~={SUPPORTED_DEEPSPEED}8'"
         )

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from ijepa_ds import storage
+from ijepa_ds import storage, versions
 from ijepa_ds.errors import (
     CheckpointError,
     ContentError,
@@ -18,6 +18,7 @@ from ijepa_ds.errors import (
     exit_code,
     is_fault,
 )
+from ijepa_ds.exits import USER_ERROR
 from ijepa_ds.storage import Storage
 
 
@@ -104,3 +105,10 @@ def test_closing_ends_the_waiting(monkeypatch):
 )
 def test_the_exit_code_says_what_has_to_happen_next(error, code):
     assert exit_code(error) == code
+
+
+def test_a_deepspeed_that_is_not_supported_is_the_user_s_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions.metadata, "version", lambda name: "0.18.2")
+    with pytest.raises(UserError, match=r"deepspeed 0\.18\.2 is installed.*pip install 'deepspeed~=0\.19\.8'") as refused:
+        versions.check_deepspeed()
+    assert exit_code(refused.value) == USER_ERROR

@@ -13,7 +13,7 @@ from ijepa_ds.data.image_header import FORMATS, NOT_AN_IMAGE, PNG_START, read_he
 from ijepa_ds.data.pixels import to_rgb
 from ijepa_ds.errors import ContentError
 
-_WORDS = ("truncated", "damaged", "not enough memory", "more than")  # at the start of a reason
+_WORDS = ("truncated", "damaged", "more than")  # at the start of a reason
 MAX_PIXELS = 100_000_000  # default of data.max_pixels
 _PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _DROPPED = frozenset({b"acTL", b"fcTL", b"fdAT", b"iCCP", b"zTXt", b"iTXt"})  # animation; what may be compressed
@@ -39,12 +39,18 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
     Raises:
         ContentError: The image cannot be used; the text has the reason.
+        MemoryError: This host is short of memory, which says nothing about the image.
     """
     header = read_header(io.BytesIO(content))
     check_pixels(header.width, header.height, max_pixels)
     try:
         with Image.open(io.BytesIO(pixel_chunks(content)), formats=FORMATS) as image:
             return to_rgb(image)
+    except MemoryError as error:
+        raise MemoryError(
+            f"this host has not enough memory to decode an image of {header.width}x{header.height} pixels; a smaller "
+            "data.max_pixels leaves large images out, fewer data.threads decode fewer at once"
+        ) from error
     except Exception as error:  # Pillow raises errors of many types for damaged bytes
         text = reason(error)
         raise ContentError(text if text.startswith(_WORDS) else f"damaged: {text}") from error

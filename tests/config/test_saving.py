@@ -89,7 +89,7 @@ FREE = {
         "run.checkpoint_every",
     ),
     *("run.keep_last", "run.keep_every", "run.start_timeout", "run.hang_timeout", "run.max_nonfinite"),
-    *("data.source", "data.loader", "data.decoder", "data.threads", "data.prefetch", "data.max_pixels"),
+    *("data.source", "data.loader", "data.decoder", "data.threads", "data.readers", "data.prefetch", "data.max_pixels"),
     *("data.max_bad", "data.max_bad_share", "data.class_level", "data.tar_end", "data.storage_timeout"),
     *("model.activation_checkpointing", "model.recompute", "model.compile", "optimization.max_micro_batch"),
     *("eval.every", "eval.train", "eval.test", "eval.k", "eval.max_train", "eval.max_test"),
@@ -155,7 +155,7 @@ def test_a_recorded_checkpoint_of_the_first_release_has_the_same_values_and_fing
     now, then = to_text(cfg).splitlines(), manifest["config"].splitlines()
     added = [line for line in now if line not in then]
     assert [line for line in now if line not in added] == then
-    added_keys = {"data.class_level", "data.tar_end", "data.storage_timeout", "run.start_timeout"}
+    added_keys = {"data.class_level", "data.tar_end", "data.storage_timeout", "data.readers", "run.start_timeout"}
     assert {line.strip().partition(":")[0] for line in added} == {key.partition(".")[2] for key in added_keys}
     assert added_keys <= FREE
     assert fingerprint(cfg) == manifest["fingerprint"] == "1ad13876d3c2cf02"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ijepa_ds import storage
 from ijepa_ds.config import DataConfig
-from ijepa_ds.data import walk
+from ijepa_ds.data import pillow, walk
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.loader import ImageBatches
 from ijepa_ds.data.scan import ScanOptions
@@ -208,3 +208,15 @@ def test_a_shard_that_cannot_be_asked_for_is_not_called_missing(tmp_path, monkey
     monkeypatch.setattr(os, "stat", broken)
     with pytest.raises(OSError, match="Input/output error"):
         expand(f"{tmp_path}/{{000..001}}.tar")
+
+
+def test_a_host_without_memory_condemns_no_image(folder, monkeypatch):
+    def refuse(image):
+        raise MemoryError
+
+    monkeypatch.setattr(pillow, "to_rgb", refuse)
+    stream = batches(open_source(folder), "torchvision")
+    with pytest.raises(MemoryError, match=r"not enough memory to decode an image of \d+x\d+ pixels.*data\.max_pixels"):
+        next(stream)
+    assert stream.found == {}
+    stream.close()
