@@ -20,7 +20,7 @@ VENV=${VENV%/}
 export VENV
 
 # One folder for each environment: operators compiled for another PyTorch do not load, and another build may hold the lock.
-export TORCH_EXTENSIONS_DIR=$VENV/torch_extensions
+export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$VENV/torch_extensions}
 case $PATH in "$VENV/bin:"*) ;; *) export PATH=$VENV/bin:$PATH ;; esac  # the build needs ninja, the launcher python
 
 # Whether this process may use an NVIDIA GPU. An empty CUDA_VISIBLE_DEVICES means none; WSL has no device files.

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # Make the virtual environment: `bash launch/install.sh`, or `... install.sh test` with the tools of launch/test.sh.
+# `... --no-cpu-ranks` asks for no C++ compiler and no Python.h, and compiles nothing: for a login node without a GPU whose
+# environment will run on GPU nodes.
 # `... install.sh test-all` also installs, with apt-get as root, the programs that optional tests need: a browser, sshd, pdsh,
 # SLURM and libaio. Use it on a test machine: some of these packages start daemons. launch/test.sh does not need it.
 # A second call does nothing. An interrupted installation is deleted and made again.
@@ -13,6 +15,7 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 needed_gb=10  # 7 for the environment, 3 for wheels during the installation
 notes=$VENV/.ijepa_ds  # state files: `recipe` (how the venv was made), `busy` (pip is running), `ready-*`
 problems=()
+no_cpu_ranks=""
 
 find_python() {  # sets `python`; not the one inside VENV, which may be deleted
     local PATH=${PATH#"$VENV/bin:"} candidate
@@ -31,14 +34,14 @@ find_python() {  # sets `python`; not the one inside VENV, which may be deleted
 check_python() {
     "$python" -c 'import venv, ensurepip' 2>/dev/null || problems+=("the venv module of $python
     Debian/Ubuntu: apt-get install python3-venv; or set PYTHON to a Python that has it (conda, uv, pyenv)")
-    ijepa_ds_has_gpu || "$python" -c '
+    needs_no_compiler || "$python" -c '
 import pathlib, sys, sysconfig
 sys.exit(not pathlib.Path(sysconfig.get_paths()["include"], "Python.h").is_file())' || problems+=("Python.h of $python
     Debian/Ubuntu: apt-get install python3-dev; or set PYTHON to a Python that has it (conda, uv, pyenv)")
 }
 
 check_compiler() {  # only ranks without a GPU need it, and the offloaded optimiser
-    ijepa_ds_has_gpu && return
+    needs_no_compiler && return
     local program='#include <omp.h>
 int main() { return omp_get_max_threads() < 1; }'
     "${CXX:-c++}" -std=c++20 -fopenmp -x c++ - -o /dev/null <<<"$program" 2>/dev/null && return
@@ -86,7 +89,7 @@ is_usable() {
 
 stamp() {  # hash of everything that determines what is installed
     local base=$IJEPA_DS_REPO
-    { recipe; grep '^version' "$VENV/pyvenv.cfg"; echo "$base"
+    { recipe; echo "no cpu ranks: $no_cpu_ranks"; grep '^version' "$VENV/pyvenv.cfg"; echo "$base"
       cat "$base/setup.py" "$base/pyproject.toml" "$base/launch/install.sh"; } | sha256sum
 }
 
@@ -114,9 +117,10 @@ install_packages() {  # $1: extras
 }
 
 build_operator() {  # in advance, because ranks that compile at the same time, or after an interrupted build, wait silently
-    if ijepa_ds_has_gpu; then return; fi
+    if needs_no_compiler; then return; fi
     echo "compiling DeepSpeed's CPU communication operator (1 to 3 minutes)"
-    rm -f -- "$TORCH_EXTENSIONS_DIR"/*/lock  # left by a build that died; our lock excludes other builds
+    # Left by a build that died; our lock excludes other builds in the environment's own folder.
+    [ "$TORCH_EXTENSIONS_DIR" != "$VENV/torch_extensions" ] || rm -f -- "$TORCH_EXTENSIONS_DIR"/*/lock
     DS_ACCELERATOR=cpu "$VENV/bin/python" -c '
 from deepspeed.accelerator import get_accelerator
 get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)'
@@ -145,12 +149,17 @@ install_programs() {
     exit 1
 }
 
+needs_no_compiler() { [ -n "$no_cpu_ranks" ] || ijepa_ds_has_gpu; }
+
 main() {
-    local kind=${1:-base}
+    local kind=base word
+    for word in "$@"; do
+        case $word in --no-cpu-ranks) no_cpu_ranks=yes ;; *) kind=$word ;; esac
+    done
     case $kind in
         base | test) make_ready "$kind" ;;
         test-all) make_ready test; install_programs ;;
-        *) echo "install.sh: '$kind'? Nothing, test or test-all" >&2; exit 2 ;;
+        *) echo "install.sh: '$kind'? Nothing, test or test-all; --no-cpu-ranks" >&2; exit 2 ;;
     esac
 }
 

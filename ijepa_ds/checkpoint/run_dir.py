@@ -142,7 +142,8 @@ def lock(run_dir: Path) -> IO[str]:
     except OSError as error:
         if error.errno in _NO_LOCKS:
             logger.warning(
-                "%s: no locks on its file system (%s): a second run in it would go unnoticed",
+                "%s: no locks on its file system (%s): a second run in it would go unnoticed. Mount it with `-o flock` "
+                "(Lustre), start lockd (NFS), or make sure that only one job uses the directory",
                 run_dir,
                 error.strerror,
             )

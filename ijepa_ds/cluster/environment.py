@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Mapping, MutableMapping
 
+from ijepa_ds import machine
 from ijepa_ds.cluster.hosts import interface_towards
 from ijepa_ds.distributed.environment import number_in, ranks_here
 
@@ -59,6 +59,6 @@ def name_ranks(environment: MutableMapping[str, str]) -> None:
 def settle(environment: MutableMapping[str, str]) -> list[str]:
     """Set the unset variables; returns "NAME=value" for each. Call it before torch is imported, which reads them."""
     name_ranks(environment)
-    values = recommended(environment, len(os.sched_getaffinity(0)), bool(glob.glob("/dev/nvidia[0-9]*")))
+    values = recommended(environment, machine.cores(), bool(glob.glob("/dev/nvidia[0-9]*")))
     environment.update(values)
     return [f"{name}={value}" for name, value in values.items()]

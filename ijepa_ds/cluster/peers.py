@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ijepa_ds.cluster.processes import Process
+from ijepa_ds.cluster.processes import Process, place
 
 
 class Report(NamedTuple):
@@ -78,8 +76,8 @@ class Peer:
 
 
 def this_place() -> str:
-    """Host and PID namespace of this process."""
-    return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    """Boot of the host and PID namespace of this process. Two hosts may have one name, and one host several."""
+    return place()
 
 
 def describe_hosts(peers: Iterable[Peer]) -> str:

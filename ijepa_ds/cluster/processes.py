@@ -103,16 +103,16 @@ def supervisor_mark() -> str:
     """The value of `SUPERVISOR` for processes that this one starts."""
     me = Process.of(os.getpid())
     assert me is not None
-    return f"{me.pid} {me.started} {_place()}"
+    return f"{me.pid} {me.started} {place()}"
 
 
 def supervisor() -> Process | None:
     """The process that `SUPERVISOR` names, even if it has ended; None if unset, or from another host or PID namespace."""
-    pid, started, place = [*os.environ.get(SUPERVISOR, "").split(" ", 2), "", "", ""][:3]
-    return Process(int(pid), int(started)) if place == _place() else None
+    pid, started, where = [*os.environ.get(SUPERVISOR, "").split(" ", 2), "", "", ""][:3]
+    return Process(int(pid), int(started)) if where == place() else None
 
 
-def _place() -> str:
+def place() -> str:
     """Where a PID is valid: boot of a host and PID namespace (containers have their own)."""
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
 

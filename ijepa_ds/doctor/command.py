@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from ijepa_ds.cluster.hosts import Host
 from ijepa_ds.config import BatchPlan, Config, deepspeed_json, published
 from ijepa_ds.doctor import rows
 from ijepa_ds.doctor.probe import list_gpus
-from ijepa_ds.doctor.remote import ask_all
+from ijepa_ds.doctor.remote import allocated_hosts, ask_all
 from ijepa_ds.doctor.rows import FAIL, HERE, OK, WARN, Row
 from ijepa_ds.errors import UserError
 from ijepa_ds.model.work import work_of
@@ -36,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hostfile", type=Path, help="hosts of the run, as for deepspeed (default: this machine alone)")
     parser.add_argument("--num_gpus", type=int, help="without a hostfile: ranks on this machine (default: its GPUs, or 1)")
     parser.add_argument("--master_port", type=int, default=29500, help="as for deepspeed (default 29500)")
+    parser.add_argument("--master_addr", help="as for deepspeed (default: the first address of the first host)")
+    parser.add_argument(
+        "--srun",
+        action="store_true",
+        help="inside a SLURM allocation: its nodes and tasks, reached through srun instead of ssh",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
 
 
@@ -47,6 +54,8 @@ class _Run:
     remote: bool
     environment: dict[str, str]
     port: int
+    master: str | None = None
+    through: str = "ssh"  # or srun
     cfg: Config | None = None
     batch: BatchPlan | None = None
     ds_config: dict[str, Any] | None = None
@@ -81,11 +90,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _read_run(args: argparse.Namespace, found: list[Row]) -> _Run | None:
     """Read hostfile, exported variables, command line and configuration; add all problems to `found`."""
-    run_ = _Run([], args.hostfile is not None, {}, args.master_port)
+    run_ = _Run([], args.srun or args.hostfile is not None, {}, args.master_port, args.master_addr)
+    run_.through = "srun" if args.srun else "ssh"
     try:
-        run_.hosts = hosts.parse_hostfile(args.hostfile) if args.hostfile else [_this_machine(args.num_gpus)]
-        if args.hostfile:
-            found.append(Row(HERE, "hostfile", OK, f"{len(run_.hosts)} hosts, {run_.world} ranks"))
+        if args.srun:
+            run_.hosts = allocated_hosts(os.environ)
+        else:
+            run_.hosts = hosts.parse_hostfile(args.hostfile) if args.hostfile else [_this_machine(args.num_gpus)]
+        if run_.remote:
+            found.append(
+                Row(HERE, "allocation" if args.srun else "hostfile", OK, f"{len(run_.hosts)} hosts, {run_.world} ranks")
+            )
     except ValueError as error:
         found += [Row(HERE, "hostfile", FAIL, line, "mend that line") for line in str(error).splitlines()]
     words = [str(args.config), str(args.deepspeed_config), *args.overrides]
@@ -119,8 +134,12 @@ def _this_machine(num_gpus: int | None) -> Host:
 
 
 def _read_environment(run_: _Run, found: list[Row]) -> None:
-    """Read the variables that DeepSpeed exports; the file in this folder overrides the one in the home folder."""
-    for path in (Path.home() / _ENVIRONMENT, Path(_ENVIRONMENT)):
+    """Read the variables that DeepSpeed exports; the file in this folder overrides the one in the home folder.
+
+    `DS_ENV_FILE` names another file, as for DeepSpeed.
+    """
+    name = os.environ.get("DS_ENV_FILE", _ENVIRONMENT)  # DeepSpeed's own variable; an absolute path is that file
+    for path in dict.fromkeys((Path.home() / name, Path(name))):
         if path.is_file():
             try:
                 run_.environment |= hosts.parse_environment(path)
@@ -137,16 +156,23 @@ def _examine(run_: _Run, found: list[Row]) -> dict[str, Any]:
     shared: dict[str, Any] = {"run_dir": run_.cfg.run.dir, "source": run_.cfg.data.source, "token": token if several else None}
     shared["peers"] = [host.name for host in run_.hosts] if several else []
     requests = [shared | {"index": i} for i in range(len(run_.hosts))]
-    answers = ask_all(run_.targets(), "ijepa_ds.doctor.probe", requests, run_.environment, _PROBE_SECONDS)
+    answers = ask_all(run_.targets(), "ijepa_ds.doctor.probe", requests, run_.environment, _PROBE_SECONDS, run_.through)
     probes: dict[str, Any] = {}
     for host, reply in zip(run_.hosts, answers, strict=True):
         if reply.found is None:
             todo = f"try: ssh -o BatchMode=yes {host.name} hostname (keys, sshd, name, same folder and Python there)"
+            if run_.through == "srun":
+                todo = f"try: srun --overlap --nodes=1 --ntasks=1 --nodelist={host.name} hostname"
             found.append(Row(host.name, "reach", FAIL, reply.error, todo if run_.remote else ""))
             continue
         probes[host.name] = reply.found
         found.append(
-            Row(host.name, "reach", OK, f"{reply.received - reply.sent:.1f} s by ssh" if run_.remote else "this machine")
+            Row(
+                host.name,
+                "reach",
+                OK,
+                f"{reply.received - reply.sent:.1f} s by {run_.through}" if run_.remote else "this machine",
+            )
         )
         found.append(rows.clock(host.name, reply.found["time"], reply.sent, reply.received))
     need, by_name = _plan(run_, probes, found), {host.name: host for host in run_.hosts}
@@ -182,14 +208,14 @@ def _check_together(run_: _Run, probes: dict[str, Any], requests: list[dict[str,
     """Check shared folder and network; then collectives between all ranks, if every host answers."""
     first = probes.get(run_.hosts[0].name, {})
     addresses = first.get("addresses") or [run_.hosts[0].name]
-    master = addresses[0] if run_.remote and isinstance(addresses, list) else "127.0.0.1"
+    master = run_.master or (addresses[0] if run_.remote and isinstance(addresses, list) else "127.0.0.1")
     asked = [i for i, host in enumerate(run_.hosts) if host.name in probes]
     more = {"look": True, "master": master, "port": run_.port, "world": run_.world}
     questions = [
         requests[i] | more | {"slots": run_.hosts[i].slots, "gpus": bool(probes[run_.hosts[i].name]["gpus"])} for i in asked
     ]
     targets = [run_.targets()[i] for i in asked]
-    looks = ask_all(targets, "ijepa_ds.doctor.probe", questions, run_.environment, _PROBE_SECONDS)
+    looks = ask_all(targets, "ijepa_ds.doctor.probe", questions, run_.environment, _PROBE_SECONDS, run_.through)
     busy = False
     for i, reply in zip(asked, looks, strict=True):
         name = run_.hosts[i].name
@@ -199,7 +225,14 @@ def _check_together(run_: _Run, probes: dict[str, Any], requests: list[dict[str,
         busy |= bool(reply.found.get("port"))
         found += _of_look(name, reply.found, asked, run_, master)
     if len(run_.hosts) > 1:  # remove the test files
-        ask_all(targets, "ijepa_ds.doctor.probe", [q | {"last": True} for q in questions], run_.environment, _PROBE_SECONDS)
+        ask_all(
+            targets,
+            "ijepa_ds.doctor.probe",
+            [q | {"last": True} for q in questions],
+            run_.environment,
+            _PROBE_SECONDS,
+            run_.through,
+        )
     kinds = {bool(answer["gpus"]) for answer in probes.values()}
     if len(asked) < len(run_.hosts) or busy or len(kinds) > 1:
         found.append(Row(HERE, "collectives", WARN, "not tried: see the failures", "mend those, then run this again"))
@@ -238,7 +271,7 @@ def _collectives(run_: _Run, master: str, device: str, found: list[Row]) -> None
         requests.append({"first": first, "slots": host.slots, "world": run_.world, "master": master, "port": run_.port})
         requests[-1] |= {"device": device, "timeout": _LINK_SECONDS}
         first += host.slots
-    answers = ask_all(run_.targets(), "ijepa_ds.doctor.links", requests, run_.environment, _LINK_SECONDS + 30)
+    answers = ask_all(run_.targets(), "ijepa_ds.doctor.links", requests, run_.environment, _LINK_SECONDS + 30, run_.through)
     ranks: list[dict[str, Any]] = []
     for host, reply in zip(run_.hosts, answers, strict=True):
         errors = [reply.error] if reply.found is None else reply.found["errors"]

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ijepa_ds import machine
 from ijepa_ds.cluster import hosts
 from ijepa_ds.cluster.environment import recommended
 from ijepa_ds.data.index import ImageIndex
@@ -43,8 +44,10 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     parts: dict[str, Callable[[], Any]] = {
         "versions": lambda: versions() | {"executable": sys.executable},
         "gpus": list_gpus,
-        "cores": lambda: len(os.sched_getaffinity(0)),
-        "memory_gib": lambda: os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30,
+        "cores": machine.cores,
+        "memory_gib": lambda: machine.memory_bytes() / 2**30,
+        "shared_memory": lambda: shutil.disk_usage("/dev/shm").total,
+        "locked_memory": _locked_memory,
         "disk": lambda: _disk(Path(request["run_dir"]), request.get("token"), request.get("index", 0)),
         "data": lambda: _data(os.path.expanduser(request["source"])),
         "names": lambda: _names(request.get("peers", [])),
@@ -70,7 +73,7 @@ def look(request: dict[str, Any]) -> dict[str, Any]:
     interface = hosts.interface_towards(request["master"])
     found["interface"] = {"name": interface.name, "address": interface.address} if interface else None
     world = {"MASTER_ADDR": request["master"], "LOCAL_SIZE": str(request["slots"]), "WORLD_SIZE": str(request["world"])}
-    found["chosen"] = recommended(os.environ | world, len(os.sched_getaffinity(0)), bool(request.get("gpus")))
+    found["chosen"] = recommended(os.environ | world, machine.cores(), bool(request.get("gpus")))
     if request["index"] == 0:
         found["port"] = _port(request["port"])
     if request.get("last"):
@@ -197,6 +200,14 @@ def _open_files() -> int:
     import resource
 
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def _locked_memory() -> dict[str, Any]:
+    """Limit of locked memory in bytes (-1: none), and whether there are RDMA devices, which need it."""
+    import resource
+
+    devices = Path("/sys/class/infiniband")
+    return {"limit": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], "rdma": devices.is_dir() and any(devices.iterdir())}
 
 
 def _port(port: int) -> str:

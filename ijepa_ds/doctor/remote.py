@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from ijepa_ds.cluster.hosts import Host
 from ijepa_ds.doctor.probe import MARK
+from ijepa_ds.errors import UserError
 
 _TRAVELS = ("PYTHON", "NCCL", "UCX")  # prefixes of variables that DeepSpeed's launcher exports to all hosts
 
@@ -35,10 +38,34 @@ class Answer:
     received: float
 
 
-def ask(host: str | None, module: str, request: dict[str, Any], environment: Mapping[str, str], timeout: float) -> Answer:
+def allocated_hosts(environment: Mapping[str, str]) -> list[Host]:
+    """The nodes and tasks of the SLURM allocation that this process is in.
+
+    Raises:
+        UserError: it is in none, or its tasks differ between nodes.
+    """
+    nodes, tasks = environment.get("SLURM_JOB_NODELIST"), environment.get("SLURM_TASKS_PER_NODE", "1")
+    if not nodes:
+        raise UserError("--srun: not inside a SLURM allocation (no SLURM_JOB_NODELIST): use it in salloc or in a batch script")
+    each = re.fullmatch(r"(\d+)(\(x\d+\))?", tasks)
+    if not each:
+        raise UserError(
+            f"--srun: SLURM_TASKS_PER_NODE is {tasks}: every node needs the same number of tasks (--ntasks-per-node)"
+        )
+    done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
+    if done.returncode or not done.stdout.split():
+        raise UserError(f"--srun: scontrol show hostnames {nodes}: {(done.stderr or done.stdout).strip()}")
+    return [Host(name, int(each[1])) for name in done.stdout.split()]
+
+
+def ask(
+    host: str | None, module: str, request: dict[str, Any], environment: Mapping[str, str], timeout: float, through: str = "ssh"
+) -> Answer:
     """Run `python -m module` on a host (None: locally) as DeepSpeed would: same folder, same interpreter."""
     command = [sys.executable, "-m", module]
-    if host is not None:
+    if host is not None and through == "srun":
+        command = over_srun(host, command, os.getcwd())
+    elif host is not None:
         command = over_ssh(host, command, environment, os.getcwd())
     sent = time.time()
     try:
@@ -64,9 +91,20 @@ def over_ssh(host: str, command: Sequence[str], environment: Mapping[str, str], 
     return ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=8", "--", host, there]
 
 
+def over_srun(host: str, command: Sequence[str], folder: str) -> list[str]:
+    """The srun command that runs `command` on a node of the allocation, beside other steps."""
+    options = ["--overlap", "--export=ALL", "--nodes=1", "--ntasks=1", f"--nodelist={host}", f"--chdir={folder}"]
+    return ["srun", *options, *command]
+
+
 def ask_all(
-    names: Sequence[str | None], module: str, requests: Sequence[dict[str, Any]], environment: Mapping[str, str], timeout: float
+    names: Sequence[str | None],
+    module: str,
+    requests: Sequence[dict[str, Any]],
+    environment: Mapping[str, str],
+    timeout: float,
+    through: str = "ssh",
 ) -> list[Answer]:
     """Ask all hosts in parallel; answers are in the order of `names`."""
     with ThreadPoolExecutor(max(1, min(64, len(names)))) as pool:
-        return list(pool.map(lambda name, request: ask(name, module, request, environment, timeout), names, requests))
+        return list(pool.map(lambda name, request: ask(name, module, request, environment, timeout, through), names, requests))

@@ -10,6 +10,8 @@ from typing import Any
 FAIL, WARN, OK = "FAIL", "warn", "ok"
 HERE = "(here)"  # rows about this machine's command line and configuration
 _SKEW = (2.0, 30.0)  # seconds: warning, failure
+_SMALL_SHM = 64 << 20  # bytes of /dev/shm, what a container has by default
+_SMALL_LOCK = 1 << 30  # bytes of memory that RDMA may lock
 _COMPARED = ("python", "torch", "deepspeed", "timm", "torchvision", "numpy", "ijepa_ds", "git_revision")
 _DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 
@@ -86,9 +88,22 @@ def of_host(name: str, found: Mapping[str, Any], slots: int, several: bool, need
         yield Row(name, "names", WARN, f"cannot resolve {', '.join(unknown)}", "use addresses in the hostfile, or mend DNS")
     elif several:
         yield Row(name, "names", OK, f"{len(found['names'])} names resolved")
+    yield from _of_containers(name, found, slots)
     if isinstance(found["ulimit_files"], int) and found["ulimit_files"] < 4096:
         todo = "raise it (ulimit -n 65536): every loader thread and connection takes some"
         yield Row(name, "open files", WARN, f"limit {found['ulimit_files']}", todo)
+
+
+def _of_containers(name: str, found: Mapping[str, Any], slots: int) -> Iterator[Row]:
+    """Limits that containers and login sessions set."""
+    shared, locked = found["shared_memory"], found["locked_memory"]
+    if isinstance(shared, int) and slots > 1 and shared <= _SMALL_SHM:
+        todo = "NCCL's ranks of a host exchange data there: docker run --shm-size=1g, or --ipc=host"
+        yield Row(name, "shared memory", WARN, f"/dev/shm has {shared / 2**20:,.0f} MiB for {slots} ranks", todo)
+    if "limit" in locked and locked["rdma"] and 0 <= locked["limit"] < _SMALL_LOCK:
+        text = f"limit {locked['limit'] / 2**20:,.2f} MiB (ulimit -l), and there are RDMA devices"
+        todo = "raise it: limits.conf, LimitMEMLOCK=infinity of slurmd or sshd, docker run --ulimit memlock=-1"
+        yield Row(name, "locked memory", WARN, text, todo)
 
 
 def _of_devices(name: str, found: Mapping[str, Any], slots: int) -> Iterator[Row]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ijepa_ds import machine
 from ijepa_ds.model.peaks import DATA_SHEET
 
 GIB, GB, TERA = 2**30, 1e9, 1e12
@@ -130,14 +131,13 @@ def measured_cpu(ranks: int) -> Device:
 
     rate = _best(lambda a, b: np.dot(a, b), np.ones((768, 768), np.float32), 2.0 * 768**3)
     copied = _best(lambda a, b: np.copyto(a, b), np.ones(8 << 20, np.float32), 8.0 * (8 << 20))
-    cores = os.cpu_count() or 1
+    cores = machine.cores()
     # numpy's matrix product uses OMP_NUM_THREADS threads; a rank has its share of the cores
     threads = int(os.environ.get("OMP_NUM_THREADS") or cores)
     share = min(1.0, cores / (threads * ranks))
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Device(
         name=f"cpu (this machine, {ranks} rank{'s' if ranks > 1 else ''})",
-        memory_gib=pages / GIB / ranks,
+        memory_gib=machine.memory_bytes() / GIB / ranks,
         bfloat16_tflops=rate * share / TERA,
         float32_tflops=rate * share / TERA,
         memory_gbps=copied / ranks / GB,

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ijepa_ds import machine
 from ijepa_ds.checkpoint.writer import BEST
 from ijepa_ds.config import Config
 from ijepa_ds.data.transforms import UnreadableError
@@ -169,7 +170,7 @@ def _check_room(needed: int, device: torch.device) -> None:
     Raises:
         UserError: says how much is needed and how much there is.
     """
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    there = machine.memory_bytes() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device.type == "cuda":
         there = min(there, torch.cuda.mem_get_info(device)[1])
     if needed > there:

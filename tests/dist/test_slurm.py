@@ -1,6 +1,8 @@
 """launch/slurm.sbatch in a real SLURM of two nodes: signals, time limits, preemptions, and what is queued again."""
 
+import json
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -94,8 +96,9 @@ class Job:
         self.wait(lambda: self.facts.get("Restarts") == str(number), f"restart {number}")
 
     def limit_time(self) -> None:
-        """Its time ends within a minute; SLURM's limits are whole minutes."""
-        minutes = int(self.facts["RunTime"].split(":")[1]) + 1
+        """Its time ends in 40 to 100 s; SLURM's limits are whole minutes."""
+        hours, minutes, seconds = map(int, self.facts["RunTime"].split(":"))
+        minutes = (3600 * hours + 60 * minutes + seconds + 100) // 60
         self._slurm.ask("scontrol", "update", f"jobid={self.id}", f"TimeLimit={minutes}", check=True)
 
     def free_time(self) -> None:
@@ -159,15 +162,15 @@ def test_scancel_ends_the_job(way: tuple[str, ...], slurm: Slurm, submit: Callab
 
 
 def test_the_signal_before_the_time_limit_saves_and_queues_again(submit: Callable[..., Job]) -> None:
-    job = submit(*LONG, "optimization.steps=3000", "run.checkpoint_every=100000", options=LIMITED)
-    job.wait(lambda: "step/s" in job.log, "training")
+    job = submit(*LONG, "optimization.steps=2500", options=LIMITED)
+    job.wait_for_checkpoint()
     job.limit_time()
     job.wait_for_restart(1)
     assert "signal USR1, stopped by SIGUSR1" in job.log and "Exit code 75" in job.log, job.log
     job.free_time()
     job.wait(lambda: "continuing" in job.log, "the second start")
     job.wait_for_state("COMPLETED")
-    assert read_completed(job.out)["steps"] == 3000 and job.facts["Restarts"] == "1"
+    assert read_completed(job.out)["steps"] == 2500 and job.facts["Restarts"] == "1"
 
 
 def test_a_time_limit_before_the_end_of_a_slow_save(place: Path, submit: Callable[..., Job]) -> None:
@@ -219,10 +222,26 @@ def test_exported_variables_options_and_cores_reach_the_ranks(slurm: Slurm, subm
 def test_a_dead_rank_is_replaced_until_attempts_are_fruitless(slurm: Slurm, submit: Callable[..., Job]) -> None:
     job = submit(*ENDLESS, "run.checkpoint_every=50000")
     for number in range(3):
-        job.wait(lambda: len(job.ranks()) == 2 and job.log.count("step 3 ") > 0, "two ranks")
+        starts = number + 1
+        job.wait(lambda starts=starts: len(job.ranks()) == 2 and job.log.count("  run directory ") == starts, "two ranks")
         os.kill(job.ranks()[0], signal.SIGKILL)
         if number < 2:
             job.wait_for_restart(number + 1)
             job.wait(lambda: not job.ranks(), "no ranks")
     job.wait_for_state("FAILED")
     assert "3 attempts in a row saved no newer checkpoint" in job.log, job.log
+
+
+def test_the_doctor_reaches_the_nodes_of_an_allocation_through_srun(slurm: Slurm, place: Path) -> None:
+    command = [sys.executable, "-m", "ijepa_ds.cli", "doctor", "--srun", "--json", "--master_addr", "127.0.0.1", *FILES, *TINY]
+    script = place / "doctor.sh"
+    given = f"export PYTHONPATH={REPOSITORY} DS_ACCELERATOR=cpu OMP_NUM_THREADS=1"
+    script.write_text(f"#!/bin/bash\n{given}\nexec {shlex.join(map(str, command))} > told.json\n")
+    options = ["--parsable", "--nodes=2", "--ntasks-per-node=1", "--output=doctor.txt"]
+    job = slurm.ask("sbatch", *options, str(script), check=True, cwd=place).strip()
+    ended = ("COMPLETED", "FAILED")
+    wait_until(lambda: slurm.state(job)["JobState"] in ended, 300, lambda: str(slurm.state(job)), pause=0.5)
+    rows = json.loads((place / "told.json").read_text())["rows"]
+    reached = {row["host"]: row["found"] for row in rows if row["check"] == "reach"}
+    assert reached.keys() == {"ij-a", "ij-b"} and all("by srun" in found for found in reached.values()), rows
+    assert any(row["check"] == "allocation" and row["found"] == "2 hosts, 2 ranks" for row in rows)

@@ -95,6 +95,44 @@ def test_all_problems_of_the_command_line_are_told_at_once(place: Path, capsys: 
     assert not list(place.parent.rglob("pwned"))
 
 
+def test_inside_an_allocation_srun_reaches_the_nodes(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """srun is a stand-in that runs the command here; the real one: tests/dist/test_slurm.py."""
+    scripts = {"srun": 'echo "$@" >> "$CALLS"; while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"'}
+    scripts["scontrol"] = 'printf "n-1\\nn-2\\n"'
+    (tmp_path / "bin").mkdir()
+    for name, text in scripts.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    code, found = doctor(capsys, "--srun")
+    assert code == 1 and any("not inside a SLURM allocation" in row.found for row in found)
+    for name, value in {"SLURM_JOB_NODELIST": "n-[1-2]", "SLURM_TASKS_PER_NODE": "1(x2)"}.items():
+        monkeypatch.setenv(name, value)
+    _, found = doctor(capsys, "--srun", "--master_addr", "127.0.0.1", "--master_port", "0")
+    assert [row.found for row in found if row.check == "allocation"] == ["2 hosts, 2 ranks"]
+    assert {row.host for row in found if row.check == "reach" and row.verdict == OK and "by srun" in row.found} == {
+        "n-1",
+        "n-2",
+    }
+    assert "--overlap --export=ALL --nodes=1 --ntasks=1 --nodelist=n-2" in (tmp_path / "calls").read_text()
+    assert any(row.check == "interface" and "127.0.0.1" in row.found for row in found)  # of --master_addr
+    monkeypatch.setenv("SLURM_TASKS_PER_NODE", "2,1")
+    assert any("same number" in row.found for row in doctor(capsys, "--srun")[1])
+
+
+def test_deepspeeds_own_variable_names_the_file_of_variables(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").write_text("A=`id`\n")
+    (place / "hostfile").write_text("- slots=1\n")
+    monkeypatch.setenv("DS_ENV_FILE", str(tmp_path / "mine"))
+    _, found = doctor(capsys, "--hostfile", "hostfile")
+    assert [row.found for row in found if row.check == ".deepspeed_env"][0].startswith(f"{tmp_path}/mine:1")
+
+
 def test_every_word_of_a_remote_command_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NCCL_DEBUG", "a;b\n$(c)")
     *ssh, there = remote.over_ssh("node-0", ["python", "-m", "x y"], {"A": "`id`"}, "/data/a b")
@@ -193,3 +231,12 @@ def test_the_table_begins_with_what_fails() -> None:
     lines = rows.table(found).splitlines()
     assert [line.split()[0] for line in lines[1:]] == [FAIL, "really", "->", WARN, "->", OK]
     assert "3 hosts" in lines[-1]
+
+
+def test_limits_of_containers_are_named(healthy: dict[str, Any]) -> None:
+    small = changed(healthy, shared_memory=64 << 20, locked_memory={"limit": 64 << 10, "rdma": True})
+    found = judge(small, slots=8)
+    assert "64 MiB for 8 ranks" in found["n0", "shared memory"].found and "shm-size" in found["n0", "shared memory"].todo
+    assert "0.06 MiB" in found["n0", "locked memory"].found
+    plain = changed(healthy, shared_memory=1 << 40, locked_memory={"limit": -1, "rdma": True})
+    assert not {("n0", "shared memory"), ("n0", "locked memory")} & judge(plain, slots=8).keys()

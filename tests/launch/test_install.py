@@ -239,3 +239,14 @@ def test_scripts_parse(repository: Path) -> None:
     assert len(scripts) >= 5
     for script in scripts:
         subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+def test_a_login_node_without_a_compiler_installs_for_gpu_nodes(machine: Machine) -> None:
+    write_script(machine.bin / "c++", "#!/bin/bash\nexit 1\n")
+    refused = machine.install()
+    assert refused.returncode == 1 and "a C++20 compiler" in refused.stderr
+    first = machine.install("--no-cpu-ranks")
+    assert first.returncode == 0, first.stderr
+    assert not any("operator" in line for line in machine.called())
+    assert machine.install("--no-cpu-ranks").returncode == 0 and machine.called() == []
+    assert "a C++20 compiler" in machine.install().stderr  # what it left out is not taken as done

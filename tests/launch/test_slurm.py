@@ -174,7 +174,8 @@ def test_a_command_that_lacks_something_is_refused(cluster: Path, repository: Pa
 
 def test_exported_variables_are_what_the_launcher_can_read(repository: Path, tmp_path: Path) -> None:
     def write(**environment: str) -> subprocess.CompletedProcess[str]:
-        given = os.environ | {"PATH": "/usr/bin:/bin", "VENV": "/opt/venv", "GLOO_SOCKET_IFNAME": "ib0"} | environment
+        given = {name: value for name, value in os.environ.items() if name != "TORCH_EXTENSIONS_DIR"} | environment
+        given |= {"PATH": "/usr/bin:/bin", "VENV": "/opt/venv", "GLOO_SOCKET_IFNAME": "ib0"}
         script = str(repository / "launch" / "deepspeed_env.sh")
         return subprocess.run(["bash", script], env=given, capture_output=True, text=True)
 
@@ -182,5 +183,6 @@ def test_exported_variables_are_what_the_launcher_can_read(repository: Path, tmp
     found = parse_environment(tmp_path / "env")
     assert found["PATH"] == "/opt/venv/bin:/usr/bin:/bin" and found["GLOO_SOCKET_IFNAME"] == "ib0"
     assert found["TORCH_EXTENSIONS_DIR"] == "/opt/venv/torch_extensions" and found["HF_HUB_OFFLINE"] == "1"
+    assert "TORCH_EXTENSIONS_DIR=/fast/ops\n" in write(TORCH_EXTENSIONS_DIR="/fast/ops").stdout
     refused = write(NCCL_IB_HCA="$(touch x)")
     assert refused.returncode == 1 and "NCCL_IB_HCA" in refused.stderr

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ijepa_ds import machine
 from ijepa_ds.model.cpu import linear
 
 
@@ -42,7 +43,7 @@ def keep_memory() -> None:
         libc.malloc_trim(0)
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or os.environ.get("WORLD_SIZE") or 1)
     held = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
-    if 4 * ranks * held > os.sysconf("SC_PHYS_PAGES"):
+    if 4 * ranks * held * os.sysconf("SC_PAGE_SIZE") > machine.memory_bytes():
         return
     _memory(mmap_from=1 << 30, trim_from=(1 << 31) - 1)
     _reserve_huge_pages(libc)
