@@ -101,7 +101,10 @@ class TwoHosts:
         }
         words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
         sshd = str(shutil.which("sshd", path=_SBIN))
-        inner = ["sh", "-c", 'hostname "$0" && exec "$@"', self.hostnames[i], sshd, "-D", "-e", "-p", "2222"]
+        boot = self.folder / f"boot_id{i}"  # hosts are told apart by their boots
+        boot.write_text(f"{self.hostnames[i]}\n")
+        there = 'mount --bind "$1" /proc/sys/kernel/random/boot_id && shift && hostname "$0" && exec "$@"'
+        inner = ["sh", "-c", there, self.hostnames[i], str(boot), sshd, "-D", "-e", "-p", "2222"]
         inner += ["-h", str(self.folder / "hostkey"), *words]
         command = ["ip", "netns", "exec", self._namespace(i), "unshare", "-u", *inner]
         with (self.folder / f"sshd{i}.log").open("wb") as log:
