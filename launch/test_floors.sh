@@ -28,6 +28,7 @@ for line in [*project["dependencies"], *project["optional-dependencies"]["test"]
 EOF
 cat "$floors/floors.txt"
 "$floors/bin/python" -m pip install --quiet --requirement "$floors/floors.txt"
+"$floors/bin/python" -m pip install --quiet --no-deps --no-build-isolation --editable .
 [ $# -gt 0 ] || set -- -m "not slow and not dist and not nightly"
 export PATH=$floors/bin:$PATH TORCH_EXTENSIONS_DIR=$floors/torch_extensions PYTHONPATH=$repository OMP_NUM_THREADS=1
 # Old versions warn of what newer ones of others deprecate.

@@ -7,6 +7,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
+from packaging.version import Version
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ijepa_ds.config import MasksConfig
@@ -96,6 +97,10 @@ def test_draws_depend_on_seed_and_step_and_on_nothing_drawn_before(setting: tupl
     assert not _same(sampler.sample(0, 24, 24, "cpu"), draws[0])
 
 
+@pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.14") and not torch.cuda.is_available(),
+    reason="OLD PYTORCH: it asks a driver, which is not there, for the fake device",
+)
 def test_drawing_for_a_cuda_device_never_asks_it_for_a_value(setting: tuple[int, MasksConfig]) -> None:
     # A fake tensor has a shape and no value: .item(), nonzero or a mixture of devices raise.
     grid, cfg = setting
