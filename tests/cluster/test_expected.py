@@ -63,7 +63,7 @@ def test_a_hostfile_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_numbers_as_slurm_writes_them() -> None:
-    assert recommended({"SLURM_CPUS_PER_TASK": "12(x2)"}, 2, False) == {"OMP_NUM_THREADS": "12"}
+    assert recommended({"SLURM_CPUS_PER_TASK": "12(x2)"}, 16, False) == {"OMP_NUM_THREADS": "12"}
     assert number_in({"A": " 4 "}, "A") == 4 and number_in({"A": ""}, "A") is None
     with pytest.raises(UserError, match="SLURM_CPUS_PER_TASK is 'lots', expected a whole number"):
         recommended({"SLURM_CPUS_PER_TASK": "lots"}, 2, False)
