@@ -439,6 +439,7 @@ MUTATIONS = [
         "tests/cluster/test_supervise.py",
     ),
     # Masks.
+    Mutation("ijepa_ds/masks/thin.py", "THIN = 0.25", "THIN = 0.0", "tests/masks/test_thin.py"),
     Mutation(
         "ijepa_ds/masks/published.py", "corners(draw[:, :m], target, grid - 1)", "corners(draw[:, :m], target, grid)", _MASKS
     ),

@@ -26,7 +26,10 @@ from ijepa_ds.masks.blocks import (
     possible_sizes,
 )
 from ijepa_ds.masks.settings import MasksConfig
+from ijepa_ds.masks.thin import THIN, context_share
+from ijepa_ds.masks.unbiased import Unbiased
 
+_SIDES = 12  # grids that are tried for an advice
 _ATTEMPTS = 20  # draws of a context block before it may overlap one more target
 
 
@@ -113,8 +116,11 @@ class Published:
         return np.where(beyond < 0, step * self.batch_size + position, -1 - step * size - beyond)
 
     @staticmethod
-    def problems(cfg: MasksConfig, grid: int) -> list[str]:
-        """List the settings that can never be satisfied on this grid, where the published code loops for ever."""
+    def problems(cfg: MasksConfig, grid: int, advise: bool = True) -> list[str]:
+        """List the settings that can never be satisfied on this grid, where the published code loops for ever.
+
+        `advise`: search for settings that can, and name them.
+        """
         targets = possible_sizes(grid, cfg.target_scale, cfg.target_aspect, grid - 1, coupled=True)
         contexts = possible_sizes(grid, cfg.context_scale, (1.0, 1.0), grid - 1, coupled=True)
         (h, w), (height, width) = min(targets, key=math.prod), min(contexts, key=math.prod)
@@ -124,23 +130,23 @@ class Published:
             found.append(
                 f"masks.target_scale {cfg.target_scale} and masks.target_aspect {cfg.target_aspect} make "
                 f"target blocks of {h} x {w} = {h * w} patches {where}, but a target needs more than "
-                f"{minimum}. Set masks.min_keep below {h * w}, raise masks.target_scale, or use smaller "
-                "patches (model.patch_size) or larger crops (data.crop_size)."
+                f"{minimum}."
             )
         if height * width <= cfg.min_keep:
             found.append(
                 f"masks.context_scale {cfg.context_scale} makes context blocks of {height} x {width} patches "
-                f"{where}, but a context needs more than {minimum}. Raise masks.context_scale or set "
-                f"masks.min_keep below {height * width}."
+                f"{where}, but a context needs more than {minimum}."
             )
         elif not cfg.allow_overlap:
             left, (h, w) = min_context_patches(contexts, targets, grid - 1)
             if left <= cfg.min_keep:
                 found.append(
                     f"target blocks of {h} x {w} patches leave a context at most {left} patches {where}, but "
-                    f"it needs more than {minimum}. Lower masks.target_scale or masks.min_keep, or raise "
-                    "masks.context_scale."
+                    f"it needs more than {minimum}."
                 )
+        if found and advise:
+            advice = _way_out(cfg, grid)
+            found = [f"{text} {advice}" for text in found]
         if cfg.context_tokens is not None:
             found.append(
                 "masks.context_tokens has no effect with masks.sampler published, which truncates contexts to the "
@@ -154,6 +160,37 @@ class Published:
         size = cfg.truncation_group
         inside = size % micro_batch == 0 or batch_size <= size
         return [] if inside else [_across_groups(size, micro_batch)]
+
+
+def _way_out(cfg: MasksConfig, grid: int) -> str:
+    """Advice for settings that are impossible on a grid, as far as it gives a run whose contexts are large enough.
+
+    A lower `min_keep` is no advice: it makes the settings possible, and contexts of a few patches, which teach nothing.
+    """
+    possible = [side for side in range(grid + 1, 2 * grid + 12) if not Published.problems(cfg, side, advise=False)]
+    larger = next((side for side in possible[:_SIDES] if _is_healthy(Published, cfg, side)), None)
+    smaller = replace(cfg, sampler="unbiased", min_keep=MasksConfig.min_keep, truncation_group=MasksConfig.truncation_group)
+    words = []
+    if larger:
+        words.append(
+            f"use at least {larger} x {larger} patches: smaller ones (model.patch_size) or larger crops (data.crop_size)"
+        )
+    if _is_healthy(Unbiased, smaller, grid):
+        words.append("set masks.sampler to unbiased and remove masks.min_keep and masks.truncation_group")
+    text = ", or ".join(words)
+    if not words:
+        text = "return masks.target_scale, masks.target_aspect, masks.context_scale and masks.min_keep to their defaults"
+        default = MasksConfig()
+        if replace(smaller, sampler="published") == default:
+            return "Use smaller patches (model.patch_size) or larger crops (data.crop_size)."
+        if Published.problems(default, grid, advise=False):
+            return f"{text[0].upper()}{text[1:]}. Then: {_way_out(default, grid)}"
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _is_healthy(planner: type[Published] | type[Unbiased], cfg: MasksConfig, grid: int) -> bool:
+    problems = Published.problems(cfg, grid, advise=False) if planner is Published else planner.problems(cfg, grid)
+    return not problems and context_share(planner(cfg, grid, 0, cfg.truncation_group), grid) >= THIN
 
 
 def _across_groups(size: int, micro_batch: int) -> str:

@@ -31,6 +31,8 @@ from ijepa_ds.distributed.exchange import broadcast_object, decide, host_barrier
 from ijepa_ds.distributed.world import barrier, initialise_distributed
 from ijepa_ds.errors import CheckpointError, NetworkError, UserError
 from ijepa_ds.exits import STOPPED
+from ijepa_ds.masks.sampler import build_sampler
+from ijepa_ds.masks.thin import warning
 from ijepa_ds.training import eval_images, precision
 from ijepa_ds.training.bad_samples import BadSamples, found_before
 from ijepa_ds.training.engine import Engine
@@ -271,6 +273,9 @@ def _banner(
         begin = f"continuing {reader.folder} (step {reader.manifest['step']})"
     threads = torch.get_num_threads()
     note = f"  {engine.note}\n" if engine.note else ""
+    sampler = build_sampler(cfg.masks, cfg.grid, cfg.run.seed, cfg.optimization.batch_size)
+    if thin := warning(sampler.planner, cfg.grid):
+        note += f"  WARNING: {thin}\n"
     if hostfile := missing_hostfile():
         note += f"  WARNING: there is no hostfile {hostfile}, so DeepSpeed's launcher uses this host alone\n"
     return (
