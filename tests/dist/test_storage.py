@@ -13,7 +13,8 @@ pytestmark = pytest.mark.dist
 
 
 def test_storage_that_stays_broken_stops_the_run_with_75_and_condemns_no_image(place: Path) -> None:
-    options = ("run.checkpoint_every=2", "data.prefetch=1", "data.loader=torchvision", "data.max_bad=0")
+    options = ("run.checkpoint_every=2", "data.readers=1", "data.prefetch=1", "data.loader=torchvision", "data.max_bad=0")
+    options += ("optimization.steps=16",)
     done = start(place, *options, "data.storage_timeout=1", program="tests.dist.failing_storage")
     assert done.returncode == 75, done.stdout + done.stderr
     assert (
@@ -23,7 +24,7 @@ def test_storage_that_stays_broken_stops_the_run_with_75_and_condemns_no_image(p
     assert "storage does not answer" in done.stdout
     assert not (place / "out" / "stopped.json").exists() and not (place / "out" / "bad_samples.jsonl").exists()
     last = list_steps(place / "out")[-1]  # what is read ahead when the storage breaks is still trained on
-    assert last in (2, 4)
+    assert last in (2, 4, 6, 8)
     again = start(place, *options)
     assert again.returncode == 0 and f"step_{last:08} (step {last})" in again.stdout, again.stdout + again.stderr
 
