@@ -47,7 +47,7 @@ def test_a_rank_that_stops_before_the_first_step_is_named(moment: str, place: Pa
     assert run.wait(60)[0] == STOPPED, run.output
     assert (
         "run.start_timeout" in run.output
-        and ("rank 1 of 2 has not come" if moment == "meet" else "It is stopped") in run.output
+        and ("rank 1 of 2 has not come" if moment == "meet" else "stopped (SIGSTOP)") in run.output
     )
 
 
