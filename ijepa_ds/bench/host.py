@@ -98,9 +98,10 @@ def report(records: list[dict[str, Any]]) -> str:
     """The figures as text: one line for each way and number of ranks."""
     rows = by_way(records)
     lines = [
-        "processor time of a step in ms: medians, [quartiles] of the whole step; of it, what the fake backend spends",
-        f"{'way':<17}{'ranks':>6}{''.join(f'{part:>10}' for part in PARTS)}  {'quartiles':<18}{'backend':>9}{'calls':>10}"
-        f"{'collectives':>13}{'MiB':>8}{'start, s':>10}",
+        "processor time of a step in ms: medians, [quartiles] of the whole step; of it, DeepSpeed's hooks (gathers, releases,",
+        "reductions; - where not measured) and what the fake backend spends",
+        f"{'way':<17}{'ranks':>6}{''.join(f'{part:>10}' for part in PARTS)}  {'quartiles':<18}{'hooks':>7}{'backend':>9}"
+        f"{'calls':>10}{'collectives':>13}{'MiB':>8}{'start, s':>10}",
     ]
     for (way, ranks), found in rows.items():
         low, high = found["step"]["quartiles"]
@@ -108,7 +109,8 @@ def report(records: list[dict[str, Any]]) -> str:
         spread = f"[{1e3 * low:.1f}, {1e3 * high:.1f}]"
         counts = f"{found['calls']['median']:>10,}{found['collectives']['median']:>13,}{found['bytes']['median'] / 2**20:8.1f}"
         backend, start = 1e3 * found["backend"]["median"], found["start"]["median"]
-        lines.append(f"{way:<17}{ranks:>6}{parts}  {spread:<18}{backend:9.1f}{counts}{start:10.1f}")
+        hooks = f"{1e3 * found['hooks']['median']:.1f}" if "hooks" in found else "-"
+        lines.append(f"{way:<17}{ranks:>6}{parts}  {spread:<18}{hooks:>7}{backend:9.1f}{counts}{start:10.1f}")
     return "\n".join(lines)
 
 

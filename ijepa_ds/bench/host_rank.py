@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ijepa_ds.arguments import add_out, add_run
+from ijepa_ds.bench.host_hooks import hook_seconds
 from ijepa_ds.bench.record import machine, record
 from ijepa_ds.bench.traffic import Traffic
 from ijepa_ds.config import Config, resolve_auto
@@ -52,6 +53,7 @@ class Way:
     backward: Callable[[Tensor], object]
     optimizer: Callable[[], object]
     ema: Callable[[], object]
+    deepspeed: Any = None  # its engine
 
 
 def zero(cfg: Config, ds_config: dict[str, Any], device: torch.device, name: str = "") -> Way:
@@ -63,6 +65,7 @@ def zero(cfg: Config, ds_config: dict[str, Any], device: torch.device, name: str
         backward=engine.backward,
         optimizer=lambda: engine.optimizer_step(1e-4, 0.05),
         ema=lambda: engine.ema.update(0.996),
+        deepspeed=engine.deepspeed,
     )
 
 
@@ -171,6 +174,7 @@ def measure(cfg: Config, ds_config: dict[str, Any], way: str, world: int, steps:
         for _ in range(steps):
             clock.step()
         samples = {part: list(values) for part, values in clock.samples.items()}
+        hooks = hook_seconds(built.deepspeed.optimizer, clock.step, steps) if built.deepspeed else []
         calls, traffic = Calls(), Traffic()
         clock.step(calls)
         clock.step(traffic)
@@ -184,6 +188,7 @@ def measure(cfg: Config, ds_config: dict[str, Any], way: str, world: int, steps:
     name = f"host.{built.name}.{world}"
     return [
         *(record(f"{name}.{part}", "s", values, config) for part, values in samples.items()),
+        *([record(f"{name}.hooks", "s", hooks, config)] if hooks else []),  # in forward, backward and optimizer
         record(f"{name}.backend", "s", [backend_seconds(traffic.calls)], config),  # of the step: not a real run's
         record(f"{name}.start", "s", [start], config),
         record(f"{name}.calls", "calls", [calls.count], config),

@@ -43,6 +43,7 @@ def test_a_missing_folder_is_refused_before_anything_is_measured(tmp_path: Path,
 def made(way: str, ranks: int, seconds: float) -> list[dict[str, Any]]:
     config = {"way": way, "ranks": ranks}
     values: dict[str, list[float]] = {part: [seconds, 1.5 * seconds, 2 * seconds] for part in PARTS}
+    values |= {"hooks": [0.125]} if way == "zero3" else {}
     values |= {"calls": [1000], "collectives": [6], "bytes": [2**20]}
     return [record(f"host.{way}.{ranks}.{part}", "s", numbers, config) for part, numbers in values.items()]
 
@@ -53,11 +54,12 @@ def test_table_and_picture(tmp_path: Path) -> None:
     records = made("plain", 1, 0.02)
     for world in (512, 8):
         records += made("fsdp2", world, 0.1) + made("zero3", world, 0.2) + made("zero3_deepspeed", world, 0.01 * world)
-    lines = host.report(records).splitlines()[2:]
+    lines = host.report(records).splitlines()[3:]
     found = [line.split()[:2] for line in lines]
     ways = ("fsdp2", "zero3", "zero3_deepspeed")
     assert found == [["plain", "1"], *([way, world] for way in ways for world in ("8", "512"))]
     assert lines[2].split()[2:9] == ["150.0"] * 5 + ["[100.0,", "200.0]"]
+    assert [line.split()[9] for line in lines] == ["-", "-", "-", "125.0", "125.0", "-", "-"]
     write(tmp_path / "host.png", records)
     assert (tmp_path / "host.png").stat().st_size > 10_000
 
@@ -80,6 +82,8 @@ def test_every_way_in_a_pretended_world(tmp_path: Path) -> None:
     for name in ("plain.1", "fsdp2.256", "zero3.256", "zero3_deepspeed.256"):
         assert all(found[f"host.{name}.{part}"]["median"] >= 0 for part in PARTS)
         parts = sum(found[f"host.{name}.{part}"]["median"] for part in ("forward", "backward", "optimizer", "ema"))
+        hooks = found.get(f"host.{name}.hooks")
+        assert hooks is None if not name.startswith("zero") else 0 < hooks["median"] < 2 * parts
         assert 0.5 * parts < found[f"host.{name}.step"]["median"] < 2 * parts
     ours, own = "host.zero3.256", "host.zero3_deepspeed.256"
     assert found[f"{own}.calls"]["median"] > 1.5 * found[f"{ours}.calls"]["median"]  # the test of one step can fail
