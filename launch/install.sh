@@ -1,7 +1,5 @@
 #!/usr/bin/env bash
 # Make the virtual environment: `bash launch/install.sh`, or `... install.sh test` with the tools of launch/test.sh.
-# `... --no-cpu-ranks` asks for no C++ compiler and no Python.h, and compiles nothing: for a login node without a GPU whose
-# environment will run on GPU nodes.
 # `... install.sh test-all` also installs, with apt-get as root, the programs that optional tests need: a browser, sshd, pdsh,
 # SLURM and libaio. Use it on a test machine: some of these packages start daemons. launch/test.sh does not need it.
 # A second call does nothing. An interrupted installation is deleted and made again.
@@ -15,7 +13,6 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 needed_gb=10  # 7 for the environment, 3 for wheels during the installation
 notes=$VENV/.ijepa_ds  # state files: `recipe` (how the venv was made), `busy` (pip is running), `ready-*`
 problems=()
-no_cpu_ranks=""
 
 find_python() {  # sets `python`; not the one inside VENV, which may be deleted
     local PATH=${PATH#"$VENV/bin:"} candidate
@@ -34,19 +31,6 @@ find_python() {  # sets `python`; not the one inside VENV, which may be deleted
 check_python() {
     "$python" -c 'import venv, ensurepip' 2>/dev/null || problems+=("the venv module of $python
     Debian/Ubuntu: apt-get install python3-venv; or set PYTHON to a Python that has it (conda, uv, pyenv)")
-    needs_no_compiler || "$python" -c '
-import pathlib, sys, sysconfig
-sys.exit(not pathlib.Path(sysconfig.get_paths()["include"], "Python.h").is_file())' || problems+=("Python.h of $python
-    Debian/Ubuntu: apt-get install python3-dev; or set PYTHON to a Python that has it (conda, uv, pyenv)")
-}
-
-check_compiler() {  # only ranks without a GPU need it, and the offloaded optimiser
-    needs_no_compiler && return
-    local program='#include <omp.h>
-int main() { return omp_get_max_threads() < 1; }'
-    "${CXX:-c++}" -std=c++20 -fopenmp -x c++ - -o /dev/null <<<"$program" 2>/dev/null && return
-    problems+=("a C++20 compiler with OpenMP (tried ${CXX:-c++}): GCC 10 or newer
-    Debian/Ubuntu: apt-get install g++; without root: conda's cxx-compiler; or set CXX to one")
 }
 
 check_place() {
@@ -71,7 +55,6 @@ check_machine() {
     Debian/Ubuntu: apt-get install util-linux")
     find_python
     [ -z "$python" ] || check_python
-    check_compiler
     check_place
     [ ${#problems[@]} -gt 0 ] || return 0
     printf 'ijepa_ds cannot be installed; missing:\n' >&2
@@ -89,7 +72,7 @@ is_usable() {
 
 stamp() {  # hash of everything that determines what is installed
     local base=$IJEPA_DS_REPO
-    { recipe; echo "no cpu ranks: $no_cpu_ranks"; grep '^version' "$VENV/pyvenv.cfg"; echo "$base"
+    { recipe; grep '^version' "$VENV/pyvenv.cfg"; echo "$base"
       cat "$base/setup.py" "$base/pyproject.toml" "$base/launch/install.sh"; } | sha256sum
 }
 
@@ -116,16 +99,6 @@ install_packages() {  # $1: extras
     rm -rf -- "$VENV/tmp" "$notes/busy"
 }
 
-build_operator() {  # in advance, because ranks that compile at the same time, or after an interrupted build, wait silently
-    if needs_no_compiler; then return; fi
-    echo "compiling DeepSpeed's CPU communication operator (1 to 3 minutes)"
-    # Left by a build that died; our lock excludes other builds in the environment's own folder.
-    [ "$TORCH_EXTENSIONS_DIR" != "$VENV/torch_extensions" ] || rm -f -- "$TORCH_EXTENSIONS_DIR"/*/lock
-    DS_ACCELERATOR=cpu "$VENV/bin/python" -c '
-from deepspeed.accelerator import get_accelerator
-get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)'
-}
-
 # What tests/chromium.py, tests/dist/two_hosts.py, tests/dist/slurm.py and the tests of NVMe offload look for.
 install_programs() {
     local package
@@ -149,17 +122,12 @@ install_programs() {
     exit 1
 }
 
-needs_no_compiler() { [ -n "$no_cpu_ranks" ] || ijepa_ds_has_gpu; }
-
 main() {
-    local kind=base word
-    for word in "$@"; do
-        case $word in --no-cpu-ranks) no_cpu_ranks=yes ;; *) kind=$word ;; esac
-    done
+    local kind=${1:-base}
     case $kind in
         base | test) make_ready "$kind" ;;
         test-all) make_ready test; install_programs ;;
-        *) echo "install.sh: '$kind'? Nothing, test or test-all; --no-cpu-ranks" >&2; exit 2 ;;
+        *) echo "install.sh: '$kind'? Nothing, test or test-all" >&2; exit 2 ;;
     esac
 }
 
@@ -175,7 +143,6 @@ make_ready() {  # $1: base or test
     [ "${DALI:-cuda13}" = cuda13 ] || extras=dali-cuda12
     [ "$kind" = base ] || extras=$extras,test
     install_packages "$extras"
-    build_operator
     stamp >"$notes/ready-base"
     [ "$kind" = base ] || stamp >"$notes/ready-$kind"
     echo "$VENV is ready, in $SECONDS s"

@@ -20,6 +20,10 @@ def pretend_world(ranks: int) -> None:
     """
     from torch.testing._internal.distributed.fake_pg import FakeStore  # registers the backend
 
+    from ijepa_ds.distributed.world import without_shared_buffers
+
+    without_shared_buffers()
+
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
     dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
 

@@ -40,7 +40,7 @@ def initialise_distributed(timeout: float = START_TIMEOUT) -> torch.device:
         accelerator.set_device(local_rank)
     # DeepSpeed 0.19 calls collectives by names that PyTorch 2.14 deprecates; users cannot change that.
     warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
-    _without_shared_buffers()
+    without_shared_buffers()
     try:
         deepspeed.init_distributed(dist_init_required=True, verbose=False, timeout=timedelta(seconds=timeout))
     except torch.distributed.DistError as error:
@@ -64,7 +64,7 @@ def _check_gpu(local_rank: int) -> None:
     raise UserError(f"{asked}, but {found}: {todo}")
 
 
-def _without_shared_buffers() -> None:
+def without_shared_buffers() -> None:
     """Keep DeepSpeed from making shared memory for the ranks of a host without GPUs.
 
     Only its inference uses it. Making it compiles an operator, takes 66 MiB a rank in /dev/shm, and waits in C++ for ever,
