@@ -179,6 +179,7 @@ def timeline(stage: int, extra: dict[str, Any] | None = None, **settings: Any) -
 
     for number in range(2):
         step(number, False)
+    gc.collect()  # cycles of the start, which a longer run frees at some time
     at_rest = live_bytes() - before
     with Collectives() as sent:
         masks = step(2, True)
