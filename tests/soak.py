@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m tests.soak --kills 20 --seed 0                # ranks by the deepspeed launcher
     OMP_NUM_THREADS=1 python -m tests.soak --kills 20 --seed 0 --no-launcher  # forked ranks: many more kills a minute
+    OMP_NUM_THREADS=1 python -m tests.soak --kills 20 --seed 0 --no-launcher --storage  # and storage that fails for moments
 
 Rounds alternate. In `same`, two ranks all the time: master weights, moments and EMA must end bit-equal. In `elastic`, the
 number of ranks is drawn anew from 1, 2, 4 for every attempt: they must agree within TOLERANCE. In both, the log of the images
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,9 +41,9 @@ START = "run.start_timeout=20"  # when a rank was killed before the ranks met, t
 class Attempt:
     """One start of a run, through the launcher or forked."""
 
-    def __init__(self, place: Path, arguments: list[str], ranks: int, launcher: bool) -> None:
+    def __init__(self, place: Path, arguments: list[str], ranks: int, launcher: bool, faults: list[dict[str, Any]]) -> None:
         self.place, self.ranks = place, ranks
-        self._forked = None if launcher else Run(place, *arguments, ranks=ranks, samples=place / "samples")
+        self._forked = None if launcher else Run(place, *arguments, ranks=ranks, samples=place / "samples", faults=faults)
         if not launcher:
             return
         command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(free_port())]
@@ -117,6 +119,7 @@ class Round:
         prepare(self.place, images=0)
         (self.place / "samples").mkdir()
         self.source = gather_images(self.place / "images", args.data)
+        self._outages = 0
         self._common = [f"run.seed={self.seed}", f"optimization.steps={args.steps}", f"optimization.batch_size={BATCH}"]
 
     def run(self, kills: int) -> int:
@@ -129,6 +132,10 @@ class Round:
             done += self._attempt(ranks, done < kills, attempts)
             if attempts > 3 * kills + 3:
                 raise FailureError(f"{attempts} attempts did not complete the run")
+        if self._args.storage:
+            say(f"  storage: {self._outages} times waited for, or a checkpoint not saved")
+            if not self._outages:
+                raise FailureError("no fault of the storage was noticed: nothing was tested")
         self._compare()
         epochs = check_samples(self.place / "samples", self._args.steps, BATCH, IMAGES)
         say(f"{self.kind}: {attempts} attempts, {done} kills; every image exactly once in each of {epochs} epochs")
@@ -136,9 +143,9 @@ class Round:
 
     def _attempt(self, ranks: int, kill: bool, number: int) -> int:
         """Start it and kill a rank, or let it end; 1 when one was killed."""
-        attempt = Attempt(
-            self.place, [*self._common, "run.dir=run", "run.checkpoint_every=3", START], ranks, self._args.launcher
-        )
+        faults = [{"action": "storage", "seed": self.seed + number}] if self._args.storage else []
+        arguments = [*self._common, "run.dir=run", "run.checkpoint_every=3", START]
+        attempt = Attempt(self.place, arguments, ranks, self._args.launcher, faults)
         began = time.monotonic()
         try:
             share, victim = self._draw.random() if kill else 1.0, self._draw.randrange(ranks)
@@ -184,6 +191,7 @@ class Round:
         finally:
             attempt.end()
             keep_samples(self.place / "samples", number, ranks)
+            self._outages += attempt.output.count("storage does not answer") + attempt.output.count("NOT SAVED")
 
     def _trains(self) -> bool:
         """Whether this attempt has taken its first images."""
@@ -246,9 +254,12 @@ def main() -> int:
     parser.add_argument("--window", type=float, default=2.0, help="seconds after a first step in which a kill falls")
     parser.add_argument("--per-round", type=int, default=7, help="kills of one run at most (default: %(default)s)")
     parser.add_argument("--launcher", action=argparse.BooleanOptionalAction, default=True, help="start ranks by deepspeed")
+    parser.add_argument("--storage", action="store_true", help="images and checkpoints fail for moments (--no-launcher)")
     parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data" / "imagenet_sample")
     parser.add_argument("--scratch", type=Path, help="where the runs are (default: the system's)")
     args = parser.parse_args()
+    if args.storage and args.launcher:
+        parser.error("--storage needs --no-launcher")
     began, killed, number, draw = time.monotonic(), 0, 0, random.Random(args.seed)
     say(f"soak: {args.kills} kills, seed {args.seed}, {'deepspeed launcher' if args.launcher else 'forked ranks'}")
     while killed < args.kills:

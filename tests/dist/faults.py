@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import json
 import os
+import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ijepa_ds import durable
 
 MOMENTS = {
     "meet": "ijepa_ds.training.start:meet",
@@ -32,10 +37,12 @@ def inject(rank: int, faults: list[dict[str, Any]]) -> None:
     """Make `{rank, moment, at, action}` happen: at the `at`-th call (from 1) of `moment` on `rank` (None: on all).
 
     Actions: kill (SIGKILL), hang (sleep for an hour), freeze (SIGSTOP), raise, nan (the loss), slow (`seconds` or 0.1, at
-    each call).
+    each call), storage (needs no moment: `break_storage`).
     """
     for fault in faults:
-        if fault.get("rank") in (None, rank):
+        if fault["action"] == "storage":
+            break_storage(fault["seed"])
+        elif fault.get("rank") in (None, rank):
             module, _, path = MOMENTS[fault["moment"]].partition(":")
             owner: Any = importlib.import_module(module)
             *parents, name = path.split(".")
@@ -71,6 +78,38 @@ def _faulty(function: Callable[..., Any], fault: dict[str, Any]) -> Callable[...
         return function(*arguments, **named)
 
     return wrapped
+
+
+def break_storage(seed: int) -> None:
+    """Make the storage of images and of checkpoints fail for moments, from now on, as a file server that restarts does.
+
+    Outages of 0.05 to 0.8 s begin 0.2 to 2 s after one another: opening an image and flushing a shard then fail.
+    """
+    draw, lock, outage = random.Random(seed * 1000 + os.getpid()), threading.Lock(), [0.0, 0.0]
+
+    def strike(path: object) -> None:
+        with lock:
+            now = time.monotonic()
+            if now > outage[1]:
+                outage[0] = now + draw.uniform(0.2, 2.0)
+                outage[1] = outage[0] + draw.uniform(0.05, 0.8)
+            code = draw.choice((errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENOMEM))
+        if outage[0] <= now <= outage[1]:
+            raise OSError(code, os.strerror(code), str(path))
+
+    opened, flush = os.open, durable.fsync
+
+    def open_or_fail(path: Any, *rest: Any, **keys: Any) -> int:
+        if os.fsdecode(path).endswith((".jpg", ".png")):
+            strike(path)
+        return opened(path, *rest, **keys)
+
+    def flush_or_fail(path: Path) -> None:
+        if path.suffix == ".safetensors":
+            strike(path)
+        flush(path)
+
+    os.open, durable.fsync = open_or_fail, flush_or_fail
 
 
 def log_samples(place: Path, rank: int) -> None:
