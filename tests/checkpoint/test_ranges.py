@@ -75,6 +75,7 @@ def test_unequal_parts_and_a_table_that_is_kept(tmp_path: Path) -> None:
         ([], "`ranges` is damaged"),
         ({"ema/w": [[0, 2, 1, 5]]}, "gap or an overlap"),
         ({"ema/w": [[0, 1, 0, 4], [1, 1, 4, 6]]}, "does not have elements 0 to 4 of ema/w"),
+        ({"ema/w": [[1, 1, 0, 5], [0, 1, 5, 5]]}, "does not have elements 0 to 5 of ema/w"),
     ],
 )
 def test_a_wrong_table_is_refused(table: object, words: str, tmp_path: Path) -> None:

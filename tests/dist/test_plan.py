@@ -79,6 +79,16 @@ LIFETIMES = [
 ]
 
 
+def _peak_of(results: list[dict[str, Any]]) -> float:
+    """The highest of the passes, each at its lowest over ranks and later micro-batches: a late message keeps its bucket."""
+    passes: dict[str, list[int]] = {}
+    for found in results:
+        for name, _, most in found["phases"]:
+            kind, _, number = name.partition(" ")
+            passes.setdefault(kind if number in ("", "0") else f"later {kind}", []).append(most)
+    return max(min(values) for values in passes.values())
+
+
 @pytest.mark.parametrize(("stage", "world", "accumulation", "extra"), LIFETIMES)
 def test_the_peak_of_bfloat16_steps(stage: int, world: int, accumulation: int, extra: dict, ranks: Ranks) -> None:
     """All micro-batches, the optimizer step and the EMA, in bfloat16; hpZ in machines of two ranks."""
@@ -92,7 +102,7 @@ def test_the_peak_of_bfloat16_steps(stage: int, world: int, accumulation: int, e
     spread = spread_of(ds_config, batch, world // gpus, gpus)
     memory = memory_of(work, spread)
     assert memory.at_rest == pytest.approx(max(found["at_rest"] for found in results), rel=0.03)
-    peak = max(most for found in results for _, _, most in found["phases"])
+    peak = _peak_of(results)
     # Stage 3 takes 20 MB more than planned in all four cases (5 to 7 %); not explained yet.
     assert memory.peak == pytest.approx(peak, rel=0.08 if stage == 3 else 0.03)
     _assert_same_bytes(work, spread, results[0]["sent"])

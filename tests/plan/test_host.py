@@ -155,6 +155,20 @@ def test_what_the_host_limits_is_not_proposed_where_another_way_is_not(device: s
     assert "limited by" in text and "compiled" in text and "eager" in text
 
 
+def test_a_faster_way_that_the_host_limits_is_not_proposed(h14: Config) -> None:
+    """Compiled ways are made 10 % faster and host-bound: an eager one is proposed, and the table says why."""
+    spread = replace(H14, nodes=1, micro_batch=128)
+
+    def plan(work: Any, *rest: Any) -> report.Plan:
+        found = report.plan_of(h14, work, *rest, DEVICES["a100-80g"], None)
+        limit = {"limit": "host", "expected": 0.1} if work.compiled else {"limit": "products", "expected": 0.11}
+        return replace(found, timing=replace(found.timing, **limit))
+
+    ways = search.search(h14, work_of(h14, Tokens(69, 43, 91, 54)), spread, plan)
+    assert not ways[0].plan.work.compiled and ways[0].plan.fits
+    assert any("but the host limits it" in way.reason for way in ways if way.plan.work.compiled)
+
+
 def test_a_device_file_may_set_its_measured_shares(tmp_path: Path) -> None:
     rates = "memory_gib: 32\nbfloat16_tflops: 100\nfloat32_tflops: 50\nmemory_gbps: 900\nlink_gbps: 32\nnetwork_gbps: 12.5\n"
     path = tmp_path / "mine.yaml"
