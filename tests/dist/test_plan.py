@@ -79,13 +79,14 @@ LIFETIMES = [
 ]
 
 
-def _peak_of(results: list[dict[str, Any]]) -> float:
-    """The highest of the passes, each at its lowest over ranks and later micro-batches: a late message keeps its bucket."""
+def _peak_of(results: list[dict[str, Any]], accumulation: int) -> float:
+    """The highest of the passes, each at its lowest over ranks and inner micro-batches: a late message keeps its bucket."""
     passes: dict[str, list[int]] = {}
     for found in results:
         for name, _, most in found["phases"]:
             kind, _, number = name.partition(" ")
-            passes.setdefault(kind if number in ("", "0") else f"later {kind}", []).append(most)
+            inner = number and 0 < int(number) < accumulation - 1
+            passes.setdefault(f"inner {kind}" if inner else name, []).append(most)
     return max(min(values) for values in passes.values())
 
 
@@ -102,7 +103,7 @@ def test_the_peak_of_bfloat16_steps(stage: int, world: int, accumulation: int, e
     spread = spread_of(ds_config, batch, world // gpus, gpus)
     memory = memory_of(work, spread)
     assert memory.at_rest == pytest.approx(max(found["at_rest"] for found in results), rel=0.03)
-    peak = _peak_of(results)
+    peak = _peak_of(results, accumulation)
     # Stage 3 takes 20 MB more than planned in all four cases (5 to 7 %); not explained yet.
     assert memory.peak == pytest.approx(peak, rel=0.08 if stage == 3 else 0.03)
     _assert_same_bytes(work, spread, results[0]["sent"])
