@@ -21,7 +21,7 @@ from ijepa_ds.data.lists import scan_list
 from ijepa_ds.data.mix import concatenate, read_mix
 from ijepa_ds.data.scan import Candidate, ScanOptions, scan
 from ijepa_ds.data.tars import check_uncompressed, expand, fingerprint, scan_tars
-from ijepa_ds.data.walk import EXTENSIONS, Walker, describe_others
+from ijepa_ds.data.walk import COMPRESSED_TARS, EXTENSIONS, Walker, describe_others
 from ijepa_ds.errors import UserError, is_fault
 from ijepa_ds.storage import Storage
 
@@ -194,6 +194,10 @@ def _folder(path: str, source: str, options: ScanOptions) -> ImageIndex:
             f"{describe(walker.problems)}; make them readable, or move them away (names that begin with a dot are skipped)"
         )
     if not len(index) and walker.tars:
+        if shards := [name for name in walker.packed if name.lower().endswith(COMPRESSED_TARS)]:
+            check_uncompressed(os.fsdecode(os.path.join(walker.root, shards[0])))  # its images would be missing
+        if walker.others:
+            logger.warning("data.source %r: %s", source, describe_others(walker.others))
         return scan_tars([os.fsdecode(os.path.join(walker.root, name)) for name in walker.tars], source, options)
     if walker.tars:
         logger.warning(

@@ -10,7 +10,8 @@ from ijepa_ds.errors import is_fault
 from ijepa_ds.storage import Storage
 
 EXTENSIONS = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
-ARCHIVES = (b".tar", b".tgz", b".tbz2", b".txz", b".tar.gz", b".tar.bz2", b".tar.xz", b".tar.zst", b".zip", b".7z", b".rar")
+COMPRESSED_TARS = (b".tgz", b".tbz2", b".txz", b".tar.gz", b".tar.bz2", b".tar.xz", b".tar.zst")
+ARCHIVES = (b".tar", *COMPRESSED_TARS, b".zip", b".7z", b".rar")
 _MOST_ENDINGS = 6  # in a message
 _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
 

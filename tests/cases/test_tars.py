@@ -158,9 +158,18 @@ def test_a_compressed_tar_names_the_command_that_helps(tmp_path, program, monkey
     write_tree(tmp_path / "folder", {"a/x.tar.gz": packed.read_bytes()})
     with pytest.raises(ValueError, match=rf"a/x\.tar\.gz.* is compressed \({program}\)"):
         open_source(str(tmp_path / "folder"))
+    (tmp_path / "folder" / "b.tar").write_bytes(WHOLE)
+    with pytest.raises(ValueError, match=rf"a/x\.tar\.gz.* is compressed \({program}\)"):
+        open_source(str(tmp_path / "folder"))  # also beside a tar: its images would be missing
     command = str(error.value).split("`")[1]
     subprocess.run(command, shell=True, check=True)
     assert listing(open_source(command.split("> ")[1])).keys() == FILES.keys()
+
+
+def test_other_files_beside_tars_are_counted(tmp_path, caplog):
+    write_tree(tmp_path / "folder", {"a.tar": WHOLE, "labels.zip": b"PK", "notes.txt": b"x"})
+    assert len(open_source(str(tmp_path / "folder"))) == len(FILES)
+    assert "2 files with other endings left out (.zip 1, .txt 1)" in caplog.text
 
 
 def test_a_tar_of_tars_says_so(tmp_path):
