@@ -35,6 +35,12 @@ def _check_order(pair: tuple[Any, Any]) -> tuple[Any, Any]:
     return pair
 
 
+def _check_ascending(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if any(a >= b for a, b in zip(values, values[1:], strict=False)):
+        raise ValueError("ascending")
+    return values
+
+
 def _check_level(value: int) -> int:
     if value == 0:
         raise ValueError("a whole number other than 0")
@@ -66,4 +72,7 @@ Sigma = Annotated[float, _FINITE, Field(gt=0, le=20), _PARSED]
 Limit = Annotated[float, _FINITE, Field(ge=0, json_schema_extra={"whole": True}), _PARSED, AfterValidator(_check_limit)]
 Hue = Annotated[float, _FINITE, Field(ge=0, le=0.5), _PARSED]
 Automatic = Annotated[_T | None, BeforeValidator(lambda value: None if value == "auto" else value)]
+Ascending = Annotated[
+    tuple[_T, ...], Field(min_length=1), AfterValidator(_check_ascending), Field(json_schema_extra={"ascending": True})
+]
 Ordered = Annotated[tuple[_T, _T], AfterValidator(_check_order), Field(json_schema_extra={"ordered": True})]

@@ -53,6 +53,8 @@ _SWEEP = "tests/evals/test_sweep.py"
 _SUITE = "tests/evals/test_suite.py"
 _ROTARY = "tests/model/test_rotary.py"
 _TARGET = "tests/model/test_target.py"
+_OBJECTIVE = "tests/model/test_objective.py"
+_OBJECTIVE_LOOP = "tests/dist/test_objective.py -k 'mean-tanh or context'"
 _METRICS = "tests/telemetry/test_metrics.py"
 _CASES = "tests/cases"
 _STORAGE = "tests/data/test_storage.py"
@@ -467,7 +469,16 @@ MUTATIONS = [
         _RELAX,
     ),
     Mutation("ijepa_ds/masks/published.py", "short = left <= cfg.min_keep", "short = left < cfg.min_keep", _RELAX),
-    Mutation("ijepa_ds/model/ijepa.py", "whole.shape[-1:])", "whole.shape[-1:], eps=1e-6)", _TARGET),
+    Mutation("ijepa_ds/model/objective.py", "x.shape[-1:])", "x.shape[-1:], eps=1e-6)", _TARGET),
+    Mutation("ijepa_ds/model/objective.py", "x.mean(dim=2)", "x.sum(dim=2)", _OBJECTIVE),
+    Mutation("ijepa_ds/model/objective.py", "x.flatten(2)", "x.transpose(2, 3).flatten(2)", _OBJECTIVE),
+    Mutation("ijepa_ds/model/objective.py", ".pow(-0.25)", ".pow(-0.5)", _OBJECTIVE),
+    Mutation("ijepa_ds/model/objective.py", "clamp(min=1)", "clamp(min=0)", _OBJECTIVE),
+    Mutation("ijepa_ds/model/ijepa.py", "weight * context_share * context_loss", "weight * context_loss", _OBJECTIVE),
+    Mutation("ijepa_ds/model/vit.py", "found.append(x[:, self.size.registers :])", "found.append(x)", _OBJECTIVE_LOOP),
+    Mutation("ijepa_ds/model/flops.py", "blocks(work.target_size", "blocks(work.size", _OBJECTIVE),
+    Mutation("ijepa_ds/config/saving.py", " and not cfg.objective.context_warmup", "", _OBJECTIVE),
+    Mutation("ijepa_ds/training/loop.py", "around.mark, schedule.context_share(step))", "around.mark)", _OBJECTIVE_LOOP),
     Mutation("ijepa_ds/evals/finetune.py", "layer_decay=recipe.layer_decay)", "layer_decay=1.0)", _RECIPES),
     Mutation("ijepa_ds/evals/finetune.py", "(model, recipe.weight_decay, model", "(model, 0.0, model", _RECIPES),
     Mutation("ijepa_ds/evals/finetune.py", "            set_drop_path(model.encoder, recipe.drop_path)\n", "", _RECIPES),

@@ -95,8 +95,12 @@ def train(
     steps: int,
     batch: Callable[[int], tuple[Tensor, Masks]],
     skipped: Collection[int] = (),
+    loss_of: Callable[[IJEPA, Tensor, Masks, int], Tensor] | None = None,
 ) -> Trained:
-    """`steps` steps on whole global batches `batch(step)`; the steps in `skipped` change nothing."""
+    """`steps` steps on whole global batches `batch(step)`; the steps in `skipped` change nothing.
+
+    `loss_of(model, images, masks, step)` replaces the model's own loss.
+    """
     model = build(cfg)
     initialise(model.encoder, cfg.run.seed, "encoder.", cfg.model.layer_scale)
     initialise(model.predictor, cfg.run.seed, "predictor.", cfg.model.layer_scale)
@@ -105,11 +109,11 @@ def train(
     trainable = [p for p in model.parameters() if p.requires_grad]
     for step in range(steps):
         model.set_grid(at_step(cfg, step).grid)
-        output = model(*batch(step))
+        loss = loss_of(model, *batch(step), step) if loss_of else model(*batch(step)).loss
         optimizer.zero_grad()
-        output.loss.backward()
+        loss.backward()
         norm = torch.sqrt(sum(p.grad.double().square().sum() for p in trainable))
-        losses.append(float(output.loss.detach()))
+        losses.append(float(loss.detach()))
         norms.append(float(norm))
         if step in skipped:
             continue

@@ -3,6 +3,7 @@
 from ijepa_ds.config.batch import BatchPlan, plan_batch
 from ijepa_ds.config.checks import check, problems
 from ijepa_ds.config.loading import from_text, load
+from ijepa_ds.config.objective import ObjectiveConfig, TargetsConfig
 from ijepa_ds.config.precision import AUTO, Precision, resolve_auto
 from ijepa_ds.config.saving import LENGTH, difference, fingerprint, save_resolved, to_text
 from ijepa_ds.config.schema import Config, ConfigError, DataConfig, OptimizationConfig, Problem, RunConfig, flatten
@@ -19,11 +20,13 @@ __all__ = [
     "DataConfig",
     "MasksConfig",
     "ModelConfig",
+    "ObjectiveConfig",
     "OptimizationConfig",
     "PredictorConfig",
     "Precision",
     "Problem",
     "RunConfig",
+    "TargetsConfig",
     "at_step",
     "check",
     "difference",

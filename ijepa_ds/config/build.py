@@ -152,6 +152,8 @@ def expected(node: Mapping[str, Any]) -> str:
     """The type that a key's JSON schema asks for."""
     if "anyOf" in node:
         return " or ".join(map(expected, node["anyOf"]))
+    if node.get("ascending"):
+        return f"a list [a, b, ...], each {_TYPES[node['items']['type']]}"
     if node["type"] == "array":
         return f"a list of {node['minItems']} numbers, [{', '.join('abcd'[: node['minItems']])}]"
     return _TYPES[node["type"]]
@@ -161,6 +163,8 @@ def bounds(node: Mapping[str, Any]) -> str:
     """The range that a key's JSON schema asks for, such as "at least 0 and below 1"; empty if there is none."""
     if "anyOf" in node:
         return bounds(node["anyOf"][0])
+    if node.get("ascending"):
+        return f"{bounds(node['items'])} and ascending"
     if "prefixItems" in node:
         first, last = node["prefixItems"][0], node["prefixItems"][-1]
         if not node.get("ordered"):

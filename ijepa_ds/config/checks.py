@@ -11,6 +11,7 @@ from typing import Any
 from ijepa_ds.config import stages
 from ijepa_ds.config.batch import BatchPlan, plan_of
 from ijepa_ds.config.build import build, suggest
+from ijepa_ds.config.objective_checks import objective_problems
 from ijepa_ds.config.schema import Config, ConfigError, Problem
 from ijepa_ds.config.sizes import size_of
 
@@ -55,6 +56,7 @@ def _contradictions(cfg: Config, world_size: int | None) -> Iterator[Problem]:
     yield from _lengths(cfg)
     yield from stages.schedule_problems(cfg)
     yield from _networks(cfg)
+    yield from objective_problems(cfg)
     if world_size is not None:
         try:
             plan_of(cfg, world_size)

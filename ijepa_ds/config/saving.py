@@ -57,7 +57,8 @@ def _task(cfg: Config) -> dict[str, Any]:
     Free are folders, logging, and how the work is distributed over devices. The data index identifies the images, not the
     name of their folder.
     """
-    free = LENGTH if cfg.optimization.schedule == "wsd" else ()
+    # a warm-up that is a share of the run depends on its length from the first step on
+    free = LENGTH if cfg.optimization.schedule == "wsd" and not cfg.objective.context_warmup else ()
     return {key: value for key, value in flatten(cfg).items() if key not in free and "free" not in nodes()[key]}
 
 

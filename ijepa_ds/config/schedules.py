@@ -49,6 +49,7 @@ class Schedule:
     start_weight_decay: float
     final_weight_decay: float  # at the horizon
     ema: tuple[float, float]  # momentum at the start and at the horizon
+    context_warmup: int = 0  # steps in which the loss on context patches gains its weight
     cooldown: int | None = None  # wsd: the first step of the linear fall from `peak_lr` to `final_lr` at the end; None: cosines
 
     @classmethod
@@ -79,7 +80,10 @@ class Schedule:
         if problem:
             raise ConfigError([f"optimization.{problem}"])
         decay = (o.weight_decay, o.final_weight_decay)
-        return cls(total, warmup, horizon, o.start_lr, o.lr, o.final_lr, *decay, ema=o.ema, cooldown=cooldown)
+        rise = int(cfg.objective.context_warmup * total)
+        return cls(
+            *(total, warmup, horizon, o.start_lr, o.lr, o.final_lr, *decay), ema=o.ema, context_warmup=rise, cooldown=cooldown
+        )
 
     def at(self, step: int) -> StepSettings:
         """The three values of a step."""
@@ -112,6 +116,10 @@ class Schedule:
             return first
         k = self._t(step) - 1
         return first + k * (last - first) / self.horizon
+
+    def context_share(self, step: int) -> float:
+        """Share of `objective.context_weight` that a step has reached."""
+        return min(1.0, (step + 1) / self.context_warmup) if self.context_warmup else 1.0
 
     def same_until(self, other: Schedule) -> int:
         """Number of first steps that are equal in two `wsd` schedules that differ only in length."""

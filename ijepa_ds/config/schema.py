@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict
 
+from ijepa_ds.config.objective import ObjectiveConfig, TargetsConfig
 from ijepa_ds.config.sizes import ModelConfig
 from ijepa_ds.errors import UserError
 from ijepa_ds.field_types import (
@@ -167,6 +168,8 @@ class Config:
     data: DataConfig
     model: ModelConfig
     masks: MasksConfig = field(default_factory=MasksConfig)
+    targets: TargetsConfig = field(default_factory=TargetsConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimization: OptimizationConfig
     eval: EvalConfig = field(default_factory=EvalConfig)
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ijepa_ds.masks.sampler import Masks
 from ijepa_ds.model import cpu
 from ijepa_ds.model.ijepa import IJEPA
-from ijepa_ds.weights import Source, build_ijepa, build_predictor, masks_for
+from ijepa_ds.weights import Source, WeightsError, build_ijepa, build_predictor, masks_for
 
 VARIANTS = ("image", "block")
 PLACE = 4  # values of the position: top, left, height, width, as shares of the image
@@ -44,7 +44,15 @@ class Conditioner:
                 `block`: the predictor's output for one target block, pooled over the block.
             device: of the networks.
             predictor: trained, or untrained for its initial values.
+
+        Raises:
+            WeightsError: for `block`, the run's predictor does not predict the encoder's layer-normed output.
         """
+        if variant == "block" and source.config and not source.config.targets.is_published:
+            raise WeightsError(
+                f"{source.path}: --condition block needs a predictor of the encoder's output, but this run has targets.layers "
+                f"{source.config.targets.layers} and targets.norm {source.config.targets.norm}; use --condition image"
+            )
         self.source, self.variant, self.device = source, variant, device
         self.model: IJEPA = build_ijepa(source)
         if predictor == "untrained":

@@ -52,14 +52,15 @@ def flops_of(work: Work, fused_attention: bool = True) -> Flops:
     context, context_attention = (work.contexts * x for x in blocks(work.size, kc + work.size.registers))
     predictor, predictor_attention = (sequences * x for x in blocks(work.predictor, sequence))
     embed = 2.0 * work.contexts * kc * work.size.width * work.predictor.width
-    head = 2.0 * sequences * kt * work.size.width * work.predictor.width
+    predicted = sequence if work.predicts_context else kt
+    head = 2.0 * sequences * predicted * work.prediction_width * work.predictor.width
     recomputed = 0.0
     if work.checkpointing == "full":  # the last layer of a block is not recomputed if its result is unused
         recomputed += context * (1 - _last_layer(work.size)) + context_attention
         recomputed += predictor * (1 - _last_layer(work.predictor)) + predictor_attention
     if fused_attention:  # five products in the backward pass instead of four; the forward pass has two
         recomputed += (context_attention + predictor_attention) / 2
-    target, target_attention = blocks(work.size, work.patches + work.size.registers)
+    target, target_attention = blocks(work.target_size, work.patches + work.size.registers)
     rounds = 3 + (work.checkpointing == "full") + fused_attention / 2
     return Flops(
         target=patch + target + target_attention,

@@ -1,7 +1,8 @@
 """The networks: a pre-norm ViT encoder and a narrow predictor, from timm's blocks with fused attention.
 
-Shapes: B images, N = G*G patches, D encoder width, P predictor width, C contexts and M target blocks per image,
-Kc / Kt patches in a context / a target block. Parameter names are those of timm and of the published checkpoints.
+Shapes: B images, N = G*G patches, D encoder width, P predictor width, T values of a target, C contexts and M target
+blocks per image, Kc / Kt patches in a context / a target block. Parameter names are those of timm and of the published
+checkpoints.
 
 Precision: parameters are bfloat16 or float32. The residual stream, LayerNorm and softmax (inside the fused kernel) are
 always float32; only the inputs of matrix products have the parameters' type.
@@ -10,6 +11,8 @@ always float32; only the inputs of matrix products have the parameters' type.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -93,17 +96,21 @@ class Encoder(nn.Module):
                 self.rope = rotary_table(self.size.width // self.size.heads, grid).to(device)
             self.grid = grid
 
-    def forward(self, images: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, images: Tensor, context: Tensor | None = None, layers: Sequence[int] = ()) -> Tensor:
         """Encode whole images, or only their contexts.
 
         Args:
             images: `[B, 3, H, W]`, normalised.
             context: int64 `[B, C, Kc]`, patch indices; None: all patches.
+            layers: K blocks, ascending from 1: return their outputs for all patches, without the final norm. Blocks after
+                the last one do not run. Not with `context`.
 
         Returns:
-            float32 `[B, C, Kc, D]`, or `[B, N, D]` without `context`.
+            float32 `[B, C, Kc, D]`; without `context` `[B, N, D]`; with `layers` `[B, N, K, D]`.
         """
         x = self._embed(images)  # [B, N, D]
+        if layers:
+            return self._hidden(x, layers)
         if context is None:
             return self._encode(x, None)
         b, c, k = context.shape
@@ -130,6 +137,17 @@ class Encoder(nn.Module):
             return x
         return torch.cat([self.reg_token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
 
+    def _hidden(self, x: Tensor, layers: Sequence[int]) -> Tensor:
+        """Outputs of the blocks `layers` for embedded images `x: [B, N, D]`, as in `forward`; no branch is dropped."""
+        if self.size.drop_path:
+            draw_drops(self.blocks, None)
+        x, more, found = self._with_registers(x), self.positions(), []
+        for number, block in enumerate(islice(self.blocks, layers[-1]), start=1):
+            x = run_blocks((block,), x, self.checkpointing, *more)
+            if number in layers:
+                found.append(x[:, self.size.registers :])
+        return torch.stack(found, dim=2)
+
     def _encode(self, x: Tensor, patches: Tensor | None) -> Tensor:
         """Apply blocks and norm to `x: [S, K, D]`; `patches`: int64 `[S, K]`, or None for all patches in order."""
         if self.size.drop_path:
@@ -150,6 +168,7 @@ class Predictor(nn.Module):
         grid: int,
         checkpointing: str = "none",
         position_grid: int | None = None,
+        outputs: int | None = None,
     ) -> None:
         """Build an uninitialised network.
 
@@ -161,6 +180,7 @@ class Predictor(nn.Module):
             grid: Patches along a side of an image.
             checkpointing: As in `Encoder`.
             position_grid: As in `Encoder`.
+            outputs: T, values of a prediction; None: D.
         """
         super().__init__()
         self.checkpointing = checkpointing
@@ -171,7 +191,7 @@ class Predictor(nn.Module):
         self.register_buffer("predictor_pos_embed", sincos_position_embedding(width, grid, position_grid))
         self.predictor_blocks = make_blocks(Size(width, depth, heads, 4 * width))  # plain blocks for every kind of encoder
         self.predictor_norm = LayerNorm(width)
-        self.predictor_proj = nn.Linear(width, encoder_width)
+        self.predictor_proj = nn.Linear(width, outputs or encoder_width)
 
     def set_grid(self, grid: int) -> None:
         """Set the number of patches along a side of later images, as `Encoder.set_grid`."""
@@ -180,16 +200,17 @@ class Predictor(nn.Module):
             self.predictor_pos_embed = table.to(self.predictor_pos_embed.device)
             self.grid = grid
 
-    def forward(self, z: Tensor, context: Tensor, targets: Tensor) -> Tensor:
+    def forward(self, z: Tensor, context: Tensor, targets: Tensor, with_context: bool = False) -> Tensor:
         """Predict every target block from every context of the same image.
 
         Args:
             z: `[B, C, Kc, D]`, encoded contexts.
             context: int64 `[B, C, Kc]`.
             targets: int64 `[B, M, Kt]`.
+            with_context: Also predict the context's own patches; they come first.
 
         Returns:
-            `[B, C, M, Kt, D]`.
+            `[B, C, M, Kt, T]`, or `[B, C, M, Kc + Kt, T]`. T is D unless the network was built with other `outputs`.
         """
         (b, c, kc), (m, kt) = context.shape, targets.shape[1:]
         position = self.predictor_pos_embed.expand(b, -1, -1)
@@ -199,8 +220,8 @@ class Predictor(nn.Module):
         query = query.reshape(b, 1, m, kt, -1).expand(-1, c, -1, -1, -1)
         x = torch.cat([x[:, :, None].expand(-1, -1, m, -1, -1), query], dim=3)  # [B, C, M, Kc + Kt, P]
         x = run_blocks(self.predictor_blocks, x.flatten(0, 2), self.checkpointing)
-        x = self.predictor_proj(self.predictor_norm(x[:, kc:]))
-        return x.reshape(b, c, m, kt, -1)
+        x = self.predictor_proj(self.predictor_norm(x if with_context else x[:, kc:]))
+        return x.reshape(b, c, m, -1, x.shape[-1])
 
 
 def initial_value(name: str, shape: torch.Size, seed: int, layer_scale: float = 0.0) -> Tensor:

@@ -7,7 +7,7 @@ D encoder width, H its MLP's hidden width, P predictor width.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from ijepa_ds.config import Config
@@ -58,6 +58,10 @@ class Work:
         checkpointing: none, selective or full (`blocks.run_blocks`).
         weight_bytes: Bytes of a weight, a matrix product's input, and a gradient: 2 or 4.
         compiled: Whether the blocks go through `torch.compile`.
+        hidden_targets: K, blocks whose outputs are targets; 0: the encoder's output is.
+        target_depth: Blocks that the target encoder runs; None: all.
+        outputs: T, values of a prediction; None: D.
+        predicts_context: Whether the context's own patches are predicted too.
     """
 
     size: Size
@@ -70,6 +74,27 @@ class Work:
     checkpointing: str
     weight_bytes: int
     compiled: bool = False
+    hidden_targets: int = 0
+    target_depth: int | None = None
+    outputs: int | None = None
+    predicts_context: bool = False
+
+    @property
+    def target_size(self) -> Size:
+        """Shape of the part of the target encoder that runs in training."""
+        return self.size if self.target_depth is None else replace(self.size, depth=self.target_depth)
+
+    @property
+    def prediction_width(self) -> int:
+        """T."""
+        return self.outputs or self.size.width
+
+    def runs_in_target(self, parameter: Parameter) -> bool:
+        """Whether the target encoder's copy of a parameter is used in training."""
+        if parameter.part != "encoder" or not self.hidden_targets:
+            return parameter.part == "encoder"
+        name, _, number = parameter.module.partition(".")
+        return int(number) < self.target_size.depth if name == "blocks" else name != "norm"
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -117,6 +142,10 @@ def work_of(cfg: Config, tokens: Tokens | None = None) -> Work:
         # auto: bfloat16 and compiled blocks, as on a GPU (`compiling.is_compiled`)
         weight_bytes=4 if model.precision == "float32" else 2,
         compiled=checkpointing != "selective" if model.compile is None else model.compile,
+        hidden_targets=len(cfg.targets.layers or ()),
+        target_depth=cfg.targets.depth(size.depth),
+        outputs=cfg.targets.width(size.width),
+        predicts_context=cfg.objective.context_weight > 0,
     )
 
 
@@ -180,4 +209,4 @@ def _predictor(work: Work) -> Iterator[Parameter]:
     for i in range(work.predictor.depth):
         yield from _block("predictor", f"predictor_blocks.{i}", work.predictor)
     yield from _vectors("predictor", "predictor_norm", p, p)
-    yield from _linear("predictor", "predictor_proj", p, d)
+    yield from _linear("predictor", "predictor_proj", p, work.prediction_width)

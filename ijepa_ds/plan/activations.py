@@ -16,19 +16,23 @@ def activations_of(work: Work, micro_batch: int) -> float:
     contexts = micro_batch * work.contexts * (t.most_context + size.registers)  # tokens in the context encoder
     queries = micro_batch * work.contexts * work.targets * t.most_target
     sequences = micro_batch * work.contexts * work.targets * (t.most_context + t.most_target)  # tokens in the predictor
+    predicted, outputs = sequences if work.predicts_context else queries, work.prediction_width
     saved = [
         size.depth * contexts * saved_by_block(size, b, work.checkpointing),
         predictor.depth * sequences * saved_by_block(predictor, b, work.checkpointing),
         contexts * (4 + b) * size.width,  # into the final norm; into the predictor
-        sequences * 4 * predictor.width + queries * b * predictor.width,  # into the predictor's norm and its last layer
-        queries * size.width * (4 + (b if b < 4 else 0)),  # the prediction, for the loss
-        micro_batch * work.targets * t.most_target * size.width * 4,  # the prediction targets
+        sequences * 4 * predictor.width + predicted * b * predictor.width,  # into the predictor's norm and its last layer
+        predicted * outputs * (4 + (b if b < 4 else 0)),  # the prediction, for the loss
+        micro_batch * work.targets * t.most_target * outputs * 4,  # the prediction targets
+        micro_batch * work.contexts * t.most_context * outputs * 4 * work.predicts_context,  # those of the context
         micro_batch * work.patches * 3 * work.patch_size**2 * b,  # the pixels, for the patch embedding
         8 * (contexts + queries + sequences),  # patch indices
     ]
     workspace = [_workspace(kind, n, b, work.checkpointing) for kind, n in ((predictor, sequences), (size, contexts))]
     backward = max(sum(saved) + workspace[0], sum(saved) - saved[1] + workspace[1])
-    return max(backward, _target_pass(size, micro_batch * (work.patches + size.registers), b))
+    hidden = 4.0 * work.hidden_targets * size.width * micro_batch * work.patches  # outputs of blocks that are targets
+    target = _target_pass(size, micro_batch * (work.patches + size.registers), b)
+    return max(backward, target + hidden, 3 * hidden)  # as they are, side by side, normalised
 
 
 def saved_by_block(size: Size, b: int, checkpointing: str = "none") -> int:

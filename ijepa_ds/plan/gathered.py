@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from ijepa_ds.model.work import Work
+from ijepa_ds.model.work import Parameter, Work
 from ijepa_ds.plan.spread import Spread
 
 
@@ -116,7 +116,7 @@ def _passes(work: Work, spread: Spread) -> list[tuple[str, list[tuple[str, int]]
     def of(part: str, prefix: str) -> list[list[tuple[str, int]]]:
         found: dict[str, list[tuple[str, int]]] = {}
         for number, p in enumerate(work.parameters):
-            if p.part == part and p.numel > spread.persist:
+            if p.part == part and p.numel > spread.persist and (prefix != "target" or work.runs_in_target(p)):
                 found.setdefault(p.module, []).append((f"{prefix}.{number}", p.numel))
         return [[], *found.values()]  # the network itself has no parameters, but prefetching starts when it is entered
 
@@ -132,7 +132,7 @@ def _kept_names(work: Work, spread: Spread) -> set[str]:
     names = set()
     for prefix, part in (("target", "encoder"), ("encoder", "encoder"), ("predictor", "predictor")):
         for number, p in reversed(list(enumerate(work.parameters))):
-            if p.part == part and left[prefix] > 0:
+            if p.part == part and left[prefix] > 0 and (prefix != "target" or work.runs_in_target(p)):
                 left[prefix] -= p.numel
                 names.add(f"{prefix}.{number}")
     return names
@@ -186,14 +186,13 @@ def kept_elements(work: Work, spread: Spread) -> Kept:
 
 def _kept_by_network(work: Work, reuse: int) -> tuple[int, int, int]:
     """Return the elements kept of target encoder, encoder and predictor."""
-    sizes = _modules(work)
-    encoder = [numel for name, numel in sizes.items() if name.startswith("encoder.")]
-    predictor = [numel for name, numel in sizes.items() if name.startswith("predictor.")]
+    encoder, predictor = (_modules(p for p in work.parameters if p.part == part) for part in ("encoder", "predictor"))
+    target = _modules(filter(work.runs_in_target, work.parameters))
     predictor_to_backward = 0
     encoder_to_backward = 2 * sum(predictor)
     target_to_backward = 2 * sum(encoder) + 2 * sum(predictor)
     return (
-        _kept_of(encoder, target_to_backward, reuse),
+        _kept_of(target, target_to_backward, reuse),
         _kept_of(encoder, encoder_to_backward, reuse),
         _kept_of(predictor, predictor_to_backward, reuse),
     )
@@ -215,10 +214,9 @@ def _kept_of(modules: list[int], to_backward: int, reuse: int) -> int:
     return total
 
 
-def _modules(work: Work) -> dict[str, int]:
-    """Return the elements of each module, in forward order."""
+def _modules(parameters: Iterable[Parameter]) -> list[int]:
+    """Return the elements of each module of a network, in forward order."""
     sizes: dict[str, int] = {}
-    for parameter in work.parameters:
-        key = f"{parameter.part}.{parameter.module}"
-        sizes[key] = sizes.get(key, 0) + parameter.numel
-    return sizes
+    for parameter in parameters:
+        sizes[parameter.module] = sizes.get(parameter.module, 0) + parameter.numel
+    return list(sizes.values())

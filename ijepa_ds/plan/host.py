@@ -92,15 +92,15 @@ def host_of(work: Work, spread: Spread, device: Device, messages: list[Message],
     code = code or Code()
     rounds, tensors = spread.accumulation, work.tensors(code.block_tensors)
     operations = rounds * (_operations(work) + _OF_GRADIENT * tensors) + _REST
-    attention_calls = rounds * (work.size.depth + work.blocks)
+    attention_calls = rounds * (work.target_size.depth + work.blocks)
     if spread.stage:
         hooks = rounds * tensors * GRADIENT
     else:  # no hooks; after the last backward pass gradients are copied into buckets and back
         hooks = tensors * (GRADIENT + (STAGE_0 if work.weight_bytes == 2 else 0.0))
     gathers = 0.0
     if spread.stage == 3:  # every block is a leaf module; target, context encoder and predictor; forward, and backward
-        passes = work.size.depth + 2 * work.blocks
-        target = tensors - sum(p.part == "predictor" for p in work.parameters)
+        passes = work.target_size.depth + 2 * work.blocks
+        target = sum(map(work.runs_in_target, work.parameters))
         gathers = rounds * (passes * MODULE + (2 * tensors + target) * TENSOR)
     removed = rounds * tensors * code.checks * CHECK + code.plans_attention * attention_calls * ATTENTION_PLAN
     calls = sum(message.calls for message in messages)
@@ -113,4 +113,4 @@ def _operations(work: Work) -> int:
     """Return the operations of all blocks in the forward and backward pass of a micro-batch."""
     forward, backward = _COMPILED if work.compiled else _EAGER
     again = 0 if work.checkpointing == "none" else forward * work.blocks
-    return forward * (work.size.depth + work.blocks) + backward * work.blocks + again
+    return forward * (work.target_size.depth + work.blocks) + backward * work.blocks + again

@@ -148,7 +148,7 @@ def elementwise_bytes(work: Work) -> float:
     t = work.tokens
     context = work.contexts * t.context * _moved(work.size, work)
     predictor = work.contexts * work.targets * (t.context + t.target) * _moved(work.predictor, work)
-    target = work.patches * _moved(work.size, work)
+    target = work.patches * _moved(work.target_size, work)
     rounds = 3 if work.checkpointing == "none" else 4
     return target + rounds * (context + predictor)
 

@@ -74,11 +74,12 @@ def traffic_of(work: Work, spread: Spread) -> list[Message]:
     persistent = {part: persistent_elements(work, spread, part) for part in padded}
     gathering = gathering_of(work, spread)
     # a gather may join weights of target and encoder: shared out by elements
-    target_calls = round(gathering.forward_calls * padded["encoder"] / (padded["encoder"] + both))
+    in_target = sum(world * math.ceil(p.numel / world) for p in work.parameters if work.runs_in_target(p))
+    target_calls = round(gathering.forward_calls * in_target / (in_target + both))
     student_calls = gathering.forward_calls - target_calls
     again = math.ceil(gathering.again * both / work.count())  # with padding
     # parameters that are never released: the target's once a step, because the EMA drops them; the others after the step
-    target = padded["encoder"] - persistent["encoder"]
+    target = in_target - persistent["encoder"]
     released = both - sum(persistent.values())
     # hpZ: the first micro-batch gathers from all ranks; after that every machine has a copy of all weights
     near, later = (spread.hpz, rounds - 1) if spread.hpz > 1 else (world, 0)

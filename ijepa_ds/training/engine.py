@@ -119,7 +119,9 @@ class Engine:
             average.copy_(start.teacher(piece.name).reshape(-1)[piece.start : piece.start + piece.numel])
         self.ema.publish()
 
-    def forward(self, images: Tensor, masks: Masks, mark: Callable[[str], None] | None = None) -> ijepa.Output:
+    def forward(
+        self, images: Tensor, masks: Masks, mark: Callable[[str], None] | None = None, context_share: float = 1.0
+    ) -> ijepa.Output:
         """One micro-batch through target encoder, context encoder and predictor (`ijepa.IJEPA.forward`).
 
         The image size sets the grid of patches; position embeddings are interpolated to it.
@@ -128,9 +130,10 @@ class Engine:
             images: `[B, 3, H, W]`, normalised.
             masks: contexts `[B, C, Kc]` and targets `[B, M, Kt]`.
             mark: called with the name of each part when it is done.
+            context_share: share of `objective.context_weight` that counts in this step.
         """
         self.module.set_grid(images.shape[-1] // self.cfg.model.patch_size)
-        return self.deepspeed(images, masks, mark)
+        return self.deepspeed(images, masks, mark, context_share)
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of one micro-batch; DeepSpeed averages over ranks and accumulated micro-batches."""

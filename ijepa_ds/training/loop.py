@@ -29,7 +29,7 @@ def train(run: Run, stop: StopRequests) -> None:
                 images = batches.next(step, micro)  # [B, 3, H, W]
                 masks = sampler.sample(step, micro)  # contexts [B, C, Kc], targets [B, M, Kt]
                 with around.forward(step, micro):
-                    result = engine.forward(images, masks, around.mark)
+                    result = engine.forward(images, masks, around.mark, schedule.context_share(step))
                 engine.backward(result.loss)
                 around.after_backward(result)
             around.before_update()

@@ -45,6 +45,7 @@ def model_card(source: Source, format_: str, which: str, dtype: str, file: str) 
     if source.predictor and which in ("predictor", "all"):
         heads = source.predictor.heads or "an unknown number of"
         facts["predictor"] = f"width {source.predictor.width}, depth {source.predictor.depth}, {heads} heads"
+        facts["predictor"] += f", output {source.predictor.outputs}" if source.predictor.outputs else ""
     lines = [
         "---",
         f"library_name: {_LIBRARY.get(format_, 'ijepa_ds')}",

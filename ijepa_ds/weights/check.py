@@ -21,11 +21,12 @@ _SHOWN = 6
 
 @dataclass(frozen=True)
 class PredictorSize:
-    """Size of a predictor; `heads` is None where unknown."""
+    """Size of a predictor; `heads` is None where unknown, `outputs` where a prediction is as wide as the encoder."""
 
     width: int
     depth: int
     heads: int | None
+    outputs: int | None = None
 
 
 def infer_size(tensors: Mapping[str, Tensor], heads: int | None, where: str) -> tuple[Size, int, str | None]:
@@ -80,7 +81,9 @@ def infer_predictor_size(tensors: Mapping[str, Tensor], heads: int | None, where
     """Infer the predictor size from tensors; arguments and errors as in `infer_size`."""
     if "predictor_embed.weight" not in tensors:
         raise WeightsError(f"{where}: the predictor has no predictor_embed.weight")
-    return PredictorSize(tensors["predictor_embed.weight"].shape[0], _depth(tensors, "predictor_blocks"), heads)
+    width, encoder = tensors["predictor_embed.weight"].shape
+    outputs = tensors["predictor_proj.weight"].shape[0] if "predictor_proj.weight" in tensors else encoder
+    return PredictorSize(width, _depth(tensors, "predictor_blocks"), heads, None if outputs == encoder else outputs)
 
 
 def encoder_shapes(size: Size, patch_size: int) -> dict[str, torch.Size]:
@@ -92,7 +95,7 @@ def encoder_shapes(size: Size, patch_size: int) -> dict[str, torch.Size]:
 def predictor_shapes(size: Size, predictor: PredictorSize) -> dict[str, torch.Size]:
     """Name and shape of every parameter of a predictor; they do not depend on the number of heads."""
     with torch.device("meta"):
-        made = Predictor(size.width, predictor.width, predictor.depth, predictor.heads or 1, 1)
+        made = Predictor(size.width, predictor.width, predictor.depth, predictor.heads or 1, 1, outputs=predictor.outputs)
         return {name: p.shape for name, p in made.named_parameters()}
 
 

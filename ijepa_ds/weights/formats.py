@@ -217,6 +217,9 @@ def check_exportable(source: Source, format_: str, which: str) -> None:
         problems.append(f"no {which} in it (it has {', '.join(source.parts) or 'no weights yet'})")
     if format_ in ("timm", "published") and source.eps != 1e-6:
         problems.append(f"its LayerNorms have eps {source.eps:g}, {format_} models 1e-6: the outputs would differ")
+    if format_ == "published" and source.predictor and source.predictor.outputs:
+        wide = f"its predictor's output has {source.predictor.outputs} values (targets.layers)"
+        problems.append(f"{wide}, published ones {source.size.width}: use --format safetensors")
     options = [name for name in source.size.options if name != "drop_path"]  # used in training only
     if format_ in ("timm", "hf", "published") and options:
         problems.append(f"it has {', '.join(options)}, which {format_} models do not support: use --format safetensors")

@@ -97,7 +97,9 @@ def _open_run(path: Path, step: int | None, weights: bool, verify: bool) -> Sour
         raise WeightsError(f"{path}: neither a run directory (no config.yaml in it) nor a checkpoint folder of one")
     cfg = config.load(run_dir / "config.yaml", [])
     size, heads = size_of(cfg.model), cfg.model.predictor.heads
-    predictor = PredictorSize(cfg.model.predictor.width, cfg.model.predictor.depth, heads or size.heads)
+    outputs = cfg.targets.width(size.width)
+    wider = None if outputs == size.width else outputs
+    predictor = PredictorSize(cfg.model.predictor.width, cfg.model.predictor.depth, heads or size.heads, wider)
     parts: dict[str, Mapping[str, Tensor]] = {}
     if reader:
         shapes = check.encoder_shapes(size, cfg.model.patch_size)

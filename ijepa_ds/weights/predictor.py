@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from ijepa_ds.config import MasksConfig
+from ijepa_ds.config import MasksConfig, TargetsConfig
 from ijepa_ds.errors import UserError
 from ijepa_ds.masks.sampler import Masks, build_sampler, check
 from ijepa_ds.model.ijepa import IJEPA
@@ -38,21 +38,32 @@ def build_predictor(source: Source, grid: int | None = None, trained: bool = Tru
         logger.info("%s: predictor heads: %d, the encoder's, as in the published runs", source.path, source.size.heads)
     heads = shape.heads or source.size.heads
     grid = grid or source.grid
-    predictor = Predictor(source.size.width, shape.width, shape.depth, heads, grid, position_grid=source.position_grid)
+    positions = source.position_grid
+    predictor = Predictor(
+        source.size.width, shape.width, shape.depth, heads, grid, position_grid=positions, outputs=shape.outputs
+    )
     return fill_network(predictor, source, "predictor", source.parts["predictor"] if trained else None)
 
 
 def build_ijepa(source: Source, grid: int | None = None) -> IJEPA:
     """Build context encoder, predictor and target encoder for images of `grid` x `grid` patches.
 
+    Targets are those of the run's configuration (`targets`), or the published ones where no configuration is known.
+
     Raises:
-        WeightsError: one of them is missing.
+        WeightsError: one of them is missing, or the predictor is not that of these targets.
     """
+    targets = source.config.targets if source.config else TargetsConfig()
+    if source.predictor and (source.predictor.outputs or source.size.width) != targets.width(source.size.width):
+        raise WeightsError(
+            f"{source.path}: its predictor has {source.predictor.outputs} outputs for an encoder of width {source.size.width}: "
+            "it predicts several layers (targets.layers), and the file does not say which; give the run directory"
+        )
     predictor = build_predictor(source, grid)
     context, target = (build_encoder(source, source.choose(part)) for part in ("context", "target"))
     for encoder in (context, target):
         encoder.set_grid(grid or source.grid)
-    return IJEPA(context, predictor, target).eval()
+    return IJEPA(context, predictor, target, targets=targets).eval()
 
 
 def masks_for(source: Source, grid: int, count: int, seed: int) -> Masks:

@@ -131,6 +131,9 @@ def _predictor_problems(cfg: Config, source: Source) -> list[str]:
         "heads": (heads, there.heads if there.heads is not None else heads),
     }
     problems = [f"model.predictor.{key} is {a} here, {b} there" for key, (a, b) in pairs.items() if a != b]
+    ours, theirs = cfg.targets.width(size_of(cfg.model).width), there.outputs or source.size.width
+    if ours != theirs:
+        problems.append(f"targets.layers and targets.combine make predictions of {ours} values here, {theirs} there")
     if problems:
         problems.append(
             "to start with a fresh predictor, name an encoder alone: ijepa-ds export --run "

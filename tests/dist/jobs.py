@@ -15,9 +15,11 @@ from ijepa_ds.config import (
     DataConfig,
     MasksConfig,
     ModelConfig,
+    ObjectiveConfig,
     OptimizationConfig,
     PredictorConfig,
     RunConfig,
+    TargetsConfig,
     at_step,
 )
 from ijepa_ds.config.schedules import StepSettings
@@ -31,6 +33,9 @@ def tiny_config(
     checkpointing: bool = False,
     model: dict[str, Any] | None = None,
     early_steps: int = 0,
+    targets: dict[str, Any] | None = None,
+    objective: dict[str, Any] | None = None,
+    masks: dict[str, Any] | None = None,
     **optimization: Any,
 ) -> Config:
     """A model small enough for every test: 4 x 4 ... 6 x 6 patches, a few thousand parameters."""
@@ -47,7 +52,9 @@ def tiny_config(
             precision=precision,
             activation_checkpointing=checkpointing,
         ),
-        masks=MasksConfig(sampler="unbiased", min_keep=1),
+        masks=MasksConfig(**{"sampler": "unbiased", "min_keep": 1, **(masks or {})}),
+        targets=TargetsConfig(**(targets or {})),
+        objective=ObjectiveConfig(**(objective or {})),
         optimization=OptimizationConfig(**(settings | optimization)),
     )
 

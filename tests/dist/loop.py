@@ -61,11 +61,11 @@ class Recorder:
         last = dist.get_rank() == dist.get_world_size() - 1
         micros: list[dict[str, Any]] = []
 
-        def recorded_forward(images: Any, masks: Any, mark: Any) -> Any:
+        def recorded_forward(images: Any, masks: Any, *more: Any) -> Any:
             number, micro = run.start + len(self.steps), len(micros)
             if number == until - 1:
                 stop.request(signal.SIGTERM)
-            output = forward(images, masks, mark)
+            output = forward(images, masks, *more)
             if last and number == broken and micro == run.plan.accumulation - 1:
                 output = output._replace(loss=output.loss * float("nan"))
             seen = {"images": images.float().cpu().numpy().copy()} if inputs else {}

@@ -1,0 +1,66 @@
+"""Targets and losses beyond the published ones (`docs/objective.md`).
+
+Shapes: B images, N = G*G patches, D encoder width, K layers, T values of a target, C contexts and M target blocks per
+image, Kc / Kt patches in a context / a target block.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ijepa_ds.config.objective import TargetsConfig
+from ijepa_ds.masks.sampler import Masks, take
+
+
+def normalised(x: Tensor, cfg: TargetsConfig) -> Tensor:
+    """Return targets from outputs of the target encoder, float32 `[B, N, T]`.
+
+    Args:
+        x: Its output `[B, N, D]`, or with `targets.layers` those of its blocks `[B, N, K, D]`.
+        cfg: Each layer is normalised by itself; then they are put side by side (T = K * D) or averaged (T = D).
+    """
+    x = x.float()
+    if cfg.norm == "layer":
+        x = F.layer_norm(x, x.shape[-1:])
+    elif cfg.norm == "tanh":
+        x = x.tanh()
+    if cfg.layers:
+        x = x.mean(dim=2) if cfg.combine == "mean" else x.flatten(2)
+    return x
+
+
+def context_loss(prediction: Tensor, whole: Tensor, masks: Masks, grid: int) -> Tensor:
+    """Return the loss on the context's own patches, a float32 scalar.
+
+    It is the smooth L1 loss of each patch times `nearness`, averaged over contexts, target blocks and patches.
+
+    Args:
+        prediction: `[B, C, M, Kc, T]`: every target block is a sequence of its own, with its own prediction of the context.
+        whole: Targets of all patches, `[B, N, T]`.
+        masks: Contexts `[B, C, Kc]` and targets `[B, M, Kt]`.
+        grid: G.
+    """
+    (b, c, kc), t = masks.context.shape, whole.shape[-1]
+    target = take(whole, masks.context.flatten(1)).reshape(b, c, 1, kc, t)
+    loss = F.smooth_l1_loss(prediction.float(), target.expand(prediction.shape), reduction="none").mean(dim=-1)
+    return (loss * nearness(masks, grid)).mean()
+
+
+def nearness(masks: Masks, grid: int) -> Tensor:
+    """Return the weights of context patches, float32 `[B, C, M, Kc]`: 1 / sqrt(d).
+
+    d is the distance to the nearest patch of the target block, in patches. It counts as 1 where a context overlaps the
+    block.
+    """
+    first, last = masks.targets.amin(dim=-1)[:, None, :, None], masks.targets.amax(dim=-1)[:, None, :, None]  # a rectangle
+    patch = masks.context[:, :, None]  # [B, C, 1, Kc]
+
+    def outside(low: Tensor, at: Tensor, high: Tensor) -> Tensor:
+        return torch.maximum(low - at, at - high).clamp(min=0)
+
+    rows = outside(first // grid, patch // grid, last // grid)
+    columns = outside(first % grid, patch % grid, last % grid)
+    squared = (rows.square() + columns.square()).clamp(min=1)
+    return squared.float().pow(-0.25)
