@@ -313,7 +313,12 @@ MUTATIONS = [
         "x = x + 0 * take(position, context.flatten(1))",
         _PARITY,
     ),
-    Mutation("ijepa_ds/model/vit.py", "self.predictor_norm(x[:, kc:])", "x[:, kc:]", _PARITY),
+    Mutation(
+        "ijepa_ds/model/vit.py",
+        "self.predictor_norm(x if with_context else x[:, kc:])",
+        "x if with_context else x[:, kc:]",
+        _PARITY,
+    ),
     Mutation("ijepa_ds/model/vit.py", ".normal_(0.0, 0.02, ", ".normal_(0.0, 0.03, ", _VIT),
     Mutation("ijepa_ds/model/vit.py", "self.training and torch.is_grad_enabled()", "True", _VIT),
     Mutation("ijepa_ds/model/blocks.py", "eps: float = 1e-6", "eps: float = 1e-5", _VIT),
