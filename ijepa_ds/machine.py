@@ -1,12 +1,25 @@
-"""What this process may use of its machine: cores and memory, as affinity and control groups (containers, SLURM) limit them."""
+"""What this process may use of its machine, as affinity, control groups (containers, SLURM) and sessions limit it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import resource
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 _NO_LIMIT = 1 << 60  # version 1 writes a huge number where there is no limit
+_SMALL_SHARED = 64 << 20  # bytes of /dev/shm, what a container has by default
+_SMALL_LOCK = 1 << 30  # bytes of memory that RDMA may lock
+
+
+class Limit(NamedTuple):
+    """A limit that is too small for training: its name, what was found, and what to do."""
+
+    name: str
+    found: str
+    advice: str
 
 
 def cores(root: Path = Path("/")) -> int:
@@ -31,6 +44,34 @@ def memory_bytes(root: Path = Path("/")) -> int:
             if word.isdigit() and int(word) < _NO_LIMIT:
                 limits.append(int(word))
     return min(limits)
+
+
+def shared_memory_bytes() -> int:
+    """The size of /dev/shm."""
+    return shutil.disk_usage("/dev/shm").total
+
+
+def locked_memory(root: Path = Path("/")) -> dict[str, int | bool]:
+    """`limit`: bytes of memory that may be locked (-1: no limit); `rdma`: whether there are devices that lock memory."""
+    devices = root / "sys/class/infiniband"
+    return {"limit": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], "rdma": devices.is_dir() and any(devices.iterdir())}
+
+
+def small_limits(shared: int | None, locked: Mapping[str, int | bool], ranks: int) -> Iterator[Limit]:
+    """Yield the limits of containers and sessions that are too small for `ranks` ranks with GPUs.
+
+    Args:
+        shared: `shared_memory_bytes()`; None: not known.
+        locked: `locked_memory()`; empty: not known.
+        ranks: of this machine.
+    """
+    if shared is not None and ranks > 1 and shared <= _SMALL_SHARED:
+        advice = "NCCL's ranks of a host exchange data there: docker run --shm-size=1g, or --ipc=host"
+        yield Limit("shared memory", f"/dev/shm has {shared / 2**20:,.0f} MiB for {ranks} ranks", advice)
+    if locked.get("rdma") and 0 <= locked.get("limit", -1) < _SMALL_LOCK:
+        text = f"limit {locked['limit'] / 2**20:,.2f} MiB (ulimit -l), and there are RDMA devices"
+        advice = "raise it: limits.conf, LimitMEMLOCK=infinity of slurmd or sshd, docker run --ulimit memlock=-1"
+        yield Limit("locked memory", text, advice)
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:

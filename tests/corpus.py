@@ -18,6 +18,7 @@ import numpy as np
 from ijepa_ds.data.dali_one import DaliDecoder, failure
 from ijepa_ds.data.headers import inspect
 from ijepa_ds.data.jpeg_check import jpeg_damage
+from ijepa_ds.data.jpeg_scan import has_stray_marker
 from ijepa_ds.data.judge import difference
 from ijepa_ds.data.pillow import MAX_PIXELS, decode
 
@@ -33,6 +34,7 @@ NOTES = (
     "agree: readable with damaged pixels, named by data check",
     "agree: DALI fails, so its loader uses Pillow",
     "agree: Pillow in both loaders, by the header",
+    "agree: Pillow in both loaders, by a marker inside the pixels",
 )
 
 
@@ -54,6 +56,8 @@ def judged(content: bytes, path: Path, dali: DaliDecoder, max_pixels: int) -> tu
         return (DISAGREEMENTS[0], refused) if right is not None else (NOTES[1], refused)
     if header.by_pillow:
         return (NOTES[5], "") if right is not None else (NOTES[2], wrong)
+    if has_stray_marker(content):
+        return (NOTES[6], "") if right is not None else (NOTES[2], wrong)
     try:
         pixels = dali.decode(content)
     except RuntimeError as error:

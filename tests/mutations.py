@@ -329,7 +329,7 @@ MUTATIONS = [
     Mutation("ijepa_ds/checkpoint/writer.py", "(keep_every and step % keep_every == 0)", "False", _FILES),
     Mutation("ijepa_ds/checkpoint/writer.py", " and step != best:", ":", _FILES),
     Mutation("ijepa_ds/checkpoint/writer.py", "if newest is not None and step > newest:", "if False:", _FILES),
-    Mutation("ijepa_ds/checkpoint/run_dir.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", _FILES),
+    Mutation("ijepa_ds/checkpoint/run_lock.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", _FILES),
     Mutation(
         "ijepa_ds/checkpoint/restore.py",
         'layout.set_moments(slot, moments["exp_avg"], moments["exp_avg_sq"], adam_step)',

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ijepa_ds.arguments import check_at_least
-from ijepa_ds.checkpoint import run_dir
+from ijepa_ds.checkpoint import run_lock
 from ijepa_ds.checkpoint.folder import check_files, find_steps, folder_name
 from ijepa_ds.checkpoint.reader import CheckpointReader
 from ijepa_ds.checkpoint.writer import prune, sweep
@@ -106,7 +106,7 @@ def _print(run: Path, rows: list[dict[str, Any]], verified: bool) -> None:
 
 def _prune(arguments: argparse.Namespace) -> int:
     check_at_least(arguments, keep_last=1, keep_every=0)
-    with run_dir.lock(arguments.run):
+    with run_lock.lock(arguments.run):
         newest = find_steps(arguments.run)[-1:]
         problem = _describe(arguments.run, newest[0], verify=True)["problem"] if newest else None
         if problem:

@@ -1,31 +1,28 @@
-"""The run directory: its lock, its owner, the files that describe the run, the checkpoint that a start continues from."""
+"""The run directory: its owner, the files that describe the run, the checkpoint that a start continues from."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import logging
 import os
-import platform
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ijepa_ds import config
 from ijepa_ds.checkpoint.folder import find_steps, folder_name
 from ijepa_ds.checkpoint.reader import CheckpointReader, newest
+from ijepa_ds.checkpoint.run_lock import refusal
 from ijepa_ds.config import Config
 from ijepa_ds.config.schedules import Schedule, steps_per_epoch
 from ijepa_ds.durable import write_text
-from ijepa_ds.errors import CheckpointError, StorageError, UserError, is_fault
+from ijepa_ds.errors import CheckpointError, UserError
 from ijepa_ds.exits import COMPLETED, REQUESTED
 from ijepa_ds.versions import versions
 
 logger = logging.getLogger(__name__)
-_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP})
 _TRACES = (".lock", "logs/rank_*.log", "images.index", "images.scan", "config.yaml", "deepspeed.json", "environment.json")
 _ROOM = 1 << 16  # bytes that must be free at the start, for a first event file
 
@@ -123,47 +120,6 @@ def _check_past(reader: CheckpointReader, cfg: Config) -> None:
         )
 
 
-def lock(run_dir: Path) -> IO[str]:
-    """Lock the directory against other runs while the returned file is open; a dead owner holds no lock.
-
-    Without locks on the file system (some network file systems), the run goes on with a warning.
-
-    Raises:
-        UserError: another live process trains there, or the directory is not writable.
-        StorageError: its storage fails.
-    """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        handle = (run_dir / ".lock").open("a+", encoding="utf-8")
-    except OSError as error:
-        raise _refusal([(run_dir, error)]) from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            logger.warning(
-                "%s: no locks on its file system (%s): a second run in it would go unnoticed. Mount it with `-o flock` "
-                "(Lustre), start lockd (NFS), or make sure that only one job uses the directory",
-                run_dir,
-                error.strerror,
-            )
-            return handle
-        if not isinstance(error, BlockingIOError):
-            handle.close()
-            raise
-        handle.seek(0)
-        owner = handle.read().strip() or "unknown"
-        handle.close()
-        raise UserError(f"{run_dir} is in use by another run (process {owner}): wait for its end, or stop it") from error
-    try:
-        handle.truncate(0)
-        handle.write(f"{os.getpid()} on {platform.node()}")
-        handle.flush()
-    except OSError as error:
-        raise _refusal([(run_dir, error)]) from error
-    return handle
-
-
 def _check_owner(cfg: Config, owner: Path) -> None:
     before = config.resolve_auto(config.load(owner, []), cfg.model.precision)  # a hand-written file may say auto
     if config.fingerprint(before) != config.fingerprint(cfg):
@@ -221,15 +177,7 @@ def check_writable(run_dir: Path) -> None:
         except OSError as error:
             problems.append((path, error))
     if problems:
-        raise _refusal(problems)
-
-
-def _refusal(problems: list[tuple[Path, OSError]]) -> UserError | StorageError:
-    """The error for folders and files that cannot be written."""
-    named = [f"run.dir: {path} cannot be written ({error.strerror})" for path, error in problems]
-    if any(is_fault(error) for _, error in problems):
-        return StorageError("\n".join(named) + ": a fault of its storage; run the same command again when it works")
-    return UserError("\n".join(f"{text}: choose another run.dir, or make it writable" for text in named))
+        raise refusal(problems)
 
 
 def write_facts(cfg: Config, ds_config: dict[str, Any], facts: dict[str, Any]) -> None:

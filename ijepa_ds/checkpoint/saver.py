@@ -33,6 +33,7 @@ from typing import Any
 import torch.distributed as dist
 
 from ijepa_ds.checkpoint import ranges, writer
+from ijepa_ds.checkpoint.run_lock import check_lock
 from ijepa_ds.checkpoint.snapshot import Snapshot
 from ijepa_ds.distributed.exchange import broadcast_object, decide, gather_on_first, max_over_ranks
 from ijepa_ds.durable import thread_work
@@ -231,6 +232,7 @@ class Saver:
 
     def _write_manifest(self, save: _Save, entries: list[Any]) -> None:
         """Make the files the newest checkpoint; `entries` has an entry of every rank."""
+        check_lock(self._run_dir)
         self._ranges.update([entry.pop("ranges") for entry in entries])
         adam_steps = {entry.pop("adam_step") for entry in entries}
         assert len(adam_steps) == 1, f"ranks differ in Adam's step: {adam_steps}"

@@ -72,14 +72,17 @@ def class_text(content: bytes, where: str) -> bytes:
 def describe_classes(index: ImageIndex) -> str:
     """Return the number of classes with examples, the number of images without a class, and a hint if a level seems wrong."""
     names, without = index.classes, int((index.labels < 0).sum())
+    tars = [container.path for container in index.containers if container.fingerprint]
+    unpack = "; neither a tar's name nor a folder above it is a class: unpack each tar into a folder of its class"
     if not names:
-        tars = sum(bool(container.fingerprint) for container in index.containers)
-        unpack = "; a tar's name is no class: unpack each tar into a folder of its class" if tars > 1 else ""
+        unpack = unpack if len(tars) > 1 else ""
         return f"0 classes: the images lie in no folder and have no labels{unpack}"
     shown = ", ".join(names[:_EXAMPLES]) + (", ..." if len(names) > _EXAMPLES else "")
     text = f"{len(names):,} classes, such as {shown}" if len(names) > 1 else f"1 class, {shown}"
     if without:
         text += f"; {without:,} images have no class"
+    if len({os.path.dirname(path) for path in tars}) > 1:
+        text += unpack
     advice = hint(names)
     return text + (f" ({advice})" if advice else "")
 

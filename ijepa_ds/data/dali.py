@@ -7,8 +7,8 @@ A stateless callback passes order and crops from the plan to DALI, because DALI'
 number of shards. DALI cannot skip a bad file: an error ends the whole pipeline, and a new one continues at the same
 micro-batch.
 
-Pillow decodes the files that DALI is known to decode differently (`image_header`), and those at which DALI fails. DALI gets
-a small stand-in for each of them, whose pixels are then overwritten.
+Pillow decodes the files that DALI is known to decode differently (`image_header`, `jpeg_scan`), and those at which DALI
+fails. DALI gets a small stand-in for each of them, whose pixels are then overwritten.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from ijepa_ds.data.dali_one import failure
 from ijepa_ds.data.dali_pipeline import AHEAD, SIDE, STAND_IN, Inputs, build_pipeline, one_by_one
 from ijepa_ds.data.decoder import choose_decoder
 from ijepa_ds.data.index_file import BY_PILLOW
+from ijepa_ds.data.jpeg_scan import StrayMarkers
 from ijepa_ds.data.pillow import decode
 from ijepa_ds.data.samples import SamplePlan, Samples
 from ijepa_ds.data.vision import read_crop
@@ -64,6 +65,7 @@ class DaliBackend:
         self._mirrored: dict[int, np.ndarray] = {}  # flips of the micro-batches that DALI has started
         self._crops: dict[int, dict[int, np.ndarray]] = {}  # their crops by Pillow, position -> uint8 [S, S, 3]
         self._failed: set[int] = set()  # images that Pillow decodes because DALI failed
+        self._strays = StrayMarkers(len(plan.index))
         self._pool = ThreadPoolExecutor(cfg.threads, thread_name_prefix="decode")
         self._ahead = ReadAhead(plan, cfg.readers)
 
@@ -181,7 +183,8 @@ class DaliBackend:
         index = int(samples.indices[position])
         try:
             content = reads[position].result()
-            if index in self._failed or self._plan.index.rows([index])["format"][0] & BY_PILLOW:
+            kind = self._plan.index.rows([index])["format"][0]
+            if index in self._failed or kind & BY_PILLOW or self._strays.found(index, content):
                 return self._crop(content, samples, position)
         except ContentError as error:
             return str(error)

@@ -6,16 +6,16 @@ import argparse
 import csv
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ijepa_ds.arguments import add_out
-from ijepa_ds.data.lists import text_of
+from ijepa_ds.data.list_text import check_utf8, text_of
+from ijepa_ds.data.repeats import Row, check_repeats
 from ijepa_ds.durable import write_text
 from ijepa_ds.errors import UserError
 
 logger = logging.getLogger(__name__)
-Row = tuple[Path, str]  # image, label
 
 
 def tiny_imagenet(root: Path) -> Iterator[Row]:
@@ -32,7 +32,7 @@ def tiny_imagenet(root: Path) -> Iterator[Row]:
         fields = line.split("\t")
         if len(fields) < 2 or not fields[0] or not fields[1]:
             raise UserError(f"{file}, line {number}: expected IMAGE, a tab and a class, found {line!r}")
-        yield file.parent / "images" / fields[0], fields[1]
+        yield _row(number, file.parent / "images" / fields[0], fields[1])
 
 
 def kaggle_imagenet(root: Path) -> Iterator[Row]:
@@ -56,10 +56,14 @@ def kaggle_imagenet(root: Path) -> Iterator[Row]:
         label = (row["PredictionString"] or "").split()
         if not row["ImageId"] or not label:
             raise UserError(f"{file}, line {reader.line_num}: expected an image and its class, found {row}")
-        yield folder / f"{row['ImageId']}.JPEG", label[0]
+        yield _row(reader.line_num, folder / f"{row['ImageId']}.JPEG", label[0])
 
 
-LAYOUTS = {"tiny-imagenet": tiny_imagenet, "kaggle-imagenet": kaggle_imagenet}
+LAYOUTS: dict[str, Callable[[Path], Iterator[Row]]] = {"tiny-imagenet": tiny_imagenet, "kaggle-imagenet": kaggle_imagenet}
+
+
+def _row(line: int, image: Path, label: str) -> Row:
+    return Row(line, os.fsencode(image), os.fsencode(label))
 
 
 def _first(name: str, *folders: Path) -> Path:
@@ -70,7 +74,10 @@ def _first(name: str, *folders: Path) -> Path:
 
 
 def _text(file: Path) -> str:
-    return text_of(file, str(file)).decode("utf-8", "surrogateescape")
+    content = text_of(file, str(file))
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        check_utf8(line, f"{file}, line {number}")
+    return content.decode()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,22 +91,23 @@ def run(args: argparse.Namespace) -> int:
     """Write the list; return 0.
 
     Raises:
-        ValueError: The data set has another layout, or images are missing.
+        ValueError: The data set has another layout, images are missing, or an image has two classes.
     """
     if args.out.suffix != ".csv":
         raise UserError(f"--out {args.out}: a list with labels has the ending .csv")
     rows = list(LAYOUTS[args.layout](args.folder))
-    lost = [path for path, _ in rows if not path.is_file()]
+    check_repeats(lambda: rows, str(args.folder), os.fsencode(args.folder))
+    lost = [os.fsdecode(row.name) for row in rows if not os.path.isfile(row.name)]
     if lost or not rows:
         raise UserError(
             f"{args.folder}: {len(lost)} of {len(rows)} images are missing" + (f", such as {lost[0]}" if lost else "")
         )
     relative = os.path.relpath  # the list and its images can be moved together
     lines = ["path,label"]
-    for path, label in rows:
-        name = relative(path, args.out.absolute().parent)
+    for _, image, text in rows:
+        name, label = relative(os.fsdecode(image), args.out.absolute().parent), os.fsdecode(text or b"")
         lines.append(f'"{name}",{label}' if set(name) & set(' ,"') else f"{name},{label}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(args.out, "\n".join(lines) + "\n")
-    logger.info("%s images, %s classes in %s", f"{len(rows):,}", f"{len({label for _, label in rows}):,}", args.out)
+    logger.info("%s images, %s classes in %s", f"{len(rows):,}", f"{len({row.label for row in rows}):,}", args.out)
     return 0

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
-import re
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from ijepa_ds.data.classes import SIDECAR, class_of, class_text, sidecar_of
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.index_file import Container
+from ijepa_ds.data.list_text import BLANKS, check_utf8, is_utf8, label_on_line, plain_lines, text_of
+from ijepa_ds.data.repeats import Row, check_repeats
 from ijepa_ds.data.scan import Candidate, ScanOptions, scan
 from ijepa_ds.data.walk import is_image
 from ijepa_ds.errors import UserError, is_fault
 
+logger = logging.getLogger(__name__)
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 ENDINGS = (".txt", *DELIMITERS)
-_BLANKS = b" \t\xc2\xa0"
-_OTHER_ENCODINGS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 def scan_list(path: str, source: str, options: ScanOptions) -> ImageIndex:
@@ -35,91 +35,81 @@ def scan_list(path: str, source: str, options: ScanOptions) -> ImageIndex:
     where = f"data.source: {source!r}"
     folder, ending = os.fsencode(os.path.dirname(os.path.abspath(path))), os.path.splitext(path)[1].lower()
     content = text_of(path, where)
-    rows = _plain(content, where, folder) if ending == ".txt" else _table(content, where, DELIMITERS[ending], folder)
-    beside = _Sidecars(folder)
+
+    def rows() -> Iterator[Row]:
+        return _plain(content, where, folder) if ending == ".txt" else _table(content, where, DELIMITERS[ending], folder)
+
+    check_repeats(rows, where, folder)
+    beside, by_folder = _Sidecars(folder), False
 
     def candidates() -> Iterator[Candidate]:
-        for name, label in rows:
+        nonlocal by_folder
+        for _, name, label in rows():
             if label is None:  # the list has no column of labels; an empty label is an image without a class
-                label = beside.class_of(name, options.class_level)
+                label, by_folder = beside.class_of(name, options.class_level), True
             yield Candidate(0, name, label or None)
 
-    return scan(source, [Container(os.fsdecode(folder))], candidates(), options)
+    index = scan(source, [Container(os.fsdecode(folder))], candidates(), options)
+    if by_folder and index.classes:
+        logger.info(
+            "%s has no labels: an image's class is its folder below %r, where the list lies", where, os.fsdecode(folder)
+        )
+    return index
 
 
-def text_of(path: str | Path, where: str) -> bytes:
-    """Return the bytes of a text file without a UTF-8 byte-order mark.
-
-    Args:
-        path: The file.
-        where: Its name in messages.
-
-    Raises:
-        ValueError: It is UTF-16 or UTF-32, or has zero bytes.
-    """
-    content = Path(path).read_bytes()
-    encoding = next((name for mark, name in _OTHER_ENCODINGS.items() if content.startswith(mark)), "")
-    if not encoding and b"\0" in content:
-        encoding = "UTF-16LE" if content[1:2] == b"\0" else "UTF-16BE"
-    if encoding:
-        command = f"iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > list.utf8{Path(path).suffix}"
-        raise UserError(f"{where} is {encoding} text, expected UTF-8: `{command}`")
-    content = content.removeprefix(b"\xef\xbb\xbf")
-    if b"\r" in content and b"\n" not in content:
-        raise UserError(f"{where} has lines that end in CR alone: `tr '\\r' '\\n' < {shlex.quote(str(path))} > list.lf.txt`")
-    return content
-
-
-def plain_lines(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield number and content of every line that is not blank, without its line break."""
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if line.strip(_BLANKS + b"\r"):
-            yield number, line.removesuffix(b"\r")
-
-
-def label_on_line(line: bytes) -> bool:
-    """Return whether a line looks like `path label` or `label path`."""
-    after = re.fullmatch(rb"(.*\.\w{2,5})[ \t,;|]+\S.*", line.strip())
-    before = re.fullmatch(rb"\S+[ \t,;|]+(\S.*)", line.strip())
-    return bool(after and is_image(after[1]) and not is_image(line.strip())) or bool(before and is_image(before[1]))
-
-
-def _plain(content: bytes, where: str, folder: bytes) -> Iterator[tuple[bytes, None]]:
+def _plain(content: bytes, where: str, folder: bytes) -> Iterator[Row]:
     for number, line in plain_lines(content):
         name = _confirmed(line, folder)
         bare = name == line and not _exists(folder, name)  # a name as it stands, without a file
+        if bare:
+            check_utf8(line, f"{where}, line {number}")
         if bare and not is_image(name):
             what = "looks like `path label`" if label_on_line(name) else "is no image's name, and no such file exists"
             raise UserError(f"{where}, line {number}: {os.fsdecode(line)!r} {what}; {_USE_TABLE}")
         if bare and b" " in name.strip() and label_on_line(name) and _exists(folder, name.strip().split(None, 1)[1]):
             raise UserError(f"{where}, line {number}: {os.fsdecode(line)!r} looks like `label path`; {_USE_TABLE}")
-        yield name, None
+        yield Row(number, name, None)
 
 
 _USE_TABLE = "a .txt list has one path a line; labels and headers need a .csv with the first line `path,label`"
 
 
-def _table(content: bytes, where: str, delimiter: str, folder: bytes) -> Iterator[tuple[bytes, bytes | None]]:
+def _table(content: bytes, where: str, delimiter: str, folder: bytes) -> Iterator[Row]:
     text = content.decode("utf-8", "surrogateescape")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+    line = 1  # where the next row begins
     try:
         columns = [name.strip().casefold() for name in next(reader, [])]
         _check_columns(columns, where, delimiter)
         path_at, label_at = columns.index("path"), columns.index("label") if "label" in columns else None
-        for row in reader:
-            if not any(value.strip() for value in row):
+        line = reader.line_num + 1
+        for values in reader:
+            start, line = line, reader.line_num + 1
+            at = f"{where}, line {start}"
+            if not any(value.strip() for value in values):
                 continue
-            if len(row) != len(columns):
+            if len(values) != len(columns):
                 raise UserError(
-                    f"{where}, line {reader.line_num}: {len(row)} values, but {len(columns)} columns ({', '.join(columns)}); "
+                    f"{at}: {len(values)} values, but {len(columns)} columns ({', '.join(columns)}); "
                     f'a value that contains {delimiter!r} stands in "quotes"'
                 )
-            if not row[path_at].strip():
-                raise UserError(f"{where}, line {reader.line_num}: no path")
-            label = None if label_at is None else os.fsencode(row[label_at].strip())
-            yield _confirmed(os.fsencode(row[path_at]), folder), label
+            if not values[path_at].strip():
+                raise UserError(f"{at}: no path")
+            label = None if label_at is None else os.fsencode(values[label_at].strip())
+            if label and b"\n" in label:
+                raise UserError(f"{at}: the label has a line break: is the quote that opens in this line closed?")
+            if label:
+                check_utf8(label, at)
+            name = _confirmed(os.fsencode(values[path_at]), folder)
+            if not is_utf8(name) and not _exists(folder, name):
+                check_utf8(name, at)
+            if b"\n" in name and not _exists(folder, name):
+                raise UserError(f"{at}: the quote that opens here closes in line {reader.line_num}, and no such file exists")
+            yield Row(start, name, label)
     except csv.Error as error:
-        raise UserError(f"{where}, line {reader.line_num}: {error}") from error
+        what = f"{error} in line {reader.line_num}" if reader.line_num > line else str(error)
+        opened = ": is a quote that opens in this line not closed?" if reader.line_num > line or "end of data" in what else ""
+        raise UserError(f"{where}, line {line}: {what}{opened}") from error
 
 
 def _check_columns(columns: list[str], where: str, delimiter: str) -> None:
@@ -140,9 +130,9 @@ def _check_columns(columns: list[str], where: str, delimiter: str) -> None:
 
 def _confirmed(name: bytes, folder: bytes) -> bytes:
     """Return the name of the file that a value means: as it stands, without blanks around it, or with `/` for a backslash."""
-    if name == name.strip(_BLANKS) and b"\\" not in name:
+    if name == name.strip(BLANKS) and b"\\" not in name:
         return name
-    choices = [name, name.strip(_BLANKS), name.strip(_BLANKS).replace(b"\\", b"/")]
+    choices = [name, name.strip(BLANKS), name.strip(BLANKS).replace(b"\\", b"/")]
     return next((choice for choice in choices if _exists(folder, choice)), choices[-1])
 
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ijepa_ds.data.tar_names import DamageError, header_name, is_damaged_name, long_name, pax_records
 from ijepa_ds.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,6 @@ _READ = 8 * BLOCK  # bytes per read: a header with its extensions
 _KINDS = {b"\0": FILE, b"0": FILE, b"7": FILE, b"1": HARD_LINK, b"2": SYMLINK, b"3": SPECIAL, b"4": SPECIAL, b"5": FOLDER}
 _KINDS |= {b"6": SPECIAL, b"S": FILE, b"D": FOLDER, b"V": SPECIAL}
 _WITH_DATA = frozenset(b"\x0007SDLKxXg")
-_PAX_KEYS = frozenset(b"path linkpath size mtime atime ctime uid gid uname gname comment charset hdrcharset".split())
 _ENDS = ("error", "warn")
 
 
@@ -50,14 +50,6 @@ class TarMember(NamedTuple):
     num_bytes: int = 0
     target: bytes = b""
     sparse: bool = False
-
-
-class _DamageError(Exception):
-    """What is wrong with the archive, and the byte."""
-
-    def __init__(self, offset: int, reason: str) -> None:
-        super().__init__(reason)
-        self.offset = offset
 
 
 class _Blocks:
@@ -96,7 +88,7 @@ def read_members(path: str, end: str = "error") -> Iterator[TarMember]:
         for member in _members(_Blocks(descriptor, path), end):
             yield member
             count += 1
-    except _DamageError as damage:
+    except DamageError as damage:
         raise UserError(
             f"data.source: {path!r} is damaged or cut short at byte {damage.offset:,}, after {count} whole members: {damage}; "
             "copy it again from its source and compare checksums, or unpack what is left and index the folder"
@@ -113,7 +105,7 @@ def _members(blocks: _Blocks, end: str) -> Iterator[TarMember]:
             header = _header(blocks, at)
             if header is None:
                 if local:
-                    raise _DamageError(at, "a member's extended header has no member behind it")
+                    raise DamageError(at, "a member's extended header has no member behind it")
                 return _check_end(blocks, at, end)
             kind = header[156:157]
             if kind not in (b"x", b"X", b"g", b"L", b"K"):
@@ -121,18 +113,20 @@ def _members(blocks: _Blocks, end: str) -> Iterator[TarMember]:
             size = _size(header, at)
             content = _extension(blocks, at, size)
             if kind == b"g":
-                shared |= _pax(content, at)
+                shared |= pax_records(content, at)
             elif kind in (b"L", b"K"):
-                local[b"path" if kind == b"L" else b"linkpath"] = _long_name(content, at)
+                local[b"path" if kind == b"L" else b"linkpath"] = long_name(content, at)
             else:
-                local |= _pax(content, at)
+                local |= pax_records(content, at)
             at += BLOCK + size + -size % BLOCK
         member, at = _member(blocks, header, at, shared | local)
+        if b"path" in local and is_damaged_name(local[b"path"], header):
+            raise DamageError(first, f"the long name {os.fsdecode(member.name)!r} does not begin as its header says")
         if member.offset + member.num_bytes > blocks.num_bytes:
-            raise _DamageError(first, f"the file ends inside the data of {os.fsdecode(member.name)!r}")
+            raise DamageError(first, f"the file ends inside the data of {os.fsdecode(member.name)!r}")
         yield member
     if at > blocks.num_bytes:
-        raise _DamageError(blocks.num_bytes, "the file ends inside the padding of the last member")
+        raise DamageError(blocks.num_bytes, "the file ends inside the padding of the last member")
     _check_end(blocks, at, end)
 
 
@@ -142,9 +136,9 @@ def _header(blocks: _Blocks, at: int) -> bytes | None:
     if not block.strip(b"\0"):
         return None
     if len(block) < BLOCK:
-        raise _DamageError(at, f"the file ends after {len(block)} of the {BLOCK} bytes of a header")
+        raise DamageError(at, f"the file ends after {len(block)} of the {BLOCK} bytes of a header")
     if not _is_header(block):
-        raise _DamageError(
+        raise DamageError(
             at,
             "the checksum of this header is wrong"
             if at
@@ -165,11 +159,11 @@ def _number(field: bytes, at: int) -> int:
     """Return the value of an octal or binary number field."""
     if field[0] & 0x80:
         if field[0] & 0x40:
-            raise _DamageError(at, "a size in this header is negative")
+            raise DamageError(at, "a size in this header is negative")
         return int.from_bytes(bytes([field[0] & 0x3F]) + field[1:], "big")
     text = field.partition(b"\0")[0].strip(b" ")
     if not re.fullmatch(rb"[0-7]*", text):
-        raise _DamageError(at, f"a size in this header is no number: {field!r}")
+        raise DamageError(at, f"a size in this header is no number: {field!r}")
     return int(text or b"0", 8)
 
 
@@ -179,45 +173,23 @@ def _size(header: bytes, at: int) -> int:
 
 def _extension(blocks: _Blocks, at: int, size: int) -> bytes:
     if not 0 < size <= _EXTENSION_LIMIT:
-        raise _DamageError(at, f"an extended header of {size} bytes, expected 1 to {_EXTENSION_LIMIT}")
+        raise DamageError(at, f"an extended header of {size} bytes, expected 1 to {_EXTENSION_LIMIT}")
     content = blocks.read(at + BLOCK, size)
     if len(content) < size:
-        raise _DamageError(at, "the file ends inside an extended header")
+        raise DamageError(at, "the file ends inside an extended header")
     return content
-
-
-def _long_name(content: bytes, at: int) -> bytes:
-    name = content[:-1] if content.endswith(b"\0") else content
-    if not name or b"\0" in name:
-        raise _DamageError(at, "a long name has zero bytes inside")
-    return name
-
-
-def _pax(content: bytes, at: int) -> dict[bytes, bytes]:
-    """Return the records of a pax header, `LENGTH KEY=VALUE` and a line break each."""
-    records, place = {}, 0
-    while place < len(content):
-        match = re.compile(rb"(\d{1,9}) ([^=\n]+)=").match(content, place)
-        last = place + int(match[1]) if match else 0
-        if not match or not match.end() < last <= len(content) or content[last - 1 : last] != b"\n":
-            raise _DamageError(at, "the records of a pax header do not fit")
-        if match[2] not in _PAX_KEYS and b"." not in match[2]:  # keys of vendors have a dot
-            raise _DamageError(at, f"a pax header has the unknown key {os.fsdecode(match[2])!r}")
-        records[match[2]] = content[match.end() : last - 1]
-        place = last
-    return records
 
 
 def _member(blocks: _Blocks, header: bytes, at: int, pax: dict[bytes, bytes]) -> tuple[TarMember, int]:
     """Return the member of a header at byte `at`, and the byte of the next header."""
     flag = header[156:157]
     if flag not in _KINDS:
-        raise _DamageError(at, f"a member of the type {flag!r}, which is not supported (a multi-volume or vendor archive)")
+        raise DamageError(at, f"a member of the type {flag!r}, which is not supported (a multi-volume or vendor archive)")
     if pax.get(b"size", b"0").isdigit() is False:
-        raise _DamageError(at, f"a pax header has the size {pax[b'size']!r}")
-    name = pax.get(b"GNU.sparse.name") or pax.get(b"path") or _name(header)
+        raise DamageError(at, f"a pax header has the size {pax[b'size']!r}")
+    name = pax.get(b"GNU.sparse.name") or pax.get(b"path") or header_name(header)
     if not name or b"\0" in name:
-        raise _DamageError(at, "a member without a name")
+        raise DamageError(at, "a member without a name")
     size = int(pax[b"size"]) if b"size" in pax else _size(header, at)
     offset, kind = at + BLOCK, _KINDS[flag]
     sparse = flag == b"S" or any(key.startswith((b"GNU.sparse.", b"SCHILY.realsize")) for key in pax)
@@ -225,7 +197,7 @@ def _member(blocks: _Blocks, header: bytes, at: int, pax: dict[bytes, bytes]) ->
     while more:  # the map of holes continues in further blocks
         block = blocks.read(offset, BLOCK)
         if len(block) < BLOCK:
-            raise _DamageError(at, "the file ends inside a map of holes")
+            raise DamageError(at, "the file ends inside a map of holes")
         offset, more = offset + BLOCK, block[504]
     if kind == HARD_LINK and size:  # some writers store the data again, others only its length
         behind = blocks.read(offset, BLOCK)
@@ -241,14 +213,6 @@ def _member(blocks: _Blocks, header: bytes, at: int, pax: dict[bytes, bytes]) ->
     return TarMember(name, kind, offset, size, target, sparse), offset + size + -size % BLOCK
 
 
-def _name(header: bytes) -> bytes:
-    name, prefix = header[:100].partition(b"\0")[0], b""
-    if header[257:263] == b"ustar\0":  # GNU's own format keeps other fields there
-        end = 476 if header[508:512] == b"tar\0" else 500  # star's format keeps times behind a shorter prefix
-        prefix = header[345:end].partition(b"\0")[0]
-    return prefix + b"/" + name if prefix else name
-
-
 def _check_end(blocks: _Blocks, at: int, end: str) -> None:
     """Check what follows the last member at byte `at`: two blocks of zeros, and zeros to the end of a record."""
     left, place = blocks.num_bytes - at, at
@@ -256,7 +220,7 @@ def _check_end(blocks: _Blocks, at: int, end: str) -> None:
         part = blocks.read(place, 1 << 20)
         if part.strip(b"\0"):
             where = place + len(part) - len(part.lstrip(b"\0"))
-            raise _DamageError(
+            raise DamageError(
                 at,
                 f"a block of zeros ends the archive here, but other bytes follow at {where:,}: a zeroed header, or several "
                 "archives glued together (split them, or unpack with `tar --ignore-zeros` and pack again)",
@@ -272,5 +236,5 @@ def _check_end(blocks: _Blocks, at: int, end: str) -> None:
     else:
         problem = f"{left:,} zeros follow the last member, more than one record: members may have been zeroed"
     if end == "error":
-        raise _DamageError(at, f"{problem}; data.tar_end=warn (--tar-end warn) accepts the members before")
+        raise DamageError(at, f"{problem}; data.tar_end=warn (--tar-end warn) accepts the members before")
     logger.warning("%r, byte %d: %s; data.tar_end=warn accepts it", blocks.path, at, problem)

@@ -22,7 +22,7 @@ from ijepa_ds.data.reading import read_range
 from ijepa_ds.data.scan import Candidate, ScanOptions, scan
 from ijepa_ds.data.tar_format import read_members
 from ijepa_ds.data.tar_tree import TarFile, TarTree
-from ijepa_ds.data.walk import ARCHIVES, describe_others, ending_of, is_image
+from ijepa_ds.data.walk import ARCHIVES, EXTENSIONS, OWN_FILES, describe_others, ending_of, is_image
 from ijepa_ds.errors import UserError, is_fault
 
 logger = logging.getLogger(__name__)
@@ -97,11 +97,12 @@ def scan_tars(paths: list[str], source: str, options: ScanOptions) -> ImageIndex
     """Index the images in tars, in the order of `paths`; `source` is the name in messages.
 
     Raises:
-        ValueError: A tar is damaged, cut short or compressed, or holds tars instead of images.
+        ValueError: A tar is damaged, cut short or compressed, or holds tars instead of images; or there is no image.
     """
     containers: list[Container] = []
     packed: list[tuple[str, str]] = []
     others: Counter[str] = Counter()
+    num_files = 0
     storage = options.storage()
 
     def read(numbered: tuple[int, str]) -> tuple[Container, list[TarFile], list[Candidate]]:
@@ -115,10 +116,12 @@ def scan_tars(paths: list[str], source: str, options: ScanOptions) -> ImageIndex
         return storage.call(lambda: read(numbered), repr(numbered[1]))
 
     def candidates() -> Iterator[Candidate]:
+        nonlocal num_files
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="tar") as pool:
             for container, files, found in ahead(pool, read_patiently, enumerate(paths), _AT_ONCE):
                 containers.append(container)
                 options.beat()
+                num_files += len(files)
                 inner = [ending_of(file.name) for file in files if file.name.lower().endswith(ARCHIVES)]
                 if inner:
                     packed.append((paths[len(containers) - 1], f"{len(inner)} {inner[0]} members"))
@@ -137,6 +140,12 @@ def scan_tars(paths: list[str], source: str, options: ScanOptions) -> ImageIndex
         logger.warning("%s beside its images, which are left out", text)
     if others:
         logger.warning("data.source %r: %s", source, describe_others(others))
+    if not len(index):
+        what = f"{num_files:,} files, none with a name ending in {', '.join(EXTENSIONS)}"
+        nothing = "no files: archives of zeros alone, or of names that begin with a dot"
+        raise UserError(
+            f"data.source: no readable image in {source!r}: {len(paths)} tars with {what if num_files else nothing}"
+        )
     return index
 
 
@@ -156,7 +165,8 @@ def ahead(pool: Executor, work: Callable[[T], R], items: Iterable[T], count: int
 
 
 def _is_other(name: bytes) -> bool:
-    return not (is_image(name) or name.endswith(SIDECAR) or name.lower().endswith(ARCHIVES))
+    own = os.path.basename(name) in OWN_FILES
+    return not (own or is_image(name) or name.endswith(SIDECAR) or name.lower().endswith(ARCHIVES))
 
 
 def check_uncompressed(path: str) -> None:

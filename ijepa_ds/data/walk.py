@@ -12,6 +12,7 @@ from ijepa_ds.storage import Storage
 EXTENSIONS = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
 COMPRESSED_TARS = (b".tgz", b".tbz2", b".txz", b".tar.gz", b".tar.bz2", b".tar.xz", b".tar.zst")
 ARCHIVES = (b".tar", *COMPRESSED_TARS, b".zip", b".7z", b".rar")
+OWN_FILES = frozenset({b"scenes.json"})  # that `ijepa-ds data scenes|objects` writes beside its images
 _MOST_ENDINGS = 6  # in a message
 _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
 
@@ -94,7 +95,7 @@ class Walker:
                     yield prefix + name
                 elif name.lower().endswith(b".tar"):
                     self.tars.append(prefix + name)
-                elif not name.endswith(b".cls"):
+                elif not name.endswith(b".cls") and name not in OWN_FILES:
                     self.others[ending_of(name)] += 1
                     if name.lower().endswith(ARCHIVES):
                         self.packed.append(prefix + name)

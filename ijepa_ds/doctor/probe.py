@@ -46,8 +46,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         "gpus": list_gpus,
         "cores": machine.cores,
         "memory_gib": lambda: machine.memory_bytes() / 2**30,
-        "shared_memory": lambda: shutil.disk_usage("/dev/shm").total,
-        "locked_memory": _locked_memory,
+        "shared_memory": machine.shared_memory_bytes,
+        "locked_memory": machine.locked_memory,
         "disk": lambda: _disk(Path(request["run_dir"]), request.get("token"), request.get("index", 0)),
         "data": lambda: _data(os.path.expanduser(request["source"])),
         "names": lambda: _names(request.get("peers", [])),
@@ -200,14 +200,6 @@ def _open_files() -> int:
     import resource
 
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-
-
-def _locked_memory() -> dict[str, Any]:
-    """Limit of locked memory in bytes (-1: none), and whether there are RDMA devices, which need it."""
-    import resource
-
-    devices = Path("/sys/class/infiniband")
-    return {"limit": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], "rdma": devices.is_dir() and any(devices.iterdir())}
 
 
 def _port(port: int) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ijepa_ds import machine
+
 FAIL, WARN, OK = "FAIL", "warn", "ok"
 HERE = "(here)"  # rows about this machine's command line and configuration
 _SKEW = (2.0, 30.0)  # seconds: warning, failure
-_SMALL_SHM = 64 << 20  # bytes of /dev/shm, what a container has by default
-_SMALL_LOCK = 1 << 30  # bytes of memory that RDMA may lock
 _COMPARED = ("python", "torch", "deepspeed", "timm", "torchvision", "numpy", "ijepa_ds", "git_revision")
 _DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 
@@ -97,13 +97,9 @@ def of_host(name: str, found: Mapping[str, Any], slots: int, several: bool, need
 def _of_containers(name: str, found: Mapping[str, Any], slots: int) -> Iterator[Row]:
     """Limits that containers and login sessions set."""
     shared, locked = found["shared_memory"], found["locked_memory"]
-    if isinstance(shared, int) and slots > 1 and shared <= _SMALL_SHM:
-        todo = "NCCL's ranks of a host exchange data there: docker run --shm-size=1g, or --ipc=host"
-        yield Row(name, "shared memory", WARN, f"/dev/shm has {shared / 2**20:,.0f} MiB for {slots} ranks", todo)
-    if "limit" in locked and locked["rdma"] and 0 <= locked["limit"] < _SMALL_LOCK:
-        text = f"limit {locked['limit'] / 2**20:,.2f} MiB (ulimit -l), and there are RDMA devices"
-        todo = "raise it: limits.conf, LimitMEMLOCK=infinity of slurmd or sshd, docker run --ulimit memlock=-1"
-        yield Row(name, "locked memory", WARN, text, todo)
+    locked = {} if "error" in locked else locked
+    for limit in machine.small_limits(shared if isinstance(shared, int) else None, locked, slots):
+        yield Row(name, limit.name, WARN, limit.found, limit.advice)
 
 
 def _of_devices(name: str, found: Mapping[str, Any], slots: int) -> Iterator[Row]:

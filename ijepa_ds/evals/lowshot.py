@@ -5,6 +5,7 @@ Sources: few-shot logistic regression with 45 values of C (CLIP, DINOv2); the 1 
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Sequence
@@ -16,11 +17,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from ijepa_ds.data.lists import label_on_line, plain_lines, text_of
+from ijepa_ds.data.list_text import check_utf8, label_on_line, plain_lines, text_of
 from ijepa_ds.data.walk import is_image
 from ijepa_ds.evals.features import check_features
 from ijepa_ds.evals.linear import standardise
 
+logger = logging.getLogger(__name__)
 C_PATH = tuple(float(c) for c in np.logspace(-6, 5, 45))
 _MISSING_SHOWN = 5
 
@@ -81,7 +83,10 @@ def find_listed(file: Path, names: Sequence[str]) -> Tensor:
             more = f" and {len(lines) - _MISSING_SHOWN} more" if len(lines) > _MISSING_SHOWN else ""
             shown = f"; --train has names such as {names[0]!r}" if names and "lacks" in problem else ""
             raise ValueError(f"--list: {file} {problem}: {', '.join(lines[:_MISSING_SHOWN])}{more}{shown}")
-    return torch.tensor(sorted({places[0] for places in found}))
+    chosen = sorted({places[0] for places in found})
+    if len(chosen) < len(listed):
+        logger.warning("--list: %s: %d lines repeat an image, which counts once", file, len(listed) - len(chosen))
+    return torch.tensor(chosen)
 
 
 def _checked(file: Path, number: int, line: bytes) -> str:
@@ -90,7 +95,8 @@ def _checked(file: Path, number: int, line: bytes) -> str:
         raise ValueError(
             f"--list: {file}, line {number}: {line.decode(errors='replace')!r} has more than a name; leave labels out"
         )
-    return os.fsdecode(line.strip()).replace("\\", "/").removeprefix("./")
+    check_utf8(line, f"--list: {file}, line {number}")
+    return line.decode().strip().replace("\\", "/").removeprefix("./")
 
 
 class _Names:

@@ -122,7 +122,7 @@ def check_used(args: argparse.Namespace) -> None:
         ValueError: names all of them.
     """
     given = [option for option in USED_BY if getattr(args, option) not in (None, False)]
-    unused = {option: f"{', '.join(USED_BY[option])} uses it" for option in given if args.task not in USED_BY[option]}
+    unused = {option: f"used by {', '.join(USED_BY[option])} only" for option in given if args.task not in USED_BY[option]}
     solvers = args.solver or (["lbfgs"] if args.task == "all" else settings.SOLVERS)
     for option in given:
         if option in unused or args.task not in ("linear", "all"):

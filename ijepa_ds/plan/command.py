@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from ijepa_ds import config
+from ijepa_ds import config, machine
 from ijepa_ds.arguments import add_json, add_run
 from ijepa_ds.config import Config, deepspeed_json, published
 from ijepa_ds.config.schedules import Schedule, steps_per_epoch
@@ -54,6 +54,9 @@ def run(args: argparse.Namespace) -> int:
     plan_of = _planner(args, cfg, device, steps)
     plan = plan_of(work, spread)
     result, fits, text = report.to_dict(plan), plan.fits, report.table(plan)
+    small = list(machine.small_limits(machine.shared_memory_bytes(), machine.locked_memory(), args.gpus_per_node))
+    result["small_limits"] = [limit._asdict() for limit in small]
+    text += "".join(f"\non this machine: {limit.found}; {limit.advice}" for limit in small)
     if args.search:
         found = search.search(cfg, work, spread, plan_of)
         result["search"] = [{"way": item.name, "reason": item.reason} | report.to_dict(item.plan) for item in found]

@@ -13,7 +13,7 @@ from typing import IO, Any
 import torch
 
 from ijepa_ds import config, counter
-from ijepa_ds.checkpoint import restore, run_dir, writer
+from ijepa_ds.checkpoint import restore, run_dir, run_lock, writer
 from ijepa_ds.checkpoint.reader import CheckpointReader
 from ijepa_ds.cluster import rank_log
 from ijepa_ds.cluster.expected import missing_hostfile
@@ -99,7 +99,7 @@ def prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
 def _prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, watch: Watch, device: torch.device) -> Run:
     """The same for ranks that have met."""
     agree(lambda: _check_same_folder(cfg))
-    lock = agree(lambda: run_dir.lock(Path(cfg.run.dir)) if rank == 0 else None)
+    lock = agree(lambda: run_lock.lock(Path(cfg.run.dir)) if rank == 0 else None)
     agree(lambda: run_dir.check_writable(Path(cfg.run.dir)))
     agree(lambda: rank_log.open_log(Path(cfg.run.dir), rank, plan.world_size))
     cfg, ds_config = precision.resolve(cfg, ds_config, rank, device)

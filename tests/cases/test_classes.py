@@ -137,6 +137,16 @@ def test_presets_refuse_another_number_of_classes():
             check_classes(name, 26)
 
 
+def test_folders_above_tars_are_no_classes(tmp_path):
+    flat, inside = tar_of({"1.jpg": IMAGES[0]}), tar_of({"in/2.jpg": IMAGES[1]})
+    write_tree(tmp_path / "classes", {"n01/x.tar": flat, "n02/x.tar": flat})
+    write_tree(tmp_path / "mixed", {"n01/x.tar": flat, "y.tar": inside})
+    write_tree(tmp_path / "shards", {"x.tar": inside, "y.tar": inside})
+    for name, count in (("classes", 0), ("mixed", 1), ("shards", 1)):
+        text = describe_classes(open_source(str(tmp_path / name)))
+        assert text.startswith(f"{count} class") and ("nor a folder above it is a class" in text) == (name != "shards")
+
+
 def test_files_with_other_endings_are_counted(tmp_path, caplog):
     files = {
         "c/1.jpg": IMAGES[0],
@@ -145,6 +155,8 @@ def test_files_with_other_endings_are_counted(tmp_path, caplog):
         "c/4.tif": b"x",
         "c/5.TIF": b"x",
         "c/6.gif": b"x",
+        "scenes.json": b"{}",  # of `ijepa-ds data scenes`
+        "c/scenes.json": b"{}",
     }
     write_tree(tmp_path / "tree", files)
     (tmp_path / "x.tar").write_bytes(tar_of(files))

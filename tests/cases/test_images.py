@@ -112,6 +112,11 @@ REFUSED: dict[str, tuple[bytes, str, bool]] = {
     "twelve_bits.jpg": (TWELVE, "12 bits a sample", True),
     "header_with_wrong_checksum.png": (patched(PNG, 29, b"\0\0\0\0"), "damaged header: its checksum is wrong", True),
     "bad_table.jpg": (patched(JPEG, JPEG.index(b"\xff\xc4") + 5, b"\xff" * 16), "damaged: the compressed pixels", False),
+    "marker_inside.jpg": (
+        patched(JPEG, JPEG.index(b"\xff\xda") + 100, b"\xff\xf7\x80\0"),
+        "damaged: the compressed pixels",
+        False,
+    ),
 }
 
 

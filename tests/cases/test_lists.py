@@ -1,5 +1,7 @@
 """Lists are read exactly, or refused with the line and the reason."""
 
+import os
+
 import pytest
 import torch
 
@@ -71,6 +73,28 @@ def test_labels_are_read_without_blanks(root, name, content):
         ("short.csv", ("path,label\n" + ROWS + "a/0.jpg\n").encode(), r"line 6: 1 values, but 2 columns"),
         ("long.csv", ("path,label\na,b/0.jpg,x\n" + ROWS).encode(), r"line 2: 3 values, but 2 columns.*\"quotes\""),
         ("empty.csv", (b"path,label\n,x\n"), r"line 2: no path"),
+        ("zeros.csv", b"path,label\na/0.jpg,x\n" + bytes(9) + b"b/1.jpg,y\n", r"zeros\.csv', line 3: a zero byte at byte 21"),
+        ("zero.txt", (LINES + "\0").encode(), r"line 4: a zero byte"),
+        ("latin.csv", "path,label\na/0.jpg,x\nb/1.jpg,größe\n".encode("latin-1"), r"line 3: .*0xf6 is its byte 3.*iconv"),
+        ("latin.txt", "a/0.jpg\ngröße.jpg\n".encode("latin-1"), r"line 2: .*is no UTF-8 text"),
+        (
+            "quote.csv",
+            ('path,label\na/0.jpg,x\n\n"b/1.jpg,y\n' + ROWS).encode(),
+            r"line 4: .*quote that opens in this line not closed",
+        ),
+        ("quotes.csv", b'path,label\n"a/0.jpg,x\n"b/1.jpg,y\n', r"line 2: .*in line 3: is a quote that opens in this line"),
+        (
+            "swallowed.csv",
+            b'path,label\n"a/0.jpg,x\nb/1.jpg",y\na/2.jpg,x\n',
+            r"line 2: the quote that opens here closes in line 3",
+        ),
+        ("label.csv", b'path,label\na/0.jpg,"x\nb/1.jpg,y"\n', r"line 2: the label has a line break"),
+        (
+            "two.csv",
+            ("path,label\n" + ROWS + "./a//0.jpg,y\n").encode(),
+            r"1 images have several labels: 'a/0\.jpg' has 'x' in line 2 and 'y' in line 6",
+        ),
+        ("part.csv", ("path,label\n" + ROWS + "b/../a/0.jpg,\n").encode(), r"'a/0\.jpg' has 'x' in line 2 and none in line 6"),
     ],
 )
 def test_what_is_not_understood_is_refused_with_the_line(root, name, content, message, capsys):
@@ -79,6 +103,33 @@ def test_what_is_not_understood_is_refused_with_the_line(root, name, content, me
         open_source(str(root / name))
     assert main(["data", "index", str(root / name), "--out", str(root / "i")]) == 2
     assert name in capsys.readouterr().err and not (root / "i").exists()
+
+
+def test_an_image_listed_twice_counts_twice_and_is_reported(root, caplog):
+    (root / "twice.csv").write_text("path,label\n" + ROWS + "\n./b/1.jpg,y\na/0.jpg,x\n")
+    (root / "twice.txt").write_text(LINES + "\n\nb//1.jpg\na/0.jpg\n")
+    for name, first in (("twice.csv", "'b/1.jpg' in the lines 3 and 7"), ("twice.txt", "'b/1.jpg' in the lines 2 and 6")):
+        caplog.clear()
+        assert len(open_source(str(root / name))) == 6
+        assert f"2 rows repeat an image, such as {first}" in caplog.text
+
+
+def test_names_that_are_no_text_are_read_if_they_exist(tmp_path):
+    name = b"gr\xf6\xdfe.jpg"
+    (tmp_path / os.fsdecode(name)).write_bytes(FILES["a/0.jpg"])
+    for ending, head in ((".txt", b""), (".csv", b"path\n")):
+        (tmp_path / f"l{ending}").write_bytes(head + name + b"\n")
+        assert listing(open_source(str(tmp_path / f"l{ending}"))) == {os.fsdecode(name): (None, FILES["a/0.jpg"])}
+
+
+def test_the_folder_that_gives_a_list_its_classes_is_named(root, caplog):
+    with caplog.at_level("INFO"):
+        for name, classes in (("tree/here.txt", ("a", "b")), ("above.txt", ("tree/a", "tree/b"))):
+            prefix = "" if name.startswith("tree") else "tree/"
+            (root.parent / name).write_text("".join(f"{prefix}{line}\n" for line in FILES))
+            caplog.clear()
+            assert open_source(str(root.parent / name)).classes == classes
+            assert f"below {str((root.parent / name).parent)!r}, where the list lies" in caplog.text
 
 
 def test_names_with_blanks_and_backslashes_win_over_their_correction(tmp_path):

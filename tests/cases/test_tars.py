@@ -166,6 +166,40 @@ def test_a_compressed_tar_names_the_command_that_helps(tmp_path, program, monkey
     assert listing(open_source(command.split("> ")[1])).keys() == FILES.keys()
 
 
+@pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_damaged_long_name_is_refused_where_its_header_repeats_it(tmp_path, kind):
+    name = "-".join(map(str, range(60))) + "/0.jpg"
+    whole = tar_of({name: coded(photo(1)), "b.jpg": coded(photo(2))}, kind)
+    first = whole.index(name.encode()[:100])  # in the extended header
+    assert whole.count(name.encode()[:100]) == 2 and whole.count(name.encode()) == 1
+    damaged = bytearray(whole)
+    damaged[first + 30] ^= 4
+    with pytest.raises(ValueError, match=r"after 0 whole members: the long name '0-1.* does not begin as its header says"):
+        opened(tmp_path / "x.tar", bytes(damaged))
+    assert opened(tmp_path / "x.tar", whole).keys() == {name, "b.jpg"}
+    other = tar_of({f"{'größe?' * 20}/0.jpg": coded(photo(1))}, kind)  # Python's pax headers have "?" for other characters
+    assert len(opened(tmp_path / "x.tar", other)) == 1
+
+
+def test_what_no_reader_can_know(tmp_path):
+    """Border cases of docs/data.md: these archives are byte for byte what a writer may have written."""
+    last = member(11)
+    tail = WHOLE[:last] + bytes(1024)
+    assert len(opened(tmp_path / "x.tar", tail)) == 11
+    half = {name: FILES[name] for name in list(FILES)[:6]}
+    first, end = tar_of(half), member(6)
+    glued = first[:end] + tar_of({"c0/00.jpg": FILES["c1/11.jpg"], "c1/07.jpg": FILES["c1/07.jpg"]})
+    found = opened(tmp_path / "x.tar", glued)
+    assert len(found) == 7 and found["c0/00.jpg"][1] == FILES["c1/11.jpg"]
+
+
+def test_tars_without_images_say_what_they_hold(tmp_path):
+    with pytest.raises(ValueError, match=r"1 tars with no files: archives of zeros alone"):
+        opened(tmp_path / "x.tar", bytes(10240))
+    with pytest.raises(ValueError, match=r"1 tars with 2 files, none with a name ending in \.bmp"):
+        opened(tmp_path / "x.tar", tar_of({"a/1.tif": b"x", "notes.txt": b"x"}))
+
+
 def test_other_files_beside_tars_are_counted(tmp_path, caplog):
     write_tree(tmp_path / "folder", {"a.tar": WHOLE, "labels.zip": b"PK", "notes.txt": b"x"})
     assert len(open_source(str(tmp_path / "folder"))) == len(FILES)
@@ -230,11 +264,12 @@ def test_every_damage_gives_all_images_or_an_error(tmp_path):
                     continue
                 if set(whole) <= set(found):
                     counts[how, "all"] += 1
-                else:  # long names have no checksum: one of them changed, also in its ending, which the command then counts
-                    assert how == "flip" and max(map(len, whole)) > 100, (how, at, found)
-                    assert len(found) == len(whole) == len({*found} & {*whole}) + 1, (how, at, found)
+                else:  # bytes of a name behind the hundredth have no checksum and stand nowhere else
+                    (old,), (new,) = {*whole} - {*found}, {*found} - {*whole}
+                    assert how == "flip" and len(found) == len(whole) and len(old) == len(new), (how, at, found)
+                    assert old[:100] == new[:100], (how, at, found)
                     counts[how, "renamed"] += 1
     print(dict(counts))
     assert all(counts[how, "refused"] > 500 for how in ("flip", "cut", "zero", "glue"))
     assert counts["flip", "all"] > 500 and counts["zero", "all"] > 100
-    assert counts["flip", "renamed"] < 0.1 * counts["flip", "all"]
+    assert counts["flip", "renamed"] < 0.02 * counts["flip", "all"]

@@ -13,7 +13,7 @@ from ijepa_ds import cli, config
 from ijepa_ds.checkpoint import writer
 from ijepa_ds.checkpoint.folder import checksum, find_steps, folder_name, list_steps, write_last_step
 from ijepa_ds.checkpoint.reader import CheckpointReader, newest
-from ijepa_ds.checkpoint.run_dir import lock
+from ijepa_ds.checkpoint.run_lock import lock
 from ijepa_ds.errors import CheckpointError
 from tests.checkpoint_cases import flip, truncate, write
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ijepa_ds import config
-from ijepa_ds.checkpoint import run_dir
+from ijepa_ds.checkpoint import run_dir, run_lock
 from ijepa_ds.config import Config, DataConfig, ModelConfig, OptimizationConfig, RunConfig
 from ijepa_ds.errors import CheckpointError
 from tests.checkpoint_cases import write
@@ -132,7 +132,7 @@ def test_a_place_that_cannot_be_written_is_refused_with_all_that_is_wrong(tmp_pa
     assert not list((tmp_path / "run").glob(".probe*"))
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ValueError, match="file cannot be written"):
-        run_dir.lock(tmp_path / "file")
+        run_lock.lock(tmp_path / "file")
     (tmp_path / "run" / "checkpoints").rmdir()
     (tmp_path / "run" / "checkpoints").write_text("in the way")
     (tmp_path / "run" / "health.jsonl").mkdir()

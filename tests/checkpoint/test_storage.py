@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ijepa_ds.checkpoint import run_dir, writer
+from ijepa_ds.checkpoint import run_dir, run_lock, writer
 from ijepa_ds.checkpoint.folder import check_files, list_steps, read_last_step
 from ijepa_ds.checkpoint.reader import newest
 from ijepa_ds.errors import CheckpointError, StorageError, UserError
@@ -60,8 +60,24 @@ def test_a_file_system_without_locks_is_named_and_survived(code, tmp_path, monke
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    run_dir.lock(tmp_path / "run").close()
+    first = run_lock.lock(tmp_path / "run")
     assert "no locks on its file system" in caplog.text
+    run_lock.check_lock(tmp_path / "run")
+    first.close()
+
+
+def test_a_lock_that_another_host_does_not_see_is_found_out_at_the_next_save(tmp_path, monkeypatch):
+    """Lustre's localflock: both hosts get the lock. The earlier run must not write into the later one's checkpoints."""
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+    run_lock.check_lock(tmp_path / "run")  # not locked
+    with run_lock.lock(tmp_path / "run"):
+        run_lock.check_lock(tmp_path / "run")
+        with monkeypatch.context() as there:
+            there.setattr("platform.node", lambda: "node-9")
+            with run_lock.lock(tmp_path / "run"):
+                run_lock.check_lock(tmp_path / "run")
+        with pytest.raises(CheckpointError, match=r"another run \(process \d+ on node-9\) began in .*localflock"):
+            run_lock.check_lock(tmp_path / "run")
 
 
 @pytest.mark.parametrize(("code", "error"), [(errno.EIO, StorageError), (errno.EACCES, UserError), (errno.ENOSPC, UserError)])
@@ -73,7 +89,7 @@ def test_a_run_directory_that_cannot_be_written(code, error, tmp_path, monkeypat
     with pytest.raises(error, match=f"run.dir: .*cannot be written .{os.strerror(code)}"):
         run_dir.check_writable(tmp_path / "run")
     with pytest.raises(error):
-        run_dir.lock(tmp_path / "run")
+        run_lock.lock(tmp_path / "run")
 
 
 def test_storage_that_fails_does_not_make_an_older_checkpoint_the_newest(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 from ijepa_ds import config
 from ijepa_ds.checkpoint.folder import list_steps
 from ijepa_ds.checkpoint.reader import CheckpointReader
-from ijepa_ds.checkpoint.run_dir import lock
+from ijepa_ds.checkpoint.run_lock import lock
 from ijepa_ds.counter import ORDER_VERSION
 from ijepa_ds.weights import read_encoder
 from tests.dist.launches import losses, refused, start

@@ -20,10 +20,14 @@ def test_the_documented_table_of_presets_is_the_codes() -> None:
 def test_options_that_a_task_does_not_use_are_refused(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     options = ["--checkpoint", str(run_dir), "--train", "x", "--test", "x", "--out", str(tmp_path / "out")]
     for task, given, wanted in [
-        ("knn", "--lr 0.1 --views 3", ["--lr: linear, count, distance, attentive, finetune, lowshot uses it", "--views: rank"]),
-        ("finetune", "--select holdout", ["--select: linear, count, distance, attentive uses it"]),
+        (
+            "knn",
+            "--lr 0.1 --views 3",
+            ["--lr: used by linear, count, distance, attentive, finetune, lowshot only", "--views: used by rank only"],
+        ),
+        ("finetune", "--select holdout", ["--select: used by linear, count, distance, attentive only"]),
         ("lowshot", "--select holdout", ["--select"]),
-        ("count", "--augment", ["--augment: linear uses it"]),
+        ("count", "--augment", ["--augment: used by linear only"]),
         ("linear", "--solver lbfgs --lr 0.1 --nesterov", ["--lr: it is for --solver sgd or lars", "--nesterov: it is for"]),
         ("linear", "--solver sgd --C 3", ["--C: it is for --solver lbfgs"]),
         (
@@ -31,7 +35,7 @@ def test_options_that_a_task_does_not_use_are_refused(run_dir: Path, tmp_path: P
             "--epochs 3 --list a.txt --draws 2",
             ["--epochs: it is for --finetune", "--draws: --list names the images"],
         ),
-        ("rank", "--k 5", ["--k: knn, all uses it"]),
+        ("rank", "--k 5", ["--k: used by knn, all only"]),
     ]:
         assert cli.main(["eval", task, *options, *given.split()]) == 2
         message = capsys.readouterr().err

@@ -16,8 +16,11 @@ SRUN = """#!/bin/bash
 while [ "$1" != bash ]; do echo "$1" >> options; shift; done
 trap 'kill -KILL $tasks' TERM  # as srun does: no task sees the signal
 trap 'kill -USR1 $tasks' USR1
-export SLURM_NTASKS=2 SLURM_STEP_TASKS_PER_NODE='2(x1)'
-for rank in 0 1; do SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@" & tasks="$tasks $!"; done
+export SLURM_NTASKS=2 SLURM_STEP_TASKS_PER_NODE=${TASKS_PER_NODE:-2(x1)}
+for rank in 0 1; do
+    export SLURM_NODEID=$((rank * ${NODE_OF_LAST:-0}))
+    SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@" & tasks="$tasks $!"
+done
 worst=0
 for task in $tasks; do
     while :; do code=0; wait $task || code=$?; kill -0 $task 2>/dev/null || break; done
@@ -83,6 +86,14 @@ def test_every_task_is_a_rank_and_words_arrive_as_they_are(cluster: Path, reposi
     words = "<-m><ijepa_ds.train>" + "".join(f"<{word}>" for word in [*COMMAND[1:], "run.dir=runs/a b"])
     assert (cluster / "words").read_text() == words * 2 and not (cluster / "pwned").exists()
     assert not (cluster / "scontrol.log").exists()
+
+
+def test_nodes_may_have_different_numbers_of_tasks(cluster: Path, repository: Path) -> None:
+    job = submit(cluster, repository, MARK="1", TASKS_PER_NODE="8(x2),4,6(x3)", NODE_OF_LAST="2")
+    output, _ = job.communicate(timeout=limit(300))
+    assert job.returncode == 0, output
+    told = sorted((cluster / "ranks").read_text().splitlines())
+    assert [line.split()[2] for line in told] == ["2/8", "2/4"]
 
 
 def requeues(cluster: Path) -> int:
