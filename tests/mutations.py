@@ -130,7 +130,12 @@ MUTATIONS = [
         "ijepa_ds/data/classes.py", "level is not None and len(folders)", "False and len(folders)", f"{_CASES}/test_classes.py"
     ),
     Mutation("ijepa_ds/data/classes.py", "range(len(parts) - 1, 0, -1)", "range(1, len(parts))", f"{_CASES}/test_classes.py"),
-    Mutation("ijepa_ds/data/lists.py", 'content.removeprefix(b"', 'content.removesuffix(b"', f"{_CASES}/test_lists.py"),
+    Mutation("ijepa_ds/data/list_text.py", 'content.removeprefix(b"', 'content.removesuffix(b"', f"{_CASES}/test_lists.py"),
+    Mutation("ijepa_ds/data/repeats.py", "sorted_labels[at] != ", "None is ", f"{_CASES}/test_lists.py"),
+    Mutation("ijepa_ds/data/repeats.py", "os.path.normpath(os.path.join(folder, name))", "name", f"{_CASES}/test_lists.py"),
+    Mutation("ijepa_ds/data/tar_names.py", "0 < different", "1 < different", f"{_CASES}/test_tars.py -k long_name"),
+    Mutation("ijepa_ds/data/dali.py", " or self._strays.found(index, content)", "", f"{_CASES}/test_images.py -k words"),
+    Mutation("ijepa_ds/checkpoint/run_lock.py", "owner and owner != _owner()", "False", "tests/checkpoint/test_storage.py"),
     Mutation("ijepa_ds/data/lists.py", 'len(columns) > 1 and "label"', 'False and "label"', f"{_CASES}/test_lists.py"),
     Mutation("ijepa_ds/evals/presets.py", "if found != preset.num_classes", "if found > 10**6", f"{_CASES}/test_classes.py"),
     # The loop and what it passes on.
