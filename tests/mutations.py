@@ -247,11 +247,13 @@ MUTATIONS = [
         "np.random.default_rng(1).permutation(n)",
         _GOLDEN,
     ),
-    Mutation("ijepa_ds/training/start.py", "if version != counter.ORDER_VERSION:", "if False:", _CONTINUES),
-    Mutation("ijepa_ds/training/start.py", "if saved != now:", "if False:", "tests/training/test_continues.py"),
-    Mutation(
-        "ijepa_ds/training/start.py", 'if "mix" in reader.manifest and', "if False and", "tests/training/test_continues.py"
-    ),
+    Mutation("ijepa_ds/training/continues.py", 'if saved["version"] != now', "if False and now", _CONTINUES),
+    Mutation("ijepa_ds/training/continues.py", 'if saved["checksum"] != now', "if False and now", _CONTINUES),
+    Mutation("ijepa_ds/training/continues.py", 'if saved["mix"] not in', "if False and [] not in", _CONTINUES),
+    Mutation("ijepa_ds/training/continues.py", 'if saved["order"] != now', "if False and now", _CONTINUES),
+    Mutation("ijepa_ds/data/image_order.py", '"sizes": digest}', '"sizes": ""}', "tests/data/test_shard_order.py"),
+    Mutation("ijepa_ds/data/shard_order.py", "fold(seed, epoch)", "seed", "tests/data/test_shard_order.py"),
+    Mutation("ijepa_ds/data/shard_order.py", "fold(key, _WINDOW, number)", "fold(key, _WINDOW)", _GOLDEN),
     Mutation(
         "ijepa_ds/data/mix.py", "weight * (part.weight or 0.0) / sum(inner)", "weight", "tests/data/test_sources.py -k mix"
     ),
@@ -422,7 +424,7 @@ MUTATIONS = [
     Mutation("ijepa_ds/config/deepspeed_json.py", 'if value == "auto":', "if False:", "tests/config/test_deepspeed_json.py"),
     Mutation("ijepa_ds/distributed/environment.py", "rank >= world_size or", "", "tests/cluster/test_expected.py"),
     # Stand-ins of unreadable images.
-    Mutation("ijepa_ds/training/start.py", "and not folder.bad and", "and", _CONTINUES),
+    Mutation("ijepa_ds/training/continues.py", "and not folder.bad and", "and", _CONTINUES),
     Mutation("ijepa_ds/data/samples.py", "first + stand_ins(number, count, self._seed)", "[index + 1]", _BAD),
     Mutation("ijepa_ds/data/order.py", "drawn * num_samples).astype", "drawn * (num_samples - 1)).astype", _GOLDEN),
     Mutation("ijepa_ds/telemetry/metrics_file.py", "int(match[1]) >= first_step", "False", "tests/telemetry/test_curves.py"),

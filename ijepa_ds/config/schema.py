@@ -101,6 +101,12 @@ class DataConfig:
         "`mixed`: JPEGs on the GPU, by DALI; `mixed_roi`: only their windows; `auto`: `mixed` if there is a GPU",
         free=True,
     )
+    order: Literal["global", "shards"] = key(
+        "global", "`global`: any image follows any other; `shards`: for storage that is slow at random reads", later=True
+    )
+    shuffle_window: Count = key(
+        16384, "images that are shuffled among each other, of shards in random order", later=True, only_with="data.order=shards"
+    )
     threads: Count = key(1, "decoding threads per rank", free=True)
     readers: Count = key(32, "files read at once per rank, ahead of decoding; they mostly wait for the storage", free=True)
     prefetch: Count = key(2, "batches decoded ahead", free=True)

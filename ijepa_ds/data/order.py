@@ -7,7 +7,7 @@ order. Every source has its own epochs, each an exact permutation of its images.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,6 +18,8 @@ ATTEMPTS = 64  # to draw a readable stand-in
 MIX_BLOCK = 1000  # samples: shares are exact to a thousandth
 _ROUNDS = 8
 _MIX, _SOURCE = 1, 2  # random keys of the orders of a mix
+
+Draw = Callable[[np.ndarray, int, int], np.ndarray]
 
 
 def sample_indices(numbers: np.ndarray, num_samples: int, seed: int) -> np.ndarray:
@@ -37,11 +39,13 @@ def sample_indices(numbers: np.ndarray, num_samples: int, seed: int) -> np.ndarr
     indices = np.empty_like(positions)
     for epoch in np.unique(epochs):
         chosen = epochs == epoch
-        indices[chosen] = _permute(positions[chosen], num_samples, fold(seed, int(epoch)))
+        indices[chosen] = permute(positions[chosen], num_samples, fold(seed, int(epoch)))
     return indices
 
 
-def mixed_indices(numbers: np.ndarray, counts: Sequence[int], weights: Sequence[float], seed: int) -> np.ndarray:
+def mixed_indices(
+    numbers: np.ndarray, counts: Sequence[int], weights: Sequence[float], seed: int, draw: Draw | None = None
+) -> np.ndarray:
     """Map global sample numbers to images of a mix with weights.
 
     Args:
@@ -49,10 +53,12 @@ def mixed_indices(numbers: np.ndarray, counts: Sequence[int], weights: Sequence[
         counts: Images of each source; the index has those of source 0 first.
         weights: Relative shares of the samples.
         seed: The run's seed.
+        draw: Maps sample numbers of a source, its number and its seed to positions in it; by default `sample_indices`.
 
     Returns:
         int64 [n], indices in 0 .. sum(counts) - 1.
     """
+    draw = draw or (lambda own, source, key: sample_indices(own, counts[source], key))
     places = mix_places(weights)
     starts = np.concatenate([[0], np.cumsum(places)])
     firsts = np.concatenate([[0], np.cumsum(counts)])
@@ -63,7 +69,7 @@ def mixed_indices(numbers: np.ndarray, counts: Sequence[int], weights: Sequence[
     for source in np.unique(sources).tolist():
         chosen = sources == source
         own = numbers[chosen] // MIX_BLOCK * places[source] + permuted[chosen] - starts[source]
-        indices[chosen] = firsts[source] + sample_indices(own, counts[source], fold(seed, _SOURCE, source))
+        indices[chosen] = firsts[source] + draw(own, source, fold(seed, _SOURCE, source))
     return indices
 
 
@@ -100,8 +106,8 @@ def mix_places(weights: Sequence[float]) -> np.ndarray:
     return places
 
 
-def _permute(positions: np.ndarray, num_samples: int, key: int) -> np.ndarray:
-    """Permute 0 .. num_samples - 1 with a permutation of a slightly larger rectangle.
+def permute(positions: np.ndarray, num_samples: int, key: int) -> np.ndarray:
+    """Permute 0 .. num_samples - 1, int64 [n] to int64 [n], with a permutation of a slightly larger rectangle.
 
     A value outside the range is permuted again until it is inside. This "cycle walking" is still a permutation
     (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).

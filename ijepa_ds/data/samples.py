@@ -12,8 +12,9 @@ import numpy as np
 
 from ijepa_ds.config import DataConfig
 from ijepa_ds.data.crops import crop_windows, flips
+from ijepa_ds.data.image_order import ImageOrder
 from ijepa_ds.data.index import ImageIndex, describe
-from ijepa_ds.data.order import mix_places, mixed_indices, sample_indices, stand_ins
+from ijepa_ds.data.order import stand_ins
 from ijepa_ds.data.pillow import check_pixels
 from ijepa_ds.data.reading import Reader
 from ijepa_ds.errors import UserError
@@ -88,7 +89,7 @@ class SamplePlan:
         self.index, self.share = index, share
         self.reader = Reader(index, cfg.storage_timeout)
         self.found: dict[int, str] = {}
-        self._cfg, self._seed = cfg, seed
+        self._cfg, self._seed, self._order = cfg, seed, ImageOrder(cfg, index, seed)
         self._bad = {**index.bad, **(bad or {})}
         self._ends = np.cumsum([part.count for part in index.parts])  # of the sources
         self._lock = threading.Lock()
@@ -96,7 +97,7 @@ class SamplePlan:
     def samples(self, micro: int) -> Samples:
         """Return the samples of a micro-batch; micro-batch 0 is the run's first."""
         numbers = self.share.numbers(micro)
-        indices = image_indices(self.index, numbers, self._seed)
+        indices = self._order.indices(numbers)
         if self._bad:
             for place, index in enumerate(indices.tolist()):
                 if index in self._bad:
@@ -153,25 +154,6 @@ class SamplePlan:
         within = (first + (index - first + step) % count for step in range(count))
         anywhere = ((index + step) % len(self.index) for step in range(len(self.index)))
         return next(chosen for chosen in itertools.chain(within, anywhere) if chosen not in self._bad)
-
-
-def image_indices(index: ImageIndex, numbers: np.ndarray, seed: int) -> np.ndarray:
-    """Map global sample numbers to images, before replacements; int64 [n] to int64 [n]."""
-    weights = [part.weight for part in index.parts if part.weight is not None]
-    if weights:
-        return mixed_indices(numbers, [part.count for part in index.parts], weights, seed)
-    return sample_indices(numbers, len(index), seed)
-
-
-def mix_of(index: ImageIndex) -> list[list[int]] | None:
-    """Return what the weights of a mix decide: images and positions in a block of `MIX_BLOCK` samples of every source.
-
-    None without weights.
-    """
-    weights = [part.weight for part in index.parts if part.weight is not None]
-    if not weights:
-        return None
-    return [[part.count, int(places)] for part, places in zip(index.parts, mix_places(weights), strict=True)]
 
 
 def check_limits(cfg: DataConfig, index: ImageIndex, bad: Mapping[int, str]) -> None:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ijepa_ds.config import BatchPlan, Config
+from ijepa_ds.data.image_order import ImageOrder
 from ijepa_ds.data.index import ImageIndex
-from ijepa_ds.data.samples import Share, image_indices
+from ijepa_ds.data.samples import Share
 from ijepa_ds.distributed.exchange import decide
 from ijepa_ds.durable import append_lines
 from ijepa_ds.errors import TrainingError
@@ -84,5 +85,5 @@ class SkippedSteps:
         append_lines(Path(self._cfg.run.dir) / "skipped_steps.jsonl", [json.dumps(line)])
 
     def _names(self, numbers: list[int]) -> list[str]:
-        indices = image_indices(self._folder, np.array(numbers, dtype=np.int64), self._cfg.run.seed)
+        indices = ImageOrder(self._cfg.data, self._folder, self._cfg.run.seed).indices(np.array(numbers))
         return [str(self._folder.paths[index]) for index in indices.tolist()]

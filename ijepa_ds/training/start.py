@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import torch
 
-from ijepa_ds import config, counter
+from ijepa_ds import config
 from ijepa_ds.checkpoint import restore, run_dir, run_lock, writer
 from ijepa_ds.checkpoint.reader import CheckpointReader
 from ijepa_ds.cluster import rank_log
@@ -24,8 +24,8 @@ from ijepa_ds.cluster.watch import Watch
 from ijepa_ds.config import BatchPlan, Config
 from ijepa_ds.config.schedules import Schedule
 from ijepa_ds.data.classes import describe_classes
+from ijepa_ds.data.image_order import plan_identity
 from ijepa_ds.data.index import ImageIndex
-from ijepa_ds.data.samples import mix_of
 from ijepa_ds.distributed.agreement import agree
 from ijepa_ds.distributed.exchange import broadcast_object, decide, host_barrier
 from ijepa_ds.distributed.world import barrier, initialise_distributed
@@ -35,6 +35,7 @@ from ijepa_ds.masks.sampler import build_sampler
 from ijepa_ds.masks.thin import warning
 from ijepa_ds.training import eval_images, precision
 from ijepa_ds.training.bad_samples import BadSamples, found_before
+from ijepa_ds.training.continues import check_continues
 from ijepa_ds.training.engine import Engine
 from ijepa_ds.training.images import find_images, share
 from ijepa_ds.training.live_eval import LiveEval
@@ -109,7 +110,7 @@ def _prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int,
     watch.beat("images found")
     reader = _find_start(cfg, rank, watch)
     if reader:
-        agree(lambda: _check_continues(reader, folder))
+        agree(lambda: check_continues(reader, cfg.data, folder))
     bad = agree(lambda: BadSamples(cfg.data, folder, Path(cfg.run.dir), rank, found_before(reader.manifest if reader else {})))
     watch.beat("checkpoint found")
     start = _start(cfg, rank) if cfg.model.init_from and not reader else None
@@ -220,42 +221,11 @@ def _facts(cfg: Config, plan: BatchPlan, folder: ImageIndex) -> dict[str, Any]:
     return {
         "micro_batch": plan.micro_batch,
         "images": len(folder),
-        "data_checksum": folder.checksum,
-        "mix": mix_of(folder),
-        "order_version": counter.ORDER_VERSION,
+        "plan": plan_identity(cfg.data, folder),
         "fingerprint": config.fingerprint(cfg),
         "config": config.to_text(cfg),
         "versions": run_dir.versions(),
     }
-
-
-def _check_continues(reader: CheckpointReader, folder: ImageIndex) -> None:
-    """Refuse other images, other weights of a mix, or another order version: samples would repeat or be skipped.
-
-    Checkpoints of before `counter.ORDER_VERSION` record none; they were drawn under version 1.
-    """
-    version = reader.manifest.get("order_version", 1)
-    if version in counter.OTHER_STAND_INS and not folder.bad and not reader.manifest.get("bad_samples"):
-        version = counter.ORDER_VERSION
-    if version != counter.ORDER_VERSION:
-        raise UserError(
-            f"{reader.folder} was saved under order version {version}, this revision of ijepa_ds has order version "
-            f"{counter.ORDER_VERSION}: it would draw other samples, crops and masks for the remaining steps. Continue with the "
-            "revision that saved it (`versions` in its manifest.json), or start another run.dir from its weights "
-            "(model.init_from)"
-        )
-    saved, now = reader.manifest.get("data_checksum"), folder.checksum
-    if saved != now:
-        raise UserError(
-            f"data.source has other images than when {reader.folder} was saved ({reader.manifest.get('images')} then, "
-            f"{len(folder)} now, checksum {saved} then, {now} now): restore them, or start again in another run.dir"
-        )
-    if "mix" in reader.manifest and reader.manifest["mix"] != (mix := mix_of(folder)):  # older checkpoints do not record it
-        raise UserError(
-            f"data.source mixes its sources in other shares than when {reader.folder} was saved (images and samples in a "
-            f"thousand of each source: {reader.manifest['mix']} then, {mix} now): restore the weights, or start again in "
-            "another run.dir"
-        )
 
 
 def _banner(

@@ -19,7 +19,8 @@ from ijepa_ds.cli import main
 from ijepa_ds.config import DataConfig
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.loader import ImageBatches
-from ijepa_ds.data.samples import SamplePlan, Share, image_indices
+from ijepa_ds.data.order import sample_indices
+from ijepa_ds.data.samples import SamplePlan, Share
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
 
@@ -184,7 +185,7 @@ def test_only_the_bad_samples_differ_from_a_clean_run(tmp_path, loader):
     ours, found = run(index, loader)
     theirs, _ = run(scan(clean), loader)
     assert found == {}
-    which = image_indices(index, np.arange(STEPS * BATCH), 0)
+    which = sample_indices(np.arange(STEPS * BATCH), len(index), 0)
     differ = (ours != theirs).flatten(2).any(dim=2).flatten().numpy()
     assert np.array_equal(differ, np.isin(which, list(index.bad)))
     # every rank comes to the same, and so does a restart

@@ -14,11 +14,11 @@ from PIL import Image
 from ijepa_ds.cli import main
 from ijepa_ds.config import DataConfig
 from ijepa_ds.data import sources
+from ijepa_ds.data.image_order import mix_of
 from ijepa_ds.data.index import ImageIndex, changes
 from ijepa_ds.data.loader import ImageBatches
 from ijepa_ds.data.order import MIX_BLOCK, mix_places, mixed_indices
 from ijepa_ds.data.reading import Reader
-from ijepa_ds.data.samples import mix_of
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import expand, open_source
 

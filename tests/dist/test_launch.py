@@ -87,8 +87,9 @@ def test_a_checkpoint_of_another_order_version_is_refused(place: Path) -> None:
     assert start(place, "optimization.steps=2").returncode == 0
     path = place / "out" / "checkpoints" / "step_00000002" / "manifest.json"
     manifest = json.loads(path.read_text())
-    assert manifest.pop("order_version") == ORDER_VERSION
-    path.write_text(json.dumps(manifest | {"order_version": ORDER_VERSION + 1}))
+    assert manifest["plan"]["version"] == ORDER_VERSION
+    manifest["plan"]["version"] += 1
+    path.write_text(json.dumps(manifest))
     message = refused(start(place, "optimization.steps=2"))
     assert f"order version {ORDER_VERSION + 1}" in message and f"order version {ORDER_VERSION}:" in message
 

@@ -18,6 +18,7 @@ from ijepa_ds.counter import ORDER_VERSION
 from ijepa_ds.data.augment import network_input
 from ijepa_ds.data.crops import crop_windows, flips
 from ijepa_ds.data.order import mixed_indices, sample_indices, stand_ins
+from ijepa_ds.data.shard_order import ShardOrder
 from ijepa_ds.evals.lowshot import draw_per_class
 from ijepa_ds.evals.shared import held_out
 from ijepa_ds.masks.sampler import build_sampler
@@ -77,6 +78,21 @@ def _mixed_order() -> Lines:
     ):
         drawn = mixed_indices(np.arange(first, first + 12), counts, weights, seed)
         found[f"seed {seed}, {counts} images, weights {weights}, samples from {first}"] = _integers(drawn)
+    return found
+
+
+def _shard_order() -> Lines:
+    found = {}
+    for seed, sizes, window, first in (
+        (0, (4, 1, 7), 3, 6),
+        (3, (100, 7, 50, 1000), 64, 2300),
+        (17, (4700,) * 272, 16384, 600 * 4700 * 272 - 4),
+        (2**40 + 7, (5,) * 7, 1000, 12),
+        (1, (1, 2, 3, 4, 5, 6), 1, _LARGE),
+    ):
+        drawn = ShardOrder(np.array(sizes), window).indices(np.arange(first, first + 12), seed)
+        shards = f"{len(sizes)} shards of {sizes[0]} to {sizes[-1]}"
+        found[f"seed {seed}, {shards}, window {window}, samples from {first}"] = _integers(drawn)
     return found
 
 
@@ -208,6 +224,7 @@ SUBJECTS = {
     "order": Subject(_order),
     "stand_ins": Subject(_stand_ins),
     "mixed_order": Subject(_mixed_order),
+    "shard_order": Subject(_shard_order),
     "crops": Subject(_crops),
     "flips": Subject(_flips),
     "masks_published": Subject(_published_masks),
