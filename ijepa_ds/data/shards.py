@@ -10,9 +10,8 @@ import os
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -28,17 +27,27 @@ from ijepa_ds.errors import UserError
 logger = logging.getLogger(__name__)
 _PROGRESS = "shards.partial.json"  # digests of the finished shards; deleted at the end
 _WINDOW = 64  # prefetched images
+_ROWS = 1 << 14  # of the index, read at once
 _THREADS = 8
 _RECORD = tarfile.RECORDSIZE
 
 
-@dataclass(frozen=True)
-class Member:
-    """One image in a shard: its position in the source index, its tar header, and the offset of its bytes."""
+class Plan(NamedTuple):
+    """Which image goes where: two numbers an image, as headers are made when they are written.
 
-    position: int
-    header: bytes
-    offset: int
+    Attributes:
+        positions: int64 [m], the readable images in the source, in order.
+        offsets: int64 [m], of each one's bytes in its shard.
+        firsts: int64 [k + 1], where each shard begins in `positions`; the last is m.
+    """
+
+    positions: np.ndarray
+    offsets: np.ndarray
+    firsts: np.ndarray
+
+    def members(self, shard: int) -> slice:
+        """The images of a shard, as places in `positions`."""
+        return slice(int(self.firsts[shard]), int(self.firsts[shard + 1]))
 
 
 def write_shards(index: ImageIndex, out: Path, size: int, progress: bool = True) -> ImageIndex:
@@ -71,45 +80,48 @@ def write_shards(index: ImageIndex, out: Path, size: int, progress: bool = True)
 
 
 def _write(index: ImageIndex, out: Path, size: int, progress: bool) -> ImageIndex:
-    shards = plan(index, size)
+    planned = plan(index, size)
     done = _progress_of(out, {"source": index.checksum, "bad": sorted(index.bad), "size": size})
-    checksums: dict[int, int] = {}
+    checksums = np.zeros(len(planned.positions), "<u8")
     reader = Reader(index)
-    total, disable = sum(map(len, shards)), None if progress else True
-    with tqdm(total=total, desc=f"shard {index.source}", unit="image", disable=disable) as bar:
-        for number, members in enumerate(shards):
-            path = out / f"images-{number:05d}.tar"
+    disable = None if progress else True
+    with tqdm(total=len(checksums), desc=f"shard {index.source}", unit="image", disable=disable) as bar:
+        for number in range(len(planned.firsts) - 1):
+            path, members = out / f"images-{number:05d}.tar", planned.members(number)
+            positions, offsets = planned.positions[members], planned.offsets[members]
             whole = done["shards"].get(path.name)
-            read, sums = _sums(path, index, members) if whole and path.exists() else ("", {})
+            read, sums = _sums(path, index, positions, offsets) if whole and path.exists() else ("", [])
             if not whole or read != whole:
-                written, whole = _write_shard(reader, path, members)
-                read, sums = _sums(path, index, members)
+                written, whole = _write_shard(reader, index, path, positions)
+                read, sums = _sums(path, index, positions, offsets)
                 if (read, sums) != (whole, written):
                     raise UserError(f"{path} reads back differently from what was written: is the disk broken?")
-            checksums |= sums
+            checksums[members] = sums
             done["shards"][path.name] = whole
             _save(out / _PROGRESS, done)
-            bar.update(len(members))
-    made = _index_of(index, out, shards, checksums)
+            bar.update(len(positions))
+    made = _index_of(index, out, planned, checksums)
     made.save(out / SHARD_INDEX)
     (out / _PROGRESS).unlink()
     return made
 
 
-def plan(index: ImageIndex, size: int) -> list[list[Member]]:
+def plan(index: ImageIndex, size: int) -> Plan:
     """Assign the readable images to shards of at most `size` bytes, in order."""
-    shards: list[list[Member]] = []
+    positions = index.readable()
+    offsets, firsts = np.empty(len(positions), np.int64), []
     end = size + 1
-    for position in index.readable().tolist():
-        num_bytes = int(index.entries["num_bytes"][position])
-        header = _header(index.name(position), num_bytes)
-        length = len(header) + num_bytes + -num_bytes % tarfile.BLOCKSIZE
-        if end + length + 2 * tarfile.BLOCKSIZE > size:
-            shards.append([])
-            end = 0
-        shards[-1].append(Member(position, header, end + len(header)))
-        end += length
-    return shards
+    for first in range(0, len(positions), _ROWS):
+        chunk = positions[first : first + _ROWS]
+        for i, (position, num_bytes) in enumerate(zip(chunk.tolist(), index.rows(chunk)["num_bytes"].tolist(), strict=True)):
+            header = len(_header(index.name(position), num_bytes))
+            length = header + num_bytes + -num_bytes % tarfile.BLOCKSIZE
+            if end + length + 2 * tarfile.BLOCKSIZE > size:
+                firsts.append(first + i)
+                end = 0
+            offsets[first + i] = end + header
+            end += length
+    return Plan(positions, offsets, np.array([*firsts, len(positions)]))
 
 
 def _header(name: bytes, num_bytes: int) -> bytes:
@@ -120,19 +132,19 @@ def _header(name: bytes, num_bytes: int) -> bytes:
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
-def _write_shard(reader: Reader, path: Path, members: list[Member]) -> tuple[dict[int, int], str]:
-    """Write one shard to a temporary file and rename it; return position -> checksum, and the digest of the file."""
+def _write_shard(reader: Reader, index: ImageIndex, path: Path, positions: np.ndarray) -> tuple[list[int], str]:
+    """Write one shard to a temporary file and rename it; return the checksum of each image, and the digest of the file."""
     partial = path.with_name(f".{path.name}.partial")
-    checksums, whole = {}, hashlib.blake2b(digest_size=16)
+    checksums, whole = [], hashlib.blake2b(digest_size=16)
     with open(partial, "wb") as file:
 
         def put(content: bytes) -> None:
             file.write(content)
             whole.update(content)
 
-        for member, content in _contents(reader, members):
-            checksums[member.position] = digest(content)
-            put(member.header + content + bytes(-len(content) % tarfile.BLOCKSIZE))
+        for position, content in _contents(reader, positions.tolist()):
+            checksums.append(digest(content))
+            put(_header(index.name(position), len(content)) + content + bytes(-len(content) % tarfile.BLOCKSIZE))
         put(bytes(2 * tarfile.BLOCKSIZE))
         put(bytes(-file.tell() % _RECORD))
         file.flush()
@@ -141,31 +153,31 @@ def _write_shard(reader: Reader, path: Path, members: list[Member]) -> tuple[dic
     return checksums, whole.hexdigest()
 
 
-def _contents(reader: Reader, members: list[Member]) -> Iterator[tuple[Member, bytes]]:
-    def read(member: Member) -> bytes:
+def _contents(reader: Reader, positions: list[int]) -> Iterator[tuple[int, bytes]]:
+    def read(position: int) -> bytes:
         try:
-            return reader.read(member.position)
+            return reader.read(position)
         except READ_ERRORS as error:
             raise UserError(
-                f"{reader.display_path(member.position)!r} is no longer readable: {error}; index the source again, or exclude "
+                f"{reader.display_path(position)!r} is no longer readable: {error}; index the source again, or exclude "
                 "it with `ijepa-ds data check --fix-index`"
             ) from error
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="read") as pool:
-        for first in range(0, len(members), _WINDOW):
-            window = members[first : first + _WINDOW]
+        for first in range(0, len(positions), _WINDOW):
+            window = positions[first : first + _WINDOW]
             yield from zip(window, pool.map(read, window), strict=True)
 
 
-def _sums(path: Path, index: ImageIndex, members: list[Member]) -> tuple[str, dict[int, int]]:
-    """Read a shard and return the digest of the file, and position -> checksum of its images."""
-    whole, checksums = hashlib.blake2b(digest_size=16), {}
+def _sums(path: Path, index: ImageIndex, positions: np.ndarray, offsets: np.ndarray) -> tuple[str, list[int]]:
+    """Read a shard and return the digest of the file, and the checksum of each of its images."""
+    whole, checksums = hashlib.blake2b(digest_size=16), []
+    lengths = index.rows(positions)["num_bytes"]
     with open(path, "rb") as file:
-        for member in members:
-            num_bytes = int(index.entries["num_bytes"][member.position])
-            before = file.read(member.offset - file.tell())
+        for offset, num_bytes in zip(offsets.tolist(), lengths.tolist(), strict=True):
+            before = file.read(offset - file.tell())
             content = file.read(num_bytes)
-            checksums[member.position] = digest(content)
+            checksums.append(digest(content))
             whole.update(before)
             whole.update(content)
         whole.update(file.read())
@@ -204,18 +216,18 @@ def _save(path: Path, content: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def _index_of(index: ImageIndex, out: Path, shards: list[list[Member]], checksums: dict[int, int]) -> ImageIndex:
-    kept = index.readable()
-    entries = np.array(index.entries[kept])
-    entries["container"] = np.repeat(np.arange(len(shards)), [len(members) for members in shards])
-    entries["offset"] = [member.offset for members in shards for member in members]
-    entries["checksum"] = [checksums[position] for position in kept.tolist()]
+def _index_of(index: ImageIndex, out: Path, planned: Plan, checksums: np.ndarray) -> ImageIndex:
+    shards, kept = len(planned.firsts) - 1, planned.positions
+    entries = np.array(index.entries) if len(kept) == len(index) else index.entries[kept]
+    entries["container"] = np.repeat(np.arange(shards, dtype=np.int32), np.diff(planned.firsts))
+    entries["offset"] = planned.offsets
+    entries["checksum"] = checksums
     entries["mtime_ns"] = 0
-    paths = [out.absolute() / f"images-{number:05d}.tar" for number in range(len(shards))]
+    paths = [out.absolute() / f"images-{number:05d}.tar" for number in range(shards)]
     return build_index(
         source=index.source,
         entries=entries,
-        names=np.array(index.names),
+        names=index.names,
         containers=tuple(Container(str(path), fingerprint(str(path))) for path in paths),
         classes=index.classes,
         bad={},

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from PIL import Image
 from ijepa_ds.cli import main
 from ijepa_ds.config import DataConfig
 from ijepa_ds.data import shards
+from ijepa_ds.data.index import build_index
+from ijepa_ds.data.index_file import ENTRY, Container, Part
 from ijepa_ds.data.loader import ImageBatches
 from ijepa_ds.data.reading import Reader
 from ijepa_ds.data.shards import write_shards
@@ -71,12 +74,12 @@ def test_two_writings_are_equal_and_an_interrupted_one_goes_on(tmp_path, root, m
     write_shards(source, tmp_path / "one", SIZE)
     original, written = shards._write_shard, []
 
-    def stop_at_the_third(reader, path, members):
+    def stop_at_the_third(reader, index, path, positions):
         written.append(path.name)
         if len(written) == 3:
             (path.parent / f".{path.name}.partial").write_bytes(b"half")
             raise KeyboardInterrupt
-        return original(reader, path, members)
+        return original(reader, index, path, positions)
 
     monkeypatch.setattr(shards, "_write_shard", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
@@ -93,8 +96,26 @@ def test_two_writings_are_equal_and_an_interrupted_one_goes_on(tmp_path, root, m
         write_shards(source, tmp_path / "two", SIZE)
 
 
+def test_a_plan_takes_few_bytes_an_image():
+    count = 3_000
+    entries, names = np.zeros(count, ENTRY), [f"class{i % 7}/{i:08d}.jpg".encode() for i in range(count)]
+    entries["name_length"] = [len(name) for name in names]
+    entries["name"] = np.cumsum(entries["name_length"]) - entries["name_length"]
+    entries["num_bytes"] = 100_000
+    index = build_index(
+        source="x", entries=entries, names=np.frombuffer(b"".join(names), np.uint8), containers=(Container("x"),), classes=(),
+        bad={3: "cut"}, problems=(), parts=(Part("x", count, None),),
+    )  # fmt: skip
+    tracemalloc.start()
+    planned = shards.plan(index, 512 << 20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(planned.positions) == count - 1 and len(planned.firsts) == 2
+    assert peak / count < 250  # with one piece of the index and the interpreter's own objects
+
+
 def test_what_does_not_read_back_is_not_kept(tmp_path, root, monkeypatch):
-    monkeypatch.setattr(shards, "_sums", lambda *_: ("other", {}))
+    monkeypatch.setattr(shards, "_sums", lambda *_: ("other", []))
     with pytest.raises(ValueError, match="reads back differently"):
         write_shards(open_source(str(root)), tmp_path / "out", SIZE)
     assert not (tmp_path / "out" / "images.index").exists()
