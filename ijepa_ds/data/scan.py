@@ -109,6 +109,7 @@ def scan(
     candidates: Iterable[Candidate],
     options: ScanOptions,
     share: Callable[[], float] = lambda: 0.0,
+    journal: Journal | None = None,
 ) -> ImageIndex:
     """Inspect all candidates in parallel and index them in their order.
 
@@ -118,10 +119,12 @@ def scan(
         candidates: In the order of the index.
         options: Limits and checksums.
         share: The share of the source that `candidates` has come to, 0 to 1; 0 if it is not known.
+        journal: That of `options`, if `candidates` uses it too; it is closed.
     """
     table, names, bad, classes = bytearray(), bytearray(), {}, dict[bytes, int]()
     position = 0
-    journal, progress = Journal(options.journal), Progress(source, options.progress, options.beat)
+    journal = Journal(options.journal) if journal is None else journal
+    progress = Progress(source, options.progress, options.beat)
     progress.share = share
     if len(journal):
         logger.info("index %s: an interrupted scan goes on (%s)", source, options.journal)

@@ -13,11 +13,12 @@ import stat
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ijepa_ds.data.classes import SIDECAR, class_of, class_text, sidecar_of
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.index_file import Container
+from ijepa_ds.data.journal import Journal, chunk_key
 from ijepa_ds.data.reading import read_range
 from ijepa_ds.data.scan import Candidate, ScanOptions, scan
 from ijepa_ds.data.tar_format import read_members
@@ -93,6 +94,57 @@ def _expand_braces(pattern: str) -> list[str]:
     return [whole for choice in choices for whole in _expand_braces(pattern[: match.start()] + choice + rest)]
 
 
+class Contents(NamedTuple):
+    """What the headers of a tar say.
+
+    Attributes:
+        container: Its path and fingerprint.
+        candidates: Its images.
+        packed: Endings of the archives among its members.
+        others: Endings of its other members that are no images, with their numbers.
+        num_files: All its files.
+    """
+
+    container: Container
+    candidates: list[Candidate]
+    packed: list[str]
+    others: dict[str, int]
+    num_files: int
+
+    def to_rows(self) -> list[Any]:
+        """JSON values for the journal."""
+        images = [(os.fsdecode(c.name), c.label and os.fsdecode(c.label), c.offset, c.num_bytes) for c in self.candidates]
+        return [images, self.packed, self.others, self.num_files]
+
+    @classmethod
+    def from_rows(cls, container: Container, number: int, rows: list[Any]) -> Contents:
+        """The inverse of `to_rows`; `number` is that of the container."""
+        images, packed, others, num_files = rows
+        found = [Candidate(number, os.fsencode(name), label and os.fsencode(label), *at) for name, label, *at in images]
+        return cls(container, found, packed, others, num_files)
+
+
+def read_contents(path: str, number: int, options: ScanOptions, journal: Journal) -> Contents:
+    """Read the headers of a tar, or take what an interrupted scan has read; `number` is that of the container.
+
+    Raises:
+        UserError: The tar is damaged, cut short or compressed.
+    """
+    check_uncompressed(path)
+    container = Container(os.path.abspath(path), fingerprint(path))
+    key = chunk_key(["tar", container.path, container.fingerprint, options.tar_end, options.class_level])
+    if (known := journal.find(key)) is not None:
+        return Contents.from_rows(container, number, known)
+    files = list(TarTree(read_members(path, options.tar_end)).files())
+    found = list(members(path, number, files, options.class_level))
+    packed = [ending_of(file.name) for file in files if file.name.lower().endswith(ARCHIVES)]
+    others = Counter(ending_of(file.name) for file in files if _is_other(file.name))
+    contents = Contents(container, found, packed, others, len(files))
+    if not any(candidate.reason for candidate in found):  # others are looked at again, as somebody may repair them
+        journal.add([(key, contents.to_rows())])
+    return contents
+
+
 def scan_tars(paths: list[str], source: str, options: ScanOptions) -> ImageIndex:
     """Index the images in tars, in the order of `paths`; `source` is the name in messages.
 
@@ -103,32 +155,25 @@ def scan_tars(paths: list[str], source: str, options: ScanOptions) -> ImageIndex
     packed: list[tuple[str, str]] = []
     others: Counter[str] = Counter()
     num_files = 0
-    storage = options.storage()
+    storage, journal = options.storage(), Journal(options.journal)
 
-    def read(numbered: tuple[int, str]) -> tuple[Container, list[TarFile], list[Candidate]]:
+    def read_patiently(numbered: tuple[int, str]) -> Contents:
         number, path = numbered
-        check_uncompressed(path)
-        container = Container(os.path.abspath(path), fingerprint(path))
-        files = list(TarTree(read_members(path, options.tar_end)).files())
-        return container, files, list(members(path, number, files, options.class_level))
-
-    def read_patiently(numbered: tuple[int, str]) -> tuple[Container, list[TarFile], list[Candidate]]:
-        return storage.call(lambda: read(numbered), repr(numbered[1]))
+        return storage.call(lambda: read_contents(path, number, options, journal), repr(path))
 
     def candidates() -> Iterator[Candidate]:
         nonlocal num_files
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="tar") as pool:
-            for container, files, found in ahead(pool, read_patiently, enumerate(paths), _AT_ONCE):
-                containers.append(container)
+            for read in ahead(pool, read_patiently, enumerate(paths), _AT_ONCE):
+                containers.append(read.container)
                 options.beat()
-                num_files += len(files)
-                inner = [ending_of(file.name) for file in files if file.name.lower().endswith(ARCHIVES)]
-                if inner:
-                    packed.append((paths[len(containers) - 1], f"{len(inner)} {inner[0]} members"))
-                others.update(ending_of(file.name) for file in files if _is_other(file.name))
-                yield from found
+                if read.packed:
+                    packed.append((paths[len(containers) - 1], f"{len(read.packed)} {read.packed[0]} members"))
+                others.update(read.others)
+                num_files += read.num_files
+                yield from read.candidates
 
-    index = scan(source, containers, candidates(), options, lambda: len(containers) / len(paths))
+    index = scan(source, containers, candidates(), options, lambda: len(containers) / len(paths), journal)
     if packed:
         path, inner = packed[0]
         text = f"data.source: {path!r} holds {inner}"

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ijepa_ds.data import scan as scanning
+from ijepa_ds.data import tars
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.journal import Journal
 from ijepa_ds.data.progress import Progress
@@ -51,7 +52,7 @@ class Looked:
         monkeypatch.setattr(scanning, "_inspect", inspect)
 
 
-def interrupt(folder: Path, options: ScanOptions, limit: int) -> None:
+def interrupt(folder: Path | str, options: ScanOptions, limit: int) -> None:
     """A scan that ends in its middle, whose windows are small."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scanning, "_THREADS", 1)
@@ -74,6 +75,31 @@ def test_an_interrupted_scan_goes_on(folder, tmp_path, monkeypatch):
     assert total - 100 <= looked.count < total  # what was found is not looked at again
     again = looked.count
     assert same(open_source(str(folder), options), clean) and looked.count == again
+
+
+def test_tar_headers_that_were_read_are_kept(folder, tmp_path, monkeypatch):
+    for place in sorted(folder.iterdir()):
+        with tarfile.open(tmp_path / f"{place.name}.tar", "w") as tar:
+            for image in sorted(place.iterdir()):
+                tar.add(image, f"{place.name}/{image.name}")
+            tar.add(__file__, "notes.txt")
+    pattern, options = str(tmp_path / "n*.tar"), ScanOptions(journal=tmp_path / "images.scan")
+    clean, real, read = open_source(pattern), tars.read_members, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tars, "_AT_ONCE", 2)
+        interrupt(pattern, options, limit=100)
+
+    def counted(path, end):
+        read.append(Path(path).name)
+        return real(path, end)
+
+    monkeypatch.setattr(tars, "read_members", counted)
+    assert same(open_source(pattern, options), clean)
+    assert read == sorted(read) and 0 < len(read) <= FOLDERS // 2
+    read.clear()
+    with tarfile.open(tmp_path / "n003.tar", "a") as tar:
+        tar.add(folder / "n000" / "0.png", "n003/new.png")
+    assert len(open_source(pattern, options)) == len(clean) + 1 and read == ["n003.tar"]
 
 
 def test_a_folder_that_changed_is_looked_at_again(folder, tmp_path, monkeypatch):
