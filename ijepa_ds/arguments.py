@@ -60,7 +60,13 @@ def add_json(parser: argparse.ArgumentParser, help_: str) -> None:
 
 def add_source(parser: argparse.ArgumentParser) -> None:
     """`SRC`, an image source."""
-    parser.add_argument("source", metavar="SRC", help="folder, list, tar shards, index or mix (docs/data.md)")
+    parser.add_argument("source", metavar="SRC", help="folder, list, tar shards, parquet, index or mix (docs/data.md)")
+
+
+def add_columns(parser: argparse.ArgumentParser) -> None:
+    """`--image-column` and `--label-column` of parquet files."""
+    parser.add_argument("--image-column", metavar="NAME", default="", help="as data.image_column (parquet)")
+    parser.add_argument("--label-column", metavar="NAME", default="", help="as data.label_column (parquet)")
 
 
 def parse_level(text: str) -> int:

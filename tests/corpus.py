@@ -40,13 +40,10 @@ NOTES = (
 
 def judged(content: bytes, path: Path, dali: DaliDecoder, max_pixels: int) -> tuple[str, str]:
     """The kind of agreement or disagreement about a file, and a reason."""
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        header, refused = inspect(descriptor, 0, len(content), max_pixels), ""
+        header, refused = inspect(path.open("rb"), len(content), max_pixels), ""
     except ValueError as error:
         header, refused = None, str(error)
-    finally:
-        os.close(descriptor)
     try:
         right: np.ndarray | None = np.asarray(decode(content, max_pixels))
         wrong = ""

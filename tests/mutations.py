@@ -89,7 +89,15 @@ MUTATIONS = [
         "ijepa_ds/errors.py", "return STOPPED if is_fault(error) else USER_ERROR", "return USER_ERROR", "tests/test_storage.py"
     ),
     Mutation("ijepa_ds/storage.py", "if left <= 0:", "if left <= 1e9:", _KINDS),
-    Mutation("ijepa_ds/data/reading.py", "self._tars.pop(container, None)\n\n", "pass\n\n", f"{_STORAGE} -k descriptor"),
+    Mutation("ijepa_ds/data/reading.py", "self._tars.pop(container, None)\n", "pass\n", f"{_STORAGE} -k descriptor"),
+    Mutation("ijepa_ds/data/row_groups.py", "if content is None:", "if False:", "tests/data/test_parquet.py -k usable"),
+    Mutation("ijepa_ds/data/parquet_columns.py", "number < 0 or", "False or", "tests/data/test_parquet.py -k is_no_class"),
+    Mutation(
+        "ijepa_ds/data/row_groups.py",
+        "self._held <= self._most or dropped is rows",
+        "True",
+        "tests/data/test_parquet.py -k below_the_limit",
+    ),
     Mutation(
         "ijepa_ds/data/reading.py",
         "is_fault(error) or self._is_lost(container)",

@@ -81,7 +81,7 @@ class RunConfig:
 class DataConfig:
     """Images and how they become crops; all chance is a function of (`run.seed`, global sample number)."""
 
-    source: Path = key(..., "folder of images, list, tar shards, index or mix: `docs/data.md`", free=True)
+    source: Path = key(..., "folder of images, list, tar shards, parquet, index or mix: `docs/data.md`", free=True)
     crop_size: Count = key(224, "side of a crop in pixels, a multiple of `model.patch_size`")
     early_crop_size: Count | None = key(None, "smaller crops in the first `data.early_steps`; `null`: none", later=True)
     early_steps: Whole = key(0, "optimizer steps with smaller crops", later=True)
@@ -116,6 +116,9 @@ class DataConfig:
     class_level: Level | None = key(
         None, "folders that make the class: the first n, or the last n for -n; `null`: the whole path", free=True
     )
+    image_column: Text = key("", "column of a parquet file's images; empty: found by its type and metadata", free=True)
+    label_column: Text = key("", "column of its classes, integers or text; empty: found by its metadata or name", free=True)
+    parquet_cache: Count = key(1024, "MiB of a parquet file's row groups that a rank keeps in memory", free=True)
     tar_end: Literal["error", "warn"] = key(
         "error", "a tar without its two last blocks of zeros: `error` refuses it, `warn` reads the members it has", free=True
     )

@@ -72,7 +72,7 @@ def class_text(content: bytes, where: str) -> bytes:
 def describe_classes(index: ImageIndex) -> str:
     """Return the number of classes with examples, the number of images without a class, and a hint if a level seems wrong."""
     names, without = index.classes, int((index.labels < 0).sum())
-    tars = [container.path for container in index.containers if container.fingerprint]
+    tars = [container.path for container in index.containers if container.fingerprint and not container.column]
     unpack = "; neither a tar's name nor a folder above it is a class: unpack each tar into a folder of its class"
     if not names:
         unpack = unpack if len(tars) > 1 else ""

@@ -15,6 +15,11 @@ READ_ERRORS = (OSError, ValueError, MemoryError)  # of an image that cannot be r
 _PNG_END = b"IEND\xaeB`\x82"
 
 
+def part_of(descriptor: int, offset: int, num_bytes: int) -> io.BufferedReader:
+    """Return a file object over a byte range of an open file."""
+    return io.BufferedReader(Slice(descriptor, offset, num_bytes), 4096)
+
+
 class Slice(io.RawIOBase):
     """A file object over a byte range of an open file, for example a member of a tar."""
 
@@ -45,15 +50,14 @@ class Slice(io.RawIOBase):
         return len(content)
 
 
-def inspect(descriptor: int, offset: int, num_bytes: int, max_pixels: int) -> Header:
+def inspect(file: BinaryIO, num_bytes: int, max_pixels: int) -> Header:
     """Read an image's size and format from its header.
 
     A file without its format's end marker is decoded once, which finds truncated files. Damage in the middle is not
     detected; `ijepa-ds data check` finds it.
 
     Args:
-        descriptor: An open file.
-        offset: First byte of the image in the file.
+        file: The image; closed at the end.
         num_bytes: Length of the image.
         max_pixels: Refuse larger images.
 
@@ -69,7 +73,7 @@ def inspect(descriptor: int, offset: int, num_bytes: int, max_pixels: int) -> He
     most = _BYTES_A_PIXEL * max_pixels + _METADATA
     if num_bytes > most:
         raise ContentError(f"{num_bytes:,} bytes, more than the {most:,} that data.max_pixels = {max_pixels} allows")
-    with io.BufferedReader(Slice(descriptor, offset, num_bytes), 4096) as file:
+    with file:
         header = read_header(file)
         check_pixels(header.width, header.height, max_pixels)
         file.seek(0)

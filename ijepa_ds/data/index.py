@@ -17,7 +17,7 @@ import numpy as np
 
 from ijepa_ds.data.index_file import BY_PILLOW, ENTRY, Container, IndexFile, Part, map_tables, write_tables
 
-_HEAD = struct.Struct("<qii")  # the first three fields of ENTRY
+_HEAD = struct.Struct("<qiiq")  # the first four fields of ENTRY
 _MAX_LISTED = 5  # files in a message
 
 
@@ -83,15 +83,15 @@ class ImageIndex:
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        start, length, _ = self._location(index)
+        start, length, *_ = self._location(index)
         if self.file is not None:
             return self.file.read(length, self.file.names + start)
         return self.names[start : start + length].tobytes()
 
-    def _location(self, index: int) -> tuple[int, int, int]:
-        """Return the offset and length of an image's name, and its container number."""
+    def _location(self, index: int) -> tuple[int, int, int, int]:
+        """Return the offset and length of an image's name, its container number, and its offset there."""
         if self.file is None:
-            return self.entries[index].item()[:3]
+            return self.entries[index].item()[:4]
         offset = self.file.entries + index % len(self) * ENTRY.itemsize
         return _HEAD.unpack(self.file.read(_HEAD.size, offset))
 
@@ -109,8 +109,11 @@ class ImageIndex:
         return os.path.join(os.fsencode(container.path), self.name(index))
 
     def display_path(self, index: int) -> str:
-        """Return the path of an image for messages; `shard.tar:member` for a member of a tar."""
-        container = self.containers[self._location(index)[2]]
+        """Return the path of an image for messages: `shard.tar:member` in a tar, `file.parquet:row 7` in parquet."""
+        _, _, number, offset = self._location(index)
+        container = self.containers[number]
+        if container.column:
+            return f"{container.path}:row {container.row + offset}"
         if container.fingerprint:
             return f"{container.path}:{os.fsdecode(self.name(index))}"
         return os.fsdecode(self.path(index))
@@ -124,7 +127,7 @@ class ImageIndex:
         path = path.absolute()
         header = {
             "source": self.source,
-            "containers": [asdict(container.relative_to(path.parent)) for container in self.containers],
+            "containers": [container.relative_to(path.parent).plain() for container in self.containers],
             "classes": self.classes,
             "bad": sorted(self.bad.items()),
             "problems": self.problems,

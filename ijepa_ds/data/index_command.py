@@ -6,7 +6,7 @@ import argparse
 import logging
 import time
 
-from ijepa_ds.arguments import add_out, add_source, parse_level
+from ijepa_ds.arguments import add_columns, add_out, add_source, parse_level
 from ijepa_ds.data.classes import describe_classes
 from ijepa_ds.data.index import ImageIndex, describe
 from ijepa_ds.data.scan import ScanOptions
@@ -21,6 +21,7 @@ def add_scan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-pixels", type=int, default=100_000_000, help="as data.max_pixels (default 100 million)")
     parser.add_argument("--class-level", type=parse_level, metavar="N", help="as data.class_level (default: all folders)")
     parser.add_argument("--tar-end", choices=("error", "warn"), default="error", help="as data.tar_end (default error)")
+    add_columns(parser)
 
 
 def scan_options(args: argparse.Namespace, *, checksum: bool = False) -> ScanOptions:
@@ -31,6 +32,8 @@ def scan_options(args: argparse.Namespace, *, checksum: bool = False) -> ScanOpt
         progress=True,
         tar_end=args.tar_end,
         class_level=args.class_level,
+        image_column=args.image_column,
+        label_column=args.label_column,
     )
 
 
@@ -56,7 +59,12 @@ def run(args: argparse.Namespace) -> int:
 def summary(index: ImageIndex) -> str:
     """Return the numbers of images, classes, tars and unreadable images on one line."""
     bad = index.list_bad()
-    return (
-        f"{len(index):,} images, {describe_classes(index)}; {sum(bool(c.fingerprint) for c in index.containers)} tars, "
-        f"{len(bad)} unreadable" + (f" ({describe(bad)})" if bad else "")
+    return f"{len(index):,} images, {describe_classes(index)}; {_files(index)}, {len(bad)} unreadable" + (
+        f" ({describe(bad)})" if bad else ""
     )
+
+
+def _files(index: ImageIndex) -> str:
+    groups = [container.path for container in index.containers if container.column]
+    tars = sum(bool(container.fingerprint) for container in index.containers) - len(groups)
+    return f"{tars} tars" + (f", {len(set(groups))} parquet files of {len(groups)} row groups" if groups else "")

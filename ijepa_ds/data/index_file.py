@@ -15,7 +15,7 @@ import mmap
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ ENTRY = np.dtype(
         ("name", "<i8"),  # offset in the names
         ("name_length", "<i4"),
         ("container", "<i4"),
-        ("offset", "<i8"),  # in the container, for members of a tar
+        ("offset", "<i8"),  # in a tar: of the first byte; in a row group: of the row
         ("num_bytes", "<i8"),
         ("mtime_ns", "<i8"),
         ("width", "<i4"),  # as stored; width and height are 0 if the image is unreadable
@@ -46,15 +46,25 @@ _ALIGN = 4096
 
 @dataclass(frozen=True)
 class Container:
-    """A folder or tar that contains images.
+    """A folder, a tar, or a row group of a parquet file, that contains images.
 
     Attributes:
         path: Absolute path; in an index file, relative to it if the container is below its folder.
-        fingerprint: Digest of a tar's length, first and last bytes (`tars.fingerprint`); empty for a folder.
+        fingerprint: Digest of a file's length, first and last bytes (`tars.fingerprint`); empty for a folder.
+        column: The column of images in a parquet file; empty for a folder or tar.
+        group: Number of the row group.
+        row: Number of its first row in the file.
     """
 
     path: str
     fingerprint: str = ""
+    column: str = ""
+    group: int = 0
+    row: int = 0
+
+    def plain(self) -> dict[str, str | int]:
+        """Return the attributes that differ from their defaults, as JSON values."""
+        return {name: value for name, value in asdict(self).items() if value or name == "path"}
 
     def relative_to(self, folder: Path) -> Container:
         """Return the container with a path relative to `folder` if it is below it, else unchanged."""

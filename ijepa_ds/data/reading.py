@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
@@ -19,6 +19,10 @@ from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.errors import ContentError, is_fault
 from ijepa_ds.storage import TIMEOUT, Storage
 
+if TYPE_CHECKING:
+    from ijepa_ds.data.row_groups import RowGroups
+
+PARQUET_CACHE = 1024  # MiB; the default of data.parquet_cache
 _OPEN_TARS = 128  # per reader; up to 16 times as many where a process may open many files
 
 
@@ -57,12 +61,13 @@ class _Tar:
 class Reader:
     """A thread-safe reader of the images of an index."""
 
-    def __init__(self, index: ImageIndex, storage_timeout: float = TIMEOUT) -> None:
+    def __init__(self, index: ImageIndex, storage_timeout: float = TIMEOUT, parquet_cache: int = PARQUET_CACHE) -> None:
         """Prepare to read; files are opened on demand.
 
         Args:
             index: The images.
             storage_timeout: Seconds for which a read is repeated while the storage fails.
+            parquet_cache: As `data.parquet_cache`.
         """
         self._index = index
         self.storage = Storage(storage_timeout)
@@ -70,6 +75,11 @@ class Reader:
         self._opening: dict[int, threading.Lock] = {}
         self._most = max(_OPEN_TARS, min(16 * _OPEN_TARS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
         self._lock = threading.Lock()
+        self._groups: RowGroups | None = None
+        if any(container.column for container in index.containers):
+            from ijepa_ds.data.row_groups import RowGroups  # late: pyarrow takes half a second
+
+            self._groups = RowGroups(parquet_cache << 20)
 
     def display_path(self, position: int) -> str:
         """Return the path of an image for messages."""
@@ -105,6 +115,11 @@ class Reader:
 
     def _bytes(self, position: int, entry: np.void, container: int) -> bytes:
         offset, num_bytes = int(entry["offset"]), int(entry["num_bytes"])
+        if self._groups is not None and self._index.containers[container].column:
+            content = self._groups.read(self._index.containers[container], offset)
+            if len(content) != num_bytes:
+                raise ContentError(f"{len(content)} bytes, but {num_bytes} when it was indexed")
+            return content
         if self._index.containers[container].fingerprint:
             tar = self._tar(container)
             return read_range(tar.descriptor, offset, num_bytes)
@@ -145,6 +160,8 @@ class Reader:
         """Close a tar, whose descriptor a file server may have forgotten (ESTALE)."""
         with self._lock:
             self._tars.pop(container, None)
+        if self._groups is not None:
+            self._groups.forget(self._index.containers[container].path)
 
 
 class ImageFile(str):

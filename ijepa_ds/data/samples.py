@@ -87,7 +87,7 @@ class SamplePlan:
             bad: Position -> reason of images already known to be unreadable.
         """
         self.index, self.share = index, share
-        self.reader = Reader(index, cfg.storage_timeout)
+        self.reader = Reader(index, cfg.storage_timeout, cfg.parquet_cache)
         self.found: dict[int, str] = {}
         self._cfg, self._seed, self._order = cfg, seed, ImageOrder(cfg, index, seed)
         self._bad = {**index.bad, **(bad or {})}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,48 +12,21 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from ijepa_ds.config import DataConfig
-from ijepa_ds.data.headers import inspect
-from ijepa_ds.data.image_header import FORMATS
 from ijepa_ds.data.index import ImageIndex, build_index
-from ijepa_ds.data.index_file import BY_PILLOW, ENTRY, Container, Part
+from ijepa_ds.data.index_file import ENTRY, Container, Part
+from ijepa_ds.data.inspecting import Candidate, Inspection, inspect_chunk
 from ijepa_ds.data.journal import Journal, chunk_key
 from ijepa_ds.data.progress import Progress
-from ijepa_ds.data.reading import digest, read_range
-from ijepa_ds.errors import ContentError, is_fault
 from ijepa_ds.storage import TIMEOUT, Storage
 
 logger = logging.getLogger(__name__)
 _THREADS = 16  # they mostly wait for the file system
 _CHUNK = 64  # files per task
 _CUT = 8  # one folder of this many begins a new task
-
-
-class Candidate(NamedTuple):
-    """A file with the name of an image: its location, its class or None, and why it cannot be read, if that is known."""
-
-    container: int
-    name: bytes
-    label: bytes | None
-    offset: int = 0
-    num_bytes: int = -1  # -1: the whole file
-    reason: str = ""
-
-
-class Inspection(NamedTuple):
-    """The result of inspecting a candidate; sizes in pixels, `format` as in ENTRY."""
-
-    width: int = 0
-    height: int = 0
-    format: int = 0
-    num_bytes: int = 0
-    mtime_ns: int = 0
-    checksum: int = 0
-    reason: str = ""  # why it is unreadable
 
 
 @dataclass(frozen=True)
@@ -67,6 +39,8 @@ class ScanOptions:
         progress: Show a progress bar on a terminal.
         tar_end: As `data.tar_end`.
         class_level: As `data.class_level`.
+        image_column: As `data.image_column`.
+        label_column: As `data.label_column`.
         storage_timeout: Seconds for which a read is repeated while the storage fails.
         beat: Called whenever the scan gets on, and while it waits for storage.
         journal: File in which an interrupted scan leaves what it has found; the next scan goes on from it.
@@ -78,6 +52,8 @@ class ScanOptions:
     progress: bool = False
     tar_end: str = "error"
     class_level: int | None = None
+    image_column: str = ""
+    label_column: str = ""
     storage_timeout: float = TIMEOUT
     beat: Callable[[], None] = lambda: None
     journal: Path | None = None
@@ -93,6 +69,8 @@ class ScanOptions:
             progress=progress,
             tar_end=cfg.tar_end,
             class_level=cfg.class_level,
+            image_column=cfg.image_column,
+            label_column=cfg.label_column,
             storage_timeout=cfg.storage_timeout,
             beat=beat,
             journal=journal,
@@ -171,8 +149,8 @@ def _results(
     containers: list[Container], candidates: Iterable[Candidate], options: ScanOptions, journal: Journal
 ) -> Iterator[tuple[list[Candidate], list[Inspection], bool]]:
     """Chunks of candidates with what was found, and whether an earlier scan had found it."""
-    chunks = _chunks(candidates)
-    inspect_all = partial(_inspect_chunk, containers, options, options.storage())
+    chunks = _chunks(containers, candidates)
+    inspect_all = partial(inspect_chunk, containers, options.max_pixels, options.checksum, options.storage())
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="index") as pool:
         while window := list(itertools.islice(chunks, 4 * _THREADS)):  # Executor.map consumes its whole input at once
             keys = [_key(containers, options, chunk) for chunk in window]
@@ -185,8 +163,8 @@ def _results(
             yield from zip(window, found, (known is not None for known in rows), strict=True)
 
 
-def _chunks(candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]:
-    """Chunks of at most `_CHUNK`, cut at tars and at some folders, chosen by their names.
+def _chunks(containers: list[Container], candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]:
+    """Chunks of at most `_CHUNK`, cut at tars and at some folders, chosen by their names; row groups are not cut.
 
     A folder that changes between two scans therefore changes the chunks of a few folders after it, not of all.
     """
@@ -195,7 +173,7 @@ def _chunks(candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]:
     for candidate in candidates:
         now = (candidate.container, os.path.dirname(candidate.name))
         cut = now[0] != place[0] or (now != place and zlib.crc32(now[1]) % _CUT == 0)
-        if chunk and (cut or len(chunk) == _CHUNK):
+        if chunk and (cut or len(chunk) >= _CHUNK and not containers[candidate.container].column):
             yield chunk
             chunk = []
         place = now
@@ -212,65 +190,4 @@ def _all_good(found: Iterable[Inspection]) -> bool:
 def _key(containers: list[Container], options: ScanOptions, chunk: list[Candidate]) -> bytes:
     place = containers[chunk[0].container]
     names = [(candidate.name, candidate.offset, candidate.num_bytes) for candidate in chunk]
-    return chunk_key([options.max_pixels, options.checksum, place.path, place.fingerprint, names])
-
-
-def _inspect_chunk(
-    containers: list[Container], options: ScanOptions, storage: Storage, chunk: list[Candidate]
-) -> list[Inspection]:
-    """Inspect a chunk of candidates; its tars stay open until the end, because members are adjacent."""
-    opened: dict[int, int] = {}
-
-    def close(container: int) -> None:
-        if container in opened:
-            os.close(opened.pop(container))
-
-    def descriptor_of(candidate: Candidate) -> int:
-        container = containers[candidate.container]
-        if not container.fingerprint:
-            path = os.path.join(os.fsencode(container.path), candidate.name)
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not block
-        if candidate.container not in opened:
-            opened[candidate.container] = os.open(container.path, os.O_RDONLY | os.O_CLOEXEC)
-        return opened[candidate.container]
-
-    def open_and_inspect(candidate: Candidate) -> Inspection:
-        if candidate.reason:
-            return Inspection(reason=candidate.reason)
-        descriptor = descriptor_of(candidate)
-        try:
-            return _inspect(descriptor, candidate, options)
-        finally:
-            if not containers[candidate.container].fingerprint:
-                os.close(descriptor)
-
-    def attempt(candidate: Candidate) -> Inspection:
-        in_tar = bool(containers[candidate.container].fingerprint)
-        try:
-            return storage.call(
-                lambda: open_and_inspect(candidate),
-                repr(os.fsdecode(candidate.name)),
-                fault=lambda error: in_tar or is_fault(error),
-                reopen=lambda: close(candidate.container),
-            )
-        except OSError as error:
-            return Inspection(reason=error.strerror or str(error))
-        except ContentError as error:
-            return Inspection(reason=str(error))
-
-    try:
-        return [attempt(candidate) for candidate in chunk]
-    finally:
-        for container in list(opened):
-            close(container)
-
-
-def _inspect(descriptor: int, candidate: Candidate, options: ScanOptions) -> Inspection:
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        raise ContentError("not a regular file")
-    num_bytes = status.st_size if candidate.num_bytes < 0 else candidate.num_bytes
-    header = inspect(descriptor, candidate.offset, num_bytes, options.max_pixels)
-    kind = FORMATS.index(header.kind) | (BY_PILLOW if header.by_pillow else 0)
-    checksum = digest(read_range(descriptor, candidate.offset, num_bytes)) if options.checksum else 0
-    return Inspection(header.width, header.height, kind, num_bytes, status.st_mtime_ns, checksum)
+    return chunk_key([options.max_pixels, options.checksum, *place.plain().values(), names])

@@ -21,7 +21,7 @@ from ijepa_ds.data.lists import scan_list
 from ijepa_ds.data.mix import concatenate, read_mix
 from ijepa_ds.data.scan import Candidate, ScanOptions, scan
 from ijepa_ds.data.tars import check_uncompressed, expand, fingerprint, scan_tars
-from ijepa_ds.data.walk import COMPRESSED_TARS, EXTENSIONS, Walker, describe_others
+from ijepa_ds.data.walk import COMPRESSED_TARS, EXTENSIONS, PARQUET, Walker, describe_others
 from ijepa_ds.errors import UserError, is_fault
 from ijepa_ds.storage import Storage
 
@@ -32,7 +32,8 @@ SHARD_INDEX = "images.index"  # beside shards written by `ijepa-ds data shard`
 _MIXES = (".yaml", ".yml")
 _EXPECTED = (
     "expected a folder of images or of .tar shards, a list (.txt, .csv, .tsv), a .tar (or a pattern of them, such as "
-    "'shards/{000..127}.tar' or 'shards/*.tar'), an index made by `ijepa-ds data index`, or a mix (.yaml)"
+    "'shards/{000..127}.tar' or 'shards/*.tar'), .parquet files likewise, an index made by `ijepa-ds data "
+    "index`, or a mix (.yaml)"
 )
 _PROBES = 64  # files of an index that are checked when it is opened
 _THREADS = 16
@@ -104,18 +105,32 @@ def _open(path: str, source: str, options: ScanOptions) -> ImageIndex:
         check_uncompressed(path)
         if ending == ".tar":
             return scan_tars([path], source, options)
+        if ending == PARQUET:
+            return _parquet([path], source, options)
     elif matches := expand(path):
+        endings = {os.path.splitext(match)[1].lower() for match in matches}
+        if endings == {PARQUET}:
+            return _parquet(matches, source, options)
+        if PARQUET in endings:
+            raise UserError(f"data.source: {source!r} matches {', '.join(sorted(endings))} files: list them in a mix (.yaml)")
         return scan_tars(matches, source, options)
     what = "is not a source of images" if mode else "does not exist"
     raise UserError(f"data.source: {source!r} {what}: {_EXPECTED}")
 
 
+def _parquet(paths: list[str], source: str, options: ScanOptions) -> ImageIndex:
+    from ijepa_ds.data.parquet import scan_parquet  # late: pyarrow takes half a second
+
+    return scan_parquet(paths, source, options)
+
+
 def _made_index(path: str, source: str, options: ScanOptions) -> ImageIndex:
-    if options.class_level is not None:
-        raise UserError(
-            f"data.source: {source!r} is read through the index {path}, whose classes are fixed: leave data.class_level "
-            "(--class-level) out, and give it to `ijepa-ds data index` when the index is made"
-        )
+    for name in ("class_level", "image_column", "label_column"):
+        if getattr(options, name) not in (None, ""):
+            raise UserError(
+                f"data.source: {source!r} is read through the index {path}, whose images and classes are fixed: leave "
+                f"data.{name} (--{name.replace('_', '-')}) out, and give it to `ijepa-ds data index` when the index is made"
+            )
     return open_index(Path(path), source, options.share)
 
 
@@ -141,7 +156,8 @@ def open_index(path: Path, source: str, share: tuple[int, int] = (0, 1)) -> Imag
     """
     index = replace(ImageIndex.open(path), source=source)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="index") as pool:
-        tars = _share([container for container in index.containers if container.fingerprint], share)
+        packed = {container.path: container for container in index.containers if container.fingerprint}
+        tars = _share(list(packed.values()), share)
         seen = pool.map(_fingerprint_or_reason, [container.path for container in tars])
         changed = [(tar.path, now) for tar, now in zip(tars, seen, strict=True) if now != tar.fingerprint]
         changed = [(name, "other content" if len(now) == 32 else now) for name, now in changed]
@@ -206,12 +222,18 @@ def _folder(path: str, source: str, options: ScanOptions) -> ImageIndex:
         )
     if walker.others:
         logger.warning("data.source %r: %s", source, describe_others(walker.others))
+    if not len(index) and walker.parquets:
+        return _parquet([os.fsdecode(os.path.join(walker.root, name)) for name in walker.parquets], source, options)
+    if not len(index):
+        from ijepa_ds.data.parquet import check_saved_to_disk
+
+        check_saved_to_disk(path)
     if not len(index) and walker.packed:
         check_uncompressed(os.fsdecode(os.path.join(walker.root, walker.packed[0])))
     if not len(index):
         raise UserError(
             f"data.source: no readable image below {source!r}: {walker.num_files} files seen, none with a name ending in "
-            f"{', '.join(EXTENSIONS)} or .tar"
+            f"{', '.join(EXTENSIONS)}, .tar or {PARQUET}"
         )
     return index
 

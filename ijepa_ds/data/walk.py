@@ -13,6 +13,7 @@ EXTENSIONS = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
 COMPRESSED_TARS = (b".tgz", b".tbz2", b".txz", b".tar.gz", b".tar.bz2", b".tar.xz", b".tar.zst")
 ARCHIVES = (b".tar", *COMPRESSED_TARS, b".zip", b".7z", b".rar")
 OWN_FILES = frozenset({b"scenes.json"})  # that `ijepa-ds data scenes|objects` writes beside its images
+PARQUET = ".parquet"
 _MOST_ENDINGS = 6  # in a message
 _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
 
@@ -42,6 +43,7 @@ class Walker:
         num_files: Files found so far, of any kind.
         others: Number of the files found so far that are no images, tars or classes, by ending.
         tars: Relative paths of the tars found so far.
+        parquets: Relative paths of the parquet files found so far.
         packed: Relative paths of the compressed archives found so far.
         sidecars: Relative paths of the `.cls` files found so far, by their names without `.cls`; those of a folder are
             complete before its images are yielded.
@@ -61,6 +63,7 @@ class Walker:
         self.num_files = 0
         self.others: Counter[str] = Counter()
         self.tars: list[bytes] = []
+        self.parquets: list[bytes] = []
         self.packed: list[bytes] = []
         self.sidecars: dict[bytes, bytes] = {}
         self.problems: list[tuple[str, str]] = []
@@ -97,6 +100,8 @@ class Walker:
                     self.tars.append(prefix + name)
                 elif not name.endswith(b".cls") and name not in OWN_FILES:
                     self.others[ending_of(name)] += 1
+                    if name.lower().endswith(PARQUET.encode()):
+                        self.parquets.append(prefix + name)
                     if name.lower().endswith(ARCHIVES):
                         self.packed.append(prefix + name)
 

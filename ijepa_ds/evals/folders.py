@@ -121,8 +121,8 @@ def _scan(option: str, source: str, options: ScanOptions, labelled: bool) -> Ima
         raise UserError(str(error).replace("data.source", option, 1)) from error
     outside = int((folder.labels < 0).sum())
     if outside and labelled:
-        what = "has no class folders" if not folder.classes else f"has {outside} images outside its class folders"
-        raise UserError(f"{option}: {source!r} {what}; expected one folder a class, such as dog/1.jpg and cat/1.jpg")
+        what = "has no class folders" if not folder.classes else f"has {outside} images without a class"
+        raise UserError(f"{option}: {source!r} {what}; expected one folder a class, such as dog/1.jpg and cat/1.jpg, or labels")
     return folder
 
 

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from typing import Any, Protocol
 
-from ijepa_ds.arguments import WEIGHTS, add_batch_size, add_heads, add_out, add_seed, add_threads, parse_level
+from ijepa_ds.arguments import WEIGHTS, add_batch_size, add_columns, add_heads, add_out, add_seed, add_threads, parse_level
 from ijepa_ds.evals import knn, scenes, settings, tasks
 from ijepa_ds.evals.presets import PRESETS
 from ijepa_ds.evals.settings import Settings
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", choices=tuple(settings.LAYERS), help="features (default: last; the sweep tries both)")
     parser.add_argument("--class-level", type=parse_level, metavar="N", help="as data.class_level, for --train and --test")
     parser.add_argument("--tar-end", choices=("error", "warn"), default="error", help="as data.tar_end")
+    add_columns(parser)
     add_seed(parser, "for all random numbers")
     _machine(parser.add_argument_group("machine"))
     _quick(parser.add_argument_group("knn, and linear by L-BFGS"))

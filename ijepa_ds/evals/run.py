@@ -127,7 +127,13 @@ def _prepare(args: argparse.Namespace, world: World) -> tuple[Subject, list[Subj
     if "pixels" in (args.which, *args.baseline) and {"attentive", "finetune"} & {*settings.tasks}:
         raise ValueError(f"pixels: {args.task} needs an encoder")
     others = [open_subject(args.checkpoint, which, args.heads, args.image_size) for which in args.baseline]
-    options = ScanOptions(max_pixels=settings.max_pixels, tar_end=args.tar_end, class_level=args.class_level)
+    options = ScanOptions(
+        max_pixels=settings.max_pixels,
+        tar_end=args.tar_end,
+        class_level=args.class_level,
+        image_column=args.image_column,
+        label_column=args.label_column,
+    )
     if args.task in scenes.TASKS:
         pair = scenes.read_scenes(args.task, args.train, args.test)
     else:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ijepa_ds.data import inspecting
 from ijepa_ds.data import scan as scanning
 from ijepa_ds.data import tars
 from ijepa_ds.data.index import ImageIndex
@@ -40,7 +41,7 @@ class Looked:
     """Counts the images that a scan opens; `limit`: the scan is interrupted after so many."""
 
     def __init__(self, monkeypatch, limit: float = float("inf")) -> None:
-        self.count, lock, real = 0, threading.Lock(), scanning._inspect
+        self.count, lock, real = 0, threading.Lock(), inspecting._inspect
 
         def inspect(*arguments):
             with lock:
@@ -49,7 +50,7 @@ class Looked:
                     raise KeyboardInterrupt
             return real(*arguments)
 
-        monkeypatch.setattr(scanning, "_inspect", inspect)
+        monkeypatch.setattr(inspecting, "_inspect", inspect)
 
 
 def interrupt(folder: Path | str, options: ScanOptions, limit: int) -> None:
