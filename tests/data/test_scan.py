@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ijepa_ds.data import inspecting
+from ijepa_ds.data import inspecting, tars
 from ijepa_ds.data import scan as scanning
-from ijepa_ds.data import tars
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.journal import Journal
 from ijepa_ds.data.progress import Progress
