@@ -9,14 +9,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ijepa_ds.data.index import ImageIndex
+from ijepa_ds.data.list_text import check_utf8
 from ijepa_ds.errors import UserError
 
 SIDECAR = b".cls"
-_LONGEST = 1024  # bytes of a class name
+LONGEST = 1024  # bytes of a class name
 _EXAMPLES = 3
 
 
@@ -61,11 +63,12 @@ def class_text(content: bytes, where: str) -> bytes:
     """Return the class that a `.cls` file holds; `where` is its name in messages.
 
     Raises:
-        ValueError: It is empty, or is not one line.
+        ValueError: It is empty, is not one line, or is not UTF-8.
     """
     text = content.removeprefix(b"\xef\xbb\xbf").strip()
-    if not text or len(text) > _LONGEST or any(byte < 32 for byte in text):
+    if not text or len(text) > LONGEST or any(byte < 32 for byte in text):
         raise UserError(f"data.source: {where} must hold the class of its image, one line of text; found {text[:40]!r}")
+    check_utf8(text, f"data.source: {where}")
     return text
 
 
@@ -83,8 +86,22 @@ def describe_classes(index: ImageIndex) -> str:
         text += f"; {without:,} images have no class"
     if len({os.path.dirname(path) for path in tars}) > 1:
         text += unpack
+    if same := alike(names):
+        text += f"; {' and '.join(map(repr, same))} are different classes, although they look alike"
     advice = hint(names)
     return text + (f" ({advice})" if advice else "")
+
+
+def alike(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the first classes that differ only in case, blanks, or the form of a number (`1`, `01`, `1.0`); () if none do."""
+    seen: dict[str, str] = {}
+    for name in names:
+        plain = " ".join(name.split()).casefold()
+        plain = plain.removesuffix(".0").lstrip("0") if re.fullmatch(r"\d+(\.0)?", plain) else plain
+        if plain in seen:
+            return seen[plain], name
+        seen[plain] = name
+    return ()
 
 
 def hint(names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ijepa_ds.data.classes import SIDECAR, class_of, class_text, sidecar_of
+from ijepa_ds.data.classes import LONGEST, SIDECAR, class_of, class_text, sidecar_of
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.index_file import Container
 from ijepa_ds.data.list_text import BLANKS, check_utf8, is_utf8, label_on_line, plain_lines, text_of
@@ -98,6 +98,8 @@ def _table(content: bytes, where: str, delimiter: str, folder: bytes) -> Iterato
             label = None if label_at is None else os.fsencode(values[label_at].strip())
             if label and b"\n" in label:
                 raise UserError(f"{at}: the label has a line break: is the quote that opens in this line closed?")
+            if label and (len(label) > LONGEST or any(byte < 32 for byte in label)):
+                raise UserError(f"{at}: the label {label[:40]!r} is no line of text of at most {LONGEST} bytes")
             if label:
                 check_utf8(label, at)
             name = _confirmed(os.fsencode(values[path_at]), folder)

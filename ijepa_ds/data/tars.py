@@ -183,6 +183,13 @@ def scan_tars(paths: list[str], source: str, options: ScanOptions) -> ImageIndex
                 "them a folder of its class: `for t in tars/*.tar; do mkdir ${t%.tar} && tar -xf $t -C ${t%.tar}; done`"
             )
         logger.warning("%s beside its images, which are left out", text)
+    alike = Counter(container.fingerprint for container in containers)
+    if repeated := [container.path for container in containers if alike[container.fingerprint] > 1]:
+        logger.warning(
+            "data.source %r: %d tars are the same in length, first and last bytes, such as %r and %r; images that they share "
+            "count twice",
+            *(source, len(repeated), *repeated[:2]),
+        )
     if others:
         logger.warning("data.source %r: %s", source, describe_others(others))
     if not len(index):

@@ -99,6 +99,8 @@ def test_the_level_chooses_a_part_of_the_path(tmp_path):
         (["train/x", "train/y"], r"\(every class is below 'train': make it the source"),
         (["train"], r"1 class, train \(a single class"),
         ([""], "0 classes: the images lie in no folder"),
+        (["Cat", "cat", "dog"], "; 'Cat' and 'cat' are different classes, although they look alike"),
+        (["01", "1", "2"], "; '01' and '1' are different classes"),
         (["", "a", "b"], r"2 classes, such as a, b; 1 images have no class"),
     ],
 )
@@ -128,6 +130,9 @@ def test_two_classes_for_one_key_do_not_mix(tmp_path):
     (tmp_path / "x.tar").write_bytes(tar_of({"a.jpg": IMAGES[0], "a.cls": b" "}))
     with pytest.raises(ValueError, match=r"x\.tar:a\.cls must hold the class of its image"):
         open_source(str(tmp_path / "x.tar"))
+    write_tree(tmp_path / "tree", {"a.jpg": IMAGES[0], "a.cls": "größe".encode("latin-1")})
+    with pytest.raises(ValueError, match=r"a\.cls: .*is no UTF-8 text"):
+        open_source(str(tmp_path / "tree"))
 
 
 def test_presets_refuse_another_number_of_classes():

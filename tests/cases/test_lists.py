@@ -88,6 +88,7 @@ def test_labels_are_read_without_blanks(root, name, content):
             b'path,label\n"a/0.jpg,x\nb/1.jpg",y\na/2.jpg,x\n',
             r"line 2: the quote that opens here closes in line 3",
         ),
+        ("control.csv", b"path,label\na/0.jpg,x\x1a\n", r"line 2: the label b'x.x1a' is no line of text"),
         ("label.csv", b'path,label\na/0.jpg,"x\nb/1.jpg,y"\n', r"line 2: the label has a line break"),
         (
             "two.csv",

@@ -44,6 +44,8 @@ ROWS = {
     "compressed tar": "test_tars::test_a_compressed_tar_names_the_command_that_helps",
     "tar of tars": "test_tars::test_a_tar_of_tars_says_so",
     "two `.cls` files": "test_classes::test_two_classes_for_one_key_do_not_mix",
+    "classes that differ only": "test_classes::test_what_is_said_about_classes",
+    "the same tar": "test_tars::test_the_same_tar_under_two_names_is_named",
     "empty `.cls` file": "test_classes::test_two_classes_for_one_key_do_not_mix",
     "files with other endings": "test_classes::test_files_with_other_endings_are_counted",
     "list with a byte-order mark": "test_lists::test_harmless_differences_are_read",

@@ -206,6 +206,12 @@ def test_other_files_beside_tars_are_counted(tmp_path, caplog):
     assert "2 files with other endings left out (.zip 1, .txt 1)" in caplog.text
 
 
+def test_the_same_tar_under_two_names_is_named(tmp_path, caplog):
+    write_tree(tmp_path / "folder", {"a.tar": WHOLE, "b.tar": WHOLE, "c.tar": tar_of({"x.jpg": coded(photo(1))})})
+    assert len(open_source(str(tmp_path / "folder"))) == 2 * len(FILES) + 1
+    assert "2 tars are the same in length" in caplog.text and "a.tar' and" in caplog.text and "c.tar" not in caplog.text
+
+
 def test_a_tar_of_tars_says_so(tmp_path):
     inner = {f"n{c}.tar": tar_of({f"n{c}_{i}.jpg": coded(photo(i)) for i in range(2)}) for c in range(2)}
     with pytest.raises(ValueError, match=r"holds 2 \.tar members, no images: unpack it once.*tar -xf"):
