@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ijepa_ds import __version__
 from ijepa_ds.arguments import TRAINING, with_example
 from ijepa_ds.exits import USER_ERROR
+from ijepa_ds.shown import print_any_name
 
 _RUN = "--config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json"
 
@@ -21,16 +22,18 @@ class Verb(NamedTuple):
     """A verb of the command line.
 
     Attributes:
-        module: has `add_arguments(parser)` and `run(args) -> exit code`. It is imported only when the verb is used.
+        module: has `run(args) -> exit code`. It is imported only when the verb is used.
         help: one line.
         example: a command.
         page: the documentation to read.
+        options: `module:function` that declares the options; default: `add_arguments` of `module`. It needs no PyTorch.
     """
 
     module: str
     help: str
     example: str
     page: str
+    options: str = ""
 
 
 # What a person wants -> the verbs for it.
@@ -111,18 +114,21 @@ GROUPS = {
             "list, verify or prune the checkpoints of a run",
             "ijepa-ds checkpoint verify runs/x",
             "docs/checkpoints.md",
+            "ijepa_ds.options.checkpoint:add_arguments",
         ),
         "scale": Verb(
             "ijepa_ds.scale.command",
             "run a series of model sizes and budgets, fit power laws, predict the next run",
             "ijepa-ds scale configs/ladder_cifar10.yaml",
             "docs/scaling.md",
+            "ijepa_ds.options.scale:add_arguments",
         ),
         "decoder train": Verb(
             "ijepa_ds.decoder.train",
             "train a diffusion decoder that draws images from representations",
             "ijepa-ds decoder train --checkpoint runs/x --data data/train --out runs/x/decoder",
             "docs/decoder.md",
+            "ijepa_ds.options.decoder:train",
         ),
     },
     "evaluate": {
@@ -131,12 +137,14 @@ GROUPS = {
             "score a frozen encoder on labelled images",
             "ijepa-ds eval all --checkpoint runs/x --train data/train --test data/test --baseline untrained --out runs/x/eval",
             "docs/evaluate.md",
+            "ijepa_ds.options.evals:add_arguments",
         ),
         "decoder evaluate": Verb(
             "ijepa_ds.decoder.measure",
             "compare decoder samples from true and from shuffled representations",
             "ijepa-ds decoder evaluate --decoder runs/x/decoder --images data/test --out runs/x/decoder/eval",
             "docs/decoder.md",
+            "ijepa_ds.options.decoder:evaluate",
         ),
     },
     "look": {
@@ -145,18 +153,21 @@ GROUPS = {
             "draw masks, PCA, similarity, attention, predictions or decoder samples",
             "ijepa-ds visualize pca --checkpoint runs/x --images data/test --out pictures",
             "docs/visualize.md",
+            "ijepa_ds.options.visualize:add_arguments",
         ),
         "report": Verb(
             "ijepa_ds.visualize.report",
             "compare runs in one HTML file",
             "ijepa-ds report runs/a runs/b --out report",
             "docs/visualize.md",
+            "ijepa_ds.options.pages:report",
         ),
         "summary": Verb(
             "ijepa_ds.visualize.summary",
             "draw loss, masks and scores of a run in one picture",
             "ijepa-ds summary --run runs/x --eval runs/x/eval --out runs/x/summary.png",
             "docs/evaluate.md",
+            "ijepa_ds.options.pages:summary",
         ),
     },
     "weights": {
@@ -165,12 +176,14 @@ GROUPS = {
             "write an encoder for timm, transformers or the published code, or as safetensors",
             "ijepa-ds export --run runs/x --which target --format hf --out exports/x",
             "docs/weights.md",
+            "ijepa_ds.options.weights:export",
         ),
         "import": Verb(
             "ijepa_ds.weights.importing",
             "check published, timm or Hugging Face weights; with --out, convert them",
             "ijepa-ds import IN1K-vit.h.14-300e.pth.tar --out weights/vith14",
             "docs/weights.md",
+            "ijepa_ds.options.weights:import_",
         ),
     },
     "measure": {
@@ -179,72 +192,84 @@ GROUPS = {
             "time the parts of a step on random pixels; MFU, share of the measured product",
             f"ijepa-ds bench step {_RUN} --ranks 2",
             "docs/performance.md",
+            "ijepa_ds.options.bench:recorded",
         ),
         "bench train": Verb(
             "ijepa_ds.bench.recorded",
             "time the first steps of a real run; MFU, and optionally a trace",
             f"ijepa-ds bench train {_RUN} --ranks 2 --steps 20 data.source=data/train",
             "docs/performance.md",
+            "ijepa_ds.options.bench:recorded",
         ),
         "bench fit": Verb(
             "ijepa_ds.bench.fit",
             "check that a model fits on this machine; memory and time of a step",
             f"ijepa-ds bench fit {_RUN} --ranks 2",
             "docs/performance.md",
+            "ijepa_ds.options.bench:fit",
         ),
         "bench state": Verb(
             "ijepa_ds.bench.state",
             "measure the model state of a rank at every ZeRO stage",
             f"ijepa-ds bench state {_RUN} --ranks 2",
             "docs/performance.md",
+            "ijepa_ds.options.bench:state",
         ),
         "bench checkpoint": Verb(
             "ijepa_ds.bench.checkpoint",
             "time asynchronous and synchronous saves",
             f"ijepa-ds bench checkpoint {_RUN} --ranks 2",
             "docs/checkpoints.md",
+            "ijepa_ds.options.bench:checkpoint",
         ),
         "bench ema": Verb(
             "ijepa_ds.bench.recorded",
             "time an EMA update, and a loop over the parameters",
             f"ijepa-ds bench ema {_RUN} --ranks 2",
             "docs/performance.md",
+            "ijepa_ds.options.bench:recorded",
         ),
         "bench comm": Verb(
             "ijepa_ds.bench.recorded",
             "time collectives by size, and count those of a step",
             f"ijepa-ds bench comm {_RUN} --ranks 2",
             "docs/performance.md",
+            "ijepa_ds.options.bench:recorded",
         ),
         "bench host": Verb(
             "ijepa_ds.bench.host",
             "time what a step costs the host, in process groups of any size",
             f"ijepa-ds bench host {_RUN} --world 1 64 512",
             "docs/host-time.md",
+            "ijepa_ds.options.bench:host",
         ),
         "bench masks": Verb(
             "ijepa_ds.bench.masks",
             "time the sampling of masks for a micro-batch",
             "ijepa-ds bench masks --config configs/in1k_vith14.yaml data.source=unused",
             "docs/performance.md",
+            "ijepa_ds.options.bench:masks",
         ),
         "bench data": Verb(
             "ijepa_ds.bench.data",
             "throughput of this loader, torchvision's, and decoding alone",
             "ijepa-ds bench data data/train --repeats 5",
             "docs/data.md",
+            "ijepa_ds.options.bench:data",
         ),
         "bench index": Verb(
             "ijepa_ds.bench.index",
             "open time, lookup time and memory of a large index",
             "ijepa-ds bench index --entries 14000000 --readers 8",
             "docs/data.md",
+            "ijepa_ds.options.bench:index",
         ),
         "bench eval": Verb(
             "ijepa_ds.bench.eval",
             "throughput of feature extraction, and time of a linear sweep",
             "ijepa-ds bench eval --checkpoint runs/x --images data/train",
             "docs/evaluate.md",
+            "ijepa_ds.options.bench:eval",
         ),
     },
 }
@@ -266,17 +291,19 @@ def overview(first: str = "") -> str:
 
 
 def build_parser(words: str) -> argparse.ArgumentParser:
-    """The command line of a verb, whose module is imported."""
+    """The command line of a verb."""
     verb = VERBS[words]
     parser = argparse.ArgumentParser(prog=f"ijepa-ds {words}", description=verb.help)
     with_example(parser, verb.example, verb.page)
     parser.set_defaults(verb=words)
-    importlib.import_module(verb.module).add_arguments(parser)
+    module, _, function = (verb.options or f"{verb.module}:add_arguments").partition(":")
+    getattr(importlib.import_module(module), function)(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; its exit code: 0 on success, 2 when the command line or a file has to be corrected."""
+    print_any_name()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     arguments = list(sys.argv[1:] if argv is None else argv)
     words = next((words for words in VERBS if arguments[: len(words.split())] == words.split()), None)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ijepa_ds.arguments import add_deepspeed_config, add_local_rank, check_at_least, with_example
 from ijepa_ds.cluster.environment import settle
+from ijepa_ds.options.decoder import train as add_training
 
 if TYPE_CHECKING:
     from ijepa_ds.decoder.network import Shape
@@ -48,18 +49,18 @@ def train(argv: Sequence[str] | None) -> None:
     Raises:
         ValueError: errors in the input.
     """
-    from ijepa_ds.decoder.options import add_arguments, shape_of
-
     parser = argparse.ArgumentParser(prog="python -m ijepa_ds.train_decoder", description="Train a decoder on many GPUs.")
     example = """deepspeed --num_gpus 8 --module ijepa_ds.train_decoder --deepspeed_config ds_configs/zero3.json \\
     --checkpoint runs/vith14 --data data/train --out runs/vith14/decoder --preset gpu"""
     with_example(parser, example, "docs/decoder.md")
-    add_arguments(parser)
+    add_training(parser)
     add_deepspeed_config(parser)
     text = "largest number of images in a forward pass of a rank; smaller: less memory, more passes (32)"
     parser.add_argument("--max-micro-batch", type=int, default=32, help=text)
     add_local_rank(parser)
     arguments = parser.parse_args(argv)
+    from ijepa_ds.decoder.options import shape_of
+
     _run(arguments, shape_of(arguments))
 
 

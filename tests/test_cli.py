@@ -13,6 +13,7 @@ from ijepa_ds.arguments import check_at_least, device_of
 from ijepa_ds.evals import __main__ as evals
 from ijepa_ds.train import parse_arguments
 from ijepa_ds.train_decoder import train as train_decoder
+from tests.processes import modules_after
 
 
 def check_help(text: str, repository: Path) -> None:
@@ -79,6 +80,29 @@ def test_help_of_what_deepspeed_starts(start, capsys: pytest.CaptureFixture, rep
     with pytest.raises(SystemExit, match="^0$"):
         start(["--help"])
     check_help(capsys.readouterr().out, repository)
+
+
+def test_no_help_waits_for_pytorch() -> None:
+    starts = "import contextlib; from ijepa_ds import cli, train, train_decoder; from ijepa_ds.evals import __main__ as e"
+    calls = "(train.parse_arguments, train_decoder.train, e.main)"
+    verbs = "[cli.build_parser(words) for words in cli.VERBS]"
+    tried = f"for call in {calls}:\n  with contextlib.suppress(SystemExit), contextlib.redirect_stdout(None): call(['--help'])"
+    loaded = modules_after(f"{starts}\n{verbs}\n{tried}")
+    assert "ijepa_ds.options.bench" in loaded
+    assert not loaded & {"torch", "timm", "deepspeed", "matplotlib", "sklearn"}
+
+
+def test_choices_in_a_command_line_are_those_of_the_code() -> None:
+    from ijepa_ds.decoder import network
+    from ijepa_ds.evals import presets, settings, tasks
+    from ijepa_ds.options import decoder, evals, visualize, weights
+    from ijepa_ds.visualize import command
+    from ijepa_ds.weights import formats
+
+    assert evals.TASKS == tuple(tasks.TASKS) and evals.PRESETS == tuple(presets.PRESETS)
+    assert evals.LAYERS == tuple(settings.LAYERS) and evals.PRECISIONS == tuple(settings.PRECISIONS)
+    assert decoder.PRESETS == tuple(network.PRESETS) and weights.DTYPES == tuple(formats.DTYPES)
+    assert visualize.KINDS.keys() == command.DRAW.keys()
 
 
 def test_the_version(capsys: pytest.CaptureFixture) -> None:

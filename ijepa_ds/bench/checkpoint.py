@@ -7,13 +7,7 @@ from statistics import median
 from typing import Any
 
 from ijepa_ds.arguments import check_at_least
-from ijepa_ds.bench.launch import add_job_arguments, report_ranks
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
-    add_job_arguments(parser)
-    parser.add_argument("--saves", type=int, default=3, help="saves of each kind (3)")
+from ijepa_ds.bench.launch import report_ranks
 
 
 def run(args: argparse.Namespace) -> int:

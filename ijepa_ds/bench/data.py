@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ijepa_ds.arguments import add_batch_size, add_device, add_source, add_threads, check_at_least, device_of
+from ijepa_ds.arguments import check_at_least, device_of
 from ijepa_ds.config import DataConfig
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.loader import ImageBatches
@@ -57,21 +57,6 @@ class Setting:
         """Order and crops of the samples."""
         share = Share(rank=0, world_size=1, micro_batch=self.batch_size, accumulation=1)
         return SamplePlan(self.cfg, self.index, seed=0, share=share)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `ijepa-ds bench data`."""
-    add_source(parser)
-    parser.add_argument("--crop-size", type=int, default=224, help="pixels (224)")
-    add_threads(parser, 1)
-    add_batch_size(parser, 32, "images in a batch")
-    parser.add_argument("--batches", type=int, default=15, help="batches timed in a repeat (15)")
-    parser.add_argument("--repeats", type=int, default=5, help="interleaved repeats; the table shows medians (5)")
-    add_device(parser)
-    parser.add_argument("--decoder", default="auto", help="as data.decoder (auto)")
-    parser.add_argument(
-        "--precision", choices=("float32", "bfloat16"), default="float32", help="of the network's input (float32)"
-    )
 
 
 def run(args: argparse.Namespace) -> int:

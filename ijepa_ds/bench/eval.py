@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ijepa_ds.arguments import WEIGHTS, add_batch_size, add_device, add_threads, check_at_least, device_of
+from ijepa_ds.arguments import check_at_least, device_of
 from ijepa_ds.data.reading import ImageFiles
 from ijepa_ds.data.sources import open_source
 from ijepa_ds.evals import sweep
@@ -19,20 +19,6 @@ from ijepa_ds.evals.features import extract
 from ijepa_ds.evals.folders import batches
 from ijepa_ds.evals.settings import PRECISIONS, Settings
 from ijepa_ds.evals.subject import Subject, open_subject
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
-    parser.add_argument("--checkpoint", required=True, help=WEIGHTS)
-    parser.add_argument("--images", required=True, help="folder, list, tars or index")
-    parser.add_argument("--num", type=int, default=2000, help="images in a repeat (2000)")
-    parser.add_argument("--repeats", type=int, default=5, help="repeats of each measurement, interleaved (5)")
-    add_batch_size(parser, 256)
-    add_threads(parser, 2)
-    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="float32", help="of matrix products (float32)")
-    add_device(parser)
-    parser.add_argument("--features", type=int, default=50_000, help="cached features of the sweep; 0: no sweep (50000)")
-    parser.add_argument("--classes", type=int, default=10, help="classes of the sweep (10)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,16 +7,10 @@ import math
 from typing import Any
 
 from ijepa_ds.arguments import check_at_least
-from ijepa_ds.bench.launch import add_job_arguments, report_ranks
+from ijepa_ds.bench.launch import report_ranks
 from ijepa_ds.bench.memory import PUBLISHED
 
 GIB, MIB = 2**30, 2**20
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
-    add_job_arguments(parser)
-    parser.add_argument("--steps", type=int, default=5, help="optimizer steps, at least 4; the last one counts collectives (5)")
 
 
 def run(args: argparse.Namespace) -> int:

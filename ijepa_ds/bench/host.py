@@ -12,25 +12,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ijepa_ds.arguments import add_json, add_run, check_at_least
+from ijepa_ds.arguments import check_at_least
 from ijepa_ds.bench.record import write_json
 
 logger = logging.getLogger(__name__)
 PARTS = ("forward", "backward", "optimizer", "ema", "step")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
-    add_run(parser)
-    parser.add_argument("--world", nargs="+", default=["1"], metavar="N", help="ranks; only one of them exists (1)")
-    parser.add_argument("--steps", type=int, default=9, help="steps counted, after a warm-up (9)")
-    parser.add_argument(
-        "--deepspeed-collectives",
-        action="store_true",
-        help="also with DeepSpeed's own gathers and reductions of stage 3: minutes at thousands of ranks",
-    )
-    add_json(parser, "also write the figures to this file")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the time over the ranks (PNG)")
 
 
 def run(args: argparse.Namespace) -> int:

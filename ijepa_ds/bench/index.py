@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ijepa_ds.arguments import add_batch_size, check_at_least
+from ijepa_ds.arguments import check_at_least
 from ijepa_ds.config import DataConfig
 from ijepa_ds.data.index import ImageIndex, build_index
 from ijepa_ds.data.index_file import ENTRY, Container, Part
@@ -25,15 +25,6 @@ logger = logging.getLogger(__name__)
 _NAME = b"n00000000/n00000000_00000000.JPEG"  # as long as the names of ImageNet-22k
 _PER_CLASS = 640
 _WAIT = "ready"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `ijepa-ds bench index`."""
-    parser.add_argument("--entries", type=int, default=14_000_000, help="synthetic images (14 million)")
-    parser.add_argument("--readers", type=int, default=8, help="reader processes (8)")
-    add_batch_size(parser, 128, "images in a batch of a reader")
-    parser.add_argument("--batches", type=int, default=500, help="batches that each reader looks up (500)")
-    parser.add_argument("--folder", type=Path, help="for the index, about 100 bytes per entry (default: temporary)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,15 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ijepa_ds.arguments import add_json, add_run
 from ijepa_ds.cluster.environment import recommended
-
-
-def add_job_arguments(parser: argparse.ArgumentParser) -> None:
-    """The run, the number of ranks, and a file for the figures; `run_ranks` uses them."""
-    add_run(parser)
-    parser.add_argument("--ranks", type=int, required=True, help="processes on this machine (GPUs, if it has any)")
-    add_json(parser, "also write the figures to this file")
 
 
 def run_ranks(args: argparse.Namespace) -> list[dict[str, Any]] | int:

@@ -8,20 +8,12 @@ import time
 import torch
 
 from ijepa_ds import config
-from ijepa_ds.arguments import add_config, add_device, add_json, check_at_least, device_of
+from ijepa_ds.arguments import check_at_least, device_of
 from ijepa_ds.bench.record import machine, record, show
 from ijepa_ds.config import published
 from ijepa_ds.masks.sampler import build_sampler
 
 _WARM = 3
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
-    add_config(parser)
-    parser.add_argument("--repeats", type=int, default=30, help="micro-batches that are timed (30)")
-    add_device(parser)
-    add_json(parser, "also write the figures to this file")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,23 +4,10 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from pathlib import Path
 
 from ijepa_ds.arguments import check_at_least
-from ijepa_ds.bench.launch import add_job_arguments, run_ranks
+from ijepa_ds.bench.launch import run_ranks
 from ijepa_ds.bench.record import show
-
-REPEATS = {"bench step": 10, "bench train": 20, "bench ema": 20, "bench comm": 20}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb that the parser has as its default `verb`."""
-    verb = parser.get_default("verb")
-    add_job_arguments(parser)
-    repeats = REPEATS[verb]
-    parser.add_argument("--steps", type=int, default=repeats, help=f"repeats counted, after a warm-up ({repeats})")
-    if verb == "bench train":
-        parser.add_argument("--trace", type=Path, help="write a torch.profiler trace of two more steps of rank 0 here")
 
 
 def run(args: argparse.Namespace) -> int:

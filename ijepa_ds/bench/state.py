@@ -6,23 +6,10 @@ import argparse
 from typing import Any
 
 from ijepa_ds.arguments import check_at_least
-from ijepa_ds.bench.launch import add_job_arguments, report_ranks
+from ijepa_ds.bench.launch import report_ranks
 from ijepa_ds.bench.memory import PUBLISHED
 
 MIB = 2**20
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
-    add_job_arguments(parser)
-    parser.add_argument("--stages", type=_stages, default=[0, 1, 2, 3], metavar="N[,N]", help="ZeRO stages (0,1,2,3)")
-
-
-def _stages(text: str) -> list[int]:
-    """Parse `0,1,2`. One argument: `nargs` would also consume the overrides that follow."""
-    if not all(part in ("0", "1", "2", "3") for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected stages 0 to 3 separated by commas, such as 1,2")
-    return [int(part) for part in text.split(",")]
 
 
 def run(args: argparse.Namespace) -> int:

@@ -18,21 +18,6 @@ from ijepa_ds.checkpoint.writer import prune, sweep
 from ijepa_ds.errors import CheckpointError, UserError
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
-    parser.add_argument(
-        "action",
-        choices=("list", "verify", "prune"),
-        help="list: names and sizes; verify: also checksums; prune: delete old ones",
-    )
-    parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
-    parser.add_argument("--json", action="store_true", help="list, verify: one JSON object a line")
-    parser.add_argument(
-        "--keep-last", type=int, default=2, metavar="N", help="prune: keep the newest N complete ones (default 2)"
-    )
-    parser.add_argument("--keep-every", type=int, default=0, metavar="N", help="prune: also keep steps that are multiples of N")
-
-
 def run(arguments: argparse.Namespace) -> int:
     """0 if all checkpoints are good, 1 if one is broken.
 

@@ -13,7 +13,6 @@ from ijepa_ds.model import cpu
 from ijepa_ds.model.ijepa import IJEPA
 from ijepa_ds.weights import Source, WeightsError, build_ijepa, build_predictor, masks_for
 
-VARIANTS = ("image", "block")
 PLACE = 4  # values of the position: top, left, height, width, as shares of the image
 
 

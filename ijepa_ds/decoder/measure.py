@@ -16,11 +16,6 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ijepa_ds.arguments import (
-    add_batch_size,
-    add_decoder,
-    add_device,
-    add_out,
-    add_seed,
     check_at_least,
     device_of,
 )
@@ -34,17 +29,6 @@ from ijepa_ds.weights import open_source
 logger = logging.getLogger(__name__)
 _DISTANCES = ("pixels", "features")  # of the whole image
 _OF_BLOCKS = ("pixels of the block", "features of the block")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `ijepa-ds decoder evaluate`."""
-    add_decoder(parser)
-    parser.add_argument("--images", required=True, help="held-out images: a folder, list, tars or index")
-    parser.add_argument("--num", type=int, default=500, help="images (500)")
-    add_batch_size(parser, 50)
-    add_seed(parser, "for masks and samples")
-    add_device(parser)
-    add_out(parser, "folder for result.json")
 
 
 def open_decoder(folder: Path, checkpoint: Path | None, device: torch.device, predictor: str = "trained") -> Any:

@@ -21,14 +21,14 @@ from ijepa_ds.decoder import network
 from ijepa_ds.decoder.condition import Conditioner
 from ijepa_ds.decoder.learner import Learner
 from ijepa_ds.decoder.network import Shape
-from ijepa_ds.decoder.options import add_arguments, shape_of
+from ijepa_ds.decoder.options import shape_of
 from ijepa_ds.decoder.pictures import Pictures, decoder_pixels, encoder_input, image_numbers, open_images, training_batches
 from ijepa_ds.durable import replacing
 from ijepa_ds.telemetry.event_log import Log
 from ijepa_ds.weights import open_source
 
 logger = logging.getLogger(__name__)
-__all__ = ["add_arguments", "run"]
+
 STATE = "state.pt"  # state for resuming
 _SCALED_BY = 512  # conditions used for mean and standard deviation
 _SHOWN = 8  # images in TensorBoard's samples

@@ -8,25 +8,12 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ijepa_ds.arguments import add_json
 from ijepa_ds.durable import write_text
 from ijepa_ds.scale import execute, ladder
 from ijepa_ds.scale.ladder import Ladder
 from ijepa_ds.scale.rung import Rung
 
 logger = logging.getLogger(__name__)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
-    parser.add_argument("ladder", type=Path, help="YAML: models, budgets of images, machines (docs/scaling.md)")
-    parser.add_argument("--plan", action="store_true", help="run nothing: what every rung needs on its machine")
-    parser.add_argument("--results", action="store_true", help="run nothing: tables, laws and picture of what is done")
-    parser.add_argument("--only", nargs="+", default=[], metavar="RUNG", help="run only these (MODEL/BUDGET); one job a rung")
-    add_json(parser, "with --plan: also write JSON")
-    parser.add_argument(
-        "--set", nargs="+", default=[], dest="overrides", metavar="section.key=value", help="override keys of every rung"
-    )
 
 
 def run(args: argparse.Namespace) -> int:

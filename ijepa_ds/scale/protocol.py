@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from ijepa_ds.config import Config
-from ijepa_ds.evals.options import add_arguments, apply_preset, check_used, settings_of
+from ijepa_ds.evals.options import apply_preset, check_used, settings_of
+from ijepa_ds.options.evals import add_arguments
 from ijepa_ds.scale.ladder import Evaluation
 
 _MACHINE = ("device", "threads", "batch_size", "token_gib", "max_pixels")  # they change no score

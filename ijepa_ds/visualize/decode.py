@@ -8,24 +8,16 @@ import logging
 import numpy as np
 import torch
 
-from ijepa_ds.arguments import add_decoder, check_at_least, device_of
+from ijepa_ds.arguments import check_at_least, device_of
 from ijepa_ds.decoder import network
 from ijepa_ds.decoder.condition import context_only
 from ijepa_ds.decoder.measure import open_decoder
 from ijepa_ds.decoder.pictures import decoder_pixels, encoder_input
 from ijepa_ds.plotting.heat import Panel, draw_row
 from ijepa_ds.visualize.gallery import Shown, write_index
-from ijepa_ds.visualize.looking import add_pictures, read_pictures
+from ijepa_ds.visualize.looking import read_pictures
 
 logger = logging.getLogger(__name__)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `ijepa-ds visualize decode`."""
-    add_decoder(parser)
-    parser.add_argument("--samples", type=int, default=4, help="samples of each image (4)")
-    parser.add_argument("--sheet", action="store_true", help="one PNG of all images instead of one each")
-    add_pictures(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ijepa_ds.arguments import WEIGHTS, add_batch_size, add_device, add_heads, add_out, add_seed, add_step, below
+from ijepa_ds.arguments import below
 from ijepa_ds.data.reading import ImageFiles
 from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.transforms import load_eval_images, normalize
@@ -41,25 +41,6 @@ class Pictures:
         for start in range(0, len(self.pixels), size):
             batch = torch.from_numpy(self.pixels[start : start + size]).to(device)
             yield normalize(batch, source.mean, source.std, torch.float32)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the verbs that draw what a model computes."""
-    parser.add_argument("--checkpoint", required=True, type=Path, help=WEIGHTS)
-    parser.add_argument("--image-size", type=int, help="pixels, a multiple of the patch size; default: as in training")
-    add_step(parser)
-    add_heads(parser)
-    add_batch_size(parser, 16)
-    add_pictures(parser)
-
-
-def add_pictures(parser: argparse.ArgumentParser) -> None:
-    """The options of every verb that draws images: which images, on which device, into which folder."""
-    parser.add_argument("--images", required=True, type=Path, nargs="+", help="a folder, list, tars or index; or image files")
-    parser.add_argument("--num", type=int, default=8, help="images taken from a source, evenly spaced (8)")
-    add_seed(parser, "for masks and samples")
-    add_device(parser)
-    add_out(parser, "folder for the PNGs and index.html")
 
 
 def open_checked(args: argparse.Namespace) -> tuple[Source, int]:

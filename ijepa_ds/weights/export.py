@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ijepa_ds.arguments import WEIGHTS as WEIGHTS_HELP
-from ijepa_ds.arguments import add_heads, add_out, add_step
 from ijepa_ds.durable import fsync, save_tensors
 from ijepa_ds.weights import formats
 from ijepa_ds.weights.card import model_card
@@ -24,7 +22,6 @@ from ijepa_ds.weights.resize import resized
 from ijepa_ds.weights.source import Source
 
 logger = logging.getLogger(__name__)
-FORMATS = ("safetensors", "timm", "hf", "published")
 PUBLISHED = "checkpoint.pth.tar"
 _FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
 
@@ -98,26 +95,6 @@ def _contiguous(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `ijepa-ds export`."""
-    parser.add_argument("--run", required=True, help=WEIGHTS_HELP)
-    add_step(parser)
-    parser.add_argument("--format", dest="format_", choices=FORMATS, required=True, help="file format to write")
-    parser.add_argument(
-        "--which", choices=("target", "context", "predictor", "all"), help="part (default: target, the EMA; published: all)"
-    )
-    parser.add_argument("--dtype", choices=tuple(formats.DTYPES), default="float32", help="data type of the tensors (float32)")
-    add_out(parser, "folder to make")
-    add_size_arguments(parser)
-
-
-def add_size_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that export and import share."""
-    parser.add_argument("--image-size", type=int, help="pixels; positional embeddings are interpolated")
-    parser.add_argument("--patch-size", type=int, help="pixels; the patch embedding is resampled")
-    add_heads(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-from pathlib import Path
 
 from ijepa_ds.config.sizes import SIZES
 from ijepa_ds.weights import check
-from ijepa_ds.weights.export import add_size_arguments, export
+from ijepa_ds.weights.export import export
 from ijepa_ds.weights.formats import LABELS
 from ijepa_ds.weights.open import open_source
 from ijepa_ds.weights.resize import resized
@@ -37,13 +36,6 @@ def describe(source: Source) -> str:
         p = source.predictor
         lines.append(f"  predictor  width {p.width}, depth {p.depth}, {p.heads or 'unknown'} heads")
     return "\n".join(lines)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `ijepa-ds import`."""
-    parser.add_argument("path", help="published checkpoint, timm file or folder, Hugging Face folder, export, or run")
-    parser.add_argument("--out", type=Path, help="folder to make, with everything that is there as safetensors, float32")
-    add_size_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

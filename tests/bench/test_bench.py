@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ijepa_ds.bench import state
 from ijepa_ds.bench.record import record, table
 from ijepa_ds.cli import main
+from ijepa_ds.options import bench as options
 from tests.dist.launched import TINY, prepare
 
 
@@ -49,7 +49,7 @@ def test_arguments_that_cannot_work_are_refused(arguments: list[str], tmp_path: 
 
 def test_stages_leave_the_overrides_behind_them_alone() -> None:
     parser = argparse.ArgumentParser()
-    state.add_arguments(parser)
+    options.state(parser)
     needed = ["--config", "x.yaml", "--deepspeed_config", "z.json", "--ranks", "1"]
     args = parser.parse_args([*needed, "--stages", "1,3", "model.name=large"])
     assert args.stages == [1, 3] and args.overrides == ["model.name=large"]

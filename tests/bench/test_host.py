@@ -9,6 +9,7 @@ import pytest
 from ijepa_ds.bench import host
 from ijepa_ds.bench.record import record
 from ijepa_ds.cli import main
+from ijepa_ds.options import bench as options
 from tests.bench.test_bench import check
 from tests.dist.launched import TINY, prepare
 
@@ -17,7 +18,7 @@ PARTS = {"forward", "backward", "optimizer", "ema", "step", "start", "backend"}
 
 def parsed(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    host.add_arguments(parser)
+    options.host(parser)
     return parser.parse_args(["--config", "x.yaml", "--deepspeed_config", "z.json", *words])
 
 

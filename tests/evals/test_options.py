@@ -46,7 +46,7 @@ def test_options_that_a_task_does_not_use_are_refused(run_dir: Path, tmp_path: P
 def test_presets_name_options_that_exist() -> None:
     import argparse
 
-    from ijepa_ds.evals.options import add_arguments
+    from ijepa_ds.options.evals import add_arguments
 
     parser = argparse.ArgumentParser()
     add_arguments(parser)
