@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -87,9 +88,10 @@ def _empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _current_directory(_empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test reads or writes the current directory: it is an empty folder, and stays one."""
+def _current_directory(_empty_folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    """No test reads or writes the current directory: it is an empty folder, and stays one. Its feature cache is its own."""
     monkeypatch.chdir(_empty_folder)
+    monkeypatch.setenv("IJEPA_DS_CACHE", f"{_empty_folder}-features/{zlib.crc32(request.node.nodeid.encode()):08x}")
     yield
     assert not (left := list(_empty_folder.iterdir())), f"written to the current directory: {left}"
 

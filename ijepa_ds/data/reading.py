@@ -164,6 +164,11 @@ class Reader:
             self._groups.forget(self._index.containers[container].path)
 
 
+def _state(path: str | bytes) -> bytes:
+    status = os.stat(path)
+    return b"\0%d %d" % (status.st_size, status.st_mtime_ns)
+
+
 class ImageFile(str):
     """The display path of an image, with a `read` method that returns its bytes, and its `name` below the source."""
 
@@ -192,6 +197,23 @@ class ImageFiles(Sequence[ImageFile]):
     def subset(self, chosen: np.ndarray) -> ImageFiles:
         """Return the images at some places of this sequence, int64 [k]."""
         return ImageFiles(self._index, self._positions[chosen])
+
+    def identity(self) -> str:
+        """Return a digest of these images in their order: where they are, and sizes and times of their files as they are now.
+
+        Raises:
+            OSError: A file is gone.
+        """
+        total, tars = hashlib.sha256(), dict[int, bytes]()
+        for position, entry in zip(self._positions.tolist(), self._index.rows(self._positions.tolist()), strict=True):
+            container = int(entry["container"])
+            place = self._index.containers[container]
+            if place.fingerprint and container not in tars:
+                tars[container] = os.fsencode(f"{place.path}\0{place.fingerprint}") + _state(place.path)
+            path = self._index.path(position)
+            file = tars[container] if place.fingerprint else os.fsencode(path) + _state(path)
+            total.update(file + b"\0%d %d\0" % (entry["offset"], entry["num_bytes"]) + self._index.name(position) + b"\n")
+        return total.hexdigest()
 
     def __len__(self) -> int:
         """Return n."""

@@ -10,11 +10,13 @@ import time
 from collections.abc import Sequence
 
 from ijepa_ds.arguments import add_local_rank, with_example
-from ijepa_ds.evals.run import add_arguments, run
+from ijepa_ds.options.evals import add_arguments
+from ijepa_ds.shown import print_any_name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run an evaluation; exit code 2 for errors in the input."""
+    print_any_name()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     parser = argparse.ArgumentParser(prog="python -m ijepa_ds.evals", description="Evaluate an encoder on several ranks.")
     with_example(
@@ -26,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_local_rank(parser)
     add_arguments(parser)
     arguments = parser.parse_args(argv)
+    from ijepa_ds.evals.run import run  # late: it imports PyTorch
+
     try:
         return run(arguments)
     except (ValueError, OSError, RuntimeError) as error:

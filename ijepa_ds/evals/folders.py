@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -106,6 +106,45 @@ def read_pair(train_source: str, test_source: str, options: ScanOptions | None =
             for option, source, index in (("--train", train_source, train), ("--test", test_source, test))
         ),
     )
+
+
+def limited(pair: Pair, max_train: int | None, max_test: int | None, seed: int) -> Pair:
+    """A random part of the images, with as many of each class as there are, to one; None keeps all. The pair's notes say it.
+
+    Raises:
+        UserError: fewer training images than classes.
+    """
+    if max_train is not None and max_train < len(pair.classes):
+        raise UserError(f"--max-train {max_train}: fewer than the {len(pair.classes)} classes, each of which needs an image")
+    parts, notes = {}, []
+    for name, images, most in (("train", pair.train, max_train), ("test", pair.test, max_test)):
+        parts[name], total = images, len(images.labels)
+        if most is None or most >= total:
+            continue
+        parts[name] = _chosen(images, balanced(images.labels.numpy(), most, seed))
+        notes.append(f"--max-{name}: {most:,} of {total:,} images, spread over the classes, chosen by seed {seed}")
+    return replace(pair, train=parts["train"], test=parts["test"], notes=(*pair.notes, *notes))
+
+
+def balanced(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Places of `most` images, int64 sorted: one of each class at random, then a second of each, and so on.
+
+    Args:
+        labels: int [n], n >= most.
+        most: images.
+        seed: of the choice.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]  # by class, at random within it
+    starts = np.searchsorted(labels[order], labels[order])
+    turn = np.arange(len(labels)) - starts  # how many of its class come before it
+    return np.sort(order[np.lexsort((np.random.default_rng(seed + 1).random(len(labels)), turn))][:most])
+
+
+def _chosen(images: Labelled, places: np.ndarray) -> Labelled:
+    paths = images.paths
+    subset = paths.subset(places) if isinstance(paths, ImageFiles) else [paths[int(i)] for i in places]
+    return Labelled(subset, images.labels[torch.from_numpy(places)])
 
 
 def _labelled(index: ImageIndex, labels: np.ndarray) -> Labelled:

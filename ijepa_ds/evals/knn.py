@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ijepa_ds.evals.features import check_features
+from ijepa_ds.options.evals import NEIGHBOURS
 
-NEIGHBOURS = (10, 20, 100, 200)
 _BLOCK_VALUES = 1 << 26  # similarities in memory at a time: 256 MiB in float32
 VOTES = ("weighted", "majority")
 

@@ -1,4 +1,4 @@
-"""The options of `ijepa-ds eval`, and the settings that they mean."""
+"""The settings that the options of `ijepa-ds eval` mean."""
 
 from __future__ import annotations
 
@@ -6,96 +6,12 @@ import argparse
 from dataclasses import replace
 from typing import Any, Protocol
 
-from ijepa_ds.arguments import WEIGHTS, add_batch_size, add_columns, add_heads, add_out, add_seed, add_threads, parse_level
-from ijepa_ds.evals import knn, scenes, settings, tasks
+from ijepa_ds.evals import scenes, settings
+from ijepa_ds.evals.cache import default_folder
 from ijepa_ds.evals.presets import PRESETS
 from ijepa_ds.evals.settings import Settings
-from ijepa_ds.evals.subject import BASELINES, default_device
-
-_TASKS = """\
-knn        weighted vote of the k nearest training images
-linear     linear classifiers: L-BFGS to the end, and a sweep of SGD and LARS heads in parallel
-attentive  a small cross-attention head on patch tokens, several recipes in parallel
-lowshot    a few labelled images a class: logistic regression over a path of C, and fine-tuning
-finetune   the whole encoder, with mixup, cutmix and RandAugment
-count, distance   CLEVR-format scenes: number of objects, distance of the nearest
-rank       RankMe, LiDAR and the spectrum of the test images' features; no labels are used
-all        knn and linear by L-BFGS: quick, for following runs and comparing them
-"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare all options."""
-    parser.description = f"{parser.description or ''}\n\n{_TASKS}"
-    parser.add_argument("task", choices=(*tasks.TASKS, "all"), help="what to measure")
-    parser.add_argument("--checkpoint", required=True, help=WEIGHTS)
-    parser.add_argument("--train", required=True, help="labelled images to learn from: one folder a class, or scenes")
-    parser.add_argument("--test", required=True, help="labelled images to score: the same classes")
-    add_out(parser, "folder for result.json, pictures and TensorBoard scalars")
-    parser.add_argument(
-        "--which",
-        choices=("target", "context", *BASELINES),
-        help="encoder (default: target, the EMA; of a file with one encoder, that)",
-    )
-    add_heads(parser)
-    parser.add_argument("--baseline", nargs="+", default=[], choices=BASELINES, help="score these beside it, for comparison")
-    parser.add_argument("--preset", choices=tuple(PRESETS), help="the paper's protocol; options that are given win")
-    parser.add_argument("--image-size", type=int, help="pixels; default: as trained")
-    parser.add_argument("--layers", choices=tuple(settings.LAYERS), help="features (default: last; the sweep tries both)")
-    parser.add_argument("--class-level", type=parse_level, metavar="N", help="as data.class_level, for --train and --test")
-    parser.add_argument("--tar-end", choices=("error", "warn"), default="error", help="as data.tar_end")
-    add_columns(parser)
-    add_seed(parser, "for all random numbers")
-    _machine(parser.add_argument_group("machine"))
-    _quick(parser.add_argument_group("knn, and linear by L-BFGS"))
-    _trained(parser.add_argument_group("heads that are trained: sweep of linear, count, distance; attentive; finetune"))
-    _few(parser.add_argument_group("lowshot"))
-    group = parser.add_argument_group("rank")
-    group.add_argument("--views", type=int, help="crops of an image for LiDAR (10)")
-    group.add_argument("--view-images", type=int, help="images for LiDAR, at most (1000)")
-
-
-def _machine(group: argparse._ArgumentGroup) -> None:
-    add_batch_size(group, 256)
-    add_threads(group, 2)
-    group.add_argument("--device", help="such as cpu or cuda:0; default: cuda if available")
-    group.add_argument("--precision", choices=tuple(settings.PRECISIONS), default="float32", help="of matrix products")
-
-
-def _quick(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--k", type=int, nargs="+", help=f"numbers of neighbours ({' '.join(map(str, knn.NEIGHBOURS))})")
-    group.add_argument("--temperature", type=float, nargs="+", help="of the k-NN vote (0.07)")
-    group.add_argument("--C", dest="c", type=float, help="inverse L2 strength of the linear classifier (1)")
-    group.add_argument("--max-iterations", type=int, help="of its solver (2000)")
-
-
-def _trained(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--solver", nargs="+", choices=settings.SOLVERS, help="of linear (default: all), count, distance")
-    group.add_argument("--lr", type=float, nargs="+", help="learning rates to try; of linear heads for a batch of 256")
-    group.add_argument("--weight-decay", type=float, nargs="+", help="weight decays to try")
-    group.add_argument("--epochs", type=int, help="passes over the training images")
-    group.add_argument("--head-batch-size", type=int, help="images an update")
-    group.add_argument("--schedule", choices=("step", "cosine"), help="of the sweep (default: step)")
-    group.add_argument("--decay-every", type=int, help="epochs after which `step` divides the rate by 10 (15)")
-    group.add_argument("--nesterov", action=argparse.BooleanOptionalAction, help="Nesterov's momentum in the sweep")
-    group.add_argument("--decay-biases", action=argparse.BooleanOptionalAction, help="weight decay of the sweep's biases too")
-    group.add_argument(
-        "--augment", action=argparse.BooleanOptionalAction, help="train the sweep on new random crops and flips each epoch"
-    )
-    group.add_argument("--select", choices=settings.SELECT, help="choose the best head on test images, or a training holdout")
-    group.add_argument("--token-gib", type=float, help="keep tokens in memory up to this size (attentive; 2)")
-
-
-def _few(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--per-class", type=int, help="labelled images of each class (10)")
-    group.add_argument("--list", dest="list_file", help="a text file with the names of the labelled images instead")
-    group.add_argument("--draws", type=int, help="of the images of each class; scores are averaged (1)")
-    group.add_argument(
-        "--l2", type=float, help="one penalty instead of a path of C: l2 / (2 n) |W|^2 on the mean loss, C = 1 / l2"
-    )
-    group.add_argument("--normalise", choices=settings.NORMALISE, help="features by column, or by image as in MSN (columns)")
-    group.add_argument("--finetune", dest="tune_few", action="store_true", default=None, help="fine-tune on them too")
-
+from ijepa_ds.evals.subject import default_device
+from ijepa_ds.options.evals import SOLVERS
 
 _SWEEP = ("linear", "count", "distance")
 _TRAINED = (*_SWEEP, "attentive", "finetune", "lowshot")
@@ -124,7 +40,7 @@ def check_used(args: argparse.Namespace) -> None:
     """
     given = [option for option in USED_BY if getattr(args, option) not in (None, False)]
     unused = {option: f"used by {', '.join(USED_BY[option])} only" for option in given if args.task not in USED_BY[option]}
-    solvers = args.solver or (["lbfgs"] if args.task == "all" else settings.SOLVERS)
+    solvers = args.solver or (["lbfgs"] if args.task == "all" else SOLVERS)
     for option in given:
         if option in unused or args.task not in ("linear", "all"):
             continue
@@ -198,7 +114,7 @@ def settings_of(args: argparse.Namespace, facts: Images, local_rank: int) -> Set
     many = _given(args, "lr", "weight_decay") | trained
     if args.task in ("finetune", "lowshot") and any(len(value) > 1 for value in _given(args, "lr", "weight_decay").values()):
         raise ValueError("--lr, --weight-decay: fine-tuning takes one of each")
-    default = ("lbfgs",) if args.task == "all" else settings.SOLVERS if args.task == "linear" else ("sgd", "lars")
+    default = ("lbfgs",) if args.task == "all" else SOLVERS if args.task == "linear" else ("sgd", "lars")
     solvers = tuple(args.solver or default)
     if args.task in scenes.TASKS and "lbfgs" in solvers:
         raise ValueError(f"--solver: {args.task} is scored by sgd and lars")
@@ -212,6 +128,8 @@ def settings_of(args: argparse.Namespace, facts: Images, local_rank: int) -> Set
         finetune_recipe=replace(base.finetune_recipe, **one, **trained),
         few_recipe=replace(base.few_recipe, **one, **trained),
         device=args.device or default_device(local_rank),
+        cache=None if args.no_cache else str(args.cache or default_folder()),
+        cache_gib=args.cache_gib,
         **_given(args, *_SAME),
     )
 

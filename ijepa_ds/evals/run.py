@@ -15,8 +15,8 @@ from ijepa_ds.checkpoint.run_dir import versions
 from ijepa_ds.config.schema import flatten
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.evals import report, scenes, tasks
-from ijepa_ds.evals.folders import Pair, read_pair
-from ijepa_ds.evals.options import add_arguments, apply_preset, check_used, settings_of
+from ijepa_ds.evals.folders import Pair, limited, read_pair
+from ijepa_ds.evals.options import apply_preset, check_used, settings_of
 from ijepa_ds.evals.presets import PRESETS, check_classes, published
 from ijepa_ds.evals.ranks import World, agree, join, leave
 from ijepa_ds.evals.readable import names_unreadable, without_unreadable
@@ -25,7 +25,7 @@ from ijepa_ds.evals.subject import Subject, open_subject
 from ijepa_ds.evals.tasks import evaluate_pair
 
 logger = logging.getLogger(__name__)
-__all__ = ["Settings", "add_arguments", "evaluate_folder", "evaluate_pair", "run"]
+__all__ = ["Settings", "evaluate_folder", "evaluate_pair", "run"]
 
 
 def evaluate_folder(encoder: nn.Module, train_source: str, test_source: str, settings: Settings) -> dict[str, Any]:
@@ -102,6 +102,7 @@ def _evaluate(args: argparse.Namespace, world: World) -> dict[str, Any]:
     result["versions"]["scikit-learn"] = sklearn.__version__
     result["seconds"] = measured["seconds"] | {"total": time.perf_counter() - start}
     result["ranks"] = world.size
+    result["features_from_cache"] = measured["from_cache"]
     return result
 
 
@@ -138,6 +139,7 @@ def _prepare(args: argparse.Namespace, world: World) -> tuple[Subject, list[Subj
         pair = scenes.read_scenes(args.task, args.train, args.test)
     else:
         pair = read_pair(args.train, args.test, options, labelled=args.task != "rank")
+    pair = limited(pair, args.max_train, args.max_test, settings.seed)
     if args.preset:
         check_classes(args.preset, len(pair.classes))
     return subject, others, settings, pair

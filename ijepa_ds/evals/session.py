@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ijepa_ds.distributed.exchange import broadcast_object
+from ijepa_ds.evals.cache import FeatureCache, digest_of, encoder_identity, images_identity
 from ijepa_ds.evals.features import ForwardOptions, extract, forward, num_layers
 from ijepa_ds.evals.folders import Labelled, Pair, batches, crop_batches
 from ijepa_ds.evals.ranks import ALONE, World, agree, gather_rows
 from ijepa_ds.evals.settings import Settings
 
+logger = logging.getLogger(__name__)
 CROP_SCALE = (0.08, 1.0)  # of augmented training images, as usual for linear probes
 VIEW_SCALE = (0.3, 1.0)  # of views for LiDAR: as in I-JEPA's training crops
 
@@ -28,6 +34,9 @@ class Session:
         self.encoder, self.pair, self.settings, self.label, self.world = encoder, pair, settings, label, world
         self.layers = num_layers(encoder)
         self._kept: dict[tuple[str, bool], tuple[int, Tensor | None]] = {}
+        self.cache = FeatureCache(Path(settings.cache), settings.cache_gib) if settings.cache else None
+        self.from_cache: list[str] = []  # the sets whose features an earlier evaluation has computed
+        self._identity: str | None = None
 
     @property
     def is_rank_zero(self) -> bool:
@@ -47,15 +56,47 @@ class Session:
         """
         known, kept = self._kept.get((part, mirrored), (0, None))
         if known < layers:
-            images = self._part(part)
-            mine = self.world.share(len(images.labels))
-            read: Iterable[np.ndarray] = self._batches(_cut(images.paths, mine)) if len(mine) else ()
-            if mirrored:
-                read = (batch[:, :, ::-1].copy() for batch in read)
-            what = f"{part}, mirrored" if mirrored else part
-            known, kept = layers, self._gathered(read, len(mine), len(images.labels), layers, what)
+            digest = self._digest(part, layers, mirrored)
+            hit, kept = self._cached(digest, part)
+            if not hit:
+                kept = self._computed(part, layers, mirrored)
+                if self.cache and digest and kept is not None:
+                    self.cache.keep(digest, kept)
+            known = layers
             self._kept[part, mirrored] = known, kept
         return None if kept is None else kept[:, -(kept.shape[1] // known) * layers :]
+
+    def _computed(self, part: str, layers: int, mirrored: bool) -> Tensor | None:
+        images = self._part(part)
+        mine = self.world.share(len(images.labels))
+        read: Iterable[np.ndarray] = self._batches(_cut(images.paths, mine)) if len(mine) else ()
+        if mirrored:
+            read = (batch[:, :, ::-1].copy() for batch in read)
+        what = f"{part}, mirrored" if mirrored else part
+        return self._gathered(read, len(mine), len(images.labels), layers, what)
+
+    def _digest(self, part: str, layers: int, mirrored: bool) -> str | None:
+        """Name of features in the cache, on rank 0; None without a cache."""
+        if self.cache is None or not self.is_rank_zero:
+            return None
+        if self._identity is None:
+            self._identity = encoder_identity(self.encoder)
+        s = self.settings
+        reading = {"size": s.size, "frame": s.frame, "mean": s.mean, "std": s.std, "max_pixels": s.max_pixels}
+        computing = {"precision": s.precision, "device": torch.device(s.device).type, "layers": layers, "mirrored": mirrored}
+        images = images_identity(self._part(part).paths)
+        return digest_of(reading | computing | {"encoder": self._identity, "images": images})
+
+    def _cached(self, digest: str | None, part: str) -> tuple[bool, Tensor | None]:
+        """Whether rank 0 has found the features in the cache, on every rank; and the features, on rank 0."""
+        kept = self.cache.find(digest, len(self._part(part).labels)) if self.cache and digest else None
+        if kept is not None and self.cache:
+            logger.info("%s, %s: features of an earlier evaluation (%s)", self.label, part, self.cache.folder)
+            self.from_cache.append(part)
+        hit = kept is not None
+        if self.world.size > 1 and self.settings.cache:
+            hit = broadcast_object(hit, dist.group.WORLD)
+        return hit, kept
 
     def cropped(self, part: str, positions: Sequence[int], seed: int, layers: int, scale: tuple[float, float]) -> Tensor | None:
         """Average-pooled features of one random crop, flipped at random, of each image.

@@ -9,14 +9,12 @@ from typing import Any
 import torch
 
 from ijepa_ds.data.pillow import MAX_PIXELS
-from ijepa_ds.evals import attentive, finetune, knn, lowshot, sweep
+from ijepa_ds.evals import attentive, finetune, lowshot, sweep
+from ijepa_ds.options.evals import NEIGHBOURS, NORMALISE, SELECT, SOLVERS
 
 ALL = ("knn", "linear")  # of `ijepa-ds eval all`: the quick protocol for following and comparing runs
-SOLVERS = ("lbfgs", "sgd", "lars")
 LAYERS = {"last": 1, "last4": 4}
-SELECT = ("test", "holdout")
 FRAMES = ("crop", "whole")
-NORMALISE = ("columns", "rows")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FEW = finetune.Recipe(batch_size=512, lr=3e-5, weight_decay=0.05, mixup=0.0, cutmix=0.0, drop_path=0.0)  # paper: 1 %, L/16
 
@@ -59,6 +57,8 @@ class Settings:
         precision: key of `PRECISIONS`.
         seed: of all random numbers.
         max_pixels: images with more pixels are not read, as `data.max_pixels`.
+        cache: folder of `cache.FeatureCache` for the features of whole sets; None: none.
+        cache_gib: size of that folder.
     """
 
     size: int
@@ -67,7 +67,7 @@ class Settings:
     frame: str = "crop"
     tasks: Sequence[str] = ALL
     layers: str | None = None
-    k: Sequence[int] = knn.NEIGHBOURS
+    k: Sequence[int] = NEIGHBOURS
     temperature: float | Sequence[float] = 0.07
     solvers: Sequence[str] = ("lbfgs",)
     c: float = 1.0
@@ -94,6 +94,8 @@ class Settings:
     precision: str = "float32"
     seed: int = 0
     max_pixels: int = MAX_PIXELS
+    cache: str | None = None
+    cache_gib: float = 4.0
 
     @property
     def temperatures(self) -> tuple[float, ...]:
@@ -119,9 +121,11 @@ class Settings:
         sweep.check_choices("precision", (self.precision,), PRECISIONS)
         if min(self.draws, self.views - 1, self.view_images - 1, self.batch_size, self.threads) < 1:
             raise ValueError("draws, batch size and threads: expected numbers from 1; views and their images: from 2")
+        if not 0 < self.cache_gib < float("inf"):
+            raise ValueError(f"cache size: expected GiB above 0, got {self.cache_gib:g}")
         if {"sgd", "lars"} & set(self.solvers):
             self.recipe.check()
 
     def plain(self) -> dict[str, Any]:
-        """The settings as JSON values."""
-        return asdict(self)
+        """The settings that scores depend on, as JSON values."""
+        return {key: value for key, value in asdict(self).items() if key not in ("cache", "cache_gib")}

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ijepa_ds.checkpoint.folder import checksum
 from ijepa_ds.config.sizes import SIZES
 from ijepa_ds.evals.features import set_image_size
+from ijepa_ds.options.evals import BASELINES
 from ijepa_ds.weights import Facts, read_encoder
 
-BASELINES = ("untrained", "pixels")
 _HASHED = (".safetensors", ".bin", ".pth", ".pt", ".tar", ".json")
 
 

@@ -33,8 +33,8 @@ def evaluate_pair(
         world: the ranks that share the images; every rank calls this function.
 
     Returns:
-        `scores` {"20-NN": percent, ..., "linear": percent}; `details`; `notes`; `seconds` by part. Scores are empty on ranks
-        other than 0.
+        `scores` {"20-NN": percent, ..., "linear": percent}; `details`; `notes`; `seconds` by part; `from_cache`, the sets whose
+        features were computed earlier. Scores are empty on ranks other than 0.
 
     Raises:
         ValueError: settings out of range, or features that are not finite.
@@ -63,7 +63,8 @@ def evaluate_pair(
         whole.details |= found.details
         whole.notes += [note for note in found.notes if note not in whole.notes]
         seconds[task] = time.perf_counter() - start
-    return {"scores": whole.scores, "details": whole.details, "notes": whole.notes, "seconds": seconds}
+    found = {"scores": whole.scores, "details": whole.details, "notes": whole.notes, "seconds": seconds}
+    return found | {"from_cache": session.from_cache}
 
 
 def _rank(session: Session) -> Scores:

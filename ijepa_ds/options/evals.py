@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ijepa_ds.arguments import WEIGHTS, add_batch_size, add_heads, add_out, add_seed, add_threads, parse_level
+from ijepa_ds.arguments import WEIGHTS, add_batch_size, add_columns, add_heads, add_out, add_seed, add_threads, parse_level
 
 TASKS = ("knn", "linear", "attentive", "lowshot", "finetune", "count", "distance", "rank")
 PRESETS = (
@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", choices=LAYERS, help="features (default: last; the sweep tries both)")
     parser.add_argument("--class-level", type=parse_level, metavar="N", help="as data.class_level, for --train and --test")
     parser.add_argument("--tar-end", choices=("error", "warn"), default="error", help="as data.tar_end")
+    add_columns(parser)
     add_seed(parser, "for all random numbers")
     parser.add_argument("--max-train", type=_count, metavar="N", help="at most N training images, spread over the classes")
     parser.add_argument("--max-test", type=_count, metavar="N", help="at most N test images, spread over the classes")
