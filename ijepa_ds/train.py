@@ -25,6 +25,7 @@ from ijepa_ds.cluster.leave import exit_within
 from ijepa_ds.cluster.stop import Stopped, StopRequests
 from ijepa_ds.errors import UserError, exit_code
 from ijepa_ds.exits import FAILED, STOPPED
+from ijepa_ds.shown import print_any_name
 from ijepa_ds.training import job
 
 if TYPE_CHECKING:
@@ -39,8 +40,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m ijepa_ds.train", description="Pretrain an I-JEPA model.")
     with_example(parser, TRAINING, "docs/running.md")
     add_run(parser)
+    text = "start nothing: say what a start would refuse, all at once; writes nothing"
+    parser.add_argument("--check", action="store_true", help=text)
+    parser.add_argument("--ranks", type=int, metavar="N", help="with --check and no launcher: check for N ranks (1)")
     add_local_rank(parser)
-    return parser.parse_intermixed_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.ranks is not None and (not arguments.check or arguments.ranks < 1):
+        parser.error("--ranks: a number from 1, with --check; a launcher gives the number of ranks of a run")
+    return arguments
 
 
 def _is_rank_zero() -> bool:
@@ -56,8 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    print_any_name()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     arguments = parse_arguments(argv)
+    if arguments.check:
+        return _check(arguments)
     try:
         chosen = settle(os.environ)  # before torch is imported
     except UserError as error:
@@ -95,6 +105,20 @@ def _run(argv: Sequence[str] | None) -> int:
         barrier()  # afterwards ranks may end in any order
         shut_down_distributed()
     return code
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    """What a start would refuse; of a launcher's ranks, rank 0 says it."""
+    if not _is_rank_zero():
+        return 0
+    from ijepa_ds.distributed.environment import launcher_world
+    from ijepa_ds.doctor.check import check_start
+
+    try:
+        world = launcher_world()
+    except UserError as error:
+        return _refuse(error, "cannot run this", exit_code(error))
+    return check_start(arguments, world[2] if world else arguments.ranks or 1)
 
 
 def _here() -> str:

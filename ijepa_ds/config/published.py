@@ -59,13 +59,16 @@ _OTHER = ("data.batch_size", "data.image_folder", "data.root_path", "logging.fol
 _KNOWN = (*_OURS, *_WITHOUT_MEANING, *_COLOUR, *_OTHER)
 
 
-def load_any(path: Path, overrides: Sequence[str] = (), expand: bool = True) -> tuple[Config, list[str]]:
+def load_any(
+    path: Path, overrides: Sequence[str] = (), expand: bool = True, world_size: int | None = None
+) -> tuple[Config, list[str]]:
     """Read a run with our keys or in the published format.
 
     Args:
         path: YAML file.
         overrides: as in `loading.load`, with OUR keys; for a published file also `published.num_gpus=N`.
         expand: expand variables and `~` in paths, and refuse placeholders (`paths.expand`); not for commands that read none.
+        world_size: number of devices, to check the batch against it.
 
     Returns:
         The configuration; and notes: paths that were expanded, keys of a published file that have no meaning here.
@@ -74,7 +77,7 @@ def load_any(path: Path, overrides: Sequence[str] = (), expand: bool = True) -> 
         ConfigError: one line for each problem.
     """
     tree, found, notes = _tree(path, overrides, expand)
-    return assemble(tree, found), notes
+    return assemble(tree, found, (), world_size), notes
 
 
 def peek_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -88,6 +91,17 @@ def peek_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     if lines or wrong:
         raise ConfigError([*lines, *placed(tree, wrong)])
     return replace(cfg.run, dir=absolute(cfg.run.dir))
+
+
+def peek_source(path: Path, overrides: Sequence[str] = ()) -> str | None:
+    """`data.source` of a file that may have problems elsewhere, absolute; None if it is missing or cannot be expanded."""
+    try:
+        tree, lines, _ = _tree(path, overrides, expand=True)
+    except ConfigError:
+        return None
+    source = yaml_tree.plain(tree).get("data")
+    source = source.get("source") if isinstance(source, dict) else None
+    return absolute(source) if isinstance(source, str) and not any(": data.source:" in line for line in lines) else None
 
 
 def _tree(path: Path, overrides: Sequence[str], expand: bool) -> tuple[Item, list[str], list[str]]:

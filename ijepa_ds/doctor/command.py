@@ -14,8 +14,8 @@ from ijepa_ds import config
 from ijepa_ds.arguments import add_run
 from ijepa_ds.cluster import hosts
 from ijepa_ds.cluster.hosts import Host
-from ijepa_ds.config import BatchPlan, Config, deepspeed_json, published
-from ijepa_ds.doctor import rows
+from ijepa_ds.config import BatchPlan, Config
+from ijepa_ds.doctor import check, rows
 from ijepa_ds.doctor.probe import list_gpus
 from ijepa_ds.doctor.remote import allocated_hosts, ask_all
 from ijepa_ds.doctor.rows import FAIL, HERE, OK, WARN, Row
@@ -35,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
     add_run(parser)
     parser.add_argument("--hostfile", type=Path, help="hosts of the run, as for deepspeed (default: this machine alone)")
-    parser.add_argument("--num_gpus", type=int, help="without a hostfile: ranks on this machine (default: its GPUs, or 1)")
+    parser.add_argument(
+        "--num_gpus",
+        type=int,
+        help="without a hostfile: ranks on this machine, started to try collectives (default: its GPUs or 1; none is started)",
+    )
     parser.add_argument("--master_port", type=int, default=29500, help="as for deepspeed (default 29500)")
     parser.add_argument("--master_addr", help="as for deepspeed (default: the first address of the first host)")
     parser.add_argument(
@@ -56,6 +60,7 @@ class _Run:
     port: int
     master: str | None = None
     through: str = "ssh"  # or srun
+    collectives: bool = True  # started between all ranks
     cfg: Config | None = None
     batch: BatchPlan | None = None
     ds_config: dict[str, Any] | None = None
@@ -92,6 +97,7 @@ def _read_run(args: argparse.Namespace, found: list[Row]) -> _Run | None:
     """Read hostfile, exported variables, command line and configuration; add all problems to `found`."""
     run_ = _Run([], args.srun or args.hostfile is not None, {}, args.master_port, args.master_addr)
     run_.through = "srun" if args.srun else "ssh"
+    run_.collectives = run_.remote or args.num_gpus is not None  # a configuration alone starts no ranks
     try:
         if args.srun:
             run_.hosts = allocated_hosts(os.environ)
@@ -109,19 +115,11 @@ def _read_run(args: argparse.Namespace, found: list[Row]) -> _Run | None:
     found += [Row(HERE, "command line", FAIL, f"{word!r} would not arrive as it is", todo) for word in changed]
     if args.hostfile:
         _read_environment(run_, found)
-    try:
-        hosts.check_words(words)
-        run_.cfg, _ = published.load_any(args.config, args.overrides)
-        if run_.hosts:
-            run_.batch = config.check(run_.cfg, run_.world)
-            run_.ds_config = deepspeed_json.load_deepspeed(args.deepspeed_config, run_.cfg, run_.batch)
-            batch = run_.batch
-            text = (
-                f"{batch.batch_size} images = {batch.world_size} ranks x {batch.micro_batch} x {batch.accumulation} accumulated"
-            )
-            found.append(Row(HERE, "configuration", OK, text))
-    except (ValueError, OSError) as error:
-        found.append(Row(HERE, "configuration", FAIL, str(error), "mend the files or overrides"))
+    checked = check.read(args, run_.world or 1)
+    if not run_.remote:
+        check.files(checked, args)
+    found += checked.rows
+    run_.cfg, run_.batch, run_.ds_config = checked.cfg, checked.batch, checked.ds_config
     return run_ if run_.cfg else None
 
 
@@ -233,6 +231,8 @@ def _check_together(run_: _Run, probes: dict[str, Any], requests: list[dict[str,
             _PROBE_SECONDS,
             run_.through,
         )
+    if not run_.collectives:
+        return
     kinds = {bool(answer["gpus"]) for answer in probes.values()}
     if len(asked) < len(run_.hosts) or busy or len(kinds) > 1:
         found.append(Row(HERE, "collectives", WARN, "not tried: see the failures", "mend those, then run this again"))
