@@ -1,4 +1,4 @@
-"""Health alarms of a run: collapse, loss jump, dead predictor, stalled loader.
+"""Health alarms of a run: collapse, slow fall, loss jump, dead predictor, stalled loader.
 
 `Health.point` checks values that are logged anyway. An alarm is raised once, and again only after its condition has been
 false for some points. Alarms are appended to `health.jsonl` in the run directory; the reporter also writes them to
@@ -11,14 +11,16 @@ import json
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ijepa_ds.durable import append_lines
 from ijepa_ds.errors import UserError
 
 FILE = "health.jsonl"
+_FALL = ("probe/target_std", "probe/target_effective_rank")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Limits:
     least_rank: float = 2.0  # or below this
     std_share: float = 0.4  # standard deviation of target features below this share of the window's maximum
     least_std: float = 0.05  # or below this
+    fall_share: float = 0.65  # standard deviation below this share of the highest of the run, while the rank is lower, too
+    fall_probes: int = 2  # consecutive probes
     loss_factor: float = 2.0  # loss above this multiple of the window's median
     loss_deviations: float = 8.0  # and above the median by this many median absolute deviations
     loss_points: int = 4  # smallest window for this check
@@ -47,7 +51,7 @@ class Alarm:
 
     Attributes:
         step: Completed optimizer steps.
-        name: partial_collapse, loss_jump, dead_predictor or stalled_loader.
+        name: partial_collapse, slow_collapse, loss_jump, dead_predictor or stalled_loader.
         message: Observation and advice.
         values: All scalars of the point, by tag.
     """
@@ -73,6 +77,18 @@ class Health:
         self._past: dict[str, deque[float]] = {}
         self._silent: dict[str, int] = {}  # points without the condition until an alarm may be raised again
         self._in_a_row: dict[str, int] = {}
+        self._highest: tuple[float, float] | None = None  # deviation and rank at the probe with the highest deviation
+
+    def remember(self, points: Iterable[Mapping[str, Any]]) -> None:
+        """Take the highest deviation from points of before a resume; a value that was not finite is None."""
+        for values in points:
+            std, rank = (values.get(tag) for tag in _FALL)
+            if std is not None and rank is not None:
+                self._raise_highest(std, rank)
+
+    def _raise_highest(self, std: float, rank: float) -> None:
+        if self._highest is None or std > self._highest[0]:
+            self._highest = (std, rank)
 
     def point(self, step: int, values: Mapping[str, float]) -> list[Alarm]:
         """Check the scalars of one point, write new alarms and return them.
@@ -81,7 +97,13 @@ class Health:
             step: Completed optimizer steps.
             values: Scalars by TensorBoard tag; a check is skipped if its tags are missing.
         """
-        seen = [*self._collapse(values), *self._jump(values), *self._dead(step, values), *self._stalled(values)]
+        seen = [
+            *self._collapse(values),
+            *self._fall(values),
+            *self._jump(values),
+            *self._dead(step, values),
+            *self._stalled(values),
+        ]
         alarms = []
         for name, message in seen:
             if message and not self._silent.get(name):
@@ -114,6 +136,23 @@ class Health:
                 reasons.append(f"the {words} of the target's features fell from {highest:.3g} to {value:.3g}")
         advice = "Lower optimization.lr, raise optimization.ema, give data.mean and data.std of the images; compare k-NN scores"
         yield "partial_collapse", f"{'; '.join(reasons)}: the representation is collapsing. {advice}" if reasons else ""
+
+    def _fall(self, values: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+        """A fall over many probes, which no window shows. Runs that learn lose deviation, too, but gain rank meanwhile."""
+        if any(tag not in values for tag in _FALL):
+            return
+        std, rank = (values[tag] for tag in _FALL)
+        self._raise_highest(std, rank)
+        assert self._highest is not None
+        high, rank_then = self._highest
+        falls = std < self.limits.fall_share * high and rank < rank_then
+        text = (
+            f"the standard deviation of the target's features has fallen from {high:.3g} to {std:.3g} during the run, and "
+            f"their effective rank from {rank_then:.3g} to {rank:.3g}: features lose content, while positions alone predict "
+            "well. Give data.mean and data.std of your images, or lower optimization.lr; compare k-NN scores with those of "
+            "the untrained encoder"
+        )
+        yield "slow_collapse", text if self._count("fall", falls) >= self.limits.fall_probes else ""
 
     def _jump(self, values: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         past = self._past.get("loss", ())

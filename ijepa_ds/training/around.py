@@ -5,6 +5,7 @@ Most members communicate, so every rank calls the same members in the same order
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -24,12 +25,15 @@ from ijepa_ds.errors import CheckpointError, StorageError, UserError
 from ijepa_ds.masks.sampler import Masks
 from ijepa_ds.model.ijepa import Output
 from ijepa_ds.telemetry.metrics import peak_memory_gib
+from ijepa_ds.training.ending import last_words
 from ijepa_ds.training.feed import StepImages, StepMasks
 from ijepa_ds.training.reporter import Reporter
 from ijepa_ds.training.resolution import Resolutions
 from ijepa_ds.training.skipped import SkippedSteps
 from ijepa_ds.training.slowest import Figures, pack, unpack
 from ijepa_ds.training.start import Run
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -234,6 +238,7 @@ class Around:
         if error is None and self._run.rank == 0:
             facts = {"steps": self._run.schedule.total_steps, "loss": self._reporter.last_loss}
             run_dir.mark_completed(Path(self._run.cfg.run.dir), facts)
+            logger.info("%s", last_words(self._run.cfg, self._run.schedule.total_steps, self._reporter.last_loss))
 
     def mark(self, part: str) -> None:
         """Record the end of a part of the step, for the clock and for the hang watch."""

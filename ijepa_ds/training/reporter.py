@@ -19,13 +19,14 @@ from ijepa_ds.config import Config
 from ijepa_ds.config.schedules import Schedule
 from ijepa_ds.config.sizes import size_of
 from ijepa_ds.distributed.world import mean_over_ranks
-from ijepa_ds.errors import TrainingError
+from ijepa_ds.errors import TrainingError, UserError
 from ijepa_ds.masks.sampler import Masks
 from ijepa_ds.model.attention import EntropyProbe, during
 from ijepa_ds.model.flops import training_flops
 from ijepa_ds.model.ijepa import Output
 from ijepa_ds.model.mfu import data_sheet_peak, measured_peak
 from ijepa_ds.plotting.masks import draw_batch
+from ijepa_ds.telemetry import metrics_file
 from ijepa_ds.telemetry.dashboard import LAYOUT
 from ijepa_ds.telemetry.event_log import Log
 from ijepa_ds.telemetry.health import Health
@@ -55,6 +56,9 @@ class Reporter:
         self._log.text("config", config.to_text(cfg))
         self._log.layout(LAYOUT)
         self._health = Health(Path(cfg.run.dir), schedule.warmup_steps) if rank == 0 else None
+        if self._health and start and (Path(cfg.run.dir) / metrics_file.NAME).is_file():
+            with suppress(OSError, UserError):  # a damaged line: `report` names it
+                self._health.remember(metrics_file.read_lines(Path(cfg.run.dir)))
         # rank 0's device: FLOPs a second of a product, and of the data sheet if it is known
         self._product_rate = measured_peak(engine.device, engine.compute_dtype) if rank == 0 else 0.0
         self._peak = data_sheet_peak(engine.device, engine.compute_dtype)

@@ -36,6 +36,7 @@ from ijepa_ds.masks.thin import warning
 from ijepa_ds.training import eval_images, precision
 from ijepa_ds.training.bad_samples import BadSamples, found_before
 from ijepa_ds.training.continues import check_continues
+from ijepa_ds.training.ending import last_words
 from ijepa_ds.training.engine import Engine
 from ijepa_ds.training.images import find_images, share
 from ijepa_ds.training.live_eval import LiveEval
@@ -71,6 +72,7 @@ class Run:
         if self.rank == 0:
             logger.info("%s has all its %d steps already: nothing to do", out, self.schedule.total_steps)
             run_dir.mark_completed(out, {"steps": self.schedule.total_steps})
+            logger.info("%s", last_words(self.cfg, self.schedule.total_steps))
         return True
 
 

@@ -52,6 +52,37 @@ def test_a_collapse(values: tuple, words: str, tmp_path: Path) -> None:
     assert told["time"] > 1e9 and told["name"] == "partial_collapse"
 
 
+# target deviation, effective rank. The run with ImageNet's pixel deviation on scenes begins and ends as recorded (docs/LOG.md)
+SLOW = [(0.455 - 0.0192 * i, 38 - 0.2 * i) for i in range(11)]
+LEARN = {
+    "cifar10_tiny": [(values[0], values[2]) for values in HEALTHY],
+    "easy objects, 62.4 against 42.7 20-NN": [(0.442, 21.9), (0.811, 16.1), (0.853, 15.5), (0.825, 16.9)],
+    "objects, deviation 0.1, 47.1 against 41.5 20-NN": [(0.582, 26.1), (0.667, 17.2), (0.710, 15.0)],
+}
+
+
+def test_a_slow_fall(tmp_path: Path) -> None:
+    health = Health(tmp_path)
+    found = names(health, [probe(std, 0.2, rank, 0.97) for std, rank in SLOW])
+    assert found == [(11, "slow_collapse")]
+    message = read_alarms(tmp_path)[0].message
+    assert "from 0.455 to 0.263" in message and "from 38 to 36:" in message and "data.std" in message
+
+
+def test_a_slow_fall_over_a_resume(tmp_path: Path) -> None:
+    health = Health(tmp_path)
+    health.remember(
+        [{"step": 1, **probe(0.455, 0.2, 38.0, 0.9)}, {"step": 2, "probe/target_std": None}, {"step": 3, "loss": 1.0}]
+    )
+    assert names(health, [probe(std, 0.2, rank, 0.97) for std, rank in SLOW[8:]], first=8) == [(10, "slow_collapse")]
+
+
+@pytest.mark.parametrize("name", LEARN)
+def test_a_run_that_learns_does_not_fall(name: str, tmp_path: Path) -> None:
+    points = [probe(std, 0.2, rank, 0.97) for std, rank in LEARN[name]]
+    assert names(Health(tmp_path), [*points, *points[-1:] * 4]) == []
+
+
 def test_a_slow_change_is_none(tmp_path: Path) -> None:
     health = Health(tmp_path)
     assert names(health, [probe(0.5, 0.4, 40.0 * 0.97**step, 0.9) for step in range(60)]) == []
