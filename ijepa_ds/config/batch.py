@@ -52,6 +52,18 @@ def plan_batch(batch_size: int, max_micro_batch: int, world_size: int, group: in
     return BatchPlan(micro_batch, share // micro_batch, world_size)
 
 
+def capped_by(cfg: Config, world_size: int) -> str:
+    """Which key keeps the micro-batch of `plan_of` from being larger, in words."""
+    o, plan = cfg.optimization, plan_of(cfg, world_size)
+    share = o.batch_size // world_size
+    if plan.micro_batch == share:
+        return f"optimization.batch_size: a device's whole share of {o.batch_size}"
+    if plan.micro_batch < plan_batch(o.batch_size, o.max_micro_batch, world_size).micro_batch:
+        return f"masks.truncation_group {cfg.masks.truncation_group}, whose borders no micro-batch may cross"
+    exact = "" if plan.micro_batch == o.max_micro_batch else f" (the largest divisor of a device's {share} images up to it)"
+    return f"optimization.max_micro_batch {o.max_micro_batch}{exact}"
+
+
 def plan_of(cfg: Config, world_size: int) -> BatchPlan:
     """`plan_batch` for a configuration."""
     o = cfg.optimization

@@ -6,10 +6,12 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ijepa_ds import config, machine
 from ijepa_ds.arguments import add_json, add_run
-from ijepa_ds.config import Config, deepspeed_json, published
+from ijepa_ds.config import Config, ConfigError, deepspeed_json, published
+from ijepa_ds.config.batch import capped_by
 from ijepa_ds.config.schedules import Schedule, steps_per_epoch
 from ijepa_ds.config.sizes import size_of
 from ijepa_ds.durable import write_text
@@ -47,13 +49,17 @@ def run(args: argparse.Namespace) -> int:
     world = args.nodes * args.gpus_per_node
     batch = config.check(cfg, world)
     ds_config = deepspeed_json.load_deepspeed(args.deepspeed_config, cfg, batch)
+    _check_modelled(ds_config, args.deepspeed_config)
     device = device_of(args.gpu, args.gpus_per_node)
     if args.gpu == "cpu" and cfg.model.precision == config.AUTO:
         cfg = config.resolve_auto(cfg, _faster_here(cfg))
     spread, work, steps = spread_of(ds_config, batch, args.nodes, args.gpus_per_node), work_of(cfg), _steps(cfg, args.images)
     plan_of = _planner(args, cfg, device, steps)
     plan = plan_of(work, spread)
-    result, fits, text = report.to_dict(plan), plan.fits, report.table(plan)
+    cap, assumed = capped_by(cfg, world), _assumed(args, device)
+    result, fits = report.to_dict(plan) | {"micro_batch_capped_by": cap, "assumed": assumed}, plan.fits
+    lines = "\n".join(f"  {what:12} {value}" for what, value in assumed.items())
+    text = f"{report.table(plan)}\n\nmicro-batch    {spread.micro_batch}, kept from being larger by {cap}\nassumed\n{lines}"
     small = list(machine.small_limits(machine.shared_memory_bytes(), machine.locked_memory(), args.gpus_per_node))
     result["small_limits"] = [limit._asdict() for limit in small]
     text += "".join(f"\non this machine: {limit.found}; {limit.advice}" for limit in small)
@@ -73,6 +79,41 @@ def run(args: argparse.Namespace) -> int:
 
         picture.write(args.plot, cfg, work, spread, plan_of)
     return 0 if fits else 1
+
+
+# Keys of the JSON that change memory or traffic, and that no formula of the plan has, with DeepSpeed's defaults
+_NOT_MODELLED: dict[str, Any] = {
+    "communication_data_type": None,
+    "zero_optimization.allgather_partitions": True,
+    "zero_optimization.leaf_module": None,
+    "zero_optimization.memory_efficient_linear": True,
+    "zero_optimization.stage3_allgather_sequential": False,
+    "zero_optimization.stage3_model_persistence_threshold": None,
+    "zero_optimization.stage3_module_granularity_threshold": 0,
+    "zero_optimization.stage3_use_all_reduce_for_fetch_params": False,
+}
+
+
+def _check_modelled(ds_config: dict[str, Any], path: Path) -> None:
+    """Refuse keys that the plan would ignore, unless they have their default."""
+    flat = ds_config | {f"zero_optimization.{key}": value for key, value in ds_config["zero_optimization"].items()}
+    wrong = [key for key, default in _NOT_MODELLED.items() if key in flat and flat[key] not in (None, default)]
+    if wrong:
+        text = "the plan has no formula for it, so its figures would be those of a run without it; leave it out here"
+        raise ConfigError([f"{path}: {key}: {text}, and measure it (`ijepa-ds bench fit`)" for key in wrong])
+
+
+def _assumed(args: argparse.Namespace, device: Device) -> dict[str, str]:
+    """What the figures rest on and nobody has measured here."""
+    gpu = "measured now" if args.gpu == "cpu" else "data sheet" if args.gpu in DEVICES else "as its file says"
+    rates = f"{device.bfloat16_tflops:g} TFLOP/s in bfloat16, {device.memory_gbps:g} GB/s of memory"
+    return {
+        "device": f"{device.name} ({gpu}; --gpu): {device.memory_gib:g} GiB, {rates}",
+        "links": f"{device.link_gbps:g} GB/s and {device.link_us:g} us to a device of the machine (--gpu FILE.yaml)",
+        "network": f"{device.network_gbps:g} GB/s and {device.network_us:g} us a device to other machines (--gpu FILE.yaml)",
+        "cores": f"each prepares {args.decode_rate:g} images/s (--decode-rate; `ijepa-ds bench data` measures it)",
+        "storage": f"a machine writes {args.write_gbps:g} GB/s (--write-gbps; `ijepa-ds bench checkpoint` measures it)",
+    }
 
 
 def _planner(args: argparse.Namespace, cfg: Config, device: Device, steps: int | None) -> Callable[[Work, Spread], report.Plan]:
