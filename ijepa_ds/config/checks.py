@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from ijepa_ds.config import stages
@@ -64,12 +65,23 @@ def _contradictions(cfg: Config, world_size: int | None) -> Iterator[Problem]:
             yield Problem(("optimization.batch_size",), error.problems[0].partition(": ")[2])
     crop, patch = cfg.data.crop_size, cfg.model.patch_size
     if crop % patch:
-        use = " or ".join(str(size) for size in (crop - crop % patch, crop - crop % patch + patch) if size)
-        text = f"{crop} is not a multiple of model.patch_size {patch}; use {use}"
+        use = " or ".join(map(str, _possible_crops(cfg)))
+        text = f"{crop} is not a multiple of model.patch_size {patch}; use {use or 'one, or another patch size'}"
         yield Problem(("data.crop_size", "model.patch_size"), text)
         return
     yield from _masks(cfg)
     yield from stages.resolution_problems(cfg, lambda early: [f"{p.keys[0]} {p.text}" for p in _masks(early)])
+
+
+def _possible_crops(cfg: Config) -> Iterator[int]:
+    """The nearest multiples of the patch size below and above, of those that the masks can be drawn on."""
+    crop, patch = cfg.data.crop_size, cfg.model.patch_size
+    below = crop - crop % patch
+    for sizes in (range(below, 0, -patch), range(below + patch, 3 * below + 16 * patch, patch)):
+        for size in sizes:
+            if not list(_masks(replace(cfg, data=replace(cfg.data, crop_size=size)))):
+                yield size
+                break
 
 
 def _run(cfg: Config) -> Iterator[Problem]:
@@ -128,12 +140,13 @@ def _networks(cfg: Config) -> Iterator[Problem]:
             "" if predictor.heads else ", or set model.predictor.heads",
         ),
     ):
+        # a multiple of it has whole heads, and channels for the positions
+        step = 4 * heads if size.rope and keys is encoder else math.lcm(4, heads)
+        low = width // step * step
+        use = f"{low} or {low + step}" if low else f"{step}"
         if width % heads:
-            low = width // heads * heads
-            text = f"width {width} is not a multiple of {heads} heads; use width {low or heads} or {low + heads}{hint}"
-            yield Problem((first, *keys), text)
+            yield Problem((first, *keys), f"width {width} is not a multiple of {heads} heads; use width {use}{hint}")
         if width % 4:
-            use = f"{width - width % 4 or 4} or {width - width % 4 + 4}"
             text = f"width {width} is not a multiple of 4, which the sine-cosine positions need; use {use}"
             yield Problem((keys[-2] if first == "model.heads" else first, *keys), text)
     if size.rope and size.width // size.heads % 4:

@@ -74,7 +74,7 @@ def test_a_good_run_has_no_problems() -> None:
         (
             "model",
             {"heads": 7},
-            "model.heads: width 1280 is not a multiple of 7 heads; use width 1274 or 1281",
+            "model.heads: width 1280 is not a multiple of 7 heads; use width 1260 or 1288",
         ),
         (
             "model",
@@ -84,7 +84,7 @@ def test_a_good_run_has_no_problems() -> None:
         (
             "model",
             {"width": 66, "heads": 3},
-            "model.width: width 66 is not a multiple of 4, which the sine-cosine positions need; use 64 or 68",
+            "model.width: width 66 is not a multiple of 4, which the sine-cosine positions need; use 60 or 72",
         ),
         (
             "model",
