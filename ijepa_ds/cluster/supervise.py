@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from ijepa_ds.arguments import below
 from ijepa_ds.checkpoint.folder import newest_whole
 from ijepa_ds.cluster import processes
+from ijepa_ds.cluster.launcher import has_gpu, launcher_problems
 from ijepa_ds.cluster.supervised import Inbox, Supervised, say
 from ijepa_ds.config import published
 from ijepa_ds.durable import append_lines
@@ -66,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     wrong = below(args, restarts=0, fruitless=1, backoff=0, max_backoff=0)
     if not command:
         wrong.append("the command is missing: ijepa-ds supervise -- deepspeed ... --module ijepa_ds.train ...")
+    wrong += launcher_problems(command, os.environ, has_gpu())
     if wrong:
         raise UserError("\n".join(wrong))
     where = run_dir(command)
