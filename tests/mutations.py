@@ -34,6 +34,7 @@ _MASKS = "tests/masks"
 _EVALS = "tests/evals/test_evals.py"
 _WEIGHTS = "tests/weights/test_write.py tests/weights/test_read.py tests/weights/test_options.py -m 'not slow'"
 _HEALTH = "tests/telemetry"
+_CACHE = "tests/evals/test_cache.py"
 _JOINT = "tests/data/test_joint.py"
 _STREAMS = "tests/test_streams.py"
 _GOLDEN = "tests/test_golden.py"
@@ -560,5 +561,21 @@ MUTATIONS = [
     ),
     Mutation("ijepa_ds/telemetry/health.py", "elif value < share * highest:", "elif value < highest / 100:", _HEALTH),
     Mutation("ijepa_ds/telemetry/health.py", "self.limits.rest if message", "0 if message", _HEALTH),
+    Mutation("ijepa_ds/telemetry/health.py", "< self.limits.fall_share * high and rank < rank_then", "< 0.65 * high", _HEALTH),
+    Mutation("ijepa_ds/telemetry/health.py", "self._raise_highest(std, rank)\n        assert", "assert", _HEALTH),
+    # Features of earlier evaluations: none may be used for others.
+    Mutation(
+        "ijepa_ds/evals/cache.py",
+        "[*encoder.named_parameters(), *encoder.named_buffers()]",
+        "encoder.named_parameters()",
+        _CACHE,
+    ),
+    Mutation("ijepa_ds/evals/cache.py", "{sorted(plain.items())}", "", _CACHE),
+    Mutation("ijepa_ds/evals/cache.py", "if size <= self._most:", "if size <= 2 * self._most:", _CACHE),
+    Mutation("ijepa_ds/evals/session.py", '"frame": s.frame, ', "", _CACHE),
+    Mutation("ijepa_ds/data/reading.py", "(status.st_size, status.st_mtime_ns)", "(status.st_size, 0)", _CACHE),
+    # The check of a start.
+    Mutation("ijepa_ds/doctor/check.py", "fcntl.LOCK_SH | fcntl.LOCK_NB", "fcntl.LOCK_UN", "tests/doctor/test_check.py"),
+    Mutation("ijepa_ds/doctor/check.py", "if len(index) < batch:", "if not len(index):", "tests/doctor/test_check.py"),
 ]
 EXPLAINED: dict[tuple[str, str], str] = {}  # (file, old): why no test can notice it

@@ -106,7 +106,8 @@ def run(args: argparse.Namespace) -> int:
     lines = ["path,label"]
     for _, image, text in rows:
         name, label = relative(os.fsdecode(image), args.out.absolute().parent), os.fsdecode(text or b"")
-        lines.append(f'"{name}",{label}' if set(name) & set(' ,"') else f"{name},{label}")
+        quoted = name.replace('"', '""')
+        lines.append(f'"{quoted}",{label}' if set(name) & set(' ,"\n\r') else f"{name},{label}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(args.out, "\n".join(lines) + "\n")
     logger.info("%s images, %s classes in %s", f"{len(rows):,}", f"{len({row.label for row in rows}):,}", args.out)

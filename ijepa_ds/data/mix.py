@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from ijepa_ds.config import paths
 from ijepa_ds.data.index import ImageIndex, build_index
 from ijepa_ds.data.index_file import Part
 from ijepa_ds.errors import UserError
@@ -22,10 +23,10 @@ def read_mix(path: str, source: str) -> list[tuple[str, float | None]]:
         source: Its name in messages.
 
     Returns:
-        Path and weight of every source; either all or none have a weight.
+        Path and weight of every source; either all or none have a weight. Variables and `~` are expanded.
 
     Raises:
-        ValueError: The file is not a valid mix.
+        ValueError: The file is not a valid mix, or a path holds a placeholder or a variable that is not set.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -40,8 +41,13 @@ def read_mix(path: str, source: str) -> list[tuple[str, float | None]]:
     if any(weight is None for weight in weights) and any(weight is not None for weight in weights):
         raise UserError(f"data.source: {source!r}: give every source a weight, or none")
     folder = os.path.dirname(os.path.abspath(path))
-    paths = [os.path.join(folder, os.path.expanduser(row["source"])) for row in rows]
-    return list(zip(paths, weights, strict=True))
+    expanded = [paths.expand(row["source"], os.environ) for row in rows]
+    wrong = [
+        f"data.source: {source!r}: source {number}: {problem}" for number, (_, problem) in enumerate(expanded, 1) if problem
+    ]
+    if wrong:
+        raise UserError("\n".join(wrong))
+    return [(os.path.join(folder, name), weight) for (name, _), weight in zip(expanded, weights, strict=True)]
 
 
 def _is_row(row: object) -> bool:

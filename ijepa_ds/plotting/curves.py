@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ijepa_ds.plotting.style import INK, MUTED, plain_axes, save
+from ijepa_ds.plotting.style import INK, MUTED, literal, plain_axes, save
 from ijepa_ds.telemetry.events import Scalars
 
 COLOURS = ("#1f6feb", "#d1495b", "#2a9d6f", "#b8860b", "#7b4fc9", "#0f8b8d", "#8c564b", "#444444")
@@ -91,7 +91,8 @@ def draw_chart(path: Path, chart: Chart, runs: Mapping[str, Scalars]) -> bool:
     plain_axes(axes, chart.title)
     values = np.concatenate([line[-1] for line in lines])
     for name, legend, number, position, steps, curve in lines:
-        label = ", ".join(filter(None, (name if len(runs) > 1 else "", legend)))
+        label = literal(", ".join(filter(None, (name if len(runs) > 1 else "", legend))))
+        label = f"\N{ZERO WIDTH SPACE}{label}" if label.startswith("_") else label  # else matplotlib hides it
         style = _STYLES[position % len(_STYLES)]
         mark = "o" if len(steps) < 3 else None
         colour = COLOURS[number % len(COLOURS)]

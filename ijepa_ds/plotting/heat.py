@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from ijepa_ds.plotting.style import INK, MUTED, save
+from ijepa_ds.plotting.style import INK, MUTED, literal, save
 
 COLOURS = "viridis"  # perceptually uniform, also for colour-blind readers and in greyscale
 _SIDE = 1.9  # inches per panel
@@ -63,7 +63,7 @@ def draw_row(path: Path, panels: Sequence[Panel], legend: str = "", columns: int
 
 
 def _draw(axes: Axes, panel: Panel) -> AxesImage | None:
-    axes.set_title(panel.title, fontsize=8, color=INK, loc="left", pad=3)
+    axes.set_title(literal(panel.title), fontsize=8, color=INK, loc="left", pad=3)
     drawn = None
     extent = None
     side = 1

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ijepa_ds.durable import replacing
+from ijepa_ds.shown import shown
 
 INK = "#1f2933"
 MUTED = "#7b8794"
@@ -17,9 +18,14 @@ UNTRAINED = "#c3cbd4"
 DPI = 150
 
 
+def literal(text: str) -> str:
+    """A text that may hold names of files or runs, for matplotlib: one line, and `$` starts no formula."""
+    return shown(text).replace("$", r"\$")
+
+
 def plain_axes(axes: Axes, title: str) -> None:
     """Set a left-aligned title, remove the box, and add faint horizontal grid lines."""
-    axes.set_title(title, loc="left", fontsize=11, color=INK, fontweight="bold", pad=10)
+    axes.set_title(literal(title), loc="left", fontsize=11, color=INK, fontweight="bold", pad=10)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(RULE)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ijepa_ds.durable import write_text
+from ijepa_ds.shown import shown
 
 CSS = """
 :root { color-scheme: light; }
@@ -25,6 +26,11 @@ td.n { font-variant-numeric: tabular-nums; } tr.differs td, tr.differs th { back
 """
 
 
+def escape(text: str) -> str:
+    """HTML of a text; names of files become one line of valid text."""
+    return html.escape("\n".join(shown(line) for line in text.split("\n")))
+
+
 @dataclass(frozen=True)
 class Shown:
     """A figure with title and caption; `file` is a name relative to index.html, or a data URL."""
@@ -34,16 +40,16 @@ class Shown:
     caption: str = ""
 
 
-def figure(shown: Shown) -> str:
+def figure(item: Shown) -> str:
     """HTML of a figure with its caption."""
-    title, caption = html.escape(shown.title), html.escape(shown.caption)
+    title, caption = (escape(shown(text)) for text in (item.title, item.caption))
     words = f"<figcaption><b>{title}</b>{' · ' if caption else ''}{caption}</figcaption>"
-    return f'<figure><img src="{html.escape(shown.file, quote=True)}" alt="{title}">{words}</figure>'
+    return f'<figure><img src="{escape(item.file)}" alt="{title}">{words}</figure>'
 
 
 def facts_table(facts: Mapping[str, object]) -> str:
     """HTML table of names and values."""
-    rows = (f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in facts.items())
+    rows = (f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
     return f'<div class="wide"><table>{"".join(rows)}</table></div>'
 
 
@@ -53,12 +59,12 @@ def page(title: str, body: str) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<link rel="icon" href="data:,">'  # else the browser requests a favicon
-        f"<title>{html.escape(title)}</title><style>{CSS}</style></head>\n<body>\n<h1>{html.escape(title)}</h1>\n{body}\n"
+        f"<title>{escape(shown(title))}</title><style>{CSS}</style></head>\n<body>\n<h1>{escape(title)}</h1>\n{body}\n"
         "</body></html>\n"
     )
 
 
-def write_index(out: Path, title: str, words: str, shown: Sequence[Shown], facts: Mapping[str, object]) -> None:
+def write_index(out: Path, title: str, words: str, figures: Sequence[Shown], facts: Mapping[str, object]) -> None:
     """Write `out/index.html`: text, figures and a table of facts."""
-    body = f"<p>{html.escape(words)}</p>\n" + "\n".join(figure(item) for item in shown)
+    body = f"<p>{escape(words)}</p>\n" + "\n".join(figure(item) for item in figures)
     write_text(out / "index.html", page(title, f"{body}\n<h2>Made from</h2>\n{facts_table(facts)}"))

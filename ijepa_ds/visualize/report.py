@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import argparse
 import base64
-import html
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from ijepa_ds import config
-from ijepa_ds.arguments import add_out
 from ijepa_ds.config.schema import flatten
 from ijepa_ds.durable import write_text
 from ijepa_ds.plotting.curves import CHARTS, draw_chart
-from ijepa_ds.visualize.gallery import Shown, figure, page
+from ijepa_ds.visualize.gallery import Shown, escape, figure, page
 from ijepa_ds.visualize.report_pictures import write_masks, write_pca
 from ijepa_ds.visualize.report_runs import Run, read_run
 
 logger = logging.getLogger(__name__)
 _ALWAYS = ("model.name", "data.source", "data.crop_size", "optimization.batch_size", "optimization.lr", "run.seed")
 _MOST_RUNS = 8  # distinguishable colours
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `ijepa-ds report`."""
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directory")
-    add_out(parser, "folder for report.html and its PNGs")
-    parser.add_argument("--images", type=Path, nargs="+", help="folder or files for the PCA; default: the run's own images")
-    parser.add_argument("--num", type=int, default=4, help="images of the PCA (4)")
-    parser.add_argument("--title", help="default: the names of the runs")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,12 +53,12 @@ def _unique_parts(parts: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> 
 
 def _table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[object]]], mark: bool = False) -> str:
     """An HTML table; with `mark`, rows with differing cells are coloured."""
-    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in ("", *head))
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in ("", *head))
     lines = []
     for name, cells in rows:
         differs = ' class="differs"' if mark and len({str(cell) for cell in cells}) > 1 else ""
-        body = "".join(f'<td class="n">{html.escape(str(cell))}</td>' for cell in cells)
-        lines.append(f"<tr{differs}><th>{html.escape(name)}</th>{body}</tr>")
+        body = "".join(f'<td class="n">{escape(str(cell))}</td>' for cell in cells)
+        lines.append(f"<tr{differs}><th>{escape(name)}</th>{body}</tr>")
     return f'<div class="wide"><table><tr>{top}</tr>{"".join(lines)}</table></div>'
 
 
@@ -80,8 +69,7 @@ def _facts(runs: Sequence[Run]) -> str:
 
 def _alarms(runs: Sequence[Run]) -> str:
     found = [
-        f'<li class="alarm"><b>{html.escape(run.name)}</b>, step {alarm.step}, {html.escape(alarm.name)}: '
-        f"{html.escape(alarm.message)}</li>"
+        f'<li class="alarm"><b>{escape(run.name)}</b>, step {alarm.step}, {escape(alarm.name)}: {escape(alarm.message)}</li>'
         for run in runs
         for alarm in run.alarms
     ]
@@ -142,8 +130,8 @@ def _configuration(runs: Sequence[Run]) -> str:
         text += "<h3>What differs</h3>" + (_table(head, differing) if differing else "<p>Nothing but the directory.</p>")
     shown = [row for row in rows if row[0] in _ALWAYS]
     texts = "".join(
-        f"<details><summary>Everything: {html.escape(run.name)}</summary>"
-        f'<pre class="wide">{html.escape(config.to_text(run.config))}</pre></details>'
+        f"<details><summary>Everything: {escape(run.name)}</summary>"
+        f'<pre class="wide">{escape(config.to_text(run.config))}</pre></details>'
         for run in runs
     )
     return text + _table(head, shown, mark=several) + texts

@@ -12,9 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ijepa_ds.arguments import add_out
 from ijepa_ds.plotting.bars import Scores, draw_bars
-from ijepa_ds.plotting.style import INK, MUTED, TRAINED, plain_axes, save
+from ijepa_ds.plotting.style import INK, MUTED, TRAINED, literal, plain_axes, save
 from ijepa_ds.telemetry.events import read_picture, read_scalars
 
 logger = logging.getLogger(__name__)
@@ -51,8 +50,8 @@ def write_summary(
         below = min(9.0, _WIDTH * 0.94 * pictures.shape[0] / pictures.shape[1]) + 0.6
     height = 1.0 + 3.5 + below
     figure = Figure(figsize=(_WIDTH, height))
-    figure.text(0.03, 1 - 0.42 / height, title, fontsize=17, color=INK, fontweight="bold", va="center")
-    figure.text(0.03, 1 - 0.76 / height, subtitle, fontsize=10, color=MUTED, va="center")
+    figure.text(0.03, 1 - 0.42 / height, literal(title), fontsize=17, color=INK, fontweight="bold", va="center")
+    figure.text(0.03, 1 - 0.76 / height, literal(subtitle), fontsize=10, color=MUTED, va="center")
     top, bottom = 1 - 1.45 / height, (below + 0.5) / height
     columns = figure.add_gridspec(1, 2 if scores else 1, left=0.06, right=0.97, top=top, bottom=bottom, wspace=0.16)
     _draw_loss(figure.add_subplot(columns[0]), *losses)
@@ -91,14 +90,6 @@ def running_mean(values: np.ndarray, half: int) -> np.ndarray:
     place = np.arange(len(values))
     reach = np.minimum(half, np.minimum(place, place[::-1]))  # one-sided windows would bias slopes
     return (total[place + reach + 1] - total[place - reach]) / (2 * reach + 1)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `ijepa-ds summary`."""
-    parser.add_argument("--run", required=True, type=Path, help="run directory: its events are read")
-    parser.add_argument("--eval", type=Path, help="folder that `ijepa-ds eval --out` wrote; default: no scores")
-    add_out(parser, "PNG file to write")
-    parser.add_argument("--title", help="default: the run directory's name")
 
 
 def run(args: argparse.Namespace) -> int:

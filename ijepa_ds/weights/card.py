@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ijepa_ds
 from ijepa_ds.config.sizes import SIZES
-from ijepa_ds.weights.formats import shown_config, timm_model
+from ijepa_ds.weights.formats import shorter_side, shown_config, timm_model
 from ijepa_ds.weights.source import Source
 
 _LIBRARY = {"timm": "timm", "hf": "transformers"}
@@ -16,6 +16,13 @@ _WHICH = {
     "all": "Context encoder, target encoder (its float32 exponential moving average) and predictor: enough to continue "
     "pretraining. Use the target encoder for features.",
 }
+
+_PROCESSOR = (
+    "**Prepare images with the torchvision transform under Use, not with `AutoImageProcessor`.** The processor crops one pixel "
+    "beside it where the resized side minus the crop is odd (it rounds down, torchvision to the nearest), so its features "
+    "differ from those of the evaluation. `preprocessor_config.json` is here for tools that require it.",
+    "",
+)
 
 
 def model_card(source: Source, format_: str, which: str, dtype: str, file: str) -> str:
@@ -54,6 +61,7 @@ def model_card(source: Source, format_: str, which: str, dtype: str, file: str) 
         "---",
         f"# I-JEPA {row}/{source.patch_size}, {which if which != 'all' else 'all networks'}",
         "",
+        *(_PROCESSOR if format_ == "hf" else ()),
         _WHICH[which],
         "",
         "| | |\n|---|---|",
@@ -74,10 +82,14 @@ def _loading(source: Source, format_: str, which: str, file: str) -> list[str]:
     if which == "predictor":
         return []
     if format_ == "hf":
+        side = source.grid * source.patch_size
         code = (
-            "from transformers import AutoImageProcessor, IJepaModel\n\n"
-            'processor, model = AutoImageProcessor.from_pretrained("."), IJepaModel.from_pretrained(".")\n'
-            'tokens = model(**processor(image, return_tensors="pt")).last_hidden_state  # [1, N, D]'
+            "from torchvision import transforms as T\nfrom transformers import IJepaModel\n\n"
+            f"resize, crop = T.Resize({shorter_side(side)}, T.InterpolationMode.BICUBIC), T.CenterCrop({side})\n"
+            f"normalize = T.Normalize({list(source.mean)}, {list(source.std)})\n"
+            "transform = T.Compose([resize, crop, T.ToTensor(), normalize])\n"
+            'model = IJepaModel.from_pretrained(".").eval()\n'
+            'tokens = model(transform(image.convert("RGB"))[None]).last_hidden_state  # [1, N, D]'
         )
     elif format_ == "timm":
         name, arguments = timm_model(source)

@@ -135,6 +135,11 @@ def hugging_face_config(source: Source, dtype: str) -> dict[str, Any]:
     }
 
 
+def shorter_side(side: int) -> int:
+    """Pixels of the shorter side before the central `side` pixels are cut out, as in evaluations (`data.transforms`)."""
+    return round(side * 256 / 224)
+
+
 def hugging_face_preprocessor(source: Source) -> dict[str, Any]:
     """preprocessor_config.json: resize the shorter side to 256/224 of the image size, centre-crop."""
     side = source.grid * source.patch_size
@@ -142,7 +147,7 @@ def hugging_face_preprocessor(source: Source) -> dict[str, Any]:
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": round(side * 256 / 224)},
+        "size": {"shortest_edge": shorter_side(side)},
         "resample": 3,
         "do_center_crop": True,
         "crop_size": {"height": side, "width": side},

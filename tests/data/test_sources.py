@@ -308,3 +308,20 @@ def test_ranks_check_a_share_of_an_index_and_each_at_least_one_file(tmp_path, mo
     sources.open_index(tmp_path / "all.index", "all", (0, 2))
     with pytest.raises(ValueError, match=r"3\.tar"):
         sources.open_index(tmp_path / "all.index", "all", (1, 2))
+
+
+def test_paths_in_a_mix_are_expanded_or_refused(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (40, 40)).save(tmp_path / name / "0.jpg")
+    mix = tmp_path / "mix.yaml"
+    mix.write_text("sources: [{source: $ONE_OF_A_MIX}, {source: '~/two'}]\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ONE_OF_A_MIX", str(tmp_path / "one"))
+    assert [part.source for part in open_source(str(mix)).parts] == [str(tmp_path / "one"), str(tmp_path / "two")]
+    monkeypatch.delenv("ONE_OF_A_MIX")
+    mix.write_text("sources: [{source: $ONE_OF_A_MIX/x}, {source: one}, {source: /path/to/images}]\n")
+    with pytest.raises(
+        ValueError, match=r"source 1: \$ONE_OF_A_MIX is not set(.|\n)*source 3: 'path/to' in /path/to/images is"
+    ):
+        open_source(str(mix))

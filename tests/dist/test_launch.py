@@ -29,6 +29,8 @@ def test_two_ranks_zero3_through_the_launcher_then_resume_exactly(place: Path) -
     shutil.rmtree(place / "broken" / "checkpoints" / "step_00000006")
     again = start(place, "run.dir=broken", "run.checkpoint_every=3", ranks=2, stage=3, command=True)
     assert again.returncode == 0 and "step 3" in again.stdout, again.stdout + again.stderr
+    assert "finished: 6 steps, loss " in again.stdout and "checkpoints/step_00000006, metrics.jsonl, logs" in again.stdout
+    assert f"next           ijepa-ds eval knn --checkpoint {place / 'broken'} --train TRAIN" in again.stdout
     for run in ("straight", "broken"):
         assert json.loads((place / run / "completed.json").read_text())["steps"] == 6
         for name in ("config.yaml", "deepspeed.json", "environment.json"):
@@ -39,6 +41,18 @@ def test_two_ranks_zero3_through_the_launcher_then_resume_exactly(place: Path) -
         assert (one.read("ema", name) == other.read("ema", name)).all(), name
     encoder, facts = read_encoder(place / "straight")
     assert facts.step == 6 and encoder.patch_embed.proj.weight.shape == (32, 3, 8, 8)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_same_run(place: Path) -> None:
+    arguments = ("model.precision=float32", "optimization.steps=3")
+    made = start(place, "run.dir=torchrun", *arguments, ranks=2, stage=2, command=True, torchrun=True)
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert made.stdout.count("finished: 3 steps, loss ") == 1
+    assert start(place, "run.dir=forked", *arguments, ranks=2, stage=2).returncode == 0
+    assert losses(place / "torchrun") == losses(place / "forked")
+    refusal = start(place, "optimization.lrr=1", ranks=2, command=True, torchrun=True)
+    assert refusal.returncode != 0 and refusal.stderr.count("optimization.lrr: unknown key") == 1
 
 
 def test_one_process_equals_two(place: Path) -> None:

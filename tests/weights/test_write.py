@@ -13,6 +13,8 @@ from safetensors import safe_open
 
 from ijepa_ds import cli
 from ijepa_ds.config.sizes import SIZES, Size
+from ijepa_ds.data.transforms import load_eval_images
+from ijepa_ds.evals.features import extract
 from ijepa_ds.model.vit import Encoder, initialise
 from ijepa_ds.weights import WeightsError, open_source, read_encoder
 from ijepa_ds.weights.export import export
@@ -244,6 +246,25 @@ def test_the_cards_code_runs(format_: str, run_dir: Path, tmp_path: Path, monkey
     monkeypatch.chdir(path.parent)
     exec(code, names)
     assert names["tokens"].shape[1:] == (36, 48)
+
+
+def test_the_cards_transform_gives_the_features_of_evaluations(
+    shared: Path, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On photographs of their own sizes, in which transformers' processor often crops one pixel beside (docs/LOG.md)."""
+    photographs = sorted(map(str, (shared / "data" / "imagenet_sample").glob("*.JPEG")))[:24]
+    path = export(open_source(run_dir), tmp_path / "x", "hf")
+    card = path.with_name("README.md").read_text()
+    assert "not with `AutoImageProcessor`" in "\n".join(card.partition("# I-JEPA")[2].splitlines()[:3])
+    encoder, facts = read_encoder(run_dir)
+    expected = extract(encoder, [load_eval_images(photographs, 48, 1)], facts.mean, facts.std, "cpu")
+    monkeypatch.chdir(path.parent)
+    code = compile(card.partition("```python\n")[2].partition("```")[0], "README.md", "exec")
+    for photograph, feature in zip(photographs, expected, strict=True):
+        names = {"image": Image.open(photograph)}
+        exec(code, names)
+        cosine = torch.cosine_similarity(names["tokens"].mean(1)[0], feature, 0)
+        assert cosine > 0.999, (photograph, cosine)
 
 
 def test_what_cannot_be_exported(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
