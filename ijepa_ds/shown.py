@@ -15,6 +15,11 @@ def _escaped(letter: str) -> str:
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else letter.encode("unicode_escape").decode("ascii")
 
 
+def is_text(name: str) -> bool:
+    """Whether a name is UTF-8, as TensorBoard requires of its folder."""
+    return not any(0xD800 <= ord(letter) <= 0xDFFF for letter in name)
+
+
 def print_any_name() -> None:
     """Let both output streams escape what they cannot encode; a message with a file name must not end in a traceback."""
     for stream in (sys.stdout, sys.stderr):

@@ -10,6 +10,7 @@ from pathlib import Path
 from ijepa_ds.config import checks, yaml_tree
 from ijepa_ds.config.schema import Config, ConfigError, Problem
 from ijepa_ds.config.yaml_tree import Item
+from ijepa_ds.shown import is_text, shown
 
 
 def load(path: Path, overrides: Sequence[str] = (), world_size: int | None = None) -> Config:
@@ -63,6 +64,9 @@ def assemble(root: Item, found: Sequence[str], overrides: Sequence[str] = (), wo
     if lines:
         raise ConfigError(lines)
     run, model = cfg.run, cfg.model
+    if not is_text(absolute(run.dir)):  # by the current directory, or by a variable in it
+        text = "is not UTF-8, which TensorBoard requires; choose another folder"
+        raise ConfigError([f"{yaml_tree.where(root, 'run.dir')}: run.dir: {shown(absolute(run.dir))} {text}"])
     resume = run.resume if run.resume in ("auto", "never") else absolute(run.resume)
     branch = run.branch_from and absolute(run.branch_from)
     return replace(

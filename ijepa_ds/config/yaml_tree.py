@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ijepa_ds.config.schema import ConfigError
+from ijepa_ds.shown import is_text, shown
 
 _MAX_DEPTH = 8  # nested sections; an alias that contains itself would have no end
 
@@ -137,6 +138,8 @@ def apply_overrides(root: Item, overrides: Sequence[str]) -> list[str]:
         problem = None
         if not equals or not all(dotted.strip().split(".")):
             problem = "expected section.key=value, such as optimization.lr=1e-3"
+        elif not is_text(text):
+            problem = "is not UTF-8, which YAML requires; give a link with another name, or put the path into a variable"
         else:
             try:
                 value, wrong = _scalar(written)
@@ -144,7 +147,7 @@ def apply_overrides(root: Item, overrides: Sequence[str]) -> list[str]:
             except (yaml.YAMLError, ValueError):
                 problem = f"the value is not valid YAML; put it in quotes: {dotted}='\"...\"'"
         if problem:
-            found.append(f"override {text}: {problem}")
+            found.append(f"override {shown(text)}: {problem}")
     return found
 
 

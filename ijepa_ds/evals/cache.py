@@ -54,7 +54,7 @@ def encoder_identity(encoder: nn.Module) -> str:
         total.update(f"{name} {type(module).__qualname__} {sorted(plain.items())}\n".encode())
     for name, tensor in [*encoder.named_parameters(), *encoder.named_buffers()]:
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

@@ -23,6 +23,7 @@ from ijepa_ds.evals.readable import names_unreadable, without_unreadable
 from ijepa_ds.evals.settings import Settings
 from ijepa_ds.evals.subject import Subject, open_subject
 from ijepa_ds.evals.tasks import evaluate_pair
+from ijepa_ds.shown import is_text, shown
 
 logger = logging.getLogger(__name__)
 __all__ = ["Settings", "evaluate_folder", "evaluate_pair", "run"]
@@ -64,6 +65,8 @@ def _evaluate(args: argparse.Namespace, world: World) -> dict[str, Any]:
     """The content of `result.json`."""
     start = time.perf_counter()
     check_used(args)
+    if not is_text(str(args.out)):
+        raise ValueError(f"--out {shown(str(args.out))}: is not UTF-8, which TensorBoard requires; choose another name")
     apart = apply_preset(args)
     if args.preset and world.rank == 0:
         logger.info("%s: %s", args.preset, PRESETS[args.preset].layout)

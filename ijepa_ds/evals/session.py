@@ -84,7 +84,10 @@ class Session:
         s = self.settings
         reading = {"size": s.size, "frame": s.frame, "mean": s.mean, "std": s.std, "max_pixels": s.max_pixels}
         computing = {"precision": s.precision, "device": torch.device(s.device).type, "layers": layers, "mirrored": mirrored}
-        images = images_identity(self._part(part).paths)
+        try:
+            images = images_identity(self._part(part).paths)
+        except OSError:  # an image is gone: reading it names it, on every rank
+            return None
         return digest_of(reading | computing | {"encoder": self._identity, "images": images})
 
     def _cached(self, digest: str | None, part: str) -> tuple[bool, Tensor | None]:

@@ -63,8 +63,8 @@ def evaluate_pair(
         whole.details |= found.details
         whole.notes += [note for note in found.notes if note not in whole.notes]
         seconds[task] = time.perf_counter() - start
-    found = {"scores": whole.scores, "details": whole.details, "notes": whole.notes, "seconds": seconds}
-    return found | {"from_cache": session.from_cache}
+    result = {"scores": whole.scores, "details": whole.details, "notes": whole.notes, "seconds": seconds}
+    return result | {"from_cache": session.from_cache}
 
 
 def _rank(session: Session) -> Scores:

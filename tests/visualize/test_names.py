@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from ijepa_ds import cli
+from ijepa_ds import cli, config
 from ijepa_ds.plotting.style import literal
 from ijepa_ds.shown import shown
 from ijepa_ds.telemetry.event_log import Log
 from tests.dist.launched import SMALL, finished, prepare
 from tests.evals_cases import write_images
+from tests.weights_cases import small_config
 
 ODD = [b"caf\xe9", b"a$b_c^d$", b"$\\frac{x}$", b"two\nlines", b"\"q'<b>&amp;", b"_first", b"tab\tbell\x07", "漢字 é".encode()]
 
@@ -88,10 +89,12 @@ def test_pictures_pages_and_scores(run_dir: Path, tmp_path: Path, capsys: pytest
 
 
 def test_a_report_of_runs_with_odd_names(tmp_path: Path) -> None:
-    runs = [tmp_path / os.fsdecode(name) for name in ODD[:6]]
+    runs = [tmp_path / os.fsdecode(name) for name in ODD[1:7]]  # of the first one, see below
+    write_images(tmp_path / "plain", {"a": 4}, size=48)
     for number, run in enumerate(runs):
         run.mkdir()
-        log = Log(run, 0)
+        config.save_resolved(small_config(tmp_path / "plain"), run / "config.yaml")
+        log = Log(run, 0, purge_step=1)
         for step in range(1, 5):
             log.scalars(step, {"loss": 1.0 / step + number})
         log.close()
@@ -100,6 +103,22 @@ def test_a_report_of_runs_with_odd_names(tmp_path: Path) -> None:
     assert "i" not in page.tags
     for run in runs:
         assert cli.main(["summary", "--run", str(run), "--out", str(tmp_path / "summary.png")]) == 0
+
+
+def test_a_folder_for_tensorboard_must_be_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    (tmp_path / "run.yaml").write_text("optimization: {steps: 2, warmup_steps: 1, batch_size: 8}\ndata: {source: x}\n")
+    with pytest.raises(config.ConfigError, match=r"override run.dir=caf\\xe9: is not UTF-8, which YAML requires"):
+        config.load(tmp_path / "run.yaml", [f"run.dir={name}", "model.name=tiny"])
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(config.ConfigError, match=r"run.dir: .*caf\\xe9/out is not UTF-8, which TensorBoard requires"):
+        config.load(tmp_path / "run.yaml", ["run.dir=out", "model.name=tiny"])
+    given = ["--checkpoint", "x", "--train", "x", "--test", "x", "--out", str(tmp_path / name)]
+    assert cli.main(["eval", "knn", *given]) == 2
+    assert r"caf\xe9: is not UTF-8" in capsys.readouterr().err
 
 
 def test_a_message_with_such_a_name_is_no_traceback(tmp_path: Path) -> None:
