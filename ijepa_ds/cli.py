@@ -59,7 +59,7 @@ GROUPS = {
         ),
         "data shard": Verb(
             "ijepa_ds.data.shard_command",
-            "write an image source as tar shards with an index",
+            "write an image source as tar or parquet shards with an index",
             "ijepa-ds data shard data/train --out data/train-shards --size 512M",
             "docs/data.md",
         ),

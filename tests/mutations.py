@@ -92,6 +92,9 @@ MUTATIONS = [
     Mutation("ijepa_ds/storage.py", "if left <= 0:", "if left <= 1e9:", _KINDS),
     Mutation("ijepa_ds/data/reading.py", "self._tars.pop(container, None)\n", "pass\n", f"{_STORAGE} -k descriptor"),
     Mutation("ijepa_ds/data/row_groups.py", "if content is None:", "if False:", "tests/data/test_parquet.py -k usable"),
+    Mutation(
+        "ijepa_ds/data/shards.py", "not whole or read != whole", "not whole", "tests/data/test_parquet_shards.py -k goes_on"
+    ),
     Mutation("ijepa_ds/data/parquet_columns.py", "number < 0 or", "False or", "tests/data/test_parquet.py -k is_no_class"),
     Mutation(
         "ijepa_ds/data/row_groups.py",

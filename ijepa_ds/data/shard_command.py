@@ -1,4 +1,4 @@
-"""`ijepa-ds data shard`: write a source as tar shards, for file systems that are slow with millions of files."""
+"""`ijepa-ds data shard`: write a source as tar or parquet shards, for file systems that are slow with millions of files."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import argparse
 import logging
 import re
 
-from ijepa_ds.arguments import add_out
+from ijepa_ds.arguments import add_out, check_at_least
 from ijepa_ds.data.index_command import add_scan_arguments, scan_options, summary
-from ijepa_ds.data.shards import write_shards
+from ijepa_ds.data.shards import ROWS, write_shards
 from ijepa_ds.data.sources import open_source
 
 logger = logging.getLogger(__name__)
@@ -28,12 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_scan_arguments(parser)
     add_out(parser, "folder; the same command resumes", metavar="DIR")
     parser.add_argument("--size", type=parse_size, default=parse_size("512M"), help="largest size of a shard (512M)")
+    parser.add_argument("--to", choices=("tar", "parquet"), default="tar", help="format of the shards (tar)")
+    parser.add_argument("--rows", type=int, default=ROWS, help=f"of parquet: most rows of a row group ({ROWS})")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the shards; return 0."""
+    check_at_least(args, rows=1)
     index = open_source(args.source, scan_options(args))
-    made = write_shards(index, args.out, args.size)
+    made = write_shards(index, args.out, args.size, to=args.to, rows=args.rows)
     left = f"; {len(index.bad)} unreadable images excluded" if index.bad else ""
     logger.info("%s in %s%s", summary(made), args.out, left)
     return 0

@@ -1,4 +1,4 @@
-"""Tar shards of a source with their index: deterministic bytes, resumable, verified after writing."""
+"""Tar or parquet shards of a source with their index: deterministic bytes, resumable, verified after writing."""
 
 from __future__ import annotations
 
@@ -8,50 +8,37 @@ import json
 import logging
 import os
 import tarfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from ijepa_ds.data.headers import READ_ERRORS
+from ijepa_ds.data.image_header import FORMATS
 from ijepa_ds.data.index import ImageIndex, build_index
-from ijepa_ds.data.index_file import Container
+from ijepa_ds.data.index_file import BY_PILLOW, Container
 from ijepa_ds.data.reading import Reader, digest
+from ijepa_ds.data.shard_plan import Plan, contents
 from ijepa_ds.data.sources import SHARD_INDEX
 from ijepa_ds.data.tars import fingerprint
-from ijepa_ds.errors import UserError
+from ijepa_ds.data.walk import is_image
+from ijepa_ds.errors import ContentError, UserError
 
 logger = logging.getLogger(__name__)
 _PROGRESS = "shards.partial.json"  # digests of the finished shards; deleted at the end
-_WINDOW = 64  # prefetched images
 _ROWS = 1 << 14  # of the index, read at once
-_THREADS = 8
 _RECORD = tarfile.RECORDSIZE
 
 
-class Plan(NamedTuple):
-    """Which image goes where: two numbers an image, as headers are made when they are written.
-
-    Attributes:
-        positions: int64 [m], the readable images in the source, in order.
-        offsets: int64 [m], of each one's bytes in its shard.
-        firsts: int64 [k + 1], where each shard begins in `positions`; the last is m.
-    """
-
-    positions: np.ndarray
-    offsets: np.ndarray
-    firsts: np.ndarray
-
-    def members(self, shard: int) -> slice:
-        """The images of a shard, as places in `positions`."""
-        return slice(int(self.firsts[shard]), int(self.firsts[shard + 1]))
+_ENDINGS = {"JPEG": b".jpg", "PNG": b".png", "WEBP": b".webp", "BMP": b".bmp"}
+ROWS = 100  # of a row group: Hugging Face's number for images
 
 
-def write_shards(index: ImageIndex, out: Path, size: int, progress: bool = True) -> ImageIndex:
-    """Write the readable images of an index into `out`/images-00000.tar ... and `out`/images.index.
+def write_shards(
+    index: ImageIndex, out: Path, size: int, progress: bool = True, *, to: str = "tar", rows: int = ROWS
+) -> ImageIndex:
+    """Write the readable images of an index into `out`/images-00000.tar (or .parquet) ... and `out`/images.index.
 
     Names, order and classes are those of the source. If it has no unreadable image, a run can resume with the shards.
 
@@ -60,6 +47,8 @@ def write_shards(index: ImageIndex, out: Path, size: int, progress: bool = True)
         out: A folder: new, empty, or left by an interrupted call.
         size: Largest size of a shard in bytes, unless one image is larger.
         progress: Show a progress bar on a terminal.
+        to: `tar` or `parquet`.
+        rows: Most rows of a row group of parquet.
 
     Returns:
         The index of the shards, with checksums.
@@ -76,31 +65,85 @@ def write_shards(index: ImageIndex, out: Path, size: int, progress: bool = True)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"{out} is being written by another process") from error
-        return _write(index, out, size, progress)
+        return _write(index, out, size, progress, Tars() if to == "tar" else Parquet(rows))
 
 
-def _write(index: ImageIndex, out: Path, size: int, progress: bool) -> ImageIndex:
-    planned = plan(index, size)
-    done = _progress_of(out, {"source": index.checksum, "bad": sorted(index.bad), "size": size})
+class Tars:
+    """Shards that are tars."""
+
+    ending = ".tar"
+    task: Mapping[str, object] = {}
+
+    def plan(self, index: ImageIndex, size: int) -> Plan:
+        """Assign images to shards."""
+        return plan(index, size)
+
+    def write(self, reader: Reader, index: ImageIndex, path: Path, positions: np.ndarray) -> tuple[list[int], str]:
+        """Write a shard; return the checksum of each image, and the digest of the file."""
+        return _write_shard(reader, index, path, positions)
+
+    def sums(self, path: Path, index: ImageIndex, positions: np.ndarray, offsets: np.ndarray) -> tuple[str, list[int]]:
+        """Read a shard; return the digest of the file, and the checksum of each image."""
+        return _sums(path, index, positions, offsets)
+
+    def containers(self, planned: Plan, paths: list[Path]) -> list[Container]:
+        """The containers of the images, by number."""
+        return [Container(str(path), fingerprint(str(path))) for path in paths]
+
+
+class Parquet(Tars):
+    """Shards that are parquet files with row groups of `rows` rows."""
+
+    ending = ".parquet"
+
+    def __init__(self, rows: int) -> None:
+        from ijepa_ds.data import parquet_shards  # late: pyarrow takes half a second
+
+        self._rows, self._files = rows, parquet_shards
+        self.task = {"to": "parquet", "rows": rows}
+
+    def plan(self, index: ImageIndex, size: int) -> Plan:
+        """Assign images to files and row groups."""
+        return self._files.plan(index, size, self._rows)
+
+    def write(self, reader: Reader, index: ImageIndex, path: Path, positions: np.ndarray) -> tuple[list[int], str]:
+        """Write a file; return the checksum of each image, and the digest of the file."""
+        return self._files.write(reader, index, path, positions, self._rows)
+
+    def sums(self, path: Path, index: ImageIndex, positions: np.ndarray, offsets: np.ndarray) -> tuple[str, list[int]]:
+        """Read a file; return its digest, and the checksum of each image; none if it cannot be read."""
+        try:
+            return self._files.sums(path)
+        except ContentError:
+            return "", []
+
+    def containers(self, planned: Plan, paths: list[Path]) -> list[Container]:
+        """The row groups of all files, by number."""
+        return self._files.containers_of(planned, paths)
+
+
+def _write(index: ImageIndex, out: Path, size: int, progress: bool, kind: Tars) -> ImageIndex:
+    planned = kind.plan(index, size)
+    done = _progress_of(out, {"source": index.checksum, "bad": sorted(index.bad), "size": size, **kind.task})
     checksums = np.zeros(len(planned.positions), "<u8")
     reader = Reader(index)
     disable = None if progress else True
     with tqdm(total=len(checksums), desc=f"shard {index.source}", unit="image", disable=disable) as bar:
         for number in range(len(planned.firsts) - 1):
-            path, members = out / f"images-{number:05d}.tar", planned.members(number)
+            path, members = out / f"images-{number:05d}{kind.ending}", planned.members(number)
             positions, offsets = planned.positions[members], planned.offsets[members]
             whole = done["shards"].get(path.name)
-            read, sums = _sums(path, index, positions, offsets) if whole and path.exists() else ("", [])
+            read, sums = kind.sums(path, index, positions, offsets) if whole and path.exists() else ("", [])
             if not whole or read != whole:
-                written, whole = _write_shard(reader, index, path, positions)
-                read, sums = _sums(path, index, positions, offsets)
+                written, whole = kind.write(reader, index, path, positions)
+                read, sums = kind.sums(path, index, positions, offsets)
                 if (read, sums) != (whole, written):
                     raise UserError(f"{path} reads back differently from what was written: is the disk broken?")
             checksums[members] = sums
             done["shards"][path.name] = whole
             _save(out / _PROGRESS, done)
             bar.update(len(positions))
-    made = _index_of(index, out, planned, checksums)
+    made = _index_of(index, out, planned, checksums, kind)
     made.save(out / SHARD_INDEX)
     (out / _PROGRESS).unlink()
     return made
@@ -113,15 +156,22 @@ def plan(index: ImageIndex, size: int) -> Plan:
     end = size + 1
     for first in range(0, len(positions), _ROWS):
         chunk = positions[first : first + _ROWS]
-        for i, (position, num_bytes) in enumerate(zip(chunk.tolist(), index.rows(chunk)["num_bytes"].tolist(), strict=True)):
-            header = len(_header(index.name(position), num_bytes))
+        rows = index.rows(chunk)
+        for i, (position, num_bytes) in enumerate(zip(chunk.tolist(), rows["num_bytes"].tolist(), strict=True)):
+            header = len(_header(member_name(index.name(position), int(rows["format"][i])), num_bytes))
             length = header + num_bytes + -num_bytes % tarfile.BLOCKSIZE
             if end + length + 2 * tarfile.BLOCKSIZE > size:
                 firsts.append(first + i)
                 end = 0
             offsets[first + i] = end + header
             end += length
-    return Plan(positions, offsets, np.array([*firsts, len(positions)]))
+    ends = np.array([*firsts, len(positions)])
+    return Plan(positions, np.repeat(np.arange(len(firsts), dtype=np.int32), np.diff(ends)), offsets, ends)
+
+
+def member_name(name: bytes, form: int) -> bytes:
+    """Return an image's name in a tar, which needs an image's ending; rows of parquet may have none. `form`: as in ENTRY."""
+    return name if is_image(name) else name + _ENDINGS[FORMATS[form & ~BY_PILLOW]]
 
 
 def _header(name: bytes, num_bytes: int) -> bytes:
@@ -142,31 +192,16 @@ def _write_shard(reader: Reader, index: ImageIndex, path: Path, positions: np.nd
             file.write(content)
             whole.update(content)
 
-        for position, content in _contents(reader, positions.tolist()):
+        for position, content in contents(reader, positions.tolist()):
             checksums.append(digest(content))
-            put(_header(index.name(position), len(content)) + content + bytes(-len(content) % tarfile.BLOCKSIZE))
+            name = member_name(index.name(position), int(index.rows([position])["format"][0]))
+            put(_header(name, len(content)) + content + bytes(-len(content) % tarfile.BLOCKSIZE))
         put(bytes(2 * tarfile.BLOCKSIZE))
         put(bytes(-file.tell() % _RECORD))
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
     return checksums, whole.hexdigest()
-
-
-def _contents(reader: Reader, positions: list[int]) -> Iterator[tuple[int, bytes]]:
-    def read(position: int) -> bytes:
-        try:
-            return reader.read(position)
-        except READ_ERRORS as error:
-            raise UserError(
-                f"{reader.display_path(position)!r} is no longer readable: {error}; index the source again, or exclude "
-                "it with `ijepa-ds data check --fix-index`"
-            ) from error
-
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="read") as pool:
-        for first in range(0, len(positions), _WINDOW):
-            window = positions[first : first + _WINDOW]
-            yield from zip(window, pool.map(read, window), strict=True)
 
 
 def _sums(path: Path, index: ImageIndex, positions: np.ndarray, offsets: np.ndarray) -> tuple[str, list[int]]:
@@ -196,7 +231,8 @@ def _progress_of(out: Path, task: dict[str, Any]) -> dict[str, Any]:
         before = json.loads(path.read_text(encoding="utf-8"))
         if before["task"] != task:
             raise UserError(
-                f"{out} holds an unfinished set of shards of another source or --size; choose another --out, or remove it"
+                f"{out} holds an unfinished set of shards of another source, --size, --to or --rows; choose another --out, or "
+                "remove it"
             )
         return before
     foreign = [name for name in sorted(os.listdir(out)) if not name.startswith(".")]
@@ -216,19 +252,19 @@ def _save(path: Path, content: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def _index_of(index: ImageIndex, out: Path, planned: Plan, checksums: np.ndarray) -> ImageIndex:
+def _index_of(index: ImageIndex, out: Path, planned: Plan, checksums: np.ndarray, kind: Tars) -> ImageIndex:
     shards, kept = len(planned.firsts) - 1, planned.positions
     entries = np.array(index.entries) if len(kept) == len(index) else index.entries[kept]
-    entries["container"] = np.repeat(np.arange(shards, dtype=np.int32), np.diff(planned.firsts))
+    entries["container"] = planned.containers
     entries["offset"] = planned.offsets
     entries["checksum"] = checksums
     entries["mtime_ns"] = 0
-    paths = [out.absolute() / f"images-{number:05d}.tar" for number in range(shards)]
+    paths = [out.absolute() / f"images-{number:05d}{kind.ending}" for number in range(shards)]
     return build_index(
         source=index.source,
         entries=entries,
         names=index.names,
-        containers=tuple(Container(str(path), fingerprint(str(path))) for path in paths),
+        containers=tuple(kind.containers(planned, paths)),
         classes=index.classes,
         bad={},
         problems=(),

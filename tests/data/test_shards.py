@@ -85,7 +85,7 @@ def test_two_writings_are_equal_and_an_interrupted_one_goes_on(tmp_path, root, m
     with pytest.raises(KeyboardInterrupt):
         write_shards(source, tmp_path / "two", SIZE)
     assert not (tmp_path / "two" / "images.index").exists()
-    with pytest.raises(ValueError, match="another source or --size"):
+    with pytest.raises(ValueError, match="another source, --size"):
         write_shards(source, tmp_path / "two", SIZE * 2)
     first = tmp_path / "two" / "images-00000.tar"
     first.write_bytes(first.read_bytes()[:-20000] + bytes(20000))  # the crash lost pages of one that counted as whole
