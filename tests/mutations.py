@@ -95,6 +95,13 @@ MUTATIONS = [
     Mutation(
         "ijepa_ds/data/shards.py", "not whole or read != whole", "not whole", "tests/data/test_parquet_shards.py -k goes_on"
     ),
+    Mutation(
+        "ijepa_ds/data/samples.py",
+        "window * mean > cfg.parquet_cache",
+        "False",
+        "tests/data/test_parquet.py -k fit_into_memory",
+    ),
+    Mutation("ijepa_ds/data/reading.py", "\\0{place.group}", "", "tests/data/test_parquet.py -k other_images"),
     Mutation("ijepa_ds/data/parquet_columns.py", "number < 0 or", "False or", "tests/data/test_parquet.py -k is_no_class"),
     Mutation(
         "ijepa_ds/data/row_groups.py",

@@ -209,7 +209,9 @@ class ImageFiles(Sequence[ImageFile]):
             container = int(entry["container"])
             place = self._index.containers[container]
             if place.fingerprint and container not in tars:
-                tars[container] = os.fsencode(f"{place.path}\0{place.fingerprint}\0{place.column}") + _state(place.path)
+                tars[container] = os.fsencode(f"{place.path}\0{place.fingerprint}\0{place.column}\0{place.group}") + _state(
+                    place.path
+                )
             path = self._index.path(position)
             file = tars[container] if place.fingerprint else os.fsencode(path) + _state(path)
             total.update(file + b"\0%d %d\0" % (entry["offset"], entry["num_bytes"]) + self._index.name(position) + b"\n")

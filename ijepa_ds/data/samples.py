@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from ijepa_ds.data.reading import Reader
 from ijepa_ds.errors import UserError
 
 logger = logging.getLogger(__name__)
+_PROBES = 1024  # images whose length is looked at
+_SLACK = 1.25  # row groups at the ends of a window, and those of the window before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +92,7 @@ class SamplePlan:
         self.index, self.share = index, share
         self.reader = Reader(index, cfg.storage_timeout, cfg.parquet_cache)
         self.found: dict[int, str] = {}
+        check_row_groups(cfg, index)
         self._cfg, self._seed, self._order = cfg, seed, ImageOrder(cfg, index, seed)
         self._bad = {**index.bad, **(bad or {})}
         self._ends = np.cumsum([part.count for part in index.parts])  # of the sources
@@ -154,6 +158,25 @@ class SamplePlan:
         within = (first + (index - first + step) % count for step in range(count))
         anywhere = ((index + step) % len(self.index) for step in range(len(self.index)))
         return next(chosen for chosen in itertools.chain(within, anywhere) if chosen not in self._bad)
+
+
+def check_row_groups(cfg: DataConfig, index: ImageIndex) -> None:
+    """Check that the row groups of a shuffle window of parquet fit into memory; else each image would read one again.
+
+    Raises:
+        UserError: Names the sizes that fit.
+    """
+    if cfg.order != "shards" or not any(container.column for container in index.containers):
+        return
+    lengths = index.rows(np.linspace(0, len(index) - 1, _PROBES).astype(np.int64))["num_bytes"]  # not all: see ImageIndex.file
+    window = min(cfg.shuffle_window, len(index))
+    mean = max(1.0, float(lengths.mean())) * _SLACK / 2**20  # MiB an image
+    if window * mean > cfg.parquet_cache:
+        raise UserError(
+            f"data.parquet_cache: {cfg.parquet_cache} MiB hold fewer row groups than a shuffle window of {window:,} images of "
+            f"{lengths.mean() / 1024:,.0f} KiB touches, so row groups would be read again and again: set it to at least "
+            f"{math.ceil(window * mean)}, or data.shuffle_window to at most {max(1, int(cfg.parquet_cache / mean)):,}"
+        )
 
 
 def check_limits(cfg: DataConfig, index: ImageIndex, bad: Mapping[int, str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,8 +12,10 @@ import torch
 
 from ijepa_ds.config import DataConfig
 from ijepa_ds.data import ScanOptions, open_source, row_groups
+from ijepa_ds.data.image_order import ImageOrder
 from ijepa_ds.data.loader import ImageBatches
-from ijepa_ds.data.reading import Reader
+from ijepa_ds.data.reading import ImageFiles, Reader
+from ijepa_ds.data.samples import check_row_groups
 from tests.cases.making import coded, listing, photo, tar_of, write_tree
 from tests.data.parquet_cases import features, write
 
@@ -98,6 +102,38 @@ def test_row_groups_in_memory_stay_below_the_limit_and_a_jumping_order_is_told(t
         for row in range(8):
             calm.read(place, row)
     assert not caplog.text
+
+
+def test_shards_order_shuffles_row_groups_and_is_the_same_for_all_ranks(tmp_path):
+    contents = [coded(photo(i)) for i in range(40)]
+    path = write(tmp_path / "a.parquet", contents, group=4)
+    index = open_source(str(path))
+    cfg = DataConfig(source="", crop_size=16, loader="torchvision", order="shards", shuffle_window=8)
+    whole = batches(index, cfg, count=6)
+    ranks = torch.cat([batches(index, cfg, rank=rank, world=2, count=6) for rank in range(2)], dim=1)
+    assert torch.equal(ranks, whole) and torch.equal(batches(index, cfg, start=3, count=3), whole[3:])
+    positions = ImageOrder(cfg, index, seed=3).indices(np.arange(40))
+    assert sorted(positions.tolist()) == list(range(40))
+    for first in range(0, 33, 8):  # 8 samples lie in two windows at most, and a window in 3 row groups
+        assert len({position // 4 for position in positions[first : first + 8].tolist()}) <= 6
+
+
+def test_a_window_that_does_not_fit_into_memory_is_refused_with_sizes_that_do(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    index = open_source(str(write(tmp_path / "a.parquet", [coded(noise, "PNG")] * 8)))  # 360 KB each
+    cfg = DataConfig(source="", crop_size=16, order="shards", shuffle_window=8, parquet_cache=2)
+    with pytest.raises(ValueError, match=r"data\.parquet_cache: 2 MiB .* at least 4, or data\.shuffle_window to at most 4"):
+        check_row_groups(cfg, index)
+    for change in ({"parquet_cache": 4}, {"shuffle_window": 4}, {"order": "global"}):
+        check_row_groups(replace(cfg, **change), index)
+
+
+def test_row_groups_of_one_file_are_other_images(tmp_path):
+    contents = [coded(photo(i, 40, 40)) for i in range(4)]
+    contents = [content + bytes(2000 - len(content)) for content in contents]  # of one length
+    index = open_source(str(write(tmp_path / "a.parquet", contents, names=["x.jpg"] * 4, group=2)))
+    one, other = (ImageFiles(index, np.array(positions)).identity() for positions in ([0, 1], [2, 3]))
+    assert one != other
 
 
 @pytest.mark.parametrize(
