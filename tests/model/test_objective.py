@@ -18,10 +18,12 @@ from ijepa_ds.model import ijepa
 from ijepa_ds.model.objective import nearness
 from ijepa_ds.model.vit import initialise
 from ijepa_ds.model.work import Tokens, work_of
+from ijepa_ds.plan.activations import activations_of
 from ijepa_ds.weights import WeightsError, build_ijepa, open_source
 from ijepa_ds.weights.export import export
 from ijepa_ds.weights.start import open_start
 from tests import objective_reference
+from tests.dist import measured
 from tests.plan.test_plan import counted
 from tests.weights_cases import small_config, write_run
 
@@ -78,6 +80,14 @@ def test_flops_and_parameters_are_torchs(
     with torch.device("meta"):
         made = ijepa.build(cfg)
     assert work.count("predictor") == sum(p.numel() for p in made.predictor.parameters())
+
+
+@pytest.mark.parametrize(("targets", "objective"), [(TargetsConfig(layers=(1, 2, 3, 4)), None), (None, OWN)])
+def test_activations_are_what_the_allocator_held(targets: TargetsConfig | None, objective: ObjectiveConfig | None) -> None:
+    cfg = measured.config_of("small", micro_batch=2, ranks=1, depth=4, activation_checkpointing=True)
+    cfg = with_options(cfg, targets, objective)
+    held, kc, kt = measured.activation_bytes(ijepa.build(cfg), cfg, 2)
+    assert activations_of(work_of(cfg, Tokens(kc, kt, kc, kt)), 2) == pytest.approx(held, rel=0.15)
 
 
 @pytest.mark.parametrize(
