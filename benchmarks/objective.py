@@ -26,21 +26,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
+from benchmarks.objective_scores import SCORES, score
 from ijepa_ds import config
 from ijepa_ds.config.sizes import size_of
-from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.durable import append_lines
-from ijepa_ds.evals import features, knn, linear
-from ijepa_ds.evals.folders import batches, read_pair
 from ijepa_ds.evals.subject import open_subject
 from ijepa_ds.telemetry.events import read_scalars
 
 ROOT = Path(__file__).resolve().parents[1]
-GRID = 4  # patches are averaged to this grid
-SCORES = ("20-NN", "linear", "last 4", "patches")
 # By name of the data set; --set overrides them.
 DATA: dict[str, tuple[str, ...]] = {
     "objects": (),
@@ -164,38 +158,6 @@ def train(plan: Plan, args: argparse.Namespace, folder: Path) -> None:
         raise SystemExit(f"{plan.name}: the trainer ended with code {code}, see {log.name}; the same command continues")
 
 
-@torch.no_grad()
-def pooled(encoder: torch.nn.Module, facts: Any, paths: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Averages of the last four blocks' patches `[n, L * D]`, the output last, and of the output on a grid `[n, 16 * D]`."""
-    layers = min(4, features.num_layers(encoder))
-    options = features.ForwardOptions(facts.mean, facts.std, "cpu", torch.float32, layers)
-    whole, grids = [], []
-    for outputs in features.forward(encoder, batches(paths, facts.image_size, 256, 1), options):
-        whole.append(torch.cat([tokens.mean(dim=1) for tokens in outputs], dim=1))
-        b, n, d = outputs[-1].shape
-        side = round(n**0.5)
-        square = outputs[-1].transpose(1, 2).reshape(b, d, side, side)
-        grids.append(F.adaptive_avg_pool2d(square, min(GRID, side)).flatten(1))
-    return torch.cat(whole), torch.cat(grids)
-
-
-def score(encoder: torch.nn.Module, facts: Any, paths: tuple[str, str], args: argparse.Namespace) -> dict[str, float]:
-    """Scores of an encoder in percent; the same evenly spaced images for every run."""
-    pair = read_pair(*paths, ScanOptions())
-    sets = []
-    for part, most in ((pair.train, args.max_train), (pair.test, args.max_test)):
-        chosen = torch.linspace(0, len(part.labels) - 1, min(most, len(part.labels))).long()
-        sets.append((*pooled(encoder, facts, [part.paths[int(i)] for i in chosen]), part.labels[chosen]))
-    (a, a_grid, a_labels), (b, b_grid, b_labels) = sets
-    d = facts.size.width
-    return {
-        "20-NN": knn.evaluate(a[:, -d:], a_labels, b[:, -d:], b_labels, k=(min(20, len(a)),)).popitem()[1],
-        "linear": linear.evaluate(a[:, -d:], a_labels, b[:, -d:], b_labels)["top1"],
-        "last 4": linear.evaluate(a, a_labels, b, b_labels)["top1"],
-        "patches": linear.evaluate(a_grid, a_labels, b_grid, b_labels, max_iterations=300)["top1"],
-    }
-
-
 def measure(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
     """Train and score one run; a line of results."""
     folder = args.out / plan.name
@@ -205,7 +167,7 @@ def measure(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
     found = {}
     for which in ("target", "untrained") if plan.option == "recipe" else ("target",):
         subject = open_subject(str(folder), which, None, None)
-        found[which] = score(subject.encoder, subject.facts, paths, args)
+        found[which] = score(subject.encoder, subject.facts, paths, args.max_train, args.max_test)
     result = {
         **plan._asdict(),
         "scores": found["target"],

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import objective
+from benchmarks import objective, objective_scores
 from ijepa_ds import config
 from ijepa_ds.config import ConfigError
 from ijepa_ds.config.sizes import Size
@@ -26,7 +26,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def measure(plan: objective.Plan, args: argparse.Namespace) -> dict[str, Any]:
         if plan.option == "stop":
             raise SystemExit("stopped")
-        scores = dict.fromkeys(objective.SCORES, 50.0 + plan.seed)
+        scores = dict.fromkeys(objective_scores.SCORES, 50.0 + plan.seed)
         seconds = 1.0 if plan.option == "recipe" else 2.0
         return {**plan._asdict(), "scores": scores, "untrained": None, "step_seconds": seconds}
 
@@ -100,11 +100,10 @@ def test_scores_are_those_of_real_images(tmp_path: Path) -> None:
     facts = Facts(
         source="x", kind="run", which="target", step=0, size=encoder.size, patch_size=8, image_size=32, position_grid=4
     )
-    args = objective.parse_arguments(["--out", str(tmp_path), "--max-test", "8"])
-    found = objective.score(encoder, facts, (str(tmp_path / "classes"),) * 2, args)
-    assert list(found) == list(objective.SCORES) and all(0 <= value <= 100 for value in found.values())
+    found = objective_scores.score(encoder, facts, (str(tmp_path / "classes"),) * 2, 100, 8)
+    assert list(found) == list(objective_scores.SCORES) and all(0 <= value <= 100 for value in found.values())
     assert found["patches"] == 100  # 384 values of 12 images, the scored ones among them
-    whole, grid = objective.pooled(encoder, facts, [str(path) for path in images])
+    whole, grid = objective_scores.pooled(encoder, facts, [str(path) for path in images])
     assert whole.shape == (12, 2 * 24) and grid.shape == (12, 16 * 24)
     torch.testing.assert_close(whole[:, -24:], grid.reshape(12, 24, 16).mean(dim=2))
     assert json.dumps(found)
