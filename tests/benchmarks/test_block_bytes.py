@@ -7,6 +7,7 @@ from benchmarks.block_bytes import of_block
 from ijepa_ds.config.sizes import Size
 
 
+@pytest.mark.slow
 def test_bytes_of_a_block() -> None:
     """Products read their inputs and weights once, and write once; the rest reads and writes the residual stream."""
     d, h, tokens = 64, 256, 10_000
