@@ -24,11 +24,10 @@ def start(
     program: str = "ijepa_ds.train",
     port: int | None = None,
     command: bool = False,
-    torchrun: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """A run to its end: its ranks forked (`launched.finished`), which saves nine seconds of imports a process.
 
-    With `command` as a user starts it: `ranks` = 0: python -m; else the deepspeed launcher, or `torchrun`.
+    With `command` as a user starts it: `ranks` = 0: python -m; else the deepspeed launcher.
     `monitor`: with DeepSpeed's own TensorBoard block.
     """
     spread = json.loads((REPOSITORY / "ds_configs" / f"zero{stage}.json").read_text())
@@ -41,9 +40,6 @@ def start(
     launcher = [sys.executable, "-m"]
     if ranks:
         launcher = [DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(free_port()), "--module"]
-    if torchrun:
-        port_option = ["--master_port", str(free_port())]
-        launcher = [str(Path(DEEPSPEED).with_name("torchrun")), "--nproc_per_node", str(ranks), *port_option, "-m"]
     return subprocess.run(
         [*launcher, program, *arguments, *PICTURED, *overrides],
         cwd=place,

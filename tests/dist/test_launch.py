@@ -43,18 +43,6 @@ def test_two_ranks_zero3_through_the_launcher_then_resume_exactly(place: Path) -
     assert facts.step == 6 and encoder.patch_embed.proj.weight.shape == (32, 3, 8, 8)
 
 
-@pytest.mark.slow
-def test_torchrun_starts_the_same_run(place: Path) -> None:
-    arguments = ("model.precision=float32", "optimization.steps=3")
-    made = start(place, "run.dir=torchrun", *arguments, ranks=2, stage=2, command=True, torchrun=True)
-    assert made.returncode == 0, made.stdout + made.stderr
-    assert made.stdout.count("finished: 3 steps, loss ") == 1
-    assert start(place, "run.dir=forked", *arguments, ranks=2, stage=2).returncode == 0
-    assert losses(place / "torchrun") == losses(place / "forked")
-    refusal = start(place, "optimization.lrr=1", ranks=2, command=True, torchrun=True)
-    assert refusal.returncode != 0 and refusal.stderr.count("optimization.lrr: unknown key") == 1
-
-
 def test_one_process_equals_two(place: Path) -> None:
     """The same samples, crops and masks whatever the number of ranks: the first loss is the same number."""
     arguments = ("model.precision=float32", "optimization.steps=3")
