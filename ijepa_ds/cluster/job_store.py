@@ -13,10 +13,17 @@ from typing import NamedTuple
 from torch.distributed import TCPStore
 
 from ijepa_ds.cluster.judge import Verdict
-from ijepa_ds.cluster.peers import Report
+from ijepa_ds.cluster.peers import Peer, Report
 
 SUSPENDED = 20.0  # seconds: a loop of one second that took so long was suspended with its process
-_FAILED, _VERDICT = "ijepa_ds/failed", "ijepa_ds/verdict"
+_A_SECOND, _LONGEST_PERIOD = 512, 8  # ranks that ask rank 0's store in a second; seconds
+_WATCHING = "ijepa_ds/watching"  # how many ranks are connected
+_NEWS = "ijepa_ds/news"  # the first failure or verdict; one key, as every rank asks for it all the time
+
+
+def period_of(world_size: int) -> int:
+    """Seconds between two looks of a rank at the store: with many ranks, each looks less often."""
+    return min(_LONGEST_PERIOD, -(-world_size // _A_SECOND))
 
 
 def report_key(rank: int) -> str:
@@ -24,16 +31,34 @@ def report_key(rank: int) -> str:
     return f"ijepa_ds/alive/{rank}"
 
 
+class Failed(NamedTuple):
+    """The first rank that failed by an exception of its own: its number, host and process in words, and its place."""
+
+    rank: int
+    name: str
+    place: str
+
+
 class News(NamedTuple):
-    """What the ranks have published for all.
+    """What the ranks have published for all; the first of both is kept.
 
     Attributes:
-        failed: the first rank that failed by an exception of its own.
+        failed: the first rank that failed.
         verdict: rank 0's, if the job hangs.
     """
 
-    failed: int | None
-    verdict: Verdict | None
+    failed: Failed | None = None
+    verdict: Verdict | None = None
+
+    @classmethod
+    def from_text(cls, text: str) -> News:
+        """The inverse of `to_text`."""
+        failed, verdict = json.loads(text)
+        return cls(failed and Failed(*failed), verdict and Verdict(*verdict))
+
+    def to_text(self) -> str:
+        """JSON for the store."""
+        return json.dumps(self)
 
 
 class JobStore:
@@ -45,6 +70,13 @@ class JobStore:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self._store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=20))
         self.publish(Report())
+        self._store.add(_WATCHING, 1)
+
+    def wait_for_all(self, seconds: float) -> None:
+        """On rank 0: wait, for so many seconds at most, until every rank is connected."""
+        end = time.monotonic() + seconds
+        while self._store.add(_WATCHING, 0) < len(self._keys) and time.monotonic() < end:
+            time.sleep(0.05)
 
     def publish(self, report: Report) -> None:
         """Replace this rank's report."""
@@ -58,18 +90,20 @@ class JobStore:
         """The newest report of one rank."""
         return Report.from_text(self._store.get(self._keys[rank]).decode())
 
-    def claim_failure(self) -> int:
-        """Publish that this rank failed, unless another one did; the rank that failed first."""
-        return int(self._store.compare_set(_FAILED, "", str(self._rank)))
+    def claim_failure(self, peer: Peer) -> News:
+        """Publish that a rank failed, unless there are news already; the news."""
+        return self._tell(News(failed=Failed(peer.rank, str(peer), peer.place)))
 
     def publish_verdict(self, verdict: Verdict) -> None:
-        """Tell all ranks which ones hang."""
-        self._store.set(_VERDICT, json.dumps(verdict))
+        """Tell all ranks which ones hang, unless one has failed."""
+        self._tell(News(verdict=verdict))
+
+    def _tell(self, news: News) -> News:
+        return News.from_text(self._store.compare_set(_NEWS, "", news.to_text()).decode())
 
     def news(self) -> News:
-        """Failure and verdict, as far as there are."""
-        failed = int(self._store.get(_FAILED)) if self._store.check([_FAILED]) else None
-        return News(failed, Verdict(*json.loads(self._store.get(_VERDICT))) if self._store.check([_VERDICT]) else None)
+        """Failure or verdict, if there is one."""
+        return News.from_text(self._store.get(_NEWS).decode()) if self._store.check([_NEWS]) else News()
 
 
 class RequestTimer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
@@ -15,6 +15,7 @@ STORAGE = "waiting for storage"  # phase of a rank whose reads are repeated (dat
 WRITE = "writing a checkpoint"  # phase of a rank that waits for its own writing thread
 EVAL = "evaluating"
 _NAMED = 8  # ranks in a verdict, and groups of the others
+_HOSTS = 4  # whose ranks' stacks are printed
 # a rank that gets on with one of them may keep the others waiting for any time
 _AWAITED = frozenset({READ, SCAN, STORAGE, WRITE, EVAL})
 SILENCE = 30.0  # seconds without a new report after which a rank counts as silent
@@ -48,10 +49,12 @@ class Verdict(NamedTuple):
     Attributes:
         ranks: the ranks that hang; none if nothing tells the ranks apart.
         words: lines for the terminal.
+        places: of the ranks that hang, the first few; their hosts print stacks.
     """
 
     ranks: list[int]
     words: list[str]
+    places: list[str]
 
 
 def is_overdue(now: float, progress: float, timeout: float) -> bool:
@@ -129,9 +132,18 @@ class Role(Enum):
     BYSTANDER = 2.0  # waits until the reporter has printed
 
 
-def role(peers: Sequence[Peer], rank: int, suspects: Collection[int]) -> Role:
-    """The role of `rank`: on each host one rank speaks, the lowest that is no suspect, or the lowest of all suspects."""
-    here = [peer.rank for peer in peers if peer.place == peers[rank].place]
+def places_of(peers: Mapping[int, Peer], hanging: Collection[int]) -> list[str]:
+    """`Verdict.places`; rank 0's if nothing tells the ranks apart."""
+    return list(dict.fromkeys(peers[rank].place for rank in hanging or [0]))[:_HOSTS]
+
+
+def role(peers: Collection[Peer], rank: int, suspects: Collection[int]) -> Role:
+    """The role of `rank`: on each host one rank speaks, the lowest that is no suspect, or the lowest of all suspects.
+
+    `peers` are at least those of its host.
+    """
+    place = next(peer.place for peer in peers if peer.rank == rank)
+    here = [peer.rank for peer in peers if peer.place == place]
     if rank == min([other for other in here if other not in suspects] or here):
         return Role.REPORTER
     return Role.SUSPECT if rank in suspects else Role.BYSTANDER

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
@@ -35,7 +35,6 @@ class Limit(NamedTuple):
 _DEADLINE = 10.0  # seconds for last words: a log on a disk that hangs must not keep the process
 _NAMED = 8  # ranks in a message
 _STACKS = 2  # of ranks of one host
-_HOSTS = 4  # whose ranks' stacks are printed
 
 
 def leave(text: str = "", code: int = LOST) -> NoReturn:
@@ -56,31 +55,35 @@ def exit_within(seconds: float, code: int) -> None:
     threading.Thread(target=end, name="deadline", daemon=True).start()
 
 
-def leave_hang(peers: Sequence[Peer], rank: int, verdict: Verdict, limit: Limit) -> NoReturn:
+def leave_hang(
+    peers: Mapping[int, Peer], rank: int, verdict: Verdict, limit: Limit, *, elsewhere: int | None, period: float
+) -> NoReturn:
     """Say which ranks hang and print their stacks, then end this process.
 
     Rank 0's host prints the verdict, and the hosts of the ranks that hang their stacks: one rank a host speaks.
 
     Args:
-        peers: all ranks in order.
+        peers: rank -> peer, at least of this host and rank 0.
         rank: this one.
         verdict: what rank 0 has found.
         limit: what was allowed.
+        elsewhere: the lowest rank that is not on rank 0's host, or None.
+        period: seconds between two looks of a rank for the verdict: others of this host may learn of it that much later.
     """
     hanging, place = verdict.ranks, peers[rank].place
-    mine = role(peers, rank, hanging)
-    exit_within(mine.value + _STACKS + _DEADLINE, limit.code)
+    mine = role(peers.values(), rank, hanging)
+    pause = mine.value + (period - 1.0 if mine is not Role.REPORTER else 0.0)
+    exit_within(pause + _STACKS + _DEADLINE, limit.code)
     if mine is Role.REPORTER:
-        elsewhere = [peer.rank for peer in peers if peer.place != peers[0].place]
-        if place == peers[0].place or (0 in hanging and rank == min(elsewhere)):  # rank 0's whole host may be silent
+        if place == peers[0].place or (0 in hanging and rank == elsewhere):  # rank 0's whole host may be silent
             rank_log.say("".join(f"\nijepa_ds: {line}\n" for line in verdict.words))
-        hosts = list(dict.fromkeys(peers[other].place for other in hanging or [0]))[:_HOSTS]
-        here = [peers[other] for other in hanging or [0] if peers[other].place == place] if place in hosts else []
+        known = [peers[other] for other in hanging or [0] if other in peers]
+        here = [peer for peer in known if peer.place == place] if place in verdict.places else []
         for peer in here[:_STACKS]:
             _show_stack(peer, own=peer.rank == rank)
     elif mine is Role.SUSPECT:
         faulthandler.dump_traceback(all_threads=True)  # into its own log
-    time.sleep(mine.value)
+    time.sleep(pause)
     leave("the job cannot go on: ending it" if rank == 0 else "", limit.code)
 
 

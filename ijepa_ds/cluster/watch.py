@@ -16,6 +16,7 @@ process keeps. When it finds a fault, it prints one message that names rank and 
     rank 0                    its own next beat                                 `hang_timeout`  publishes which ranks hang
     a rank without a beat     that verdict, or a report of rank 0               + 30 s          rank 0 hangs
 
+With more than 512 ranks, each one looks at the store every 2 to 8 s instead of every second (`job_store.period_of`).
 `judge.Role` has the times after a verdict. Neighbours are the other ranks of the same host.
 The decisions are in `judge.py`, the store in `job_store.py`, the exits in `leave.py`; this file has the thread and its clocks.
 """
@@ -30,8 +31,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ijepa_ds.cluster import processes, rank_log
-from ijepa_ds.cluster.job_store import SUSPENDED, JobStore, RequestTimer
-from ijepa_ds.cluster.judge import SILENCE, Hang, Lost, State, Verdict, is_overdue, judge, words
+from ijepa_ds.cluster.job_store import SUSPENDED, Failed, JobStore, RequestTimer, period_of
+from ijepa_ds.cluster.judge import SILENCE, Hang, Lost, State, Verdict, is_overdue, judge, places_of, words
 from ijepa_ds.cluster.leave import Limit, is_communicating, leave, leave_hang, report_dead
 from ijepa_ds.cluster.meeting import Meeting
 from ijepa_ds.cluster.peers import Peer, Report, describe_hosts
@@ -39,14 +40,15 @@ from ijepa_ds.cluster.peers import Peer, Report, describe_hosts
 _TICK = 1.0
 _JUDGE_EVERY = 3  # ticks
 _ANSWER = 40.0  # for rank 0's store on another host: the store has no timeout when a cable is cut
+_ALL_WATCH = 10.0  # for all ranks to come from their meeting
 _REFUSED = 5.0  # after an error of the store, in which `close` or a named death may come first
 _LAST_WORD = 8.0  # for the first failed rank to print its traceback
 _CLOSING = 0.5  # a neighbour may have closed and ended when this rank is about to close
 
 
 class _Failure(NamedTuple):
-    rank: int  # that failed first
-    since: float
+    first: Failed
+    since: float  # local time at which this rank learned of it
 
 
 class Watch:
@@ -56,7 +58,8 @@ class Watch:
         self._launchers = processes.launchers()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._closed = threading.Event()
-        self._peers: list[Peer] = []
+        self._peers: dict[int, Peer] = {}  # on rank 0 of all ranks, else of this host and of rank 0
+        self._period = 1  # ticks between two looks at the store
         self._rank, self._limit = 0, Limit()
         self._meeting: Meeting | None = None  # keeps the server of the store
         self._store: JobStore | None = None
@@ -82,13 +85,16 @@ class Watch:
         self._meeting, self._rank = meeting, rank
         now = time.monotonic()
         self._limit, self._progress = limit, now
-        for peer in meeting.peers:
+        for peer in meeting.peers.values():
             peer.heard = now
-        if len(meeting.peers) > 1:
-            self._store = JobStore(rank, len(meeting.peers))
+        if meeting.world_size > 1:
+            self._store = JobStore(rank, meeting.world_size)
+            self._period = period_of(meeting.world_size)
         self._peers = meeting.peers  # last: the thread waits for it
         if self._peers[0].place != self._place:
             self._requests.limit(_ANSWER, self._on_no_answer, self._closed)
+        if self._store and rank == 0:
+            self._store.wait_for_all(_ALL_WATCH)  # if rank 0 dies before, those that still look for its store cannot name it
 
     def expect(self, limit: Limit) -> None:
         """From now on the job may be without a `beat` for another time; counts as a beat."""
@@ -122,15 +128,17 @@ class Watch:
                 return False  # `_check_neighbours` names it and ends this process
             time.sleep(0.1)
         try:
-            first = self._store.claim_failure()
+            first = self._store.claim_failure(self._peers[self._rank]).failed
         except (RuntimeError, ValueError, OSError):
+            return False
+        if first is None:  # a verdict came before
             return False
         self._note_failure(first, time.monotonic())
         return self._state is State.OWN_FAILURE
 
     def where(self) -> str:
-        """Which ranks are on which host, for messages."""
-        return describe_hosts(self._peers)
+        """Which ranks are on which host, for messages of rank 0."""
+        return describe_hosts(self._peers.values())
 
     def close(self) -> None:
         """Stop watching. After a barrier that follows it, ranks may end in any order."""
@@ -144,10 +152,10 @@ class Watch:
     def _state(self) -> State:
         if self._failure is None:
             return State.WATCHING
-        return State.OWN_FAILURE if self._failure.rank == self._rank else State.PEER_FAILURE
+        return State.OWN_FAILURE if self._failure.first.rank == self._rank else State.PEER_FAILURE
 
     def _neighbours(self) -> list[Peer]:
-        return [peer for peer in self._peers if peer.place == self._place and peer.rank != self._rank]
+        return [peer for peer in self._peers.values() if peer.place == self._place and peer.rank != self._rank]
 
     def _stopped(self) -> set[int]:
         """Neighbours that are stopped (SIGSTOP)."""
@@ -160,13 +168,14 @@ class Watch:
             now, ticks = time.monotonic(), ticks + 1
             if now - last > SUSPENDED:  # all clocks start again
                 self._progress = now
-                for peer in self._peers:
+                for peer in self._peers.values():
                     peer.heard = now
             last = now
             self._check_launchers()
             if len(self._peers) > 1:
                 self._check_neighbours()
-                self._use_store(now, ticks)
+                if self._rank == 0 or (ticks + self._rank) % self._period == 0:
+                    self._use_store(now, ticks)
             elif self._peers and is_overdue(now, self._progress, self._limit.seconds):
                 self._peers[0].report = self._report(now, ticks)
                 self._end_hang([0])
@@ -185,7 +194,7 @@ class Watch:
         dead = [peer for peer in self._neighbours() if peer.process.state() == "X"]
         if not dead or self._closed.wait(_CLOSING) or self._state is State.OWN_FAILURE:
             return
-        alive = [p.rank for p in self._peers if p.place == self._place and p.process.state() != "X"]
+        alive = [p.rank for p in self._peers.values() if p.place == self._place and p.process.state() != "X"]
         if self._state is State.PEER_FAILURE or self._rank != min(alive):
             leave()  # the failed rank, or the lowest one here, prints the reason
         report_dead(dead)
@@ -213,7 +222,7 @@ class Watch:
         self._heed_failure(failed, now)
         silent = self._rank != 0 and now - self._peers[0].heard > SILENCE
         if verdict:
-            leave_hang(self._peers, self._rank, verdict, self._limit)
+            self._leave_hang(verdict)
         if overdue and silent and now - self._progress > self._limit.seconds + SILENCE:
             self._end_hang([0])  # its watch should have published a verdict, or at least a report
 
@@ -237,12 +246,12 @@ class Watch:
     def _lose_rank_zero(self, reason: str) -> None:
         leave(f"{self._peers[0]} cannot be reached by rank {self._rank} any more ({reason})")
 
-    def _note_failure(self, rank: int, now: float) -> None:
-        self._failure = _Failure(rank, now)
+    def _note_failure(self, first: Failed, now: float) -> None:
+        self._failure = _Failure(first, now)
         if self._state is State.PEER_FAILURE:
             rank_log.mute()  # its traceback should be the last thing on the terminal
 
-    def _heed_failure(self, first: int | None, now: float) -> None:
+    def _heed_failure(self, first: Failed | None, now: float) -> None:
         """Learn which rank failed first, if any, and later end after it."""
         if self._failure is None:
             if first is not None:
@@ -253,15 +262,17 @@ class Watch:
     def _leave_after_failure(self) -> None:
         """End because another rank failed; on each other host, the lowest rank names it."""
         assert self._failure is not None
-        failed = self._peers[self._failure.rank]
-        names_it = self._place != failed.place and self._rank == min(p.rank for p in self._peers if p.place == self._place)
-        leave(f"{failed} failed; its traceback is in its log" if names_it else "")
+        failed = self._failure.first
+        here = [peer.rank for peer in self._peers.values() if peer.place == self._place]
+        names_it = self._place != failed.place and self._rank == min(here)
+        leave(f"{failed.name} failed; its traceback is in its log" if names_it else "")
 
     def _judge(self, store: JobStore, now: float) -> None:
-        for peer, report in zip(self._peers, store.reports(), strict=True):
+        peers = list(self._peers.values())
+        for peer, report in zip(peers, store.reports(), strict=True):
             peer.hear(report, now)
         verdict = judge(
-            self._peers,
+            peers,
             place=self._place,
             stopped=self._stopped(),
             now=now,
@@ -272,8 +283,8 @@ class Watch:
             names = "; ".join(f"{self._peers[rank]} has not been heard of for {SILENCE:.0f} s" for rank in verdict.ranks)
             leave(f"{names} (its host or the network is down, or it is stopped)")
         elif isinstance(verdict, Hang):
-            text = words(self._peers, verdict.ranks, self._allowed())
-            store.publish_verdict(Verdict(verdict.ranks, text))  # read by every rank at its next tick
+            text = words(peers, verdict.ranks, self._allowed())
+            store.publish_verdict(Verdict(verdict.ranks, text, places_of(self._peers, verdict.ranks)))
 
     def _allowed(self) -> str:
         return f"{self._limit.key}: {self._limit.seconds:g} s"
@@ -282,4 +293,8 @@ class Watch:
         """End because of ranks that this rank alone has found to hang."""
         named = [self._peers[rank] for rank in hanging]
         text = [f"{peer} hangs ({self._allowed()}), last seen at {peer.report.where()}" for peer in named]
-        leave_hang(self._peers, self._rank, Verdict(hanging, text), self._limit)
+        self._leave_hang(Verdict(hanging, text, places_of(self._peers, hanging)))
+
+    def _leave_hang(self, verdict: Verdict) -> None:
+        elsewhere = self._meeting.elsewhere if self._meeting else None
+        leave_hang(self._peers, self._rank, verdict, self._limit, elsewhere=elsewhere, period=self._period * _TICK)

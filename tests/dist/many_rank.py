@@ -2,6 +2,9 @@
 
 Counted are opens and stats of files below the current folder, and writes to sockets and files with their bytes. The watch
 sleeps, so that its requests, which depend on time, do not blur the other parts. One round of it is counted after the start.
+Requests are those of Python to rank 0's store, with the bytes of keys and values. Gloo's own are not among them, nor looks for
+a key (`check`), whose number depends on time. The meeting and the watch take every four ranks for a host. What a thread of a
+save writes is counted where the save begins.
 """
 
 from __future__ import annotations
@@ -18,7 +21,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from torch.distributed import TCPStore
+
 from ijepa_ds import train
+from ijepa_ds.checkpoint import saver
 
 PARTS = {  # part -> functions that it consists of
     "join": ("ijepa_ds.training.start:meet", "ijepa_ds.training.start:initialise_distributed"),
@@ -35,7 +41,9 @@ PARTS = {  # part -> functions that it consists of
     "save": ("ijepa_ds.training.around:Checkpoints.after_step", "ijepa_ds.training.around:Saves.after_step"),
     "evaluation": ("ijepa_ds.training.live_eval:LiveEval.run",),
 }
-COSTS = ("opens", "stats", "messages", "bytes")
+COSTS = ("opens", "stats", "messages", "bytes", "requests", "request bytes")
+A_HOST = 4  # ranks
+_REQUESTS = ("add", "compare_set", "get", "multi_get", "set")
 
 
 class Counts:
@@ -64,6 +72,20 @@ class Counts:
                 if os.path.abspath(os.fsdecode(path)).startswith(self._place):
                     self.files[what] += 1
             return function(path, *rest, **named)
+
+        return counted
+
+    def follow_requests(self) -> None:
+        """Count what is asked of rank 0's store."""
+        for name in _REQUESTS:
+            setattr(TCPStore, name, self._counting_request(getattr(TCPStore, name)))
+
+    def _counting_request(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(store: TCPStore, *values: Any) -> Any:
+            answer = method(store, *values)
+            self.files["requests"] += 1
+            self.files["request bytes"] += _num_bytes(values) + _num_bytes(answer)
+            return answer
 
         return counted
 
@@ -104,16 +126,38 @@ class Counts:
         setattr(owner, name, inside)
 
 
+def _num_bytes(value: Any) -> int:
+    """Bytes of texts, also in lists; 8 of a number."""
+    if isinstance(value, list | tuple):
+        return sum(map(_num_bytes, value))
+    return len(value) if isinstance(value, str | bytes) else 8
+
+
+def _at_once() -> None:
+    """The thread of a save ends before training goes on, so that what it writes belongs to the save."""
+    begin = saver._Task.__init__
+
+    def begin_and_end(task: Any, work: Callable[[], Any]) -> None:
+        begin(task, work)
+        task.thread.join()
+
+    saver._Task.__init__ = begin_and_end  # type: ignore[method-assign]
+
+
 def main() -> int:
     """Train; leave `counts/counts-RANK.json`."""
-    from ijepa_ds.cluster import watch
+    from ijepa_ds.cluster import meeting, watch
     from ijepa_ds.distributed.exchange import host_barrier
     from ijepa_ds.training import start
 
     watch._TICK = 3600.0
+    place_of_all = meeting.this_place()
+    meeting.this_place = lambda: f"{place_of_all}-{int(os.environ['RANK']) // A_HOST}"
+    _at_once()
     place = Path.cwd()
     counts = Counts(str(place))
     counts.follow_files()
+    counts.follow_requests()
     for part, functions in PARTS.items():
         for where in functions:
             counts.attribute(part, where)
@@ -122,6 +166,8 @@ def main() -> int:
     def prepared(*arguments: Any) -> Any:
         run = prepare(*arguments)
         host_barrier()
+        for peer in run.watch._peers.values():
+            peer.heard = time.monotonic()  # it has slept
         counts.switch("watch: a round")
         run.watch._use_store(time.monotonic(), watch._JUDGE_EVERY)
         time.sleep(1.0)  # rank 0 answers the others meanwhile
