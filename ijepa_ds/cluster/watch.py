@@ -13,7 +13,7 @@ process keeps. When it finds a fault, it prints one message that names rank and 
     a rank on another host    rank 0's store to answer                          40 s            rank 0 cannot be reached
     a rank (store refused)    its own `close`, or a fault found in another way  5 s             rank 0 cannot be reached
     rank 0                    the next report of every rank on other hosts      30 s            names the silent ranks
-    rank 0                    its own next beat                                 `hang_timeout`  publishes which ranks hang
+    rank 0                    its own next beat, and 2 s for news of the others `hang_timeout`  publishes which ranks hang
     a rank without a beat     that verdict, or a report of rank 0               + 30 s          rank 0 hangs
 
 With more than 512 ranks, each one looks at the store every 2 to 8 s instead of every second (`job_store.period_of`).
@@ -238,6 +238,7 @@ class Watch:
             return
         if self._state is State.PEER_FAILURE:
             self._leave_after_failure()
+        self._check_neighbours()  # a death on this host may have broken the connection
         self._lose_rank_zero((str(error) or type(error).__name__).splitlines()[0])
 
     def _on_no_answer(self) -> None:
@@ -277,7 +278,7 @@ class Watch:
             stopped=self._stopped(),
             now=now,
             progress=self._progress,
-            timeout=self._limit.seconds,
+            timeout=self._limit.seconds and self._limit.seconds + self._period + 1,  # the others have said they are overdue
         )
         if isinstance(verdict, Lost):
             names = "; ".join(f"{self._peers[rank]} has not been heard of for {SILENCE:.0f} s" for rank in verdict.ranks)
