@@ -36,6 +36,11 @@ class Labelled:
     paths: Sequence[str]
     labels: Tensor
 
+    def subset(self, keep: Sequence[int]) -> Labelled:
+        """The images at some positions."""
+        chosen = self.paths.subset(np.asarray(keep)) if isinstance(self.paths, ImageFiles) else [self.paths[i] for i in keep]
+        return Labelled(chosen, self.labels[torch.tensor(keep, dtype=torch.int64)])
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -56,8 +61,8 @@ class Pair:
     found: tuple[str, ...] = ()
 
     @property
-    def chance(self) -> float:
-        """Accuracy in percent of always predicting the most frequent training class."""
+    def chance(self) -> float | None:
+        """Accuracy in percent of always predicting the most frequent training class; None if that has no meaning."""
         frequent = self.train.labels.bincount(minlength=len(self.classes)).argmax()
         return 100 * float((self.test.labels == frequent).double().mean())
 
@@ -114,14 +119,15 @@ def limited(pair: Pair, max_train: int | None, max_test: int | None, seed: int) 
     Raises:
         UserError: fewer training images than classes.
     """
-    if max_train is not None and max_train < len(pair.classes):
-        raise UserError(f"--max-train {max_train}: fewer than the {len(pair.classes)} classes, each of which needs an image")
+    classes = len(pair.train.labels.unique())
+    if max_train is not None and max_train < classes:
+        raise UserError(f"--max-train {max_train}: fewer than the {classes} classes, each of which needs an image")
     parts, notes = {}, []
     for name, images, most in (("train", pair.train, max_train), ("test", pair.test, max_test)):
         parts[name], total = images, len(images.labels)
         if most is None or most >= total:
             continue
-        parts[name] = _chosen(images, balanced(images.labels.numpy(), most, seed))
+        parts[name] = images.subset(balanced(images.labels.numpy(), most, seed).tolist())
         notes.append(f"--max-{name}: {most:,} of {total:,} images, spread over the classes, chosen by seed {seed}")
     return replace(pair, train=parts["train"], test=parts["test"], notes=(*pair.notes, *notes))
 
@@ -139,12 +145,6 @@ def balanced(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
     starts = np.searchsorted(labels[order], labels[order])
     turn = np.arange(len(labels)) - starts  # how many of its class come before it
     return np.sort(order[np.lexsort((np.random.default_rng(seed + 1).random(len(labels)), turn))][:most])
-
-
-def _chosen(images: Labelled, places: np.ndarray) -> Labelled:
-    paths = images.paths
-    subset = paths.subset(places) if isinstance(paths, ImageFiles) else [paths[int(i)] for i in places]
-    return Labelled(subset, images.labels[torch.from_numpy(places)])
 
 
 def _labelled(index: ImageIndex, labels: np.ndarray) -> Labelled:

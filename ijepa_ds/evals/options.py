@@ -8,13 +8,21 @@ from typing import Any, Protocol
 
 from ijepa_ds.evals import scenes, settings
 from ijepa_ds.evals.cache import default_folder
+from ijepa_ds.evals.dense import pairs as dense
 from ijepa_ds.evals.presets import PRESETS
 from ijepa_ds.evals.settings import Settings
 from ijepa_ds.evals.subject import default_device
 from ijepa_ds.options.evals import SOLVERS
 
+
+def dense_source(args: argparse.Namespace, max_pixels: int) -> dense.Source:
+    """What options say about the sources of segment or depth."""
+    given = _given(args, "layout", "labels", "ignore", "depth_scale", "max_depth")
+    return dense.Source(task=args.task, max_pixels=max_pixels, **given)
+
+
 _SWEEP = ("linear", "count", "distance")
-_TRAINED = (*_SWEEP, "attentive", "finetune", "lowshot")
+_TRAINED = (*_SWEEP, "attentive", "finetune", "lowshot", *dense.TASKS)
 # Which tasks use an option; options that are not here concern every task.
 USED_BY = {
     **dict.fromkeys(("k", "temperature"), ("knn", "all")),
@@ -24,10 +32,13 @@ USED_BY = {
     **dict.fromkeys(("schedule", "decay_every", "nesterov", "decay_biases"), _SWEEP),
     "augment": ("linear",),
     "select": (*_SWEEP, "attentive"),
-    "token_gib": ("attentive",),
+    "token_gib": ("attentive", *dense.TASKS),
     **dict.fromkeys(("per_class", "list_file", "draws", "l2", "normalise", "tune_few"), ("lowshot",)),
     **dict.fromkeys(("views", "view_images"), ("rank",)),
-    "layers": ("knn", "linear", "lowshot", "rank", "count", "distance", "all"),
+    **dict.fromkeys(("ignore", "bank"), ("segment",)),
+    **dict.fromkeys(("layout", "labels"), dense.TASKS),
+    **dict.fromkeys(("depth_scale", "max_depth"), ("depth",)),
+    "layers": (*dense.TASKS, "knn", "linear", "lowshot", "rank", "count", "distance", "all"),
 }
 _OPTION_NAMES = {"c": "--C", "list_file": "--list", "tune_few": "--finetune"}
 
@@ -112,8 +123,9 @@ def settings_of(args: argparse.Namespace, facts: Images, local_rank: int) -> Set
     trained = {"epochs": args.epochs, "batch_size": args.head_batch_size}
     trained = {key: value for key, value in trained.items() if value is not None}
     many = _given(args, "lr", "weight_decay") | trained
-    if args.task in ("finetune", "lowshot") and any(len(value) > 1 for value in _given(args, "lr", "weight_decay").values()):
-        raise ValueError("--lr, --weight-decay: fine-tuning takes one of each")
+    single = args.task in ("finetune", "lowshot", *dense.TASKS)
+    if single and any(len(value) > 1 for value in _given(args, "lr", "weight_decay").values()):
+        raise ValueError(f"--lr, --weight-decay: {args.task} takes one of each")
     default = ("lbfgs",) if args.task == "all" else SOLVERS if args.task == "linear" else ("sgd", "lars")
     solvers = tuple(args.solver or default)
     if args.task in scenes.TASKS and "lbfgs" in solvers:
@@ -127,6 +139,7 @@ def settings_of(args: argparse.Namespace, facts: Images, local_rank: int) -> Set
         attentive_recipe=replace(base.attentive_recipe, **many),
         finetune_recipe=replace(base.finetune_recipe, **one, **trained),
         few_recipe=replace(base.few_recipe, **one, **trained),
+        dense_recipe=replace(base.dense_recipe, **one, **trained),
         device=args.device or default_device(local_rank),
         cache=None if args.no_cache else str(args.cache or default_folder()),
         cache_gib=args.cache_gib,
@@ -136,7 +149,7 @@ def settings_of(args: argparse.Namespace, facts: Images, local_rank: int) -> Set
 
 _SAME = (
     "k", "temperature", "c", "max_iterations", "per_class", "draws", "views", "view_images", "batch_size", "threads",
-    "precision", "seed", "token_gib", "augment", "select", "tune_few", "layers", "l2", "list_file", "normalise",
+    "precision", "seed", "token_gib", "augment", "select", "tune_few", "layers", "l2", "list_file", "normalise", "bank",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ijepa_ds.data.crops import flips
-from ijepa_ds.evals import knn, linear, sweep
+from ijepa_ds.evals import knn, linear, neighbours, sweep
 from ijepa_ds.evals.session import CROP_SCALE, Session
 from ijepa_ds.evals.settings import Settings
 from ijepa_ds.evals.shared import Scores, both_sets, chosen_on, held_out, one_layer
@@ -34,6 +34,7 @@ def k_nearest(session: Session) -> Scores:
         several = f" T={temperature:g}" if len(settings.temperatures) > 1 else ""
         found.scores |= {name + several: score for name, score in scores.items()}
     found.details["width"] = sets[0].shape[1]
+    found.details["neighbours"] = neighbours.nearest(sets[0], sets[2], session.pair)
     return found
 
 

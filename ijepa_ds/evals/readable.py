@@ -9,11 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
-import torch
 import torch.distributed as dist
 
 from ijepa_ds.data.index import describe
-from ijepa_ds.data.reading import ImageFiles
 from ijepa_ds.data.transforms import UNREADABLE, UnreadableError
 from ijepa_ds.evals.folders import Labelled, Pair, read_image
 from ijepa_ds.evals.ranks import ALONE, World
@@ -51,10 +49,7 @@ def find_unreadable(paths: Sequence[str], positions: Iterable[int], threads: int
 
 def without(images: Labelled, left_out: Iterable[int]) -> Labelled:
     """The images without those at some positions."""
-    keep = np.delete(np.arange(len(images.labels)), sorted(left_out))
-    paths = images.paths
-    chosen = paths.subset(keep) if isinstance(paths, ImageFiles) else [paths[int(i)] for i in keep]
-    return Labelled(chosen, images.labels[torch.from_numpy(keep)])
+    return images.subset(np.delete(np.arange(len(images.labels)), sorted(left_out)).tolist())
 
 
 def without_unreadable(pair: Pair, threads: int, max_pixels: int, world: World = ALONE) -> Pair:

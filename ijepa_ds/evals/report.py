@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,23 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ijepa_ds.durable import write_text
 from ijepa_ds.plotting.bars import write_bars
+from ijepa_ds.plotting.dense import Shown, write_dense
+from ijepa_ds.plotting.neighbours import neighbours_of, write_neighbours
 from ijepa_ds.plotting.spectrum import write_spectra
 
 RESULT = "result.json"
 CHART = "scores.png"
 SPECTRUM = "spectrum.png"
+NEIGHBOURS = "neighbours.png"
 
 
-def write_result(out: Path, result: dict[str, Any]) -> list[Path]:
+def write_result(out: Path, result: dict[str, Any], shown: Sequence[Shown] = ()) -> list[Path]:
     """Write a result into the folder `out`; `result.json` is replaced atomically.
+
+    Args:
+        out: folder.
+        result: of an evaluation.
+        shown: images with predictions of segment or depth.
 
     Returns:
         the files written, without TensorBoard's.
@@ -36,6 +45,13 @@ def write_result(out: Path, result: dict[str, Any]) -> list[Path]:
         spectra[result["checkpoint"]["which"]] = result["details"]["spectrum"]
         write_spectra(out / SPECTRUM, spectra, title=f"Feature spectrum, {title}")
         written.append(out / SPECTRUM)
+    if neighbours := neighbours_of(result):
+        write_neighbours(out / NEIGHBOURS, neighbours, result["settings"]["max_pixels"])
+        written.append(out / NEIGHBOURS)
+    if shown:
+        names = result["data"]["classes"] if result["task"] == "segment" else ()
+        written.append(out / f"{result['task']}.png")
+        write_dense(written[-1], shown, names, title)
     _write_events(out, result)
     return written
 
@@ -65,16 +81,21 @@ def table(result: dict[str, Any]) -> str:
     which, data = result["checkpoint"]["which"], result["data"]
     columns = [(which, result["scores"])] + [(name, other["scores"]) for name, other in result["baselines"].items()]
     wide = max(10, *(len(name) + 2 for name in result["scores"]))
-    what = "" if set(result["scores"]) <= set(result["unranked"]) else "top-1 in percent, "
+    unranked, dense = set(result["scores"]) <= set(result["unranked"]), result["task"] in ("segment", "depth")
+    what = "" if unranked else "percent, " if dense else "top-1 in percent, "
+    classes = "" if result["task"] == "depth" else f", {data['num_classes']} classes"
     lines = [
         f"{result['checkpoint']['checkpoint']}{_step(result)}: {what}"
-        f"{data['num_train']} training and {data['num_test']} test images, {data['num_classes']} classes",
+        f"{data['num_train']} training and {data['num_test']} test images{classes}",
         f"{'':<{wide}}" + "".join(f"{name:>12}" for name, _ in columns),
     ]
     for name in result["scores"]:
-        values = [f"{scores[name]:>12.2f}" if name in scores else f"{'-':>12}" for _, scores in columns]
+        values = [
+            f"{scores[name]:>12.{3 if result['task'] == 'depth' else 2}f}" if name in scores else f"{'-':>12}"
+            for _, scores in columns
+        ]
         lines.append(f"{name:<{wide}}" + "".join(values))
-    if what:
+    if what and result["chance"] is not None:
         lines.append(f"{'chance':<{wide}}{result['chance']:>12.2f}")
     return "\n".join(lines + _published(result) + [f"note: {note}" for note in result["notes"]])
 

@@ -15,14 +15,16 @@ from ijepa_ds.checkpoint.run_dir import versions
 from ijepa_ds.config.schema import flatten
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.evals import report, scenes, tasks
+from ijepa_ds.evals.dense import pairs as dense
 from ijepa_ds.evals.folders import Pair, limited, read_pair
-from ijepa_ds.evals.options import apply_preset, check_used, settings_of
+from ijepa_ds.evals.options import apply_preset, check_used, dense_source, settings_of
 from ijepa_ds.evals.presets import PRESETS, check_classes, published
 from ijepa_ds.evals.ranks import World, agree, join, leave
 from ijepa_ds.evals.readable import names_unreadable, without_unreadable
 from ijepa_ds.evals.settings import Settings
 from ijepa_ds.evals.subject import Subject, open_subject
 from ijepa_ds.evals.tasks import evaluate_pair
+from ijepa_ds.plotting.dense import Shown
 from ijepa_ds.shown import is_text, shown
 
 logger = logging.getLogger(__name__)
@@ -51,18 +53,18 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, write the result to `args.out` and log a table; return exit code 0."""
     world = join()
     try:
-        result = _evaluate(args, world)
+        result, shown = _evaluate(args, world)
     finally:
         leave()
     if world.rank == 0:
-        written = report.write_result(args.out, result)
+        written = report.write_result(args.out, result, shown)
         logger.info("%s", report.table(result))
         logger.info("written: %s", ", ".join(str(path) for path in written))
     return 0
 
 
-def _evaluate(args: argparse.Namespace, world: World) -> dict[str, Any]:
-    """The content of `result.json`."""
+def _evaluate(args: argparse.Namespace, world: World) -> tuple[dict[str, Any], list[Shown]]:
+    """The content of `result.json`, and images with predictions to draw."""
     start = time.perf_counter()
     check_used(args)
     if not is_text(str(args.out)):
@@ -71,6 +73,8 @@ def _evaluate(args: argparse.Namespace, world: World) -> dict[str, Any]:
     if args.preset and world.rank == 0:
         logger.info("%s: %s", args.preset, PRESETS[args.preset].layout)
     subject, others, settings, pair = agree(lambda: _prepare(args, world), world)
+    if isinstance(pair, dense.DensePair):
+        pair = dense.settle(pair, world)
     for line in pair.found if world.rank == 0 else ():
         logger.info("%s", line)
     measured, pair = _measure(subject, pair, settings, world)
@@ -106,7 +110,7 @@ def _evaluate(args: argparse.Namespace, world: World) -> dict[str, Any]:
     result["seconds"] = measured["seconds"] | {"total": time.perf_counter() - start}
     result["ranks"] = world.size
     result["features_from_cache"] = measured["from_cache"]
-    return result
+    return result, measured["shown"]
 
 
 def _measure(subject: Subject, pair: Pair, settings: Settings, world: World) -> tuple[dict[str, Any], Pair]:
@@ -138,7 +142,9 @@ def _prepare(args: argparse.Namespace, world: World) -> tuple[Subject, list[Subj
         image_column=args.image_column,
         label_column=args.label_column,
     )
-    if args.task in scenes.TASKS:
+    if args.task in dense.TASKS:
+        pair: Pair = dense.read_dense(args.train, args.test, dense_source(args, settings.max_pixels), settings.threads, world)
+    elif args.task in scenes.TASKS:
         pair = scenes.read_scenes(args.task, args.train, args.test)
     else:
         pair = read_pair(args.train, args.test, options, labelled=args.task != "rank")

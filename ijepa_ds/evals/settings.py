@@ -10,6 +10,7 @@ import torch
 
 from ijepa_ds.data.pillow import MAX_PIXELS
 from ijepa_ds.evals import attentive, finetune, lowshot, sweep
+from ijepa_ds.evals.dense.recipe import Recipe as DenseRecipe
 from ijepa_ds.options.evals import NEIGHBOURS, NORMALISE, SELECT, SOLVERS
 
 ALL = ("knn", "linear")  # of `ijepa-ds eval all`: the quick protocol for following and comparing runs
@@ -49,6 +50,8 @@ class Settings:
         finetune_recipe: of fine-tuning on all labels.
         few_recipe: of fine-tuning on lowshot's images.
         token_gib: up to this size tokens are cached in memory; above it they are computed each epoch.
+        bank: labelled patches for k-NN segmentation, about.
+        dense_recipe: of the linear head of segment and depth.
         views: crops per image for LiDAR.
         view_images: maximum number of images for LiDAR.
         batch_size: images per forward pass.
@@ -86,6 +89,8 @@ class Settings:
     finetune_recipe: finetune.Recipe = field(default_factory=finetune.Recipe)
     few_recipe: finetune.Recipe = FEW
     token_gib: float = 2.0
+    bank: int = 100_000
+    dense_recipe: DenseRecipe = field(default_factory=DenseRecipe)
     views: int = 10
     view_images: int = 1000
     batch_size: int = 256

@@ -10,17 +10,19 @@ from torch import Tensor
 
 from ijepa_ds.evals.session import Session
 from ijepa_ds.evals.settings import LAYERS
+from ijepa_ds.plotting.dense import Shown
 
 _HOLDOUT = 0.1  # share of the training images
 
 
 @dataclass
 class Scores:
-    """Result of a task: scores by name, details, and notes for the reader."""
+    """Result of a task: scores by name, details, notes for the reader, and images with predictions to draw."""
 
     scores: dict[str, float] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    shown: list[Shown] = field(default_factory=list)
 
 
 def both_sets(session: Session, layers: int) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:

@@ -22,6 +22,11 @@ _HASHED = (".safetensors", ".bin", ".pth", ".pt", ".tar", ".json")
 class Pixels(nn.Module):
     """Baseline without an encoder: an image's normalised pixels are its only token."""
 
+    def __init__(self, patch_size: int) -> None:
+        """`patch_size` of the encoder beside it: segment and depth take the pixels of a patch as its token."""
+        super().__init__()
+        self.patch_size = patch_size
+
     def forward(self, images: Tensor) -> Tensor:
         """`images: [B, 3, S, S]` -> [B, 1, 3 * S * S]."""
         return images.flatten(1)[:, None]
@@ -79,7 +84,7 @@ def open_subject(path: str, which: str | None, heads: int | None, size: int | No
     encoder, facts = read_encoder(path, "untrained" if which == "pixels" else which, heads)
     notes = list(facts.notes)
     if which == "pixels":
-        return Subject("pixels", Pixels(), facts)
+        return Subject("pixels", Pixels(facts.patch_size), facts)
     if which is None and facts.which == "context":
         notes.append("the context encoder was scored: these weights have no target encoder, which the paper evaluates")
     trained = facts.position_grid * facts.patch_size

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ijepa_ds.evals import rank, sweep
+from ijepa_ds.evals.dense.tasks import depth, segment
 from ijepa_ds.evals.folders import Pair
 from ijepa_ds.evals.probes import k_nearest, linear_heads, on_scenes, swept_by
 from ijepa_ds.evals.ranks import ALONE, World
@@ -34,7 +35,8 @@ def evaluate_pair(
 
     Returns:
         `scores` {"20-NN": percent, ..., "linear": percent}; `details`; `notes`; `seconds` by part; `from_cache`, the sets whose
-        features were computed earlier. Scores are empty on ranks other than 0.
+        features were computed earlier; `shown`, images with predictions of segment and depth. Scores are empty on ranks
+        other than 0.
 
     Raises:
         ValueError: settings out of range, or features that are not finite.
@@ -61,10 +63,11 @@ def evaluate_pair(
         found = TASKS[task].run(session)
         whole.scores |= found.scores
         whole.details |= found.details
+        whole.shown += found.shown
         whole.notes += [note for note in found.notes if note not in whole.notes]
         seconds[task] = time.perf_counter() - start
     result = {"scores": whole.scores, "details": whole.details, "notes": whole.notes, "seconds": seconds}
-    return result | {"from_cache": session.from_cache}
+    return result | {"from_cache": session.from_cache, "shown": whole.shown}
 
 
 def _rank(session: Session) -> Scores:
@@ -124,5 +127,7 @@ TASKS = {
     "finetune": Task(fine_tuned, pooled=_nothing, one_rank=True),
     "count": Task(lambda session: on_scenes(session, "count")),
     "distance": Task(lambda session: on_scenes(session, "distance")),
+    "segment": Task(segment, pooled=_nothing),
+    "depth": Task(depth, pooled=_nothing, percent=False),
     "rank": Task(_rank, pooled=lambda settings: ("test",), percent=False),
 }

@@ -6,7 +6,7 @@ import argparse
 
 from ijepa_ds.arguments import WEIGHTS, add_batch_size, add_columns, add_heads, add_out, add_seed, add_threads, parse_level
 
-TASKS = ("knn", "linear", "attentive", "lowshot", "finetune", "count", "distance", "rank")
+TASKS = ("knn", "linear", "attentive", "lowshot", "finetune", "count", "distance", "segment", "depth", "rank")
 PRESETS = (
     "paper-linear",
     "paper-1pct",
@@ -25,6 +25,7 @@ LAYERS = ("last", "last4")
 SELECT = ("test", "holdout")
 NORMALISE = ("columns", "rows")
 PRECISIONS = ("float32", "bfloat16")
+LAYOUTS = ("folders", "ade20k", "voc2012", "cityscapes")
 _TASKS = """\
 knn        weighted vote of the k nearest training images
 linear     linear classifiers: L-BFGS to the end, and a sweep of SGD and LARS heads in parallel
@@ -32,6 +33,8 @@ attentive  a small cross-attention head on patch tokens, several recipes in para
 lowshot    a few labelled images a class: logistic regression over a path of C, and fine-tuning
 finetune   the whole encoder, with mixup, cutmix and RandAugment
 count, distance   CLEVR-format scenes: number of objects, distance of the nearest
+segment    a class for each pixel: k-NN and a linear head on patch tokens; mIoU
+depth      a depth for each pixel: a linear head on patch tokens; RMSE, AbsRel, delta1
 rank       RankMe, LiDAR and the spectrum of the test images' features; no labels are used
 all        knn and linear by L-BFGS: quick, for following runs and comparing them
 """
@@ -65,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _quick(parser.add_argument_group("knn, and linear by L-BFGS"))
     _trained(parser.add_argument_group("heads that are trained: sweep of linear, count, distance; attentive; finetune"))
     _few(parser.add_argument_group("lowshot"))
+    _dense(parser.add_argument_group("segment, depth"))
     group = parser.add_argument_group("rank")
     group.add_argument("--views", type=int, help="crops of an image for LiDAR (10)")
     group.add_argument("--view-images", type=int, help="images for LiDAR, at most (1000)")
@@ -111,7 +115,16 @@ def _trained(group: argparse._ArgumentGroup) -> None:
         "--augment", action=argparse.BooleanOptionalAction, help="train the sweep on new random crops and flips each epoch"
     )
     group.add_argument("--select", choices=SELECT, help="choose the best head on test images, or a training holdout")
-    group.add_argument("--token-gib", type=float, help="keep tokens in memory up to this size (attentive; 2)")
+    group.add_argument("--token-gib", type=float, help="keep tokens in memory up to this size (attentive, segment, depth; 2)")
+
+
+def _dense(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--layout", choices=LAYOUTS, help="of --train and --test (folders: DIR/images and DIR/masks or depth)")
+    group.add_argument("--labels", metavar="NAME", help="folder of labels beside `images` (masks, or depth)")
+    group.add_argument("--ignore", type=int, help="label of pixels that are not scored (255)")
+    group.add_argument("--bank", type=int, help="labelled patches for k-NN, about (100000)")
+    group.add_argument("--depth-scale", type=float, help="values of an integer depth file per unit (1000)")
+    group.add_argument("--max-depth", type=float, help="larger depths are not scored")
 
 
 def _few(group: argparse._ArgumentGroup) -> None:

@@ -20,28 +20,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from ijepa_ds.arguments import add_out
 from ijepa_ds.errors import UserError
-from ijepa_ds.scenes import layout, objects
+from ijepa_ds.scenes import dense, layout, objects
+from ijepa_ds.scenes.paint import Traced
 
 _MIN_SIZE, _MAX_SIZE = 16, 512  # pixels; larger images would need too much memory
 _QUALITY = 92
 COUNT = "count"  # the class of scenes
+IMAGES = "images"  # folder of the images beside their dense labels
 _CHUNK = 32  # images per task of a worker
 
 _log = logging.getLogger(__name__)
 
 
-def _draw(classes: str, seed: int, index: int, size: int) -> tuple[np.ndarray, list[dict[str, Any]], str]:
-    """Image [size, size, 3], its objects and its class."""
-    if classes != COUNT:
-        return objects.draw(classes, seed, index, size)
-    picture, found = layout.draw(seed, index, size)
-    return picture, found, f"{len(found):02d}_objects"
+def _trace(classes: str, seed: int, index: int, size: int) -> Traced:
+    return layout.trace(seed, index, size) if classes == COUNT else objects.trace(classes, seed, index, size)
 
 
 def _class_names(classes: str, seed: int, num: int) -> set[str]:
@@ -52,16 +49,21 @@ def _class_names(classes: str, seed: int, num: int) -> set[str]:
 
 
 def _render_chunk(
-    start: int, *, classes: str, folder: Path, stop: int, size: int, seed: int, split: str
+    start: int, *, classes: str, folder: Path, images: Path, stop: int, size: int, seed: int, split: str
 ) -> list[dict[str, Any]]:
-    """Render images start .. min(start + _CHUNK, stop) - 1 into class folders and return their records."""
+    """Render images start .. min(start + _CHUNK, stop) - 1 into class folders and return their records.
+
+    `images` is `folder`, or a folder in it, beside those of dense labels.
+    """
     scenes, stem = [], "scene" if classes == COUNT else "object"
     for index in range(start, min(start + _CHUNK, stop)):
-        picture, found, label = _draw(classes, seed, index, size)
-        name = f"{label}/{stem}_{index:06d}.jpg"
+        traced = _trace(classes, seed, index, size)
+        name = f"{traced.label}/{stem}_{index:06d}"
         # No chroma subsampling: at 64 pixels a small object is as large as one block of subsampled chroma.
-        Image.fromarray(picture).save(folder / name, quality=_QUALITY, subsampling=0)
-        scenes.append({"image_index": index, "image_filename": name, "split": split, "objects": found})
+        Image.fromarray(traced.picture()).save(images / f"{name}.jpg", quality=_QUALITY, subsampling=0)
+        if images != folder:
+            dense.write(traced.canvas, folder, f"{name}.png")
+        scenes.append({"image_index": index, "image_filename": f"{name}.jpg", "split": split, "objects": traced.objects})
     return scenes
 
 
@@ -106,6 +108,7 @@ def render(
     progress: bool = True,
     split: str = "train",
     classes: str = COUNT,
+    dense_labels: bool = False,
 ) -> None:
     """Render a data set: `out`/03_objects/scene_000000.jpg ... or `out`/cube/object_000000.jpg ..., and `out`/scenes.json.
 
@@ -120,6 +123,9 @@ def render(
         progress: Show a progress bar on a terminal.
         split: Name of the split in `scenes.json`.
         classes: `count`: scenes, by number of objects; or a key of `objects.CLASSES`: one large object.
+        dense_labels: write the images and scenes.json to `out`/images, and a PNG of each image to `out`/objects (number of
+            the object of each pixel, 0 is the ground), `out`/shapes (its shape, `dense.SHAPE_INDEX`) and `out`/depth
+            (16 bits, `dense.DEPTH_SCALE` a world unit).
 
     Raises:
         ValueError: An argument is out of range, or `out` is not empty.
@@ -129,17 +135,27 @@ def render(
     workers = min(2, os.cpu_count() or 1) if workers is None else workers
     _check(out, num, size, seed, workers)
     folder = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    images = folder / IMAGES if dense_labels else folder
+    parts = [images, *(folder / kind for kind in dense.FOLDERS)] if dense_labels else [images]
     try:
         for name in _class_names(classes, seed, num):
-            (folder / name).mkdir(parents=True)
+            for part in parts:
+                (part / name).mkdir(parents=True)
         scenes: list[dict[str, Any]] = []
         with tqdm(total=num, unit="image", disable=None if progress else True) as bar:
-            for chunk in _chunks(workers, num, classes=classes, folder=folder, size=size, seed=seed, split=split):
+            for chunk in _chunks(
+                workers, num, classes=classes, folder=folder, images=images, size=size, seed=seed, split=split
+            ):
                 scenes += chunk
                 bar.update(len(chunk))
         verb = "scenes" if classes == COUNT else f"objects --classes {classes}"
-        info = {"generator": f"ijepa-ds data {verb}", "split": split, "seed": seed, "size": size, "num": num}
-        (folder / "scenes.json").write_text(json.dumps({"info": info, "scenes": scenes}), encoding="utf-8")
+        info: dict[str, Any] = {"generator": f"ijepa-ds data {verb}", "split": split, "seed": seed, "size": size, "num": num}
+        if dense_labels:
+            names = "\n".join(("ground", *dense.SHAPE_INDEX)) + "\n"  # `ijepa-ds eval segment` reads it
+            (folder / "shapes" / "classes.txt").write_text(names, encoding="utf-8")
+            info["shapes"] = dense.SHAPE_INDEX
+            info["depth_scale"] = dense.DEPTH_SCALE
+        (images / "scenes.json").write_text(json.dumps({"info": info, "scenes": scenes}), encoding="utf-8")
         # Replaces an empty folder, and fails if it was filled in the meantime.
         folder.replace(out)
     finally:
@@ -159,11 +175,21 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=64, help="side in pixels (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other images, say for a test set")
     parser.add_argument("--workers", type=int, help="processes (default 2 at most); does not change the pictures")
+    parser.add_argument(
+        "--dense", action="store_true",
+        help="also write the object, the shape and the depth of each pixel as PNG; images then lie in OUT/images",
+    )  # fmt: skip
     parser.add_argument("--split", default="train", help="name written to scenes.json (default train)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Render the data set; return 0."""
-    render(args.out, args.num, args.size, args.seed, args.workers, split=args.split, classes=args.classes)
-    _log.info("%d images of %d pixels and scenes.json in %s", args.num, args.size, args.out)
+    render(
+        args.out, args.num, args.size, args.seed, args.workers,
+        split=args.split, classes=args.classes, dense_labels=args.dense,
+    )  # fmt: skip
+    images = args.out / IMAGES if args.dense else args.out
+    _log.info("%d images of %d pixels and scenes.json in %s", args.num, args.size, images)
+    if args.dense:
+        _log.info("labels of each pixel in %s", ", ".join(str(args.out / kind) for kind in dense.FOLDERS))
     return 0

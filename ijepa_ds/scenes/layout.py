@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ijepa_ds.scenes.paint import Canvas, Light, paint
+from ijepa_ds.scenes.paint import Canvas, Light, Traced
 from ijepa_ds.scenes.shapes import HALF_VIEW, SHAPES, Array, Camera, Solid
 
 MIN_OBJECTS, MAX_OBJECTS = 3, 10
@@ -117,8 +117,8 @@ def _draw_layout(rng: np.random.Generator, camera: Camera, count: int, nearest: 
     return canvas, records
 
 
-def draw(seed: int, index: int, size: int) -> tuple[Array, list[dict[str, Any]]]:
-    """Render one scene.
+def trace(seed: int, index: int, size: int) -> Traced:
+    """Lay out one scene.
 
     Args:
         seed: 0 .. 2**64 - 1.
@@ -126,7 +126,7 @@ def draw(seed: int, index: int, size: int) -> tuple[Array, list[dict[str, Any]]]
         size: Side in pixels; the layout is the same at most sizes, unless an object would be too small to see.
 
     Returns:
-        The image, uint8 [size, size, 3], and its objects in CLEVR's format; their number is `object_count`.
+        its visible surfaces and light, and its objects in CLEVR's format; their number is `object_count`.
 
     Raises:
         RuntimeError: The objects did not fit in many attempts (never observed).
@@ -139,6 +139,15 @@ def draw(seed: int, index: int, size: int) -> tuple[Array, list[dict[str, Any]]]
         if layout is not None:
             canvas, records = layout
             light = draw_light(rng, camera)
-            grain = rng.random((2, *canvas.depth.shape), np.float32)
-            return paint(canvas, light, grain), records
+            return Traced(canvas, light, rng.random((2, *canvas.depth.shape), np.float32), records, f"{count:02d}_objects")
     raise RuntimeError(f"scene {index} of seed {seed}: {count} objects do not fit at {size} pixels; use another seed")
+
+
+def draw(seed: int, index: int, size: int) -> tuple[Array, list[dict[str, Any]]]:
+    """Render one scene; arguments and errors as in `trace`.
+
+    Returns:
+        The image, uint8 [size, size, 3], and its objects in CLEVR's format; their number is `object_count`.
+    """
+    traced = trace(seed, index, size)
+    return traced.picture(), traced.objects

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ijepa_ds.scenes.layout import COLOURS, LINEAR, MATERIALS, draw_light, generator, measures
-from ijepa_ds.scenes.paint import Canvas, paint
+from ijepa_ds.scenes.paint import Canvas, Traced
 from ijepa_ds.scenes.shapes import HALF_VIEW, SHAPES, Array, Camera, Solid
 
 CLASSES = {  # what the class of an image is -> its values
@@ -96,6 +96,12 @@ def _inside(solid: Solid, camera: Camera) -> float:
     return max(0.0, seen[0]) * max(0.0, seen[1]) / float(width * height)
 
 
+def _touches_border(canvas: Canvas) -> bool:
+    """Whether the first solid is seen at the border of the image, so that a part of it may be outside."""
+    owner = canvas.owner == 0
+    return bool(owner[[0, -1]].any() or owner[:, [0, -1]].any())
+
+
 def _draw_front(rng: np.random.Generator, camera: Camera) -> Solid:
     """A smaller solid between the camera and the first one, to one side."""
     kind, pose = _draw_kind(rng, "shape", list(SHAPES)[int(rng.integers(len(SHAPES)))]), _draw_pose(rng)
@@ -112,7 +118,7 @@ def _layout(rng: np.random.Generator, size: int, kind: dict[str, str]) -> tuple[
     camera = _draw_camera(rng, size, _OUTSIDE if outside else _OFF_CENTRE)
     solid = _solid(kind, _RADIUS, np.zeros(3), _draw_pose(rng))
     canvas = Canvas(camera)
-    if _inside(solid, camera) < (_INSIDE if outside else 1.0) or not canvas.place(solid, whole=not outside):
+    if not canvas.place(solid, whole=False) or (_inside(solid, camera) < _INSIDE if outside else _touches_border(canvas)):
         return None
     if canvas.seen[0] < _LEAST * canvas.owner.size:
         return None
@@ -124,8 +130,8 @@ def _layout(rng: np.random.Generator, size: int, kind: dict[str, str]) -> tuple[
     return canvas, canvas.solids
 
 
-def draw(classes: str, seed: int, index: int, size: int) -> tuple[Array, list[dict[str, Any]], str]:
-    """Render one image.
+def trace(classes: str, seed: int, index: int, size: int) -> Traced:
+    """Lay out one image.
 
     Args:
         classes: key of `CLASSES`.
@@ -134,7 +140,7 @@ def draw(classes: str, seed: int, index: int, size: int) -> tuple[Array, list[di
         size: Side in pixels.
 
     Returns:
-        The image, uint8 [size, size, 3]; its objects in CLEVR's format, the one of the class first; its class.
+        its visible surfaces and light; its objects in CLEVR's format, the one of the class first; its class.
 
     Raises:
         RuntimeError: No layout was good enough in many attempts (never observed).
@@ -148,8 +154,18 @@ def draw(classes: str, seed: int, index: int, size: int) -> tuple[Array, list[di
         canvas, solids = layout
         light = draw_light(rng, canvas.camera)
         records = [_record(solid, canvas.camera) for solid in solids]
-        return paint(canvas, light, rng.random((2, *canvas.depth.shape), np.float32)), records, label
+        return Traced(canvas, light, rng.random((2, *canvas.depth.shape), np.float32), records, label)
     raise RuntimeError(f"image {index} of seed {seed}: no layout fits at {size} pixels; use another seed")
+
+
+def draw(classes: str, seed: int, index: int, size: int) -> tuple[Array, list[dict[str, Any]], str]:
+    """Render one image; arguments and errors as in `trace`.
+
+    Returns:
+        The image, uint8 [size, size, 3]; its objects in CLEVR's format, the one of the class first; its class.
+    """
+    traced = trace(classes, seed, index, size)
+    return traced.picture(), traced.objects, traced.label
 
 
 def _record(solid: Solid, camera: Camera) -> dict[str, Any]:

@@ -7,6 +7,7 @@ shadow, contact shadows, highlights, and one mirror reflection for metal.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -225,3 +226,26 @@ def paint(canvas: Canvas, light: Light, grain: Array) -> Array:
     clipped = np.minimum(colour, 1).reshape(3, n, n)
     mean = sum(clipped[:, i::s, j::s] for i in range(s) for j in range(s)) / s**2
     return np.rint(255 * mean ** (1 / 2.2)).astype(np.uint8).transpose(1, 2, 0)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """An image before it is shaded.
+
+    Attributes:
+        canvas: visible surfaces.
+        light: lamps and ground.
+        grain: as in `paint`.
+        objects: in CLEVR's format, in the order of the canvas's solids.
+        label: class of the image.
+    """
+
+    canvas: Canvas
+    light: Light
+    grain: Array
+    objects: list[dict[str, Any]]
+    label: str
+
+    def picture(self) -> Array:
+        """The image, uint8 [size, size, 3]."""
+        return paint(self.canvas, self.light, self.grain)

@@ -1,10 +1,11 @@
-"""`ijepa-ds summary`: one picture of a run: loss, masks, scores."""
+"""`ijepa-ds summary`: one picture of a run: loss, masks, scores, nearest neighbours."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ijepa_ds.data.pillow import MAX_PIXELS
 from ijepa_ds.plotting.bars import Scores, draw_bars
+from ijepa_ds.plotting.neighbours import ROW, Found, draw_neighbours, neighbours_of, rows_of
 from ijepa_ds.plotting.style import INK, MUTED, TRAINED, literal, plain_axes, save
 from ijepa_ds.telemetry.events import read_picture, read_scalars
 
@@ -22,6 +25,7 @@ _WIDTH = 12.0  # inches
 _LOG_FROM = 20.0  # a loss with a larger range (factor) gets a logarithmic axis
 _SMOOTH_FROM = 60  # points: longer curves also get a running mean
 _MASKS = "Masks: image, context seen, targets predicted"
+_ALIKE = "Test images and the training images nearest to them (blue frame: same class, red: another)"
 
 
 def write_summary(
@@ -33,6 +37,8 @@ def write_summary(
     title: str,
     subtitle: str = "",
     chance: float | None = None,
+    neighbours: Mapping[str, Found] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> None:
     """Write the summary as a PNG.
 
@@ -44,10 +50,13 @@ def write_summary(
         title: large text.
         subtitle: small text below the title.
         chance: chance level of the scores in percent.
+        neighbours: encoder -> nearest training images of some test images (`evals.neighbours.nearest`); empty: left out.
+        max_pixels: largest image that is decoded for `neighbours`.
     """
-    below = 0.0
+    alike = ROW * (rows_of(neighbours) + 0.45) + 0.7 if neighbours else 0.0
+    below = alike
     if pictures is not None:
-        below = min(9.0, _WIDTH * 0.94 * pictures.shape[0] / pictures.shape[1]) + 0.6
+        below += min(9.0, _WIDTH * 0.94 * pictures.shape[0] / pictures.shape[1]) + 0.6
     height = 1.0 + 3.5 + below
     figure = Figure(figsize=(_WIDTH, height))
     figure.text(0.03, 1 - 0.42 / height, literal(title), fontsize=17, color=INK, fontweight="bold", va="center")
@@ -58,11 +67,15 @@ def write_summary(
     if scores:
         draw_bars(figure.add_subplot(columns[1]), scores, "Frozen-encoder scores", chance)
     if pictures is not None:
-        axes = figure.add_axes((0.03, 0.3 / height, 0.94, (below - 0.6) / height))
+        axes = figure.add_axes((0.03, (alike + 0.3) / height, 0.94, (below - alike - 0.6) / height))
         axes.imshow(pictures, interpolation="antialiased", aspect="equal")
         axes.set_anchor("NW")
         axes.axis("off")
         figure.text(0.03, (below - 0.1) / height, _MASKS, fontsize=11, color=INK, fontweight="bold", va="center")
+    if neighbours:
+        figure.text(0.03, (alike - 0.1) / height, _ALIKE, fontsize=11, color=INK, fontweight="bold", va="center")
+        space = figure.add_gridspec(1, 1, left=0.03, right=0.98, bottom=0.2 / height, top=(alike - 0.3) / height)
+        draw_neighbours(figure.add_subfigure(space[0]), neighbours, max_pixels)
     save(figure, Path(path))
 
 
@@ -114,6 +127,8 @@ def run(args: argparse.Namespace) -> int:
         title=args.title or Path(args.run).resolve().name,
         subtitle="  ·  ".join(facts),
         chance=result["chance"] if result else None,
+        neighbours=neighbours_of(result) if result else None,
+        max_pixels=result["settings"]["max_pixels"] if result and "settings" in result else MAX_PIXELS,
     )
     logger.info("written: %s", args.out)
     return 0

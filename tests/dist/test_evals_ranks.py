@@ -11,6 +11,7 @@ import pytest
 from ijepa_ds import config
 from ijepa_ds.evals.features import extract
 from ijepa_ds.evals.folders import batches, read_pair
+from ijepa_ds.scenes.command import render
 from ijepa_ds.weights import open_source
 from ijepa_ds.weights.encoder import build_encoder
 from tests.dist import jobs
@@ -93,3 +94,40 @@ def test_a_rank_that_cannot_read_stops_all_with_one_message(run_dir: Path, tmp_p
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
     done = evaluate(tmp_path, 2, "attentive", *options[1:5], "--test", "train", "--out", "out")
     assert "attentive trains on one process" in done.stderr
+
+
+@pytest.mark.parametrize("task", ["segment", "depth"])
+def test_two_ranks_fit_the_heads_that_one_fits(task: str, run_dir: Path, tmp_path: Path) -> None:
+    for part, seed in (("train", 0), ("test", 1)):
+        render(tmp_path / part, 9, 32, seed, workers=1, progress=False, classes="shape", dense_labels=True)
+    options = [
+        task,
+        "--checkpoint",
+        str(run_dir),
+        "--which",
+        "untrained",
+        "--train",
+        "train",
+        "--test",
+        "test",
+        "--epochs",
+        "3",
+    ]
+    options += ["--device", "cpu", "--head-batch-size", "4", *(["--labels", "shapes"] if task == "segment" else [])]
+    found = []
+    for ranks in (0, 2):
+        done = evaluate(tmp_path, ranks, *options, "--out", str(tmp_path / f"out{ranks}"))
+        assert done.returncode == 0, done.stdout + done.stderr
+        found.append(json.loads((tmp_path / f"out{ranks}" / "result.json").read_text())["scores"])
+    assert found[1] == pytest.approx(found[0], rel=1e-3)  # sums in another order may turn a pixel
+
+
+def test_a_mask_that_one_rank_reads_is_named_by_all(run_dir: Path, tmp_path: Path) -> None:
+    for part, seed in (("train", 0), ("test", 1)):
+        render(tmp_path / part, 6, 32, seed, workers=1, progress=False, classes="shape", dense_labels=True)
+    last = sorted((tmp_path / "test" / "shapes").rglob("*.png"))[-1]
+    last.write_bytes(b"none")
+    options = ["segment", "--checkpoint", str(run_dir), "--which", "untrained", "--labels", "shapes", "--device", "cpu"]
+    done = evaluate(tmp_path, 2, *options, "--train", "train", "--test", "test", "--out", str(tmp_path / "out"))
+    assert done.returncode != 0 and done.stderr.count("cannot be used") == 1 and last.name in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()

@@ -23,7 +23,7 @@ def test_options_that_a_task_does_not_use_are_refused(run_dir: Path, tmp_path: P
         (
             "knn",
             "--lr 0.1 --views 3",
-            ["--lr: used by linear, count, distance, attentive, finetune, lowshot only", "--views: used by rank only"],
+            ["--lr: used by linear, count, distance, attentive, finetune, lowshot,", "--views: used by rank only"],
         ),
         ("finetune", "--select holdout", ["--select: used by linear, count, distance, attentive only"]),
         ("lowshot", "--select holdout", ["--select"]),

@@ -223,7 +223,7 @@ def test_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "_draw", fail)
+    monkeypatch.setattr(command, "_trace", fail)
     with pytest.raises(KeyboardInterrupt):
         command.render(tmp_path / "out", 3, 16, 0, workers=1, progress=False)
     assert not any(tmp_path.iterdir())

@@ -180,8 +180,21 @@ def test_summary_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         "data": {"num_train": 10, "num_test": 5, "num_classes": 2},
     }
     (scores / "result.json").write_text(json.dumps(result))
-    for extra in ([], ["--eval", str(scores)]):
-        out = tmp_path / f"{len(extra)}.png"
+    heights = []
+    for number, extra in enumerate(([], ["--eval", str(scores)], ["--eval", str(scores)])):
+        if number == 2:  # an evaluation that has nearest neighbours
+            Image.new("RGB", (20, 30)).save(tmp_path / "a.png")
+            row = {
+                "image": str(tmp_path / "a.png"),
+                "class": "a",
+                "nearest": [str(tmp_path / "a.png")] * 4,
+                "classes": ["a"] * 4,
+            }
+            result |= {"details": {"neighbours": [row] * 8}, "settings": {"max_pixels": 10**6}}
+            (scores / "result.json").write_text(json.dumps(result))
+        out = tmp_path / f"{number}.png"
         assert cli.main(["summary", "--run", str(run_dir), *extra, "--out", str(out)]) == 0
         with Image.open(out) as picture:
             assert picture.width == 1800
+            heights.append(picture.height)
+    assert heights[0] == heights[1] < heights[2]

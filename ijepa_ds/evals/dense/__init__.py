@@ -1,0 +1,1 @@
+"""Evaluation of patch tokens: segmentation and depth on frozen features."""
