@@ -12,6 +12,7 @@ from pathlib import Path
 from ijepa_ds.arguments import add_out
 from ijepa_ds.data.list_text import check_utf8, text_of
 from ijepa_ds.data.repeats import Row, check_repeats
+from ijepa_ds.data.walk import is_image
 from ijepa_ds.durable import write_text
 from ijepa_ds.errors import UserError
 
@@ -101,6 +102,12 @@ def run(args: argparse.Namespace) -> int:
     if lost or not rows:
         raise UserError(
             f"{args.folder}: {len(lost)} of {len(rows)} images are missing" + (f", such as {lost[0]}" if lost else "")
+        )
+    named, folders = {row.name for row in rows}, {os.path.dirname(row.name) for row in rows}
+    missed = [name for folder in folders for name in os.scandir(folder) if is_image(name.name) and name.path not in named]
+    if missed:
+        logger.warning(
+            "%s: no label for %d images, such as %s: left out", args.folder, len(missed), os.fsdecode(missed[0].path)
         )
     relative = os.path.relpath  # the list and its images can be moved together
     lines = ["path,label"]

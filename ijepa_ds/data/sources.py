@@ -218,7 +218,7 @@ def _folder(path: str, source: str, options: ScanOptions) -> ImageIndex:
     if walker.tars:
         logger.warning(
             "data.source %r: %d .tar files beside the images are ignored; to use them, set data.source to '%s'",
-            *(source, len(walker.tars), os.path.join(source, "*.tar")),
+            *(source, len(walker.tars), os.path.join(source, os.path.dirname(os.fsdecode(walker.tars[0])), "*.tar")),
         )
     if walker.others:
         logger.warning("data.source %r: %s", source, describe_others(walker.others))

@@ -186,7 +186,7 @@ def test_a_list_of_names_refuses_labels_and_what_is_ambiguous(tmp_path):
         lowshot.find_listed(few, names)
 
 
-def test_lists_of_published_labels(tmp_path, capsys):
+def test_lists_of_published_labels(tmp_path, capsys, caplog):
     tiny = {f"val/images/val_{i}.JPEG": coded(photo(i, 8, 8)) for i in range(3)}
     write_tree(tmp_path / "tiny", tiny)
     (tmp_path / "tiny/val/val_annotations.txt").write_text("".join(f"val_{i}.JPEG\tn0{i % 2}\t0\t0\t1\t1\n" for i in range(3)))
@@ -200,6 +200,13 @@ def test_lists_of_published_labels(tmp_path, capsys):
         found = listing(open_source(str(out)))
         assert [label for label, _ in found.values()] == ["n00", "n01", "n00"]
         assert [content for _, content in found.values()] == list((tiny if name == "tiny" else kaggle).values())
+    (tmp_path / "tiny/val/images/val_9.JPEG").write_bytes(FILES["a/0.jpg"])
+    arguments = ["data", "list", str(tmp_path / "tiny"), "--layout", "tiny-imagenet", "--out", str(tmp_path / "l.csv")]
+    assert main(arguments) == 0 and "no label for 1 images, such as" in caplog.text
+    with (tmp_path / "tiny/val/val_annotations.txt").open("a") as file:
+        file.write("val_0.JPEG\tn09\n")
+    assert main(arguments) == 2 and "has 'n00' in line 1 and 'n09' in line 4" in capsys.readouterr().err
+    (tmp_path / "tiny/val/val_annotations.txt").write_text("".join(f"val_{i}.JPEG\tn0\n" for i in range(3)))
     (tmp_path / "tiny/val/images/val_1.JPEG").unlink()
     arguments = ["data", "list", str(tmp_path / "tiny"), "--layout", "tiny-imagenet", "--out", str(tmp_path / "l.csv")]
     assert main(arguments) == 2 and "1 of 3 images are missing" in capsys.readouterr().err

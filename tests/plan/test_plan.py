@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ijepa_ds import cli
+from ijepa_ds import cli, machine
 from ijepa_ds.config import Config, load
 from ijepa_ds.config.sizes import SIZES
 from ijepa_ds.masks.sampler import Masks, build_sampler
@@ -245,6 +245,16 @@ def run(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> tuple[i
     code = cli.main(["plan", *arguments])
     out, err = capsys.readouterr()
     return code, out, err
+
+
+def test_small_limits_of_this_machine_are_named(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "shared_memory_bytes", lambda: 64 << 20)
+    monkeypatch.setattr(machine, "locked_memory", lambda: {"limit": 64 << 10, "rdma": True})
+    files = ["--config", str(repository / PUBLISHED), "--deepspeed_config", str(repository / "ds_configs/zero2.json")]
+    _, text, _ = run([*files, "--gpu", "a100-80g", "--nodes", "2", "--gpus-per-node", "8"], capsys)
+    assert "on this machine: /dev/shm has 64 MiB for 8 ranks" in text and "limit 0.06 MiB (ulimit -l)" in text
 
 
 def test_command_writes_table_json_and_picture(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
