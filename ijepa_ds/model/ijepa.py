@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ijepa_ds.config import Config, ObjectiveConfig, TargetsConfig
 from ijepa_ds.config.sizes import size_of
 from ijepa_ds.masks.sampler import Masks, take
-from ijepa_ds.model.objective import context_loss, normalised
+from ijepa_ds.model.objective import context_loss, normalised, spread_loss
 from ijepa_ds.model.vit import Encoder, Predictor
 
 
@@ -79,6 +79,10 @@ class IJEPA(nn.Module):
         loss = F.smooth_l1_loss(prediction.float(), target[:, None].expand(prediction.shape))
         if weight:
             loss = loss + weight * context_share * context_loss(of_context, whole, masks, self.encoder.grid)
+        if self.objective.spreads:
+            pooled = encoded.mean(dim=2).flatten(0, 1)  # [B * C, D]
+            projected = self.predictor.projector(pooled.to(self.predictor.projector[0].weight.dtype))
+            loss = loss + spread_loss(projected, self.objective)
         if mark:
             mark("predictor")
         return Output(loss, prediction.detach(), target)
@@ -130,6 +134,7 @@ def build(cfg: Config) -> IJEPA:
         checkpointing,
         model.position_grid,
         cfg.targets.width(size.width),
+        cfg.objective.projection if cfg.objective.spreads else 0,
     )
     narrow = model.target_precision == "bfloat16" and model.precision != "bfloat16"
     return IJEPA(encoder(), predictor, encoder(), narrow, cfg.targets, cfg.objective)

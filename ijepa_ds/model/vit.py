@@ -169,6 +169,7 @@ class Predictor(nn.Module):
         checkpointing: str = "none",
         position_grid: int | None = None,
         outputs: int | None = None,
+        projection: int = 0,
     ) -> None:
         """Build an uninitialised network.
 
@@ -181,6 +182,7 @@ class Predictor(nn.Module):
             checkpointing: As in `Encoder`.
             position_grid: As in `Encoder`.
             outputs: T, values of a prediction; None: D.
+            projection: Width of `projector`, which `objective.spread_loss` uses; 0: none.
         """
         super().__init__()
         self.checkpointing = checkpointing
@@ -192,6 +194,8 @@ class Predictor(nn.Module):
         self.predictor_blocks = make_blocks(Size(width, depth, heads, 4 * width))  # plain blocks for every kind of encoder
         self.predictor_norm = LayerNorm(width)
         self.predictor_proj = nn.Linear(width, outputs or encoder_width)
+        if projection:
+            self.projector = nn.Sequential(nn.Linear(encoder_width, projection), nn.GELU(), nn.Linear(projection, projection))
 
     def set_grid(self, grid: int) -> None:
         """Set the number of patches along a side of later images, as `Encoder.set_grid`."""

@@ -62,6 +62,7 @@ class Work:
         target_depth: Blocks that the target encoder runs; None: all.
         outputs: T, values of a prediction; None: D.
         predicts_context: Whether the context's own patches are predicted too.
+        projection: Width of the projector of contexts; 0: none.
     """
 
     size: Size
@@ -78,6 +79,7 @@ class Work:
     target_depth: int | None = None
     outputs: int | None = None
     predicts_context: bool = False
+    projection: int = 0
 
     @property
     def target_size(self) -> Size:
@@ -146,6 +148,7 @@ def work_of(cfg: Config, tokens: Tokens | None = None) -> Work:
         target_depth=cfg.targets.depth(size.depth),
         outputs=cfg.targets.width(size.width),
         predicts_context=cfg.objective.context_weight > 0,
+        projection=cfg.objective.projection if cfg.objective.spreads else 0,
     )
 
 
@@ -210,3 +213,6 @@ def _predictor(work: Work) -> Iterator[Parameter]:
         yield from _block("predictor", f"predictor_blocks.{i}", work.predictor)
     yield from _vectors("predictor", "predictor_norm", p, p)
     yield from _linear("predictor", "predictor_proj", p, work.prediction_width)
+    if work.projection:
+        yield from _linear("predictor", "projector.0", d, work.projection)
+        yield from _linear("predictor", "projector.2", work.projection, work.projection)
