@@ -51,6 +51,12 @@ GROUPS = {
             "ijepa-ds data check data/train --fix-index data/train.index",
             "docs/data.md",
         ),
+        "data stats": Verb(
+            "ijepa_ds.visualize.stats",
+            "sizes, channels, mean and deviation, duplicates and classes of an image source",
+            "ijepa-ds data stats data/train --out data/train-stats",
+            "docs/data.md",
+        ),
         "data list": Verb(
             "ijepa_ds.data.list_command",
             "write a list of images and labels from a data set's own label files",

@@ -1,0 +1,143 @@
+"""`ijepa-ds data stats`: what a source holds, as a table, a picture, and lines to paste into a configuration."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ijepa_ds.arguments import add_out, add_seed, check_at_least
+from ijepa_ds.data.classes import describe_classes
+from ijepa_ds.data.index import ImageIndex, describe
+from ijepa_ds.data.index_command import add_scan_arguments, scan_options
+from ijepa_ds.data.reading import ImageFiles
+from ijepa_ds.data.sources import open_source
+from ijepa_ds.data.statistics import Statistics, measure
+from ijepa_ds.data.transforms import UnreadableError, load_eval_images
+from ijepa_ds.durable import write_text
+from ijepa_ds.errors import UserError
+from ijepa_ds.plotting.statistics import Picture, write_statistics
+
+logger = logging.getLogger(__name__)
+PERCENTILES = (1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0)
+_SHOWN = 5  # groups of duplicates, classes
+_SHEET, _THUMBNAIL = 40, 96  # images of the contact sheet; pixels
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `ijepa-ds data stats`."""
+    add_scan_arguments(parser)
+    add_out(parser, "folder for stats.json and stats.png")
+    parser.add_argument("--sample", type=int, default=10_000, help="images to decode, at random; 0: all (default 10000)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    add_seed(parser, "of the sample")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, write the files, print the table; return 0."""
+    check_at_least(args, sample=0, workers=1)
+    index = open_source(args.source, scan_options(args))
+    found = measure(index, args.sample, args.seed, args.workers, args.max_pixels)
+    if not found.images:
+        raise UserError(f"{args.source}: none of the images looked at can be read: {_listed(index, found)}")
+    facts = facts_of(index, found)
+    write_text(args.out / "stats.json", json.dumps(facts, indent=2) + "\n")
+    write_statistics(args.out / "stats.png", _picture(index, found, args))
+    logger.info("%s", table(index, found, facts))
+    logger.info("written: %s, %s", args.out / "stats.json", args.out / "stats.png")
+    return 0
+
+
+def facts_of(index: ImageIndex, found: Statistics) -> dict[str, Any]:
+    """What `stats.json` holds."""
+    sizes = index.sizes[index.readable()].astype(np.int64)
+    aspect = np.maximum(sizes[:, 0], sizes[:, 1]) / np.minimum(sizes[:, 0], sizes[:, 1])
+    counts = Counter(index.labels[index.readable()].tolist())
+    groups = found.duplicates()
+    return {
+        "source": index.source,
+        "images": len(index),
+        "unreadable": len(index.bad) + len(found.unreadable),
+        "looked_at": found.images,
+        "width": _spread(sizes[:, 0]),
+        "height": _spread(sizes[:, 1]),
+        "aspect_ratio": _spread(aspect),
+        "kinds": [{"channels": c, "bits": b, "images": n} for (c, b), n in found.kinds.most_common()],
+        "mean": found.mean().round(4).tolist(),
+        "std": found.deviation().round(4).tolist(),
+        "percentiles": {f"{p:g}": row for p, row in zip(PERCENTILES, found.percentiles(PERCENTILES).T.tolist(), strict=True)},
+        "constant": len(found.constant),
+        "duplicates": sum(len(group) - 1 for group in groups),
+        "duplicate_groups": [[index.display_path(position) for position in group] for group in groups[:_SHOWN]],
+        "classes": {name: counts[number] for number, name in enumerate(index.classes)},
+        "without_class": counts[-1],
+    }
+
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+    low, middle, high = (float(value) for value in np.percentile(values, (0, 50, 100)))
+    return {"smallest": round(low, 3), "median": round(middle, 3), "largest": round(high, 3)}
+
+
+def table(index: ImageIndex, found: Statistics, facts: dict[str, Any]) -> str:
+    """The facts as text, and the lines for a configuration."""
+
+    def spread(name: str) -> str:
+        low, middle, high = (facts[name][key] for key in ("smallest", "median", "largest"))
+        return f"{low:g} to {high:g}, median {middle:g}"
+
+    percentiles = " / ".join(" ".join(map(str, row)) for row in found.percentiles(PERCENTILES).tolist())
+    kinds = ", ".join(f"{k['images']:,} with {k['channels']} channels of {k['bits']} bits" for k in facts["kinds"])
+    lines = [
+        ("images", f"{facts['images']:,}, {describe_classes(index)}"),
+        ("unreadable", f"{facts['unreadable']:,}" + (f": {_listed(index, found)}" if facts["unreadable"] else "")),
+        ("width", spread("width")),
+        ("height", spread("height")),
+        ("long : short side", spread("aspect_ratio")),
+        ("looked at", f"{found.images:,} images: {kinds}"),
+        ("mean", _numbers(facts["mean"])),
+        ("deviation", _numbers(facts["std"])),
+        ("percentiles 1 5 25 50 75 95 99", percentiles),
+        ("show nothing", f"{facts['constant']:,} ({100 * facts['constant'] / found.images:.1f} %)"),
+        ("duplicates", f"{facts['duplicates']:,} with the bytes of another image"),
+    ]
+    lines += [("", f"{len(group)} x {group[0]}") for group in facts["duplicate_groups"]]
+    if facts["classes"]:
+        sizes = sorted(facts["classes"].values())
+        without = f"; {facts['without_class']:,} images without a class" if facts["without_class"] else ""
+        lines.append(("images a class", f"{sizes[0]:,} to {sizes[-1]:,}, median {sizes[len(sizes) // 2]:,}{without}"))
+    width = max(len(name) for name, _ in lines)
+    paste = f"data:\n  mean: [{_numbers(facts['mean'])}]\n  std: [{_numbers(facts['std'])}]"
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines) + f"\n\nfor the configuration:\n{paste}"
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:.3f}" for value in values)
+
+
+def _listed(index: ImageIndex, found: Statistics) -> str:
+    return describe(index.list_bad() + [(index.display_path(position), text) for position, text in found.unreadable])
+
+
+def _picture(index: ImageIndex, found: Statistics, args: argparse.Namespace) -> Picture:
+    unreadable = {position for position, _ in found.unreadable}
+    readable = np.array([position for position in index.readable().tolist() if position not in unreadable])
+    chosen = np.random.default_rng(args.seed).permutation(readable)[:_SHEET]
+    try:
+        sheet = load_eval_images(ImageFiles(index, np.sort(chosen)), _THUMBNAIL, 2, args.max_pixels)
+    except UnreadableError as error:  # an image beside the sample
+        logger.warning("%s: the picture has no contact sheet", error)
+        sheet = np.zeros((0, _THUMBNAIL, _THUMBNAIL, 3), np.uint8)
+    return Picture(
+        title=Path(index.source).name or index.source,
+        sizes=index.sizes[readable],
+        values=found.values / found.images,
+        classes=dict(zip(index.classes, np.bincount(index.labels[index.labels >= 0]).tolist(), strict=False)),
+        sheet=sheet,
+    )

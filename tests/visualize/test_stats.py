@@ -1,0 +1,89 @@
+"""`ijepa-ds data stats`: counts, moments and percentiles against numpy, duplicates, kinds of files, damaged images."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ijepa_ds import cli
+from ijepa_ds.data import statistics
+from ijepa_ds.data.scan import ScanOptions
+from ijepa_ds.data.sources import open_source
+from ijepa_ds.data.statistics import measure
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Noise of several sizes and modes in two classes, a black image, and one that is there three times."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "images"
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for number in range(6):
+            size = (10 + 4 * number, 30)
+            Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(root / name / f"{number}.png")
+    Image.fromarray(rng.integers(0, 256, (20, 20), dtype=np.uint8)).save(root / "dog" / "gray.png")
+    Image.fromarray(rng.integers(0, 256, (20, 20, 4), dtype=np.uint8), "RGBA").save(root / "dog" / "rgba.png")
+    Image.new("RGB", (16, 16), (3, 3, 3)).save(root / "dog" / "black.png")
+    for name in ("x", "y"):
+        (root / "cat" / f"{name}.png").write_bytes((root / "dog" / "2.png").read_bytes())
+    return root
+
+
+def test_sums_are_numpys(folder: Path) -> None:
+    index = open_source(str(folder), ScanOptions())
+    found = measure(index, 0, 0, workers=1, max_pixels=10**6, progress=False)
+    images = [np.asarray(Image.open(path).convert("RGB"), np.float64).reshape(-1, 3) / 255 for path in index.paths]
+    assert found.images == len(images) == 17
+    mean = np.mean([image.mean(0) for image in images], axis=0)  # every image has the same weight
+    second = np.mean([(image**2).mean(0) for image in images], axis=0)
+    np.testing.assert_allclose(found.mean(), mean)
+    np.testing.assert_allclose(found.deviation(), np.sqrt(second - mean**2))
+    weights = np.concatenate([np.full(len(image), 1 / len(image)) for image in images])
+    values = np.rint(255 * np.concatenate(images)[:, 0])
+    order = np.argsort(values, kind="stable")
+    share = np.cumsum(weights[order]) / weights.sum()
+    expected = [values[order][np.searchsorted(share, p / 100 - 1e-12)] for p in (5, 50, 95)]
+    np.testing.assert_allclose(found.percentiles((5, 50, 95))[0], expected, atol=1)
+    assert [index.paths[i].rpartition("/")[2] for i in found.constant] == ["black.png"]
+    assert [[index.paths[i].rpartition("/")[2] for i in group] for group in found.duplicates()] == [["x.png", "y.png", "2.png"]]
+    assert found.kinds == {(3, 8): 15, (1, 8): 1, (4, 8): 1}
+
+
+def test_processes_and_samples(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "_CHUNK", 6)  # three tasks
+    index = open_source(str(folder), ScanOptions())
+    one = measure(index, 0, 0, workers=1, max_pixels=10**6, progress=False)
+    two = measure(index, 0, 0, workers=2, max_pixels=10**6, progress=False)
+    np.testing.assert_allclose(two.values, one.values)
+    assert two.content == one.content and two.kinds == one.kinds and two.constant == one.constant
+    few = measure(index, 5, 3, workers=1, max_pixels=10**6, progress=False)
+    assert few.images == 5
+    again = measure(index, 5, 3, workers=1, max_pixels=10**6, progress=False)
+    assert few.content == again.content != measure(index, 5, 4, workers=1, max_pixels=10**6, progress=False).content
+
+
+def test_the_verb(folder: Path, tmp_path: Path) -> None:
+    whole = (folder / "dog" / "5.png").read_bytes()
+    (folder / "dog" / "5.png").write_bytes(whole[:200] + bytes(50) + whole[250:])  # its header is good
+    out = tmp_path / "out"
+    assert cli.main(["data", "stats", str(folder), "--out", str(out), "--workers", "1"]) == 0
+    facts = json.loads((out / "stats.json").read_text())
+    assert facts["images"] == 17 and facts["unreadable"] == 1 and facts["looked_at"] == 16
+    assert facts["classes"] == {"cat": 8, "dog": 9} and facts["duplicates"] == 2 and facts["constant"] == 1
+    assert facts["width"] == {"smallest": 16.0, "median": 30.0, "largest": 30.0}
+    assert len(facts["mean"]) == 3 and set(facts["percentiles"]) == {"1", "5", "25", "50", "75", "95", "99"}
+    with Image.open(out / "stats.png") as picture:
+        assert picture.width == 1800 and picture.height > 1000
+
+
+def test_nothing_readable(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a" / "x.png")
+    content = (tmp_path / "a" / "x.png").read_bytes()
+    (tmp_path / "a" / "x.png").write_bytes(content[:45] + bytes(len(content) - 57) + content[-12:])
+    assert cli.main(["data", "stats", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "none of the images looked at can be read" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
