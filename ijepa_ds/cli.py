@@ -83,6 +83,12 @@ GROUPS = {
         ),
     },
     "plan and check": {
+        "init": Verb(
+            "ijepa_ds.begin.command",
+            "write a first configuration for your own images",
+            "ijepa-ds init runs/mine --data data/train --gpus 8",
+            "docs/begin.md",
+        ),
         "plan": Verb(
             "ijepa_ds.plan.command",
             "estimate memory, communication and time of a run; needs no GPU",

@@ -26,7 +26,7 @@ FLOORS = (
     ("evals", "decoder"),
     ("training", "visualize", "plan"),
     ("doctor", "bench", "scale"),
-    ("train", "train_decoder"),  # entry points: `--module ijepa_ds.train`
+    ("train", "train_decoder", "begin"),  # entry points: `--module ijepa_ds.train`
     ("cli",),
 )
 FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}

@@ -64,12 +64,16 @@ class Checked:
                 self.note(check, FAIL, line)
 
 
-def check_start(args: argparse.Namespace, world: int) -> int:
+GOOD = "nothing found that would stop the run. Nothing was written; the same command without --check starts it"
+
+
+def check_start(args: argparse.Namespace, world: int, good: str = GOOD) -> int:
     """Check a training command and print the rows; 0 if it would start, else `exits.USER_ERROR`.
 
     Args:
         args: with `config`, `deepspeed_config` and `overrides`.
         world: number of ranks.
+        good: last line if there is no problem.
     """
     found = read(args, world)
     _accelerator(found)
@@ -81,7 +85,7 @@ def check_start(args: argparse.Namespace, world: int) -> int:
     if failed:
         print(f"\n{failed} problem{'s' if failed > 1 else ''}: the run would not start. Nothing was written")
         return USER_ERROR
-    print("\nnothing found that would stop the run. Nothing was written; the same command without --check starts it")
+    print(f"\n{good}")
     return 0
 
 

@@ -1,0 +1,1 @@
+"""`ijepa-ds init`: a first configuration for one's own images."""
