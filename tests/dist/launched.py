@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.dist.pool import forks, free_port
+from tests.dist.pool import check_preloaded, forks, free_port
 from tests.processes import end_with_pytest
 from tests.waiting import limit, wait_until
 
@@ -222,6 +222,7 @@ def _rank(
     if ranks:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks))
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    check_preloaded()
     import torch
 
     torch.set_num_threads(1)

@@ -8,18 +8,39 @@ import importlib
 import multiprocessing as mp
 import os
 import socket
+import sys
 import traceback
+from multiprocessing import forkserver
+from pathlib import Path
 from typing import Any
 
 from tests.processes import end_with_pytest
 from tests.waiting import limit
 
+PRELOAD = "tests.dist.preload"
+
 
 def forks() -> Any:
     """Processes forked from a server that has imported everything (`preload.py`); one server a test session."""
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["tests.dist.preload"])
+    context.set_forkserver_preload([PRELOAD])
+    # The server of Python 3.11 does not get this process's `sys.path`, and passes over what it cannot import.
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *([before] if before else [])])
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
     return context
+
+
+def check_preloaded() -> None:
+    """Fail in a process whose fork server has imported nothing: it would start many times slower, without a word."""
+    if PRELOAD not in sys.modules:
+        raise RuntimeError(f"the fork server did not import {PRELOAD}")
 
 
 def free_port() -> int:
@@ -31,6 +52,8 @@ def free_port() -> int:
 
 def _worker(rank: int, world_size: int, port: int, accelerator: str, pipe: Any) -> None:
     end_with_pytest()
+    if accelerator == "cpu":
+        check_preloaded()
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
