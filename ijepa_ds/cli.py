@@ -56,6 +56,7 @@ GROUPS = {
             "sizes, channels, mean and deviation, duplicates and classes of an image source",
             "ijepa-ds data stats data/train --out data/train-stats",
             "docs/data.md",
+            "ijepa_ds.data.index_command:add_stats_arguments",
         ),
         "data list": Verb(
             "ijepa_ds.data.list_command",
@@ -88,6 +89,7 @@ GROUPS = {
             "write a first configuration for your own images",
             "ijepa-ds init runs/mine --data data/train --gpus 8",
             "docs/begin.md",
+            "ijepa_ds.options.begin:add_arguments",
         ),
         "plan": Verb(
             "ijepa_ds.plan.command",

@@ -33,14 +33,6 @@ _ON_CPU = """\
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `ijepa-ds init`."""
-    parser.add_argument("folder", metavar="DIR", type=Path, help=f"gets {CONFIG} and {DEEPSPEED}")
-    parser.add_argument("--data", required=True, metavar="IMAGES", help="folder, list, tar shards, parquet, index or mix")
-    parser.add_argument("--gpus", type=int, help="GPUs of the run, all hosts together (default: those of this machine)")
-    parser.add_argument("--workers", type=int, default=2, help="processes that look at images (default 2)")
-
-
 def run(args: argparse.Namespace) -> int:
     """Write the files and check them as a start does; return 0, or the exit code of that check."""
     check_at_least(args, workers=1, **({} if args.gpus is None else {"gpus": 0}))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import time
 
-from ijepa_ds.arguments import add_columns, add_out, add_source, parse_level
+from ijepa_ds.arguments import add_columns, add_out, add_seed, add_source, parse_level
 from ijepa_ds.data.classes import describe_classes
 from ijepa_ds.data.index import ImageIndex, describe
 from ijepa_ds.data.scan import ScanOptions
@@ -22,6 +23,15 @@ def add_scan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--class-level", type=parse_level, metavar="N", help="as data.class_level (default: all folders)")
     parser.add_argument("--tar-end", choices=("error", "warn"), default="error", help="as data.tar_end (default error)")
     add_columns(parser)
+
+
+def add_stats_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `ijepa-ds data stats`."""
+    add_scan_arguments(parser)
+    add_out(parser, "folder for stats.json and stats.png")
+    parser.add_argument("--sample", type=int, default=10_000, help="images to decode, at random; 0: all (default 10000)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    add_seed(parser, "of the sample")
 
 
 def scan_options(args: argparse.Namespace, *, checksum: bool = False) -> ScanOptions:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ijepa_ds.arguments import add_out, add_seed, check_at_least
+from ijepa_ds.arguments import check_at_least
 from ijepa_ds.data.classes import describe_classes
 from ijepa_ds.data.index import ImageIndex, describe
-from ijepa_ds.data.index_command import add_scan_arguments, scan_options
+from ijepa_ds.data.index_command import scan_options
 from ijepa_ds.data.reading import ImageFiles
 from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.statistics import Statistics, measure
@@ -28,15 +27,6 @@ logger = logging.getLogger(__name__)
 PERCENTILES = (1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0)
 _SHOWN = 5  # groups of duplicates, classes
 _SHEET, _THUMBNAIL = 40, 96  # images of the contact sheet; pixels
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `ijepa-ds data stats`."""
-    add_scan_arguments(parser)
-    add_out(parser, "folder for stats.json and stats.png")
-    parser.add_argument("--sample", type=int, default=10_000, help="images to decode, at random; 0: all (default 10000)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
-    add_seed(parser, "of the sample")
 
 
 def run(args: argparse.Namespace) -> int:

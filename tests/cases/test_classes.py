@@ -86,7 +86,7 @@ def test_the_level_chooses_a_part_of_the_path(tmp_path):
             open_source(str(tmp_path / source), ScanOptions(class_level=3))
     assert main(["data", "index", str(tmp_path / "tree"), "--out", str(tmp_path / "i"), "--class-level", "1"]) == 0
     assert open_source(str(tmp_path / "i")).classes == ("n01", "n02")
-    with pytest.raises(ValueError, match="whose classes are fixed"):
+    with pytest.raises(ValueError, match="whose images and classes are fixed"):
         open_source(str(tmp_path / "i"), ScanOptions(class_level=2))
 
 

@@ -67,11 +67,11 @@ def test_each_rank_knows_its_host_and_rank_0_for_few_requests(ranks, monkeypatch
 
 @pytest.mark.parametrize("missing", [[7], [3, 4, 5]])
 def test_all_use_the_words_of_the_first_that_gives_up(ranks, missing):
-    found = ranks([rank for rank in range(RANKS) if rank not in missing], timeout=1.5)
+    found = ranks([rank for rank in range(RANKS) if rank not in missing], timeout=6.0)
     words = {str(error) for error in found}
     assert len(words) == 1 and all(isinstance(error, NetworkError) for error in found)
     named = "rank 7 of 12 has" if missing == [7] else "ranks 3-5 of 12 have"
-    assert f"{named} not come within 1.5 s (run.start_timeout)" in words.pop()
+    assert f"{named} not come within 6 s (run.start_timeout)" in words.pop()
 
 
 def test_ranks_look_less_often_where_they_are_many():

@@ -95,7 +95,7 @@ def test_tar_headers_that_were_read_are_kept(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tars, "read_members", counted)
     assert same(open_source(pattern, options), clean)
-    assert read == sorted(read) and 0 < len(read) <= FOLDERS // 2
+    assert 0 < len(set(read)) == len(read) <= FOLDERS // 2
     read.clear()
     with tarfile.open(tmp_path / "n003.tar", "a") as tar:
         tar.add(folder / "n000" / "0.png", "n003/new.png")

@@ -298,6 +298,7 @@ class SimpleImages(list[int]):
     """What the banner reads of an index."""
 
     classes = ("a", "b")
+    containers = ()
 
     @property
     def labels(self) -> np.ndarray:
