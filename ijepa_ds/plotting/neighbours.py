@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ijepa_ds.data.transforms import load_eval_images
@@ -25,13 +26,13 @@ def rows_of(found: Mapping[str, Found]) -> int:
     return -(-len(next(iter(found.values()))) // 2)
 
 
-def draw_neighbours(figure: Figure | SubFigure, found: Mapping[str, Found], max_pixels: int) -> None:
+def draw_neighbours(axes: Axes, found: Mapping[str, Found], max_pixels: int) -> None:
     """Draw test images, each followed by its neighbours by each encoder; two test images a row.
 
     A frame says whether a neighbour has the test image's class: blue, or red if it has not.
 
     Args:
-        figure: figure to fill.
+        axes: to draw on.
         found: encoder's name -> neighbours of the same test images.
         max_pixels: largest image that is decoded.
 
@@ -45,7 +46,6 @@ def draw_neighbours(figure: Figure | SubFigure, found: Mapping[str, Found], max_
     pictures = dict(zip(once, load_eval_images(once, _PIXELS, 1, max_pixels), strict=True))
     count = max(len(row["nearest"]) for rows in found.values() for row in rows)
     half = 1 + len(found) * (_GAP + count)
-    axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
 
     def place(picture: np.ndarray, left: float, top: float, colour: str) -> None:
@@ -80,5 +80,5 @@ def neighbours_of(result: Mapping[str, Any]) -> dict[str, Found]:
 def write_neighbours(path: Path, found: Mapping[str, Found], max_pixels: int) -> None:
     """Write the picture as PNG; arguments as in `draw_neighbours`."""
     figure = Figure(figsize=(11.4, ROW * (rows_of(found) + 0.45)))
-    draw_neighbours(figure, found, max_pixels)
+    draw_neighbours(figure.add_axes((0, 0, 1, 1)), found, max_pixels)
     save(figure, path)

@@ -74,8 +74,8 @@ def write_summary(
         figure.text(0.03, (below - 0.1) / height, _MASKS, fontsize=11, color=INK, fontweight="bold", va="center")
     if neighbours:
         figure.text(0.03, (alike - 0.1) / height, _ALIKE, fontsize=11, color=INK, fontweight="bold", va="center")
-        space = figure.add_gridspec(1, 1, left=0.03, right=0.98, bottom=0.2 / height, top=(alike - 0.3) / height)
-        draw_neighbours(figure.add_subfigure(space[0]), neighbours, max_pixels)
+        space = figure.add_axes((0.03, 0.1 / height, 0.94, (alike - 0.4) / height))
+        draw_neighbours(space, neighbours, max_pixels)
     save(figure, Path(path))
 
 

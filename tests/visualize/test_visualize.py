@@ -197,4 +197,6 @@ def test_summary_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         with Image.open(out) as picture:
             assert picture.width == 1800
             heights.append(picture.height)
+            black = (np.asarray(picture.convert("RGB")) < 8).all(axis=2)
     assert heights[0] == heights[1] < heights[2]
+    assert black[heights[1] :].mean() > 0.05 and black[: heights[1] // 2].mean() < 0.02  # the neighbours are below all else
