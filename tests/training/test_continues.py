@@ -60,8 +60,10 @@ def saved(run_dir: Path, **facts: object) -> CheckpointReader:
     return CheckpointReader(folder)
 
 
-def test_the_same_version_and_none_continue(tmp_path: Path) -> None:
+def test_the_same_version_continues_and_the_next_one_does_not(tmp_path: Path) -> None:
     continues(saved(tmp_path / "same", order_version=counter.ORDER_VERSION), IMAGES)
+    with pytest.raises(ValueError, match=f"order version {counter.ORDER_VERSION + 1}, "):
+        continues(saved(tmp_path / "next", order_version=counter.ORDER_VERSION + 1), IMAGES)
 
 
 def test_version_1_continues_where_no_image_is_unreadable(tmp_path: Path) -> None:
