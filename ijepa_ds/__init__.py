@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "load_encoder": ("ijepa_ds.weights", "load_encoder"),
-    "load_config": ("ijepa_ds.config", "load"),
+    "load_config": ("ijepa_ds.config", "load_config"),
     "Config": ("ijepa_ds.config", "Config"),
 }
 
