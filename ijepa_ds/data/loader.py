@@ -16,6 +16,7 @@ from torch import Tensor
 from ijepa_ds.config import DataConfig
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.samples import SamplePlan, Share
+from ijepa_ds.data.values import Values
 from ijepa_ds.data.vision import VisionBackend
 from ijepa_ds.errors import UserError
 from ijepa_ds.storage import Storage
@@ -43,7 +44,9 @@ class Backend(Protocol):
 
 
 class ImageBatches(Iterator[Tensor]):
-    """An endless iterator over one rank's micro-batches: uint8 [B, S, S, 3] on the device.
+    """An endless iterator over one rank's micro-batches on the device.
+
+    A micro-batch is uint8 [B, S, S, 3], or float32 [B, S, S, C] in 0 .. 1 of images that are not RGB of 8 bits (`values`).
 
     It has no state to save: an iterator started at step s yields the batches that a run from step 0 gets at step s.
     The images of a global batch do not depend on the number of ranks and micro-batches.
@@ -177,7 +180,7 @@ def _choose_backend(cfg: DataConfig) -> type[Backend]:
         ValueError: The configuration requires DALI, which cannot be imported.
     """
     loader = cfg.loader
-    if loader == "torchvision":
+    if loader == "torchvision" or not Values.of(cfg).plain:
         if cfg.decoder not in ("auto", "cpu"):
             raise UserError(f"data.decoder: {cfg.decoder} needs DALI, but data.loader is torchvision; set it to dali")
         return VisionBackend

@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ijepa_ds.data.pillow import MAX_PIXELS
+from ijepa_ds.data.values import PLAIN, Values
 from ijepa_ds.plotting.bars import Scores, draw_bars
-from ijepa_ds.plotting.neighbours import ROW, Found, draw_neighbours, neighbours_of, rows_of
+from ijepa_ds.plotting.neighbours import ROW, Found, draw_neighbours, neighbours_of, reading_of, rows_of
 from ijepa_ds.plotting.style import INK, MUTED, TRAINED, literal, plain_axes, save
 from ijepa_ds.telemetry.events import read_picture, read_scalars
 
@@ -39,6 +40,7 @@ def write_summary(
     chance: float | None = None,
     neighbours: Mapping[str, Found] | None = None,
     max_pixels: int = MAX_PIXELS,
+    values: Values = PLAIN,
 ) -> None:
     """Write the summary as a PNG.
 
@@ -52,6 +54,7 @@ def write_summary(
         chance: chance level of the scores in percent.
         neighbours: encoder -> nearest training images of some test images (`evals.neighbours.nearest`); empty: left out.
         max_pixels: largest image that is decoded for `neighbours`.
+        values: how its images become channels.
     """
     alike = ROW * (rows_of(neighbours) + 0.45) + 0.7 if neighbours else 0.0
     below = alike
@@ -75,7 +78,7 @@ def write_summary(
     if neighbours:
         figure.text(0.03, (alike - 0.1) / height, _ALIKE, fontsize=11, color=INK, fontweight="bold", va="center")
         space = figure.add_axes((0.03, 0.1 / height, 0.94, (alike - 0.4) / height))
-        draw_neighbours(space, neighbours, max_pixels)
+        draw_neighbours(space, neighbours, max_pixels, values)
     save(figure, Path(path))
 
 
@@ -119,6 +122,7 @@ def run(args: argparse.Namespace) -> int:
         step = "" if checkpoint["step"] is None else f" of step {checkpoint['step']}"
         facts.append(f"{checkpoint['which']} encoder{step}")
         facts.append(f"{data['num_train']} training and {data['num_test']} test images, {data['num_classes']} classes")
+    max_pixels, values = reading_of(result or {})
     write_summary(
         args.out,
         losses=scalars["loss"],
@@ -128,7 +132,8 @@ def run(args: argparse.Namespace) -> int:
         subtitle="  ·  ".join(facts),
         chance=result["chance"] if result else None,
         neighbours=neighbours_of(result) if result else None,
-        max_pixels=result["settings"]["max_pixels"] if result and "settings" in result else MAX_PIXELS,
+        max_pixels=max_pixels,
+        values=values,
     )
     logger.info("written: %s", args.out)
     return 0
