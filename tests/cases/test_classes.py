@@ -158,7 +158,7 @@ def test_files_with_other_endings_are_counted(tmp_path, caplog):
         "c/2.jfif": IMAGES[1],
         "c/3.JPE": IMAGES[2],
         "c/4.heic": b"x",
-        "c/5.TIF": b"x",
+        "c/5.HEIC": b"x",
         "c/6.gif": b"x",
         "scenes.json": b"{}",  # of `ijepa-ds data scenes`
         "c/scenes.json": b"{}",

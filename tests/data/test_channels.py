@@ -5,10 +5,8 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-import imagecodecs
 import numpy as np
 import pytest
-import tifffile
 import torch
 from PIL import Image
 
@@ -22,6 +20,7 @@ from ijepa_ds.data.transforms import normalize
 from ijepa_ds.data.values import Values
 from ijepa_ds.errors import UserError
 
+imagecodecs, tifffile = pytest.importorskip("imagecodecs"), pytest.importorskip("tifffile")
 SIDE, BATCH, COUNT = 16, 4, 10
 
 
