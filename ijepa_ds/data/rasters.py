@@ -58,7 +58,7 @@ def read_raster(file: BinaryIO, layout: str | None) -> Raster:
 
 
 def read_window(
-    file: BinaryIO, layout: str | None, window: Sequence[int] | None = None, channels: Sequence[int] | None = None
+    file: BinaryIO, layout: str | None, window: Sequence[int] | np.ndarray | None = None, channels: Sequence[int] | None = None
 ) -> tuple[Raster, Window]:
     """Read a window.
 
@@ -87,7 +87,7 @@ def _start(file: BinaryIO) -> bytes:
     return start
 
 
-def _inside(raster: Raster, window: Sequence[int] | None) -> tuple[int, int, int, int]:
+def _inside(raster: Raster, window: Sequence[int] | np.ndarray | None) -> tuple[int, int, int, int]:
     top, left, height, width = (int(value) for value in window) if window is not None else (0, 0, raster.height, raster.width)
     if top < 0 or left < 0 or top + height > raster.height or left + width > raster.width:
         raise ContentError(f"{raster.width}x{raster.height} pixels, smaller than when it was indexed")

@@ -102,15 +102,7 @@ class Reader:
             raise ContentError(self._index.bad[position])
         entry = self._index.rows([position])[0]
         container = int(entry["container"])
-        try:
-            content = self.storage.call(
-                lambda: self._bytes(position, entry, container),
-                repr(self._index.display_path(position)),
-                fault=lambda error: is_fault(error) or self._is_lost(container),
-                reopen=lambda: self._forget(container),
-            )
-        except OSError as error:
-            raise ContentError(error.strerror or str(error)) from error
+        content = self._patiently(lambda: self._bytes(position, entry, container), position, container)
         checksum = int(entry["checksum"])
         if checksum and digest(content) != checksum:
             raise ContentError("other bytes than when it was indexed (checksum)")
@@ -145,6 +137,9 @@ class Reader:
             _check_size(entry, raster.width, raster.height)
             return result
 
+        return self._patiently(attempt, position, container)
+
+    def _patiently(self, attempt: Callable[[], T], position: int, container: int) -> T:
         try:
             return self.storage.call(
                 attempt,

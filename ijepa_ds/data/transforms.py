@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -112,8 +112,16 @@ def values_of(item: str, values: Values | None = None) -> Values:
     return values or (item.values if isinstance(item, ImageFile) else PLAIN)
 
 
-def read_layers(item: str, max_pixels: int, values: Values | None = None) -> list[Image.Image]:
+def read_layers(
+    item: str, max_pixels: int, values: Values | None = None, use: Callable[[Image.Image], Image.Image] = lambda layer: layer
+) -> list[Image.Image]:
     """Read and decode an image by path or from a source: one RGB image, or a plane for each channel (`planes`).
+
+    Args:
+        item: A path, or an `ImageFile` of an index.
+        max_pixels: Larger images are unreadable.
+        values: How it becomes channels; None: as its source says, else RGB.
+        use: Applied to each layer.
 
     Raises:
         UnreadableError: Names the image.
@@ -121,8 +129,10 @@ def read_layers(item: str, max_pixels: int, values: Values | None = None) -> lis
     values = values_of(item, values)
     with named_errors(item) as content:
         if values.plain:
-            return [decode(content, max_pixels, values.layout)]
-        return planes_of(read_numbers(content, values, None, max_pixels), values)[0]
+            layers = [decode(content, max_pixels, values.layout)]
+        else:
+            layers = planes_of(read_numbers(content, values, None, max_pixels), values)[0]
+        return [use(layer) for layer in layers]
 
 
 def joined(layers: Sequence[Image.Image]) -> np.ndarray:
@@ -159,7 +169,7 @@ def load_eval_images(
     resize = resize_whole if whole else resize_centre_crop
 
     def read(position: int) -> None:
-        pixels[position] = joined([resize(layer, size) for layer in read_layers(images[position], max_pixels, kind)])
+        pixels[position] = joined(read_layers(images[position], max_pixels, kind, lambda layer: resize(layer, size)))
 
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         for _ in pool.map(read, range(len(images))):

@@ -94,8 +94,8 @@ class Values:
                 f"channel {self._file_channel(channel)} has values from {least:g} to {most:g}, outside data.offset {low:g} to "
                 f"data.scale {high:g}"
             )
-        numbers -= low
-        numbers /= high - low
+        np.subtract(numbers, low, out=numbers)
+        np.divide(numbers, high - low, out=numbers)
         scaled = numbers.clip(0, 1, out=numbers).astype(np.float32, copy=False)
         if missing is None:
             return scaled, 0

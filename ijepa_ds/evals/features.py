@@ -110,7 +110,7 @@ def _inner_blocks(encoder: nn.Module, layers: int) -> list[nn.Module]:
 
 def _pixels(batch: np.ndarray | Tensor, channels: int) -> Tensor:
     pixels = torch.as_tensor(batch)
-    known = pixels.dtype in (torch.uint8, torch.float32)
+    known = pixels.dtype == torch.uint8 or pixels.dtype == torch.float32 and bool((pixels.abs() <= 1).all())
     if not known or pixels.ndim != 4 or pixels.shape[1] != pixels.shape[2] or pixels.shape[3] != channels:
         expected = f"uint8 [B, S, S, {channels}], or float32 in 0 .. 1"
         raise ValueError(f"expected images as {expected}, got {pixels.dtype} {list(pixels.shape)}")

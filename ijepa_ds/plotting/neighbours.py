@@ -84,9 +84,9 @@ def neighbours_of(result: Mapping[str, Any]) -> dict[str, Found]:
 def reading_of(result: Mapping[str, Any]) -> tuple[int, Values]:
     """How the images of an evaluation's result are read: largest image in pixels, and how they become channels."""
     settings = result.get("settings", {})
-    given = settings.get("values") or {}
-    values = Values(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
-    return settings.get("max_pixels", MAX_PIXELS), values
+    stored: dict[str, Any] = settings.get("values") or {}
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+    return settings.get("max_pixels", MAX_PIXELS), Values(**given)
 
 
 def write_neighbours(path: Path, found: Mapping[str, Found], max_pixels: int, values: Values = PLAIN) -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ijepa_ds.data.pillow import MAX_PIXELS
+from ijepa_ds.data.transforms import UnreadableError
 from ijepa_ds.data.values import PLAIN, Values
 from ijepa_ds.plotting.bars import Scores, draw_bars
 from ijepa_ds.plotting.neighbours import ROW, Found, draw_neighbours, neighbours_of, reading_of, rows_of
@@ -123,7 +125,8 @@ def run(args: argparse.Namespace) -> int:
         facts.append(f"{checkpoint['which']} encoder{step}")
         facts.append(f"{data['num_train']} training and {data['num_test']} test images, {data['num_classes']} classes")
     max_pixels, values = reading_of(result or {})
-    write_summary(
+    write = partial(
+        write_summary,
         args.out,
         losses=scalars["loss"],
         pictures=picture[1] if picture else None,
@@ -131,10 +134,14 @@ def run(args: argparse.Namespace) -> int:
         title=args.title or Path(args.run).resolve().name,
         subtitle="  ·  ".join(facts),
         chance=result["chance"] if result else None,
-        neighbours=neighbours_of(result) if result else None,
         max_pixels=max_pixels,
         values=values,
     )
+    try:
+        write(neighbours=neighbours_of(result) if result else None)
+    except UnreadableError as error:  # gone, or inside a tar or parquet file, which the result names but does not hold
+        logger.warning("the nearest neighbours are left out: %s", error)
+        write()
     logger.info("written: %s", args.out)
     return 0
 

@@ -19,6 +19,8 @@ from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.transforms import normalize
 from ijepa_ds.data.values import Values
 from ijepa_ds.errors import UserError
+from tests.cases.making import tar_of
+from tests.data.parquet_cases import write as write_parquet
 
 imagecodecs, tifffile = pytest.importorskip("imagecodecs"), pytest.importorskip("tifffile")
 SIDE, BATCH, COUNT = 16, 4, 10
@@ -330,3 +332,12 @@ def test_an_index_keeps_the_form(tmp_path: Path):
     assert torch.equal(first(replace(cfg, source=str(tmp_path / "a.index"))), first(cfg))
     with pytest.raises(UserError, match="4 channels of uint16, but model.channels is 1"):
         with_one_form(again, Values.of(config(tmp_path / "a", 1)), "a")
+
+
+def test_folder_tar_and_parquet_of_the_same_files_give_the_same_samples(tmp_path: Path):
+    root = folder(tmp_path / "a", ".lzw.tif", 4)
+    contents = {path.name: path.read_bytes() for path in sorted(root.iterdir())}
+    (tmp_path / "a.tar").write_bytes(tar_of(contents))
+    write_parquet(tmp_path / "a.parquet", list(contents.values()), names=list(contents))
+    made = [first(config(tmp_path / name, 4)) for name in ("a", "a.tar", "a.parquet")]
+    assert torch.equal(made[1], made[0]) and torch.equal(made[2], made[0])
