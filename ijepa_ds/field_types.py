@@ -82,5 +82,5 @@ Ascending = Annotated[
     tuple[_T, ...], Field(min_length=1), AfterValidator(_check_ascending), Field(json_schema_extra={"ascending": True})
 ]
 Several = Annotated[tuple[_T, ...], Field(min_length=1), Field(json_schema_extra={"several": True})]  # a number, or a list
-OneOrSeveral = Annotated[Several[_T], BeforeValidator(_listed)]
+OneOrSeveral = Annotated[Several[Number], BeforeValidator(_listed, json_schema_input_type=Number | Several[Number])]
 Ordered = Annotated[tuple[_T, _T], AfterValidator(_check_order), Field(json_schema_extra={"ordered": True})]

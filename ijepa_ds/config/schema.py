@@ -118,10 +118,10 @@ class DataConfig:
     channels: Several[Whole] | None = key(
         None, "channels of the files that are used, in this order, the first is 0; `null`: all", later=True
     )
-    scale: OneOrSeveral[Number] | None = key(
+    scale: OneOrSeveral | None = key(
         None, "value that becomes 1, one for all channels or one for each; `null`: 255, of 8-bit files only", later=True
     )
-    offset: OneOrSeveral[Number] = key((0.0,), "value that becomes 0, likewise", later=True)
+    offset: OneOrSeveral = key((0.0,), "value that becomes 0, likewise", later=True)
     outside: Literal["refuse", "clip"] = key(
         "refuse", "images with values outside `data.offset` to `data.scale`: unreadable, or clipped", later=True
     )

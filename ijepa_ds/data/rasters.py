@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 NPY_START, ZIP_START = b"\x93NUMPY", b"PK\x03\x04"
 _DEPTHS = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64")
 _MOST_CHANNELS = 255
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its complaints are the reasons of our errors
 _PHOTOMETRIC = {0: "its zero is white", 3: "a palette", 4: "a mask", 5: "separated inks (CMYK)", 8: "CIE L*a*b* colours"}
 _REDUCED = 1  # bit of NewSubfileType: a smaller version of the first page, as cloud-optimised GeoTIFFs have
 
