@@ -47,9 +47,8 @@ def test_four_channels_of_16_bits_train_and_resume(place: Path) -> None:
 
 def test_files_that_do_not_fit_end_the_start(place: Path) -> None:
     deep(place / "deep")
-    refused = start(
-        place, *CHANNELS, "model.channels=3", "data.mean=[0.4,0.4,0.5]", "data.std=[0.2,0.2,0.2]", "data.shown=null"
-    )
+    three = ("model.channels=3", "data.mean=[0.4,0.4,0.5]", "data.std=[0.2,0.2,0.2]", "data.shown=null")
+    refused = start(place, *CHANNELS, *three)
     text = refused.stdout + refused.stderr
     assert refused.returncode != 0 and "the images have 4 channels of uint16, but model.channels is 3" in text
     assert not (place / "out").exists()
