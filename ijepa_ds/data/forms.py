@@ -6,7 +6,6 @@ An index keeps it in the upper bits of an entry's `format`; 0: not known, or not
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -37,21 +36,23 @@ def describe_form(form: int) -> str:
     return f"{channels} channel{'s' if channels > 1 else ''} of {depth}"
 
 
-def forms_of(index: ImageIndex) -> Counter[int]:
-    """Return how many readable images have which form."""
-    found, counts = np.unique(_forms(index, index.readable()), return_counts=True)
-    return Counter(dict(zip(found.tolist(), counts.tolist(), strict=True)))
-
-
-def is_rgb(forms: Iterable[int]) -> bool:
-    """Return whether images of these forms are read as RGB of 8 bits without further keys."""
-    return all(form in (0, *_PLAIN) for form in forms)
+def usual_form(index: ImageIndex) -> int:
+    """Return the form that most images of a source have; 0 if these are read as RGB of 8 bits without further keys."""
+    readable = index.readable()
+    forms = _forms(index, readable)
+    forms[_is_rgb(_kinds(index, readable), forms)] = 0
+    found, counts = np.unique(forms, return_counts=True)
+    return int(found[counts.argmax()]) if len(found) else 0
 
 
 def describe_forms(index: ImageIndex) -> str:
-    """Return the forms of a source in words, such as "; 12 with 4 channels of uint16"; empty if all are gray or RGB."""
-    forms = forms_of(index)
-    return "" if is_rgb(forms) else "; " + ", ".join(f"{n:,} with {describe_form(form)}" for form, n in forms.most_common())
+    """Return the forms of a source in words, such as "; 12 with 4 channels of uint16"; empty if all are read as RGB."""
+    readable = index.readable()
+    forms = _forms(index, readable)
+    if _is_rgb(_kinds(index, readable), forms).all():
+        return ""
+    counts = Counter(forms.tolist()).most_common()
+    return "; " + ", ".join(f"{count:,} with {describe_form(form)}" for form, count in counts)
 
 
 def with_one_form(index: ImageIndex, values: Values, source: str) -> ImageIndex:
@@ -104,8 +105,17 @@ def _forms(index: ImageIndex, positions: np.ndarray) -> np.ndarray:
     return np.asarray(index.entries["format"])[positions] & ~((1 << _SHIFT) - 1)
 
 
+def _kinds(index: ImageIndex, positions: np.ndarray) -> np.ndarray:
+    return np.asarray(index.entries["format"])[positions] & KIND
+
+
+def _is_rgb(kinds: np.ndarray, forms: np.ndarray) -> np.ndarray:
+    """Which images are usually read as RGB of 8 bits, bool [n]: all but TIFF, NumPy files and PNGs of 16 bits."""
+    of_pillow = ~np.isin(kinds, _RASTER_KINDS) & (forms >> _SHIFT + 8 != _DEPTHS.index("uint16"))
+    return of_pillow | np.isin(forms, _PLAIN)
+
+
 def _with_rgb(index: ImageIndex, readable: np.ndarray, forms: np.ndarray) -> ImageIndex:
     """Mark TIFF and NumPy files that are not gray or RGB of 8 bits."""
-    kinds = np.asarray(index.entries["format"])[readable] & KIND
-    odd = np.flatnonzero(np.isin(kinds, _RASTER_KINDS) & ~np.isin(forms, _PLAIN))
+    odd = np.flatnonzero(np.isin(_kinds(index, readable), _RASTER_KINDS) & ~np.isin(forms, _PLAIN))
     return index.with_bad({int(readable[at]): f"{describe_form(int(forms[at]))}: {ADVICE}" for at in odd})

@@ -89,7 +89,7 @@ class Values:
         least, most = float(numbers.min()), float(numbers.max())
         if not (np.isfinite(least) and np.isfinite(most)):
             raise ContentError(f"channel {self._file_channel(channel)} has infinite values")
-        if not self.clip and (least < low or most > high):
+        if not self.clip and (least < _as_stored(low, plane.dtype) or most > _as_stored(high, plane.dtype)):
             raise ContentError(
                 f"channel {self._file_channel(channel)} has values from {least:g} to {most:g}, outside data.offset {low:g} to "
                 f"data.scale {high:g}"
@@ -129,6 +129,11 @@ PLAIN = Values()
 
 def _of(values: tuple[float, ...], channel: int) -> float:
     return values[channel] if len(values) > 1 else values[0]
+
+
+def _as_stored(value: float, dtype: np.dtype) -> float:
+    """A bound as a float type holds it: 0.1 in float32 is above 0.1."""
+    return float(dtype.type(value)) if dtype.kind == "f" else value
 
 
 def _missing(plane: np.ndarray, nodata: float | None) -> np.ndarray | None:

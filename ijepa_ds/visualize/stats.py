@@ -14,7 +14,7 @@ import numpy as np
 from ijepa_ds.arguments import check_at_least
 from ijepa_ds.data.channel_statistics import ChannelStatistics
 from ijepa_ds.data.classes import describe_classes
-from ijepa_ds.data.forms import forms_of, is_rgb
+from ijepa_ds.data.forms import usual_form
 from ijepa_ds.data.index import ImageIndex, describe
 from ijepa_ds.data.index_command import scan_options
 from ijepa_ds.data.reading import ImageFiles
@@ -36,9 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, write the files, print the table; return 0."""
     check_at_least(args, sample=0, workers=1)
     index = open_source(args.source, scan_options(args))
-    forms = forms_of(index)
-    form = 0 if is_rgb(forms) else max(forms, key=lambda one: (one != 0, forms[one]))
-    found = measure(index, args.sample, args.seed, args.workers, args.max_pixels, form=form)
+    found = measure(index, args.sample, args.seed, args.workers, args.max_pixels, form=usual_form(index))
     if not found.images:
         raise UserError(f"{args.source}: none of the images looked at can be read: {_listed(index, found)}")
     facts = facts_of(index, found)
@@ -86,7 +84,8 @@ def _scales(found: Statistics) -> dict[str, Any]:
         mean, std = found.clipped(percent[:, 0], percent[:, 1])
         facts |= {"clipped_offset": percent[:, 0], "clipped_scale": percent[:, 1], "clipped_mean": mean, "clipped_std": std}
     facts["without_data"] = found.missing / found.images
-    return {name: [float(f"{value:.6g}") for value in row] for name, row in facts.items()}
+    exact = ("offset", "scale", "smallest", "largest")  # a rounded bound would refuse the image that has it
+    return {name: [float(value if name in exact else f"{value:.6g}") for value in row] for name, row in facts.items()}
 
 
 def _paste(facts: dict[str, Any]) -> str:
@@ -97,7 +96,7 @@ def _paste(facts: dict[str, Any]) -> str:
 
     def listed(name: str) -> str:
         values = facts[name] if len(set(facts[name])) > 1 else facts[name][:1]
-        return ", ".join(f"{value:g}" for value in values)
+        return ", ".join(f"{value:g}" if float(f"{value:g}") == value else repr(value) for value in values)
 
     lines = [
         f"model:\n  channels: {len(facts['mean'])}",

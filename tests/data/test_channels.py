@@ -18,7 +18,7 @@ from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.transforms import normalize
 from ijepa_ds.data.values import Values
-from ijepa_ds.errors import UserError
+from ijepa_ds.errors import ContentError, UserError
 from tests.cases.making import tar_of
 from tests.data.parquet_cases import write as write_parquet
 
@@ -341,3 +341,14 @@ def test_folder_tar_and_parquet_of_the_same_files_give_the_same_samples(tmp_path
     write_parquet(tmp_path / "a.parquet", list(contents.values()), names=list(contents))
     made = [first(config(tmp_path / name, 4)) for name in ("a", "a.tar", "a.parquet")]
     assert torch.equal(made[1], made[0]) and torch.equal(made[2], made[0])
+
+
+def test_a_bound_is_compared_as_the_file_stores_it():
+    values = Values(count=1, high=(0.1,), fill=(0.5,))
+    scaled, filled = values.scaled(np.full((2, 2), 0.1, np.float32), 0)
+    assert (scaled == 1).all() and filled == 0
+    with pytest.raises(ContentError, match="channel 0 has values from 0.11"):
+        values.scaled(np.full((2, 2), 0.11, np.float32), 0)
+    exact = Values(count=1, low=(-(2.0**31),), high=(2.0**31 - 1,), fill=(0.5,))
+    ends = exact.scaled(np.array([[-(2**31), 2**31 - 1]], np.int32), 0)[0]
+    assert ends.tolist() == [[0.0, 1.0]]

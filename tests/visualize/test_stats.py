@@ -1,6 +1,7 @@
 """`ijepa-ds data stats`: counts, moments and percentiles against numpy, duplicates, kinds of files, damaged images."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,8 @@ def test_other_channels_are_measured_in_the_numbers_of_the_files(tmp_path: Path,
         np.save(root / f"{number}.npy", array)
     np.save(root / "odd.npy", np.zeros((20, 20), np.float32))
     given = ["data", "stats", str(root), "--out", str(tmp_path / "o"), "--workers", "1"]
-    assert cli.main([*given, "--arrays", "hwc"]) == 0
+    with caplog.at_level(logging.INFO, "ijepa_ds"):
+        assert cli.main([*given, "--arrays", "hwc"]) == 0
     facts = json.loads((tmp_path / "o" / "stats.json").read_text())
     low = np.min([np.nanmin(a, axis=(0, 1)) for a in arrays], axis=0)
     high = np.max([np.nanmax(a, axis=(0, 1)) for a in arrays], axis=0)
@@ -114,5 +116,6 @@ def test_other_channels_are_measured_in_the_numbers_of_the_files(tmp_path: Path,
     assert facts["looked_at"] == 8 and facts["unreadable"] == 1 and facts["kinds"] == [{"channels": 2, "bits": 32, "images": 8}]
     points = np.concatenate([a[..., 0].ravel() for a in arrays])
     assert abs(facts["clipped_scale"][0] - np.percentile(points, 99)) < 60 and (tmp_path / "o" / "stats.png").exists()
-    assert "odd.npy" in caplog.text and "1 channel of float32, but most images of the source have 2" in caplog.text
-    assert "model:\n  channels: 2\ndata:\n  offset: [" in caplog.text and "outside: clip" in caplog.text
+    told = caplog.text
+    assert "odd.npy" in told and "1 channel of float32, but most images of the source have 2" in told
+    assert "model:\n  channels: 2\ndata:\n  offset: [" in told and "outside: clip" in told
