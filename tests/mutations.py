@@ -38,6 +38,7 @@ _CACHE = "tests/evals/test_cache.py"
 _JOINT = "tests/data/test_joint.py"
 _STREAMS = "tests/test_streams.py"
 _GOLDEN = "tests/test_golden.py"
+_CHANNELS = "tests/data/test_channels.py"
 _AROUND = "tests/training/test_around.py"
 _SAVER = "tests/checkpoint/test_saver.py"
 _LOGS = "tests/cluster/test_rank_log.py"
@@ -587,5 +588,11 @@ MUTATIONS = [
     # The check of a start.
     Mutation("ijepa_ds/doctor/check.py", "fcntl.LOCK_SH | fcntl.LOCK_NB", "fcntl.LOCK_UN", "tests/doctor/test_check.py"),
     Mutation("ijepa_ds/doctor/check.py", "if len(index) < batch:", "if not len(index):", "tests/doctor/test_check.py"),
+    # Other channels and depths.
+    Mutation("ijepa_ds/data/values.py", "least < _as_stored(low, plane.dtype) or ", "", f"{_CHANNELS} -k declared"),
+    Mutation("ijepa_ds/data/values.py", "scaled[missing] = self.fill[channel]", "", f"{_CHANNELS} -k no_data"),
+    Mutation(
+        "ijepa_ds/data/forms.py", "np.flatnonzero(forms != usual)", "np.flatnonzero(forms < 0)", f"{_CHANNELS} -k odd_files"
+    ),
 ]
 EXPLAINED: dict[tuple[str, str], str] = {}  # (file, old): why no test can notice it
