@@ -84,7 +84,7 @@ class Session:
             self._identity = encoder_identity(self.encoder)
         s = self.settings
         reading = {"size": s.size, "frame": s.frame, "mean": s.mean, "std": s.std, "max_pixels": s.max_pixels}
-        if not s.values.plain:
+        if not s.values.plain or s.values.layout:
             reading["values"] = asdict(s.values)
         computing = {"precision": s.precision, "device": torch.device(s.device).type, "layers": layers, "mirrored": mirrored}
         try:

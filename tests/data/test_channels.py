@@ -13,6 +13,7 @@ from PIL import Image
 from ijepa_ds.config import DataConfig
 from ijepa_ds.data.forms import with_one_form
 from ijepa_ds.data.loader import ImageBatches
+from ijepa_ds.data.pillow import decode
 from ijepa_ds.data.samples import SamplePlan, Share
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
@@ -352,3 +353,15 @@ def test_a_bound_is_compared_as_the_file_stores_it():
     exact = Values(count=1, low=(-(2.0**31),), high=(2.0**31 - 1,), fill=(0.5,))
     ends = exact.scaled(np.array([[-(2**31), 2**31 - 1]], np.int32), 0)[0]
     assert ends.tolist() == [[0.0, 1.0]]
+
+
+def test_jpeg_compressed_tiff_is_rgb_and_overviews_are_skipped(tmp_path: Path):
+    array = (numbers(3, 3, height=64, width=64) >> 8).astype(np.uint8)
+    jpeg = {"compression": "jpeg", "compressionargs": {"level": 95}, "tile": (32, 32)}
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb", **jpeg)
+    with tifffile.TiffWriter(tmp_path / "b.tif") as writer:
+        writer.write(array, photometric="rgb")
+        writer.write(array[::2, ::2].copy(), photometric="rgb", subfiletype=1)
+    for name, most in (("a.tif", 1.5), ("b.tif", 0.0)):
+        found = np.asarray(decode((tmp_path / name).read_bytes()))
+        assert found.shape == array.shape and np.abs(found.astype(int) - array).mean() <= most
