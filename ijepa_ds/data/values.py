@@ -44,6 +44,8 @@ class Values:
     @classmethod
     def of(cls, cfg: DataConfig) -> Values:
         """Return what a run's configuration says."""
+        if len(cfg.mean) == 3 and cfg.channels is None and cfg.scale is None:
+            return cls(layout=cfg.arrays)
         return cls(
             count=len(cfg.mean),
             chosen=cfg.channels,

@@ -136,4 +136,5 @@ class Settings:
 
     def plain(self) -> dict[str, Any]:
         """The settings that scores depend on, as JSON values."""
-        return {key: value for key, value in asdict(self).items() if key not in ("cache", "cache_gib")}
+        left_out = ("cache", "cache_gib", *(["values"] if self.values == PLAIN else []))  # as in older results
+        return {key: value for key, value in asdict(self).items() if key not in left_out}
