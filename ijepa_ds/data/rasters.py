@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -124,7 +125,7 @@ def _page(file: BinaryIO) -> Iterator[Any]:
             if (frames := int((tiff.imagej_metadata or {}).get("images", 1))) > 1:
                 raise ContentError(f"page 2 of {frames}: an ImageJ stack of several pages; one image a file")
             yield tiff.pages[0]
-    except (ContentError, MemoryError):
+    except (ContentError, MemoryError, SystemError):
         raise
     except Exception as error:  # of many types, for damaged bytes
         if isinstance(error, OSError) and error.errno is not None:  # of reading the file: it says nothing about the bytes
@@ -188,16 +189,31 @@ def _segment(page: Any, number: int) -> np.ndarray | None:
     return None if decoded is None else decoded[0]
 
 
+def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and type of a .npy file; `file` is then at its first number.
+
+    numpy evaluates the header as Python, which fails at random in threads of Python 3.11 ("AST constructor recursion depth
+    mismatch"): good images would count as damaged.
+    """
+    version = np.lib.format.read_magic(file)
+    length = int.from_bytes(file.read(2 if version == (1, 0) else 4), "little")
+    header = file.read(length).decode("latin1")
+    order = re.search(r"'fortran_order':\s*(True|False)", header)
+    shape = re.search(r"'shape':\s*\(([\d,\s]*)\)", header)
+    kind = re.search(r"'descr':\s*'([^']*)'", header)
+    if not (order and shape):
+        raise ContentError("damaged header")
+    if not kind or "O" in kind[1]:
+        raise ContentError("an array of Python objects or records, not of numbers")
+    return tuple(int(size) for size in shape[1].split(",") if size.strip()), order[1] == "True", np.dtype(kind[1])
+
+
 class _Array:
     """An array in an open file."""
 
     def __init__(self, file: BinaryIO, layout: str | None) -> None:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        self.shape, self.fortran, self.dtype = read(file)
+        self.shape, self.fortran, self.dtype = _npy_header(file)
         self.file, self.first = file, file.tell()
-        if self.dtype.hasobject or self.dtype.names:
-            raise ContentError("an array of Python objects or records, not of numbers")
         if len(self.shape) not in (2, 3):
             raise ContentError(f"an array of shape {list(self.shape)}; expected [H, W, C], [C, H, W] or [H, W]")
         if layout is None:
@@ -250,7 +266,7 @@ def _array(file: BinaryIO, layout: str | None) -> Iterator[_Array]:
         array = _Array(file, layout)
         array.check_whole()
         yield array
-    except (ContentError, MemoryError):
+    except (ContentError, MemoryError, SystemError):
         raise
     except Exception as error:  # of many types, for damaged bytes
         if isinstance(error, OSError) and error.errno is not None:
