@@ -28,6 +28,7 @@ _INSTALL = (
     "DALI exists for Linux only"
 )
 _POLL = 0.2  # seconds between checks whether the other thread is alive
+_LATE = 5.0  # seconds after which a read is worth a word
 _CLOSE_TIMEOUT = 10.0  # seconds to wait for a busy decoder
 
 
@@ -70,6 +71,7 @@ class ImageBatches(Iterator[Tensor]):
         device: torch.device | str,
         bad: Mapping[int, str] | None = None,
         on_storage_wait: Callable[[], None] = lambda: None,
+        on_late: Callable[[str], None] = lambda what: None,
     ) -> None:
         """Start decoding.
 
@@ -85,7 +87,8 @@ class ImageBatches(Iterator[Tensor]):
             start_step: First step.
             device: Device of the batches.
             bad: Position -> reason of images already known to be unreadable.
-            on_storage_wait: Called repeatedly while `__next__` waits for storage that does not answer.
+            on_storage_wait: Called repeatedly while `__next__` waits for storage that fails.
+            on_late: Called repeatedly, with words, while `__next__` waits and a read has not returned for seconds.
 
         Raises:
             UserError: The sizes are inconsistent, or the configured loader is not installed.
@@ -99,7 +102,7 @@ class ImageBatches(Iterator[Tensor]):
         device = torch.device(device)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
-        self._device, self._on_storage_wait = device, on_storage_wait
+        self._device, self._on_storage_wait, self._on_late = device, on_storage_wait, on_late
         self._plan = SamplePlan(cfg, index, seed=seed, share=share, bad=bad)
         backend = _choose_backend(cfg)(self._plan, cfg, device)  # type: ignore[call-arg]
         self.backend = backend.name
@@ -159,8 +162,11 @@ class ImageBatches(Iterator[Tensor]):
             try:
                 return self._ready.get(timeout=_POLL)
             except queue.Empty:
-                if self._plan.reader.storage.waiting:
+                storage = self._plan.reader.storage
+                if storage.waiting:
                     self._on_storage_wait()
+                elif (late := storage.slowest())[0] > _LATE:
+                    self._on_late(f"a read of {late[1]} has not returned for {late[0]:.0f} s")
                 if not self._thread.is_alive() and self._ready.empty():
                     return RuntimeError("the image loader's thread ended without an error")
 

@@ -40,8 +40,13 @@ def find_images(cfg: Config, rank: int, watch: Watch) -> ImageIndex:
         index.save(path)
         (path.parent / JOURNAL).unlink(missing_ok=True)
 
+    def made() -> bool:
+        """Whether the source is an index."""
+        watch.doing(f"opening data.source {cfg.data.source!r}")
+        return _scan_options(cfg, watch).storage().call(lambda: is_index(cfg.data.source), repr(cfg.data.source))
+
     # rank 0 decides for all: a host that does not see the source must not take another path
-    if not broadcast_object(agree(lambda: is_index(cfg.data.source) if rank == 0 else None)):
+    if not broadcast_object(agree(lambda: made() if rank == 0 else None)):
         agree(scan)
         return agree(lambda: open_index(path, cfg.data.source, share()))
     agree(lambda: _check_index_settings(cfg))

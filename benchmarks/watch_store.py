@@ -1,0 +1,81 @@
+"""What the watches of a job cost the process of rank 0, which keeps their store.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.watch_store --ranks 512 4096
+
+Another process sends the requests that the watches of all ranks send in one round (a report and a look for news each).
+Printed: processor time of this process for a round, for reading and judging all reports, and both as a share of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import time
+
+from torch.distributed import TCPStore
+
+from ijepa_ds.cluster.job_store import JobStore, period_of
+from ijepa_ds.cluster.judge import judge
+from ijepa_ds.cluster.peers import Peer, Report
+from ijepa_ds.cluster.processes import Process
+
+JUDGE_EVERY = 3.0  # seconds, as in ijepa_ds/cluster/watch.py
+REPEATS = 5
+
+
+def others(ranks: int) -> None:
+    """One round of the watches of all ranks, through one connection."""
+    store = JobStore(0, ranks)
+    for rank in range(ranks):
+        store._rank = rank
+        store.publish(Report(12345, 100_000, "after backward", False, False, 50_000, 0.3))
+        store.news()
+
+
+def _spent() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def measure(ranks: int) -> tuple[float, float]:
+    """Seconds of this process for a round of requests, and for reading and judging all reports."""
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(server.port))
+    before = _spent()
+    subprocess.run([sys.executable, "-m", "benchmarks.watch_store", "--round", str(ranks)], check=True)
+    requests = _spent() - before
+    store, process = JobStore(0, ranks), Process(1, 1)
+    peers = [Peer(rank, f"host-{rank // 8}", f"host-{rank // 8}", process, time.monotonic()) for rank in range(ranks)]
+    before = _spent()
+    for _ in range(REPEATS):
+        now = time.monotonic()
+        for peer, report in zip(peers, store.reports(), strict=True):
+            peer.hear(report, now)
+        judge(peers, place="host-0", stopped=(), now=now, progress=now, timeout=900.0)
+    return requests, (_spent() - before) / REPEATS
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[512, 4096])
+    parser.add_argument("--round", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.round:
+        others(args.round)
+        return 0
+    for ranks in args.ranks:
+        requests, reading = measure(ranks)
+        second = requests / period_of(ranks) + reading / JUDGE_EVERY
+        print(
+            f"{ranks} ranks: {2 * ranks / period_of(ranks):.0f} requests/s, {requests / ranks / 2 * 1e6:.1f} us; reports, "
+            f"every {JUDGE_EVERY:.0f} s: {reading * 1e3:.1f} ms; together {second:.2%} of a core"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
