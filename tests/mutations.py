@@ -30,6 +30,7 @@ _VIT = "tests/model/test_vit.py tests/model/test_parity.py -m 'not slow'"
 _FILES = "tests/checkpoint -k 'not recorded' -m 'not slow'"
 _PLAN = "tests/plan tests/model/test_mfu.py -k 'not allocator' -m 'not slow'"
 _WATCH = "tests/cluster/test_judge.py"
+_WATCH_OF_MANY = "tests/cluster/test_watch.py -k looks"
 _MASKS = "tests/masks"
 _EVALS = "tests/evals/test_evals.py"
 _WEIGHTS = "tests/weights/test_write.py tests/weights/test_read.py tests/weights/test_options.py -m 'not slow'"
@@ -457,6 +458,8 @@ MUTATIONS = [
     Mutation("ijepa_ds/cluster/rank_log.py", "    show(text)\n    note(text)", "    note(text)\n    show(text)", _LOGS),
     Mutation("ijepa_ds/cluster/judge.py", "now - peer.heard > SILENCE", "now - peer.heard > 2 * SILENCE", _WATCH),
     Mutation("ijepa_ds/cluster/judge.py", "if peer.place != place]", "]", _WATCH),
+    Mutation("ijepa_ds/cluster/watch.py", "(ticks + self._rank) % self._period == 0", "True", _WATCH_OF_MANY),
+    Mutation("ijepa_ds/cluster/peers.py", "whole = 2 if len(runs) == 1 else 3", "whole = 3", _WATCH),
     Mutation("ijepa_ds/cluster/judge.py", "0 < timeout < now - progress", "timeout < now - progress", _WATCH),
     Mutation("ijepa_ds/cluster/judge.py", "fewest = min(", "fewest = max(", _WATCH),
     Mutation("ijepa_ds/cluster/judge.py", "for peer in behind if not peer.report.communicates", "for peer in behind", _WATCH),
