@@ -1,5 +1,6 @@
 """A real mount (FUSE) that is lost, stopped or late: what the user of a run sees, and how the same command continues."""
 
+import os
 import re
 import signal
 import socket
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ijepa_ds.checkpoint.folder import list_steps
-from ijepa_ds.exits import LOST, STOPPED
+from ijepa_ds.data.sources import open_source
+from ijepa_ds.exits import LOST, STOPPED, USER_ERROR
 from tests.dist.launched import Run
 from tests.dist.mounts import Mount, why_not
 from tests.waiting import limit
@@ -135,3 +137,18 @@ def test_a_start_whose_run_directory_does_not_answer_ends(place: Path, disk: Mou
     said = r"no progress for \d+ s at the start of this host's ranks, reading the configuration: a file system does not answer"
     assert len(re.findall(said, run.output)) == 1 and "job.py" in run.output, run.output
     assert f"host {HOST} cannot start" in run.output
+
+
+@pytest.mark.parametrize("source", ["images", "images/made.index"])
+def test_a_host_that_does_not_see_the_images_is_named(source: str, place: Path) -> None:
+    """Rank 1 has an empty folder there, as where a mount is missing."""
+    if os.geteuid() != 0:
+        pytest.skip("NOT ROOT: a host without the mount was not tested")
+    open_source(str(place / "images")).save(place / "images" / "made.index")
+    (place / "empty").mkdir()
+    cover = {"rank": 1, "action": "cover", "folder": str(place / "images"), "by": str(place / "empty")}
+    run = Run(place, *LONG[:-1], f"data.source={source}", faults=[cover])
+    assert run.wait() == [USER_ERROR, USER_ERROR], run.output
+    seen = "does not exist" if source.endswith("index") else r"changed since its index .* was made: .*No such file"
+    assert re.search(f"ijepa_ds cannot run this:\ndata.source: '.*{source}' {seen}", run.output), run.output
+    assert f"(only rank 1 on host {HOST})" in run.output and "Traceback" not in run.output
