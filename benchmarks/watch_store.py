@@ -9,11 +9,12 @@ Printed: processor time of this process for a round, for reading and judging all
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import resource
-import subprocess
 import sys
 import time
+from multiprocessing.connection import Connection
 
 from torch.distributed import TCPStore
 
@@ -26,13 +27,17 @@ JUDGE_EVERY = 3.0  # seconds, as in ijepa_ds/cluster/watch.py
 REPEATS = 5
 
 
-def others(ranks: int) -> None:
-    """One round of the watches of all ranks, through one connection."""
-    store = JobStore(0, ranks)
-    for rank in range(ranks):
-        store._rank = rank
-        store.publish(Report(12345, 100_000, "after backward", False, False, 50_000, 0.3))
-        store.news()
+def others(requests: Connection) -> None:
+    """In another process: for each (port, ranks) received, one round of the watches of all ranks, through one connection."""
+    while (request := requests.recv()) is not None:
+        port, ranks = request
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        store = JobStore(0, ranks)
+        for rank in range(ranks):
+            store._rank = rank
+            store.publish(Report(12345, 100_000, "after backward", False, False, 50_000, 0.3))
+            store.news()
+        requests.send("done")
 
 
 def _spent() -> float:
@@ -40,12 +45,13 @@ def _spent() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def measure(ranks: int) -> tuple[float, float]:
+def measure(ranks: int, other: Connection) -> tuple[float, float]:
     """Seconds of this process for a round of requests, and for reading and judging all reports."""
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(server.port))
     before = _spent()
-    subprocess.run([sys.executable, "-m", "benchmarks.watch_store", "--round", str(ranks)], check=True)
+    other.send((server.port, ranks))
+    other.recv()
     requests = _spent() - before
     store, process = JobStore(0, ranks), Process(1, 1)
     peers = [Peer(rank, f"host-{rank // 8}", f"host-{rank // 8}", process, time.monotonic()) for rank in range(ranks)]
@@ -62,18 +68,20 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--ranks", type=int, nargs="+", default=[512, 4096])
-    parser.add_argument("--round", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.round:
-        others(args.round)
-        return 0
+    context = multiprocessing.get_context("fork")  # before this process has a store and its threads
+    ours, theirs = context.Pipe()
+    process = context.Process(target=others, args=(theirs,), daemon=True)
+    process.start()
     for ranks in args.ranks:
-        requests, reading = measure(ranks)
+        requests, reading = measure(ranks, ours)
         second = requests / period_of(ranks) + reading / JUDGE_EVERY
         print(
             f"{ranks} ranks: {2 * ranks / period_of(ranks):.0f} requests/s, {requests / ranks / 2 * 1e6:.1f} us; reports, "
             f"every {JUDGE_EVERY:.0f} s: {reading * 1e3:.1f} ms; together {second:.2%} of a core"
         )
+    ours.send(None)
+    process.join()
     return 0
 
 
