@@ -41,6 +41,16 @@ def disk(place: Path) -> Iterator[Mount]:
         mount.close()
 
 
+def ended(run: Run, disk: Mount, rank: int) -> list[int]:
+    """The exit codes after a mount has stopped; `rank` ends by itself, unless it uses the mount too.
+
+    A thread that waits for the answer to a request that the server has read keeps its process: nothing can kill it.
+    """
+    run.ranks[rank].join(limit(100))
+    disk.lose()
+    return run.wait(60)
+
+
 def test_a_lost_mount_is_waited_for_until_it_is_back(place: Path, disk: Mount) -> None:
     run = Run(place, *LONG, faults=[SLOW])
     run.wait_for(UNDER_WAY)
@@ -101,7 +111,7 @@ def test_the_rank_whose_mount_stops_is_named(place: Path, disk: Mount) -> None:
     run.wait_for(f"checkpoint of step {max(list_steps(place / 'out')) + 10} is safe")  # nothing happened
     assert "storage" not in run.output
     disk.stop()
-    assert run.wait(150) == [LOST, LOST], run.output
+    assert ended(run, disk, rank=0) == [LOST, LOST], run.output
     named = rf"rank 1 on host {HOST} \(process {run.ranks[1].pid}\) hangs: no progress for \d+ s {ALLOWED} at step \d+, "
     read = r"waiting for images: a read of 'images/class\d/\d+.jpg' has not returned for \d+ s\n"
     assert re.search(named + read, run.output), run.output
@@ -114,16 +124,16 @@ def test_a_run_directory_that_stops_answering_ends_the_job(place: Path, disk: Mo
     run = Run(place, *LONG[:-1], "data.source=real/images", "run.dir=disk/out", PATIENCE, faults=[SLOW])
     run.wait_for(UNDER_WAY)
     disk.stop()
-    assert run.wait(150) == [LOST, LOST], run.output
+    assert ended(run, disk, rank=1) == [LOST, LOST], run.output
     named = rf"rank 0 on host {HOST} \(process {run.ranks[0].pid}\) hangs: no progress for \d+ s {ALLOWED} at step \d+, "
     assert re.search(named + "(writing metrics and logs|writing a checkpoint)\n", run.output), run.output
-    assert "Its stack:" in run.output and "rank 1 on host" not in run.output
+    assert "Its stack:" in run.output and run.output.count(" hangs: ") == 1
 
 
 def test_a_start_whose_images_do_not_answer_ends(place: Path, disk: Mount) -> None:
     disk.stop()
     run = Run(place, *LONG, PATIENCE)
-    assert run.wait(150) == [LOST, LOST], run.output
+    assert ended(run, disk, rank=1) == [LOST, LOST], run.output
     named = rf"rank 0 on host {HOST} \(process {run.ranks[0].pid}\) hangs: no progress for \d+ s {ALLOWED} at "
     assert re.search(named + f"opening data.source '{place}/disk/images'\n", run.output), run.output
 
@@ -133,7 +143,8 @@ def test_a_start_whose_run_directory_does_not_answer_ends(place: Path, disk: Mou
     disk.stop()
     first = {"action": "first_limit", "seconds": limit(8)}
     run = Run(place, *LONG[:-1], "data.source=real/images", "run.dir=disk/out", faults=[first])
-    assert run.wait(150) == [STOPPED, STOPPED], run.output
+    run.wait_for("cannot start")
+    assert ended(run, disk, rank=1) == [STOPPED, STOPPED], run.output
     said = r"no progress for \d+ s at the start of this host's ranks, reading the configuration: a file system does not answer"
     assert len(re.findall(said, run.output)) == 1 and "job.py" in run.output, run.output
     assert f"host {HOST} cannot start" in run.output
