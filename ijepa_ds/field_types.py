@@ -73,6 +73,7 @@ Positive = Annotated[float, _FINITE, Field(gt=0), _PARSED]
 Share = Annotated[float, _FINITE, Field(ge=0, lt=1), _PARSED]
 Probability = Annotated[float, _FINITE, Field(ge=0, le=1), _PARSED]
 Area = Annotated[float, _FINITE, Field(gt=0, le=1), _PARSED]
+Deviation = Annotated[float, _FINITE, Field(gt=0, le=1), _PARSED]  # of pixels in 0 to 1
 Sigma = Annotated[float, _FINITE, Field(gt=0, le=20), _PARSED]
 Limit = Annotated[float, _FINITE, Field(ge=0, json_schema_extra={"whole": True}), _PARSED, AfterValidator(_check_limit)]
 Number = Annotated[float, _FINITE, _PARSED]

@@ -25,6 +25,7 @@ optimization: {batch_size: 8, steps: 2, warmup_steps: 1}
         ("runs/a~b", "runs/a~b"),
         ("data/shards-{000..127}.tar", "data/shards-{000..127}.tar"),
         ("data/path_to_x", "data/path_to_x"),
+        ("a:b//c", "a:b//c"),
     ],
 )
 def test_paths_that_are_understood(text: str, path: str) -> None:
@@ -48,6 +49,11 @@ def test_paths_that_are_understood(text: str, path: str) -> None:
         ("runs/CHANGE_ME", "placeholder"),
         ("%SCRATCH%/x", "placeholder"),
         ("{{ run_dir }}/x", "placeholder"),
+        ("s3://bucket/runs", "s3:// begins an address; only paths of this host are understood"),
+        ("https://host/a.tar", "https:// begins an address"),
+        ("file:///data/images", "file:// begins an address"),
+        ("hf://datasets/x", "hf:// begins an address"),
+        (r"C:\runs\x", "begins an address"),
     ],
 )
 def test_paths_that_are_refused(text: str, problem: str) -> None:
