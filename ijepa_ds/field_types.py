@@ -24,7 +24,7 @@ def key(default: Any, description: str, **marks: bool | str) -> Any:
 def _parse(value: Any) -> Any:
     """YAML 1.1 reads `1e-3`, which has no dot, as text."""
     try:
-        return float(value) if isinstance(value, str) else value
+        return float(value) if isinstance(value, str) and value.isascii() and "_" not in value else value
     except ValueError:
         return value
 

@@ -44,6 +44,8 @@ def expand(text: str, environment: Mapping[str, str]) -> tuple[str, str]:
         return environment.get(name or "", "")
 
     found = _VARIABLE.sub(value, text)
+    if "\0" in found:
+        problems.append("a path cannot hold the character of code 0; write the path")
     if not problems:
         found = os.path.expanduser(found)
         if found.startswith("~") and not os.path.lexists(found):

@@ -99,7 +99,11 @@ CASES = {
     "decimal comma": (["optimization.lr='1,5'"], r"write (\S+)", "optimization.lr={0}"),
     "decimal comma behind a zero": (["optimization.lr='0,001'"], r"write (\S+)$", "optimization.lr={0}"),
     "comma between thousands": (["optimization.batch_size='1,024'"], r"write (\S+)$", "optimization.batch_size={0}"),
-    "either comma": (["data.storage_timeout='1,200'"], r"write (\S+) or (\S+)", "data.storage_timeout={0} | data.storage_timeout={1}"),
+    "either comma": (
+        ["data.storage_timeout='1,200'"],
+        r"write (\S+) or (\S+)",
+        "data.storage_timeout={0} | data.storage_timeout={1}",
+    ),
     "YAML's base 8": (["run.seed=010"], r"write (\d+), or (\d+) without", "run.seed={0} | run.seed={1}"),
     "YAML's base 60": (["run.seed=1:30"], r"as 90; write (\d+)", "run.seed={0}"),
     "misspelt": (["model.nmae=base"], r"did you mean '(\w+)'", "model.{0}=base"),
