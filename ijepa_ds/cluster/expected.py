@@ -65,7 +65,7 @@ def hostfile_warning() -> str:
             if not path.is_file():
                 return f"there is no hostfile {given}, so DeepSpeed's launcher uses this host alone"
             if not {"--force_multi", "--no_ssh"} & set(words) and (other := only_other_host(path)):
-                return f"the hostfile {given} has one host, {other}, but DeepSpeed's launcher starts ranks on this one instead"
+                return f"the hostfile {given} has one host, {other}, but DeepSpeed's launcher starts ranks on this one"
     return ""
 
 

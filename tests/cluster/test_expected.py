@@ -62,7 +62,7 @@ def test_a_hostfile_that_is_not_there(tmp_path: Path) -> None:
         (["--hostfile", "nowhere"], missing.format("nowhere")),
         (["--hostfile=no"], missing.format("no")),
         (["-H", "there"], ""),
-        (["-H", "far"], "the hostfile far has one host, far.invalid, but DeepSpeed's launcher starts ranks on this one instead"),
+        (["-H", "far"], "the hostfile far has one host, far.invalid, but DeepSpeed's launcher starts ranks on this one"),
         (["-H", "far", "--force_multi"], ""),
         ([], ""),
     ):

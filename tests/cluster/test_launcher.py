@@ -21,7 +21,7 @@ REST = ["--module", "ijepa_ds.train", "--config", "run.yaml", "--deepspeed_confi
         (["-i", "localhost:0"], {}, False, ""),
         (["--hostfile", "nowhere"], {}, True, "--hostfile nowhere: there is no such file. DeepSpeed would train on this host"),
         (["-H", "hosts"], {}, True, "hosts:1: expected 'NAME slots=N', found 'one two'"),
-        (["--hostfile", "one"], {}, True, "--hostfile one has one host, far.invalid: DeepSpeed would start its ranks on this host"),
+        (["--hostfile", "one"], {}, True, "one has one host, far.invalid: DeepSpeed would start its ranks on this host"),
         (["--hostfile", "one", "--force_multi"], {}, True, ""),
         (["--hostfile", "own"], {}, True, ""),
         (["--num_gpus", "1", *REST, "--include", "a:1"], {}, False, ""),  # of the script
