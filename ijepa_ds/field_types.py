@@ -24,7 +24,7 @@ def key(default: Any, description: str, **marks: bool | str) -> Any:
 def _parse(value: Any) -> Any:
     """YAML 1.1 reads `1e-3`, which has no dot, as text."""
     try:
-        return float(value) if isinstance(value, str) else value
+        return float(value) if isinstance(value, str) and value.isascii() and "_" not in value else value
     except ValueError:
         return value
 
@@ -73,6 +73,7 @@ Positive = Annotated[float, _FINITE, Field(gt=0), _PARSED]
 Share = Annotated[float, _FINITE, Field(ge=0, lt=1), _PARSED]
 Probability = Annotated[float, _FINITE, Field(ge=0, le=1), _PARSED]
 Area = Annotated[float, _FINITE, Field(gt=0, le=1), _PARSED]
+Deviation = Annotated[float, _FINITE, Field(gt=0, le=1), _PARSED]  # of pixels in 0 to 1
 Sigma = Annotated[float, _FINITE, Field(gt=0, le=20), _PARSED]
 Limit = Annotated[float, _FINITE, Field(ge=0, json_schema_extra={"whole": True}), _PARSED, AfterValidator(_check_limit)]
 Number = Annotated[float, _FINITE, _PARSED]

@@ -24,7 +24,7 @@ from ijepa_ds.cluster.environment import settle
 from ijepa_ds.cluster.leave import exit_within
 from ijepa_ds.cluster.stop import Stopped, StopRequests
 from ijepa_ds.errors import UserError, exit_code, text_of
-from ijepa_ds.exits import FAILED, STOPPED
+from ijepa_ds.exits import FAILED, STOPPED, note
 from ijepa_ds.shown import print_any_name
 from ijepa_ds.training import job
 
@@ -57,7 +57,9 @@ def _is_rank_zero() -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the trainer; returns the exit code (`docs/checkpoints.md`)."""
     try:
-        return _run(argv)
+        code = _run(argv)
+        note(code)
+        return code
     finally:
         _close_broken_streams()
 

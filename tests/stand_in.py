@@ -3,7 +3,7 @@
 Deeds joined by + are done in order.
 
 save:N  a whole checkpoint of step N        complete  the marker of a finished run      exit:CODE, kill:SIGNAL
-stop    the marker of a stop on request
+stop    the marker of a stop on request     note:CODE  as a rank that exits with it
 train   as a rank that trains: a request to stop saves one more step and ends with 75   refuse  the same, but cannot save
 launch:DEED,DEED  as DeepSpeed's launcher: does them in a child and takes its exit code  leave:DEED,DEED  ends before it
 hang    sleeps and takes no signals         deaf      sleeps and ignores SIGTERM
@@ -16,6 +16,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from ijepa_ds import exits
 
 
 def save(run: Path, step: int) -> None:
@@ -50,6 +52,8 @@ def do(run: Path, deed: str) -> None:
         (run / "completed.json").write_text("{}")
     elif what == "stop":
         (run / "stopped.json").write_text("{}")
+    elif what == "note":
+        exits.note(int(value))
     elif what == "exit":
         sys.exit(int(value))
     elif what == "kill":

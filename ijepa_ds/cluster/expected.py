@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ijepa_ds.cluster.hosts import only_other_host
 from ijepa_ds.cluster.processes import parents
 
 _WORLD = "--world_info="  # option of DeepSpeed's launcher: base64 of JSON {host: [local ranks]}
@@ -50,16 +51,21 @@ def expected_hosts() -> Expected:
     return Expected(_from_deepspeed() or _from_slurm(os.environ), of_node)
 
 
-def missing_hostfile() -> str:
-    """The hostfile that was given to DeepSpeed's launcher and is not there: it then starts ranks on this host alone."""
+def hostfile_warning() -> str:
+    """What is odd about the hostfile that was given to DeepSpeed's launcher; it then starts ranks on this host alone."""
     for process in parents():
         words = process.words()
         if not any(os.path.basename(word) in ("deepspeed", "deepspeed.launcher.runner", "runner.py") for word in words[:4]):
             continue
         for word, following in zip(words, [*words[1:], ""], strict=True):
             given = following if word in ("--hostfile", "-H") else word.removeprefix("--hostfile=")
-            if word.startswith(("--hostfile", "-H")) and given and not (process.folder() / given).is_file():
-                return given
+            if not word.startswith(("--hostfile", "-H")) or not given:
+                continue
+            path = process.folder() / given
+            if not path.is_file():
+                return f"there is no hostfile {given}, so DeepSpeed's launcher uses this host alone"
+            if not {"--force_multi", "--no_ssh"} & set(words) and (other := only_other_host(path)):
+                return f"the hostfile {given} has one host, {other}, but DeepSpeed's launcher starts ranks on this one"
     return ""
 
 

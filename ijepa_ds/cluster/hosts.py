@@ -74,6 +74,25 @@ def parse_hostfile(path: Path) -> list[Host]:
     return list(hosts.values())
 
 
+def only_other_host(path: Path) -> str:
+    """The host of a hostfile that has one line, if its name leads to another machine than this one; else empty.
+
+    DeepSpeed's launcher starts the ranks of such a file here, whatever the name is.
+    """
+    try:
+        found = parse_hostfile(path)
+    except UserError:
+        return ""
+    if len(found) != 1 or found[0].name in ("localhost", socket.gethostname(), socket.getfqdn()):
+        return ""
+    try:
+        addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(found[0].name, None)}
+    except OSError:
+        addresses = set()
+    here = {interface.address for interface in interfaces()}
+    return "" if any(one in here or one.startswith("127.") or one == "::1" for one in addresses) else found[0].name
+
+
 def is_host_name(text: str) -> bool:
     """Whether a text is a valid host name or address, and so neither an option of ssh nor shell syntax."""
     return len(text) <= 253 and bool(_NAME.fullmatch(text))

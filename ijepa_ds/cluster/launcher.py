@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ijepa_ds.cluster.hosts import parse_hostfile
+from ijepa_ds.cluster.hosts import only_other_host, parse_hostfile
 from ijepa_ds.errors import UserError
 
 
@@ -40,6 +40,9 @@ def launcher_problems(command: Sequence[str], environment: Mapping[str, str], gp
             parse_hostfile(Path(hostfile))
         except UserError as error:
             found += str(error).splitlines()
+        if not {"--force_multi", "--no_ssh"} & set(command) and (other := only_other_host(Path(hostfile))):
+            text = "to use it, add --force_multi or start there without --hostfile"
+            found.append(f"--hostfile {hostfile} has one host, {other}: DeepSpeed would start its ranks on this host; {text}")
     if include and hostfile is None and not gpu and re.search(r":.*[1-9]", include):
         text = "it counts GPUs, and this machine has none; use --num_gpus N for N ranks on the CPU"
         found.append(f"--include {include}: {text}")

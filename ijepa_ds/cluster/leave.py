@@ -15,7 +15,7 @@ from typing import NamedTuple, NoReturn
 from ijepa_ds.cluster import rank_log
 from ijepa_ds.cluster.judge import Role, Verdict, role
 from ijepa_ds.cluster.peers import Peer
-from ijepa_ds.exits import LOST
+from ijepa_ds.exits import LOST, note
 
 
 class Limit(NamedTuple):
@@ -40,6 +40,7 @@ _STACKS = 2  # of ranks of one host
 def leave(text: str = "", code: int = LOST) -> NoReturn:
     """End this process now; its main thread may never return from a collective."""
     exit_within(_DEADLINE, code)
+    note(code)
     if text:
         rank_log.say(f"\nijepa_ds: {text}. The same command continues from the newest checkpoint\n")
     os._exit(code)

@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
+from pathlib import Path
 
 from ijepa_ds.cluster import processes
 from ijepa_ds.cluster.processes import Process
+from ijepa_ds.exits import FAILED, environment_for_notes, first_noted
 
 REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)  # as `stop.StopRequests`
 _PATIENCE = 2.0  # seconds after which another Ctrl-C means "now"
@@ -97,11 +100,13 @@ class Supervised:
                 os._exit(1)
 
         self._inbox, self._on_request = inbox, on_request
+        self._noted = tempfile.TemporaryDirectory(prefix="ijepa_ds-supervise-")
+        self._notes = Path(self._noted.name, "exit-codes")
         self._child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            env=os.environ | {processes.SUPERVISOR: processes.supervisor_mark()},
+            env=os.environ | {processes.SUPERVISOR: processes.supervisor_mark()} | environment_for_notes(self._notes),
             preexec_fn=prepare,
         )
         self.code: int | None = None  # the command's exit code; -N after signal N
@@ -110,15 +115,26 @@ class Supervised:
         self._ending: Ending | None = None
 
     def run(self) -> int:
-        """Wait until the command and everything below it has ended; its exit code."""
-        while True:
-            self._ask(self._inbox.wait(0.5 if self._is_ending else 5.0))
-            self._reap()
-            if self._is_ending:
-                left = processes.descendants()
-                if self.code is not None and not left:
-                    return self.code
-                self._end(left)
+        """Wait until the command and everything below it has ended.
+
+        Returns:
+            Its exit code; if that is 1, which torchrun has for any failure, the one that the first rank of this host noted.
+        """
+        with self._noted:
+            while (code := self._look()) is None:
+                pass
+            return (first_noted(self._notes) or FAILED) if code == FAILED else code
+
+    def _look(self) -> int | None:
+        """Wait for a signal or some seconds, and do what is due; the command's exit code once all processes are gone."""
+        self._ask(self._inbox.wait(0.5 if self._is_ending else 5.0))
+        self._reap()
+        left = processes.descendants() if self._is_ending else []
+        if self.code is not None and not left:
+            return self.code
+        if self._is_ending:
+            self._end(left)
+        return None
 
     @property
     def trained(self) -> bool:

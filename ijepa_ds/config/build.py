@@ -117,17 +117,31 @@ def _text(kind: str, place: tuple[int | str, ...], value: Any) -> str:
         shown = f"[{', '.join(map(str, value))}]" if isinstance(value, (list, tuple)) else value
         return f"must be {bounds(node)}, got {shown}"
     quotes = "; put it in quotes" if node.get("type") == "string" and not isinstance(value, (list, dict, type(None))) else ""
-    return f"expected {expected(node)}, found {_found(value)}{quotes}{_hint(value)}"
+    return f"expected {expected(node)}, found {_found(value)}{quotes}{_hint(value, _kinds(node))}"
 
 
-def _hint(value: Any) -> str:
-    """What a text that should be a number was meant to be, as far as its form tells."""
+def _kinds(node: Mapping[str, Any]) -> set[str]:
+    """The types in a key's JSON schema, those of its items included."""
+    inner = [*node.get("anyOf", ()), *node.get("prefixItems", ()), *([node["items"]] if "items" in node else [])]
+    return {node.get("type", "")}.union(*map(_kinds, inner))
+
+
+def _hint(value: Any, kinds: set[str]) -> str:
+    """What a text that should be a number was meant to be, as far as its form tells.
+
+    Args:
+        value: as found.
+        kinds: the types that are expected.
+    """
     texts = (
         [value] if isinstance(value, str) else [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
     )
     for text in texts:
         if re.fullmatch(r"[+-]?\d+,\d*(e[+-]?\d+)?", text, re.IGNORECASE):
-            return f"; a comma is no decimal point: write {text.replace(',', '.', 1)}, or {text.replace(',', '', 1)}"
+            ways = [text.replace(",", ".", 1)] if "number" in kinds else []
+            if not re.match(r"[+-]?0", text) and re.search(r",\d{3}$", text):
+                ways.append(text.replace(",", "", 1))
+            return f"; a comma is no decimal point: write {' or '.join(ways) or 'digits only'}"
         if re.fullmatch(r"[\d.,_e\s\u2010-\u2015\u2212+-]+", text) and re.search(r"[\u2010-\u2015\u2212]", text):
             return "; its minus sign is another character than '-': type it again"
         if re.fullmatch(r"[+-]?[\d.]+\s*%", text):

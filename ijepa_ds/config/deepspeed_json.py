@@ -54,6 +54,12 @@ def read_deepspeed(path: Path, plan: BatchPlan, clip_grad: float, precision: str
         written = json.loads(text, parse_constant=lambda name: _refuse(f"{path}: {name} is not valid JSON; write a number"))
     except json.JSONDecodeError as error:
         raise ConfigError([f"{path}:{error.lineno}: not valid JSON: {error.msg}"]) from error
+    except RecursionError:
+        raise ConfigError([f"{path}: lists or objects are nested too deep"]) from None
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError([f"{path}: holds a number of thousands of digits: write a shorter one"]) from error
     if not isinstance(written, dict):
         _refuse(f"{path}: expected an object {{...}}")
     # JSON is also YAML, except for tabs: that parser gives the lines of keys, and duplicates.
@@ -86,7 +92,22 @@ def _refuse(line: str) -> Any:
 
 
 _AUTO = '"auto" is filled in by Hugging Face\'s trainer, not here; give {} or leave it out'
-_WORDS = {"flag": "true or false", "text": "a text", "object": "an object {...}", "number": "a number above 0"}
+_WORDS = {
+    "": "a value",
+    "flag": "true or false",
+    "text": "a text",
+    "text or null": "a text or null",
+    "list": "a list",
+    "object": "an object {...}",
+    "number": "a number above 0",
+}
+_TYPES: dict[str, tuple[type, ...]] = {
+    "flag": (bool,),
+    "text": (str,),
+    "text or null": (str, type(None)),
+    "list": (list,),
+    "object": (dict,),
+}
 
 
 def _values(written: Mapping[str, Any], section: str = "") -> Iterator[Problem]:
@@ -97,7 +118,7 @@ def _values(written: Mapping[str, Any], section: str = "") -> Iterator[Problem]:
         if key in keys.OWNED or key in keys.REFUSED:
             continue  # reported as such
         if value == "auto":
-            yield Problem((key,), _AUTO.format("true or false" if kind == "flag" else "a number" if kind else "a value"))
+            yield Problem((key,), _AUTO.format("a number" if kind[:5] == "whole" else _wanted(kind)))
         elif isinstance(value, dict):
             if kind not in ("", "object"):
                 yield Problem((key,), f"expected {_wanted(kind)}, found an object")
@@ -107,12 +128,14 @@ def _values(written: Mapping[str, Any], section: str = "") -> Iterator[Problem]:
 
 
 def _wanted(kind: str) -> str:
-    return _WORDS.get(kind) or f"a whole number, at least {kind.partition(' ')[2]}"
+    return _WORDS.get(kind) or (kind if kind.startswith("one of") else f"a whole number, at least {kind.partition(' ')[2]}")
 
 
 def _fits(kind: str, value: Any) -> bool:
-    if kind in ("flag", "text", "object"):
-        return isinstance(value, {"flag": bool, "text": str, "object": dict}[kind])
+    if kind in _TYPES:
+        return isinstance(value, _TYPES[kind])
+    if kind.startswith("one of "):
+        return value in kind.removeprefix("one of ").split(", ")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     if kind == "number":
@@ -134,6 +157,12 @@ def _problems(written: Mapping[str, Any], plan: BatchPlan) -> Iterator[Problem]:
             yield Problem((key,), f"belongs to the YAML of the run; remove it here and use {keys.OWNED[key]}")
     yield from _keys("", written, keys.ALLOWED | keys.OWNED.keys(), keys.REFUSED)
     yield from _values(written)
+    for section, inner in keys.INNER.items():
+        first, _, second = section.partition(".")
+        part = written.get(first)
+        part = part.get(second) if second and isinstance(part, dict) else part
+        if isinstance(part, dict):
+            yield from _keys(f"{section}.", part, inner, {})
     name, zero = "zero_optimization", written.get("zero_optimization", {})
     if not isinstance(zero, dict):
         return  # `_values` has said so
@@ -141,7 +170,7 @@ def _problems(written: Mapping[str, Any], plan: BatchPlan) -> Iterator[Problem]:
     stage = zero.get("stage", 0)
     if stage == "auto":
         return  # `_values` has said so
-    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+    if type(stage) is not int or stage not in (0, 1, 2, 3):
         yield Problem((f"{name}.stage",), f"must be 0, 1, 2 or 3, got {stage!r}")
         return
     for key, least in (("offload_optimizer", 1), ("offload_param", 3)):

@@ -109,16 +109,46 @@ def _kinds(kinds: Mapping[str, str]) -> dict[str, str]:
     return {key: kind for kind, keys in kinds.items() for key in keys.split()}
 
 
-# What a value must be, by dotted key: "flag", "text", "object", "number" (above 0), "whole N" (at least N).
+# Keys of the other objects, which DeepSpeed passes over in silence or refuses without their place.
+INNER = {
+    "aio": _kinds({"flag": "overlap_events single_submit use_gds", "whole 1": "block_size intra_op_parallelism queue_depth"}),
+    "comet": _kinds(
+        {
+            "flag": "enabled online",
+            "text or null": "api_key experiment_key experiment_name mode project workspace",
+            "whole 1": "samples_log_interval",
+        }
+    ),
+    "comms_logger": _kinds({"flag": "debug enabled prof_all verbose", "list": "prof_ops"}),
+    "csv_monitor": _kinds({"flag": "enabled", "text": "job_name output_path"}),
+    "flops_profiler": _kinds(
+        {
+            "flag": "detailed enabled",
+            "text or null": "output_file",
+            "whole -1": "module_depth",
+            "whole 0": "recompute_fwd_factor",
+            "whole 1": "profile_step top_modules",
+        }
+    ),
+    "tensorboard": _kinds({"flag": "enabled", "text": "job_name output_path"}),
+    "timers": _kinds({"object": "throughput"}),
+    "timers.throughput": _kinds({"flag": "enabled synchronized"}),
+    "wandb": _kinds({"flag": "enabled", "text or null": "group team", "text": "project"}),
+}
+# What a value must be, by dotted key: "flag", "text", "text or null", "list", "object", "number" (above 0), "whole N" (at
+# least N), "one of ...".
 KINDS = _kinds(
     {
         "flag": "disable_python_gc dump_state memory_breakdown prescale_gradients wall_clock_breakdown",
         "number": "gradient_predivide_factor",
         "object": "aio comet comms_logger csv_monitor flops_profiler tensorboard timers wandb zero_optimization",
-        "text": "communication_data_type log_level",
+        "text": "log_level",
         "whole 1": "steps_per_print",
     }
-) | {
+)
+KINDS["communication_data_type"] = "one of fp16, bf16, fp32"
+KINDS |= {f"{section}.{key}": kind for section, kinds in INNER.items() for key, kind in kinds.items()}
+KINDS |= {
     f"zero_optimization.{key}": kind
     for key, kind in _kinds(
         {

@@ -17,6 +17,7 @@ _PLACEHOLDER = re.compile(
     r"|(?:^|[/_-])your[_-](?:\w*[_-])?(?:path|data|dataset|dir|directory|folder|logs?)(?:[_/-]|$)|(?:^|/)(?:todo|fixme|tbd|xxx+)(?:/|$)",
     re.IGNORECASE,
 )
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|[A-Za-z]:\\")  # a scheme, or a drive of Windows
 
 
 def expand(text: str, environment: Mapping[str, str]) -> tuple[str, str]:
@@ -43,10 +44,14 @@ def expand(text: str, environment: Mapping[str, str]) -> tuple[str, str]:
         return environment.get(name or "", "")
 
     found = _VARIABLE.sub(value, text)
+    if "\0" in found:
+        problems.append("a path cannot hold the character of code 0; write the path")
     if not problems:
         found = os.path.expanduser(found)
         if found.startswith("~") and not os.path.lexists(found):
             problems.append(f"{found.partition('/')[0]} is no user of this host; write the path")
+        elif (address := _ADDRESS.match(found)) and not os.path.lexists(found):
+            problems.append(f"{address[0]} begins an address; only paths of this host are understood: write one")
         elif (mark := _PLACEHOLDER.search(found)) and not os.path.lexists(found):
             problems.append(f"{mark[0].strip('/')!r} in {found} is a placeholder; write your path in its place")
     return (text, "; ".join(problems)) if problems else (found, "")

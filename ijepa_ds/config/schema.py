@@ -18,6 +18,7 @@ from ijepa_ds.errors import UserError
 from ijepa_ds.field_types import (
     Area,
     Count,
+    Deviation,
     Flag,
     Hue,
     Level,
@@ -114,7 +115,7 @@ class DataConfig:
     readers: Count = key(32, "files read at once per rank, ahead of decoding; they mostly wait for the storage", free=True)
     prefetch: Count = key(2, "batches decoded ahead", free=True)
     mean: Several[Share] = key((0.485, 0.456, 0.406), "mean of every channel (red, green, blue); pixels are in 0 to 1")
-    std: Several[Positive] = key((0.229, 0.224, 0.225), "their standard deviations")
+    std: Several[Deviation] = key((0.229, 0.224, 0.225), "their standard deviations")
     channels: Several[Whole] | None = key(
         None, "channels of the files that are used, in this order, the first is 0; `null`: all", later=True
     )

@@ -61,6 +61,9 @@ def parse(text: str, label: str) -> tuple[Item, list[str]]:
     Raises:
         ConfigError: the text is not YAML, or not a mapping.
     """
+    if (odd := yaml.SafeLoader.NON_PRINTABLE.search(text)) is not None:
+        line = text.count("\n", 0, odd.start()) + 1
+        raise ConfigError([f"{label}:{line}: holds the character {odd[0]!r}, which YAML forbids: remove it"])
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
@@ -72,6 +75,8 @@ def parse(text: str, label: str) -> tuple[Item, list[str]]:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         place = f"{label}:{mark.line + 1}" if mark else label
         raise ConfigError([f"{place}: not valid YAML: {_reason(error)}"]) from error
+    except RecursionError:
+        raise ConfigError([f"{label}: lists or sections are nested too deep, or contain themselves"]) from None
     finally:
         loader.dispose()
 
@@ -103,7 +108,10 @@ def _convert(loader: yaml.SafeLoader, node: yaml.Node, label: str, where: str, k
             )
             continue
         item = _convert(loader, value_node, label, here, dotted, problems)
-        if name in entries:
+        if "." in name:
+            section, _, rest = name.rpartition(".")
+            problems.append(f"{here}: {dotted}: a dot makes no section in a file; write {rest} inside {section}")
+        elif name in entries:
             problems.append(f"{here}: {dotted}: already given at {entries[name].where}; remove one of them")
         else:
             entries[name] = item
@@ -144,7 +152,7 @@ def apply_overrides(root: Item, overrides: Sequence[str]) -> list[str]:
             try:
                 value, wrong = _scalar(written)
                 problem = wrong or put(root, dotted.strip(), value, f"override {text}")
-            except (yaml.YAMLError, ValueError):
+            except (yaml.YAMLError, ValueError, RecursionError):
                 problem = f"the value is not valid YAML; put it in quotes: {dotted}='\"...\"'"
         if problem:
             found.append(f"override {shown(text)}: {problem}")

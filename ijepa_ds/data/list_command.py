@@ -67,6 +67,12 @@ def _row(line: int, image: Path, label: str) -> Row:
     return Row(line, os.fsencode(image), os.fsencode(label))
 
 
+def _field(text: str) -> str:
+    """A value of a comma-separated table."""
+    quoted = text.replace('"', '""')
+    return f'"{quoted}"' if set(text) & set(' ,"\n\r') else text
+
+
 def _first(name: str, *folders: Path) -> Path:
     file = next((folder / name for folder in folders if (folder / name).is_file()), None)
     if file is None:
@@ -113,8 +119,7 @@ def run(args: argparse.Namespace) -> int:
     lines = ["path,label"]
     for _, image, text in rows:
         name, label = relative(os.fsdecode(image), args.out.absolute().parent), os.fsdecode(text or b"")
-        quoted = name.replace('"', '""')
-        lines.append(f'"{quoted}",{label}' if set(name) & set(' ,"\n\r') else f"{name},{label}")
+        lines.append(f"{_field(name)},{_field(label)}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(args.out, "\n".join(lines) + "\n")
     logger.info("%s images, %s classes in %s", f"{len(rows):,}", f"{len({row.label for row in rows}):,}", args.out)

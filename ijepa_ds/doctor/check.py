@@ -16,7 +16,7 @@ from typing import Any
 
 from ijepa_ds import config, machine
 from ijepa_ds.cluster import hosts
-from ijepa_ds.cluster.expected import missing_hostfile
+from ijepa_ds.cluster.expected import hostfile_warning
 from ijepa_ds.config import BatchPlan, Config, ConfigError, deepspeed_json, published
 from ijepa_ds.config.fresh import fresh_problems
 from ijepa_ds.config.schedules import Schedule
@@ -149,8 +149,8 @@ def _accelerator(found: Checked) -> None:
     if named == "cuda" and not list_gpus():
         todo = "unset it, or export DS_ACCELERATOR=cpu (launch/env.sh does that)"
         found.note("accelerator", FAIL, "the environment has DS_ACCELERATOR=cuda, but nvidia-smi finds no GPU here", todo)
-    if hostfile := missing_hostfile():
-        found.note("hostfile", WARN, f"there is no hostfile {hostfile}, so DeepSpeed's launcher uses this host alone")
+    if text := hostfile_warning():
+        found.note("hostfile", WARN, text)
 
 
 def open_within(source: str, options: ScanOptions, seconds: float = _SECONDS) -> ImageIndex | None:

@@ -30,6 +30,20 @@ def read(arguments: argparse.Namespace, world_size: int, new_run: bool = True) -
         ValueError: with all problems found.
     """
     hosts.check_words([str(arguments.config), str(arguments.deepspeed_config), *arguments.overrides])
+    try:
+        cfg, plan = _read_yaml(arguments, world_size, new_run)
+    except ConfigError as error:
+        problems = list(error.problems)
+    else:
+        return cfg, deepspeed_json.load_deepspeed(arguments.deepspeed_config, cfg, plan), plan
+    try:  # the problems of both files at once; this batch is none of the run's
+        deepspeed_json.read_deepspeed(arguments.deepspeed_config, BatchPlan(1, 1, world_size), 1.0, "float32")
+    except ConfigError as error:
+        problems += error.problems
+    raise ConfigError(problems)
+
+
+def _read_yaml(arguments: argparse.Namespace, world_size: int, new_run: bool) -> tuple[Config, BatchPlan]:
     cfg, notes = published.load_any(arguments.config, arguments.overrides)
     for note in notes if os.environ.get("RANK", "0") == "0" else ():
         logger.info("%s: %s", arguments.config, note)
@@ -37,5 +51,4 @@ def read(arguments: argparse.Namespace, world_size: int, new_run: bool = True) -
     begins = new_run and not (Path(cfg.run.dir) / "config.yaml").exists()
     if begins and (found := fresh_problems(cfg, world_size)):
         raise ConfigError([str(problem) for problem in found])
-    ds_config = deepspeed_json.load_deepspeed(arguments.deepspeed_config, cfg, plan)
-    return cfg, ds_config, plan
+    return cfg, plan

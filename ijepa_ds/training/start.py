@@ -16,7 +16,7 @@ from ijepa_ds import config
 from ijepa_ds.checkpoint import restore, run_dir, run_lock, writer
 from ijepa_ds.checkpoint.reader import CheckpointReader
 from ijepa_ds.cluster import rank_log
-from ijepa_ds.cluster.expected import missing_hostfile
+from ijepa_ds.cluster.expected import hostfile_warning
 from ijepa_ds.cluster.judge import READ, SCAN
 from ijepa_ds.cluster.leave import Limit
 from ijepa_ds.cluster.meeting import meet
@@ -250,8 +250,8 @@ def _banner(
     sampler = build_sampler(cfg.masks, cfg.grid, cfg.run.seed, cfg.optimization.batch_size)
     if thin := warning(sampler.planner, cfg.grid):
         note += f"  WARNING: {thin}\n"
-    if hostfile := missing_hostfile():
-        note += f"  WARNING: there is no hostfile {hostfile}, so DeepSpeed's launcher uses this host alone\n"
+    if text := hostfile_warning():
+        note += f"  WARNING: {text}\n"
     return (
         f"ijepa_ds: {engine.describe()}\n{note}"
         f"  {len(folder):,} images from {cfg.data.source}, {describe_classes(folder)}\n"

@@ -186,6 +186,17 @@ def test_a_list_of_names_refuses_labels_and_what_is_ambiguous(tmp_path):
         lowshot.find_listed(few, names)
 
 
+def test_a_list_of_published_labels_names_images_in_folders_of_any_name(tmp_path):
+    """Bytes that are no UTF-8, quotes, commas and a newline: what `data list` writes, the reader reads."""
+    root = tmp_path / os.fsdecode(b'gr\xf6\xdfe, "a"\nb')
+    names = ("val/images/val_0.JPEG", 'val/images/v"1", x.JPEG')
+    write_tree(root, {name: coded(photo(0, 8, 8)) for name in names})
+    (root / "val/val_annotations.txt").write_text("".join(f"{os.path.basename(name)}\tcat, big\n" for name in names))
+    out = tmp_path / "l.csv"
+    assert main(["data", "list", str(root), "--layout", "tiny-imagenet", "--out", str(out)]) == 0
+    assert [label for label, _ in listing(open_source(str(out))).values()] == ["cat, big"] * 2
+
+
 def test_lists_of_published_labels(tmp_path, capsys, caplog):
     tiny = {f"val/images/val_{i}.JPEG": coded(photo(i, 8, 8)) for i in range(3)}
     write_tree(tmp_path / "tiny", tiny)

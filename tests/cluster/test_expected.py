@@ -53,13 +53,22 @@ def test_hosts_as_launchers_tell_them(launcher: str, tmp_path: Path) -> None:
 
 
 def test_a_hostfile_that_is_not_there(tmp_path: Path) -> None:
-    (tmp_path / "there").touch()
+    (tmp_path / "there").write_text("localhost slots=2\n")
+    (tmp_path / "far").write_text("far.invalid slots=2\n")
     (tmp_path / "deepspeed").write_text("import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[-1]])")
-    ask = "from ijepa_ds.cluster.expected import missing_hostfile; print(repr(missing_hostfile()))"
-    for options, found in ((["--hostfile", "nowhere"], "nowhere"), (["--hostfile=no"], "no"), (["-H", "there"], ""), ([], "")):
+    ask = "from ijepa_ds.cluster.expected import hostfile_warning; print(hostfile_warning())"
+    missing = "there is no hostfile {}, so DeepSpeed's launcher uses this host alone"
+    for options, found in (
+        (["--hostfile", "nowhere"], missing.format("nowhere")),
+        (["--hostfile=no"], missing.format("no")),
+        (["-H", "there"], ""),
+        (["-H", "far"], "the hostfile far has one host, far.invalid, but DeepSpeed's launcher starts ranks on this one"),
+        (["-H", "far", "--force_multi"], ""),
+        ([], ""),
+    ):
         command = [sys.executable, "deepspeed", *options, ask]
         done = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == repr(found)
+        assert done.stdout.strip() == found
 
 
 def test_numbers_as_slurm_writes_them() -> None:

@@ -21,6 +21,9 @@ REST = ["--module", "ijepa_ds.train", "--config", "run.yaml", "--deepspeed_confi
         (["-i", "localhost:0"], {}, False, ""),
         (["--hostfile", "nowhere"], {}, True, "--hostfile nowhere: there is no such file. DeepSpeed would train on this host"),
         (["-H", "hosts"], {}, True, "hosts:1: expected 'NAME slots=N', found 'one two'"),
+        (["--hostfile", "one"], {}, True, "one has one host, far.invalid: DeepSpeed would start its ranks on this host"),
+        (["--hostfile", "one", "--force_multi"], {}, True, ""),
+        (["--hostfile", "own"], {}, True, ""),
         (["--num_gpus", "1", *REST, "--include", "a:1"], {}, False, ""),  # of the script
     ],
 )
@@ -29,6 +32,8 @@ def test_problems(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("hosts").write_text("one two\n")
+    Path("one").write_text("far.invalid slots=2\n")
+    Path("own").write_text("127.0.0.1 slots=2\n")
     found = launcher_problems(["/usr/bin/deepspeed", *words, *REST], environment, gpu)
     assert len(found) == bool(message) and message in "".join(found)
     assert launcher_problems(["torchrun", *words, *REST], environment, gpu) == []

@@ -109,6 +109,23 @@ def test_what_the_user_must_mend_or_has_stopped_is_not_started_again(given: str,
     assert not (case.run / "restarts.jsonl").exists()
 
 
+@pytest.mark.parametrize(("deeds", "code"), [("note:0+note:2+note:70+exit:1", 2), ("stop+note:75+note:75+exit:1", 75)])
+def test_what_a_rank_noted_counts_where_the_launcher_exits_with_1(deeds: str, code: int, case: Case) -> None:
+    """As torchrun does after any failure."""
+    assert case.whole(deeds)[0] == code and case.calls() == 1
+
+
+def test_a_code_of_the_launcher_or_of_another_attempt_counts_before_a_note(case: Case) -> None:
+    code, errors = case.whole("save:1+note:70+exit:1", "save:2+exit:1", "save:3+note:2+exit:75", "complete")
+    assert code == 0 and case.calls() == 4, errors
+    reasons = [line["reason"] for line in case.notes()]
+    assert [reason.partition(": ")[2] for reason in reasons] == [
+        "a rank died or hangs",
+        "an unexpected error",
+        "storage or network failed",
+    ]
+
+
 def test_a_fault_of_storage_or_network_is_started_again(case: Case) -> None:
     case.run.mkdir()
     (case.run / "stopped.json").write_text("{}")  # of an earlier stop

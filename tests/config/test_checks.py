@@ -54,7 +54,7 @@ def test_a_good_run_has_no_problems() -> None:
         ),
         ("data", {"crop_scale": (0.0, 1.0)}, "data.crop_scale: must be a pair [a, b] with 0 < a <= b <= 1"),
         ("data", {"crop_ratio": (2.0, 1.0)}, "data.crop_ratio: must be a pair [a, b] with 0 < a <= b, got"),
-        ("data", {"std": (0.2, 0.0, 0.2)}, "data.std: must be above 0, got [0.2, 0.0, 0.2]"),
+        ("data", {"std": (0.2, 0.0, 0.2)}, "data.std: must be above 0 and at most 1, got [0.2, 0.0, 0.2]"),
         ("data", {"mean": (127.0, 127.0, 127.0)}, "data.mean: must be at least 0 and below 1"),
         ("data", {"grayscale": 1.5}, "data.grayscale: must be from 0 to 1, got 1.5"),
         (

@@ -203,6 +203,17 @@ def test_files_that_are_no_configuration(tmp_path: Path, text: str, line: str) -
     assert refused(write(tmp_path, text))[0].startswith(line)
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("[" * 100_000, "nested too deep"), ('{"steps_per_print": ' + "9" * 5000 + "}", "a number of thousands of digits")],
+)
+def test_json_that_python_cannot_hold(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=problem):
+        load_deepspeed(path, CONFIG, WHOLE)
+
+
 def test_missing_file(tmp_path: Path) -> None:
     assert refused(tmp_path / "ds.json") == ["ds.json: no such file"]
 
@@ -253,6 +264,21 @@ def test_lists_match_the_installed_deepspeed() -> None:
     assert keys.ZERO_ALLOWED - zero == set()
 
 
+def test_lists_of_diagnostics_match_the_installed_deepspeed() -> None:
+    pytest.importorskip("deepspeed")
+    from deepspeed.comm.config import CommsLoggerConfig
+    from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
+    from deepspeed.profiling.config import DeepSpeedFlopsProfilerConfig
+    from deepspeed.runtime.swap_tensor.aio_config import AIO_DEFAULT_DICT
+    from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
+
+    models = {"comet": CometConfig, "comms_logger": CommsLoggerConfig, "csv_monitor": CSVConfig}
+    models |= {"tensorboard": TensorBoardConfig, "wandb": WandbConfig, "timers.throughput": DeepSpeedThroughputTimerConfig}
+    read = {section: set(model.model_fields) for section, model in models.items()}
+    read |= {"aio": set(AIO_DEFAULT_DICT), "flops_profiler": set(vars(DeepSpeedFlopsProfilerConfig({})))}
+    assert read | {"timers": {"throughput"}} == {section: set(kinds) for section, kinds in keys.INNER.items()}
+
+
 AUTO = '"auto" is filled in by Hugging Face\'s trainer, not here; give'
 WHOLE_NUMBER = "expected a whole number, at least"
 
@@ -268,6 +294,7 @@ WHOLE_NUMBER = "expected a whole number, at least"
         ({"reduce_bucket_size": 0.5}, f"{WHOLE_NUMBER} 1, found 0.5"),
         ({"stage3_max_live_parameters": True}, f"{WHOLE_NUMBER} 0, found true"),
         ({"overlap_comm": "true"}, 'overlap_comm: expected true or false, found "true"'),
+        ({"stage": 2.0}, "zero_optimization.stage: must be 0, 1, 2 or 3, got 2.0"),
     ],
 )
 def test_values_of_zero_of_a_wrong_type_or_range(zero: dict[str, Any], line: str, tmp_path: Path) -> None:
@@ -281,7 +308,14 @@ def test_values_of_zero_of_a_wrong_type_or_range(zero: dict[str, Any], line: str
         ({"tensorboard": {"enabled": 1}}, "tensorboard.enabled: expected true or false, found 1"),
         ({"wall_clock_breakdown": {}}, "wall_clock_breakdown: expected true or false, found an object"),
         ({"steps_per_print": -5}, f"steps_per_print: {WHOLE_NUMBER} 1, found -5"),
-        ({"aio": {"queue_depth": "auto"}}, f"aio.queue_depth: {AUTO}"),
+        ({"aio": {"queue_depth": "auto"}}, f"aio.queue_depth: {AUTO} a number or leave it out"),
+        ({"aio": {"block_size": "1M"}}, f'aio.block_size: {WHOLE_NUMBER} 1, found "1M"'),
+        ({"aio": {"blocksize": 1}}, "aio.blocksize: unknown key of DeepSpeed 0.19.8; did you mean 'block_size'?"),
+        ({"timers": {"throughput": {"enable": True}}}, "timers.throughput.enable: unknown key"),
+        ({"zero_optimization": "auto"}, f"zero_optimization: {AUTO} an object {{...}} or leave it out"),
+        ({"tensorboard": {"enabled": True, "output_path": None}}, "tensorboard.output_path: expected a text, found null"),
+        ({"flops_profiler": {"enabled": True, "profile_step": "1"}}, f"profile_step: {WHOLE_NUMBER} 1"),
+        ({"communication_data_type": "fp8"}, 'communication_data_type: expected one of fp16, bf16, fp32, found "fp8"'),
         ({"tensorboard": {"enabled": True, "output_path": "$IJEPA_DS_NOWHERE/x"}}, "$IJEPA_DS_NOWHERE is not set"),
     ],
 )

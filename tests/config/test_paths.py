@@ -25,6 +25,7 @@ optimization: {batch_size: 8, steps: 2, warmup_steps: 1}
         ("runs/a~b", "runs/a~b"),
         ("data/shards-{000..127}.tar", "data/shards-{000..127}.tar"),
         ("data/path_to_x", "data/path_to_x"),
+        ("a:b//c", "a:b//c"),
     ],
 )
 def test_paths_that_are_understood(text: str, path: str) -> None:
@@ -48,6 +49,12 @@ def test_paths_that_are_understood(text: str, path: str) -> None:
         ("runs/CHANGE_ME", "placeholder"),
         ("%SCRATCH%/x", "placeholder"),
         ("{{ run_dir }}/x", "placeholder"),
+        ("s3://bucket/runs", "s3:// begins an address; only paths of this host are understood"),
+        ("https://host/a.tar", "https:// begins an address"),
+        ("file:///data/images", "file:// begins an address"),
+        ("hf://datasets/x", "hf:// begins an address"),
+        (r"C:\runs\x", "begins an address"),
+        ("a\0b", "cannot hold the character of code 0"),
     ],
 )
 def test_paths_that_are_refused(text: str, problem: str) -> None:
@@ -96,6 +103,28 @@ def test_yaml_that_means_something_else_than_it_looks(line: str, problem: str) -
         key, _, value = line.partition(": ")
         (override,) = yaml_tree.apply_overrides(root, [f"run.{key}={value}"])
         assert problem in override
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("run.dir: out\n", "x.yaml:1: run.dir: a dot makes no section in a file; write dir inside run"),
+        ("run: {dir: a\0b}\n", r"x.yaml:1: holds the character '\x00', which YAML forbids"),
+        ("run: " + "[" * 3000, "x.yaml: lists or sections are nested too deep"),
+        ("data: {mean: &a [*a, *a]}\n", "or contain themselves"),
+    ],
+)
+def test_yaml_that_is_no_configuration(text: str, problem: str) -> None:
+    try:
+        _, found = yaml_tree.parse(text, "x.yaml")
+    except ConfigError as error:
+        found = list(error.problems)
+    assert problem in found[0]
+
+
+def test_numbers_of_other_scripts_are_texts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a number, found '\u0663'"):
+        load(tmp_path, "x", "optimization.lr=\u0663")
 
 
 def test_numbers_that_only_look_special_pass() -> None:

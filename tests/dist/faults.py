@@ -25,6 +25,8 @@ MOMENTS = {
     "meet": "ijepa_ds.training.start:meet",
     "join": "ijepa_ds.training.start:initialise_distributed",
     "met": "ijepa_ds.training.start:host_barrier",
+    "images": "ijepa_ds.training.start:find_images",
+    "built": "ijepa_ds.training.start:barrier",  # the engine is there, no step begins yet
     "forward": "ijepa_ds.training.engine:Engine.forward",
     "backward": "ijepa_ds.training.engine:Engine.backward",
     "optimizer": "ijepa_ds.training.engine:Engine.optimizer_step",

@@ -86,6 +86,21 @@ def test_features_do_not_depend_on_how_the_checkpoint_was_written(ranks, tmp_pat
         np.testing.assert_allclose(found["train"], expected.numpy(), rtol=0, atol=1e-5)
 
 
+def test_ranks_and_one_process_share_the_cache_of_features(run_dir: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "train", {"ant": 7, "bee": 6})
+    write_images(tmp_path / "test", {"ant": 3, "bee": 2})
+    common = ["--checkpoint", str(run_dir), "--train", "train", "--test", "test", "--device", "cpu", "--batch-size", "4"]
+    common += ["--cache", str(tmp_path / "cache")]
+    found = []
+    for number, (task, ranks) in enumerate((("knn", 2), ("linear", 2), ("knn", 0))):
+        options = [task, *common, *(["--k", "1"] if task == "knn" else [])]
+        done = evaluate(tmp_path, ranks, *options, "--out", str(tmp_path / f"out{number}"))
+        assert done.returncode == 0, done.stdout + done.stderr
+        found.append(json.loads((tmp_path / f"out{number}" / "result.json").read_text()))
+    assert [result["features_from_cache"] for result in found] == [[], ["train", "test"], ["train", "test"]]
+    assert found[2]["scores"] == found[0]["scores"] and [result["ranks"] for result in found] == [2, 2, 1]
+
+
 def test_a_rank_that_cannot_read_stops_all_with_one_message(run_dir: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "train", {"ant": 12, "bee": 12})
     options = ["knn", "--checkpoint", str(run_dir), "--train", "train", "--test", "gone", "--out", "out", "--device", "cpu"]
