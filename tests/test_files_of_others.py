@@ -121,7 +121,7 @@ def parquets(root: Path) -> Iterator[tuple[str, Path, str]]:
     write_parquet(root / "names.parquet", [picture] * 4, names=names, labels=[0, 1, 0, 1], classes=["../x", COMMAND])
     yield "images", root / "names.parquet", ""
     write_parquet(root / "paths.parquet", [None, picture], names=[f"{URL}.jpg", "/etc/passwd"])
-    yield "images", root / "paths.parquet", "1 of 2 files cannot be used"
+    yield "images", root / "paths.parquet", ""  # rows without bytes are replaced, whatever their path
     pickled = pickle.dumps(Touch(root / "touched"))  # what pyarrow before 14.0.1 ran
     extension = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": pickled}
     for place in ("image", "other"):
@@ -137,9 +137,10 @@ def parquets(root: Path) -> Iterator[tuple[str, Path, str]]:
 
 def disguised(root: Path) -> Iterator[tuple[str, Path, str]]:
     """Programs in the place of pictures and numbers."""
-    (root / "a.jpg").write_bytes(postscript())
-    yield "images", root, "not a JPEG"
-    yield "sample", root / "a.jpg", "not a JPEG"
+    (root / "pictures").mkdir()
+    (root / "pictures" / "a.jpg").write_bytes(postscript())
+    yield "images", root / "pictures", "not a JPEG"
+    yield "sample", root / "pictures" / "a.jpg", "not a JPEG"
     writer = EventFileWriter(str(root / "events"))
     event = Event(step=1)
     event.summary.value.add(tag="images/masks").image.encoded_image_string = postscript()
@@ -188,9 +189,9 @@ def written_by_runs(root: Path) -> Iterator[tuple[str, Path, str]]:
         (root / f"{kind}.yaml").write_text(f"name: {COMMAND.format(root / 'touched')}\n")
         yield kind, root / f"{kind}.yaml", "could not determine a constructor"
     for name, settings, message in (
-        ("monitor", {"csv_monitor": {"enabled": True, "output_path": str(root)}}, "csv_monitor"),
-        ("tensors", {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/"}}}, "offload_param"),
-        ("wandb", {"wandb": {"enabled": True}}, "wandb"),
+        ("nebula", {"nebula": {"enabled": True, "persistent_storage_path": str(root)}}, "nebula"),
+        ("nvme", {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/"}}}, "offload_param"),
+        ("wandb", {"wandb": {"enabled": True}}, ""),  # for a training that it is given to; reading it does nothing
     ):
         (root / f"{name}.json").write_text(json.dumps(settings))
         yield "deepspeed", root / f"{name}.json", message
