@@ -171,7 +171,7 @@ def written_by_runs(root: Path) -> Iterator[tuple[str, Path, str]]:
     pickled = pickle.dumps(Touch(root / "touched"))
     for name in ("pickled", "text"):
         (root / name).mkdir()
-        line = pickled if name == "pickled" else b'"__import__(\'os\').system(\'true\')"'
+        line = pickled if name == "pickled" else b"\"__import__('os').system('true')\""
         (root / name / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 1.0}\n' + line + b"\n")
         yield "metrics", root / name, "metrics.jsonl:2: damaged"
         (root / name / "eval" / "knn").mkdir(parents=True)

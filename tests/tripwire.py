@@ -48,8 +48,10 @@ def guard_natively() -> bool:
     prctl = ctypes.CDLL(None).prctl
     prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
     no_new_privileges, seccomp, by_filter = 38, 22, 2
-    return bool(calls) and not prctl(no_new_privileges, 1, 0, 0, 0) and not prctl(
-        seccomp, by_filter, ctypes.addressof(program), 0, 0
+    return (
+        bool(calls)
+        and not prctl(no_new_privileges, 1, 0, 0, 0)
+        and not prctl(seccomp, by_filter, ctypes.addressof(program), 0, 0)
     )
 
 

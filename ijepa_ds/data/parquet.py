@@ -167,9 +167,10 @@ def check_saved_to_disk(folder: str) -> None:
     here = os.path.abspath(folder)
     if os.path.exists(os.path.join(here, "dataset_dict.json")):
         splits = _splits(os.path.join(here, "dataset_dict.json"))
+        one = os.path.join(here, splits[0] if splits else "train")
         raise UserError(
-            f"data.source: {folder!r} holds the splits {', '.join(splits) or '(unknown)'} of `datasets.save_to_disk`: convert one of them, "
-            f"such as {os.path.join(here, splits[0] if splits else 'train')!r}, to parquet: {_conversion('SPLIT_FOLDER')}"
+            f"data.source: {folder!r} holds the splits {', '.join(splits) or '(unknown)'} of `datasets.save_to_disk`: convert "
+            f"one of them, such as {one!r}, to parquet: {_conversion('SPLIT_FOLDER')}"
         )
     if os.path.exists(os.path.join(here, "state.json")) and os.path.exists(os.path.join(here, "dataset_info.json")):
         raise UserError(
