@@ -75,14 +75,19 @@ class Job:
         return max(list_steps(self.out), default=0)
 
     def wait(self, reached: Callable[[], object], what: str, seconds: float = 400) -> None:
-        """Until `reached`. A job that was queued again may start after two minutes; here it starts at once."""
-        end, asked = time.monotonic() + limit(seconds), time.monotonic()
+        """Until `reached`. A job that was queued again may start after two minutes; here it starts after some seconds.
+
+        At once would be too soon: the nodes still end the attempt before.
+        """
+        end, asked, facts = time.monotonic() + limit(seconds), time.monotonic(), self.facts
         while not reached():
-            assert time.monotonic() < end, f"waited for {what}; {self.facts}\n{self.log}"
+            assert time.monotonic() < end, f"waited for {what}; {facts}\n{self.log}"
             time.sleep(0.05)
-            if time.monotonic() > asked + 2 and self.facts.get("JobState") == "PENDING":
+            if time.monotonic() < asked + 2:
+                continue
+            asked, before, facts = time.monotonic(), facts, self.facts or facts  # SLURM forgets a job after 5 minutes
+            if before.get("JobState") == facts.get("JobState") == "PENDING":
                 self._slurm.ask("scontrol", "update", f"jobid={self.id}", "StartTime=now")
-                asked = time.monotonic()
 
     def wait_for_state(self, state: str, seconds: float = 400) -> None:
         self.wait(lambda: self.facts.get("JobState") == state, state, seconds)
