@@ -290,6 +290,11 @@ def test_an_interrupted_scan_goes_on(tmp_path):
     assert again.checksum == first.checksum and np.array_equal(again.entries, first.entries)
 
 
+def test_a_url_is_a_file_that_is_not_there():
+    with pytest.raises(FileNotFoundError):
+        row_groups.open_parquet("s3://bucket/x.parquet")
+
+
 def test_a_folder_of_save_to_disk_is_refused_with_the_command(tmp_path):
     for name in ("state.json", "dataset_info.json"):
         (tmp_path / name).write_text("{}")
