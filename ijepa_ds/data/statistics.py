@@ -56,7 +56,7 @@ class Statistics:
             ValueError, OSError: it cannot be decoded.
         """
         pixels = np.asarray(decode(content, max_pixels))
-        with Image.open(io.BytesIO(content), formats=FORMATS) as header:
+        with Image.open(io.BytesIO(content), formats=(*FORMATS, "TIFF")) as header:
             mode = header.mode
         shares = np.stack([np.bincount(pixels[..., channel].ravel(), minlength=256) for channel in range(3)])
         shares = shares / (pixels.shape[0] * pixels.shape[1])

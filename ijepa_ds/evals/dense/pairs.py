@@ -254,7 +254,7 @@ def _check(option: str, images: DenseImages, reading: Reading, max_pixels: int, 
     def look(position: int) -> tuple[str, int, bool]:
         try:
             values = reading.read(images.truth[position])
-            with Image.open(images.paths[position], formats=FORMATS) as picture:
+            with Image.open(images.paths[position], formats=(*FORMATS, "TIFF")) as picture:
                 width, height = picture.size
             if values.shape != (height, width):
                 return f"{values.shape[1]} x {values.shape[0]} pixels, its image has {width} x {height}", 0, False
