@@ -25,6 +25,7 @@ def _loop(world: int, stage: int, precision: str = "float32") -> str:
 
 _LOOP, _LOOP_OF_TWO = _loop(1, 3), _loop(2, 3)
 _PARITY = "tests/model/test_parity.py"
+_OTHERS = "tests/test_files_of_others.py"
 _SCHEDULES = "tests/config/test_schedules.py tests/model/test_parity.py"
 _VIT = "tests/model/test_vit.py tests/model/test_parity.py -m 'not slow'"
 _FILES = "tests/checkpoint -k 'not recorded' -m 'not slow'"
@@ -93,6 +94,9 @@ MUTATIONS = [
     ),
     Mutation("ijepa_ds/storage.py", "if left <= 0:", "if left <= 1e9:", _KINDS),
     Mutation("ijepa_ds/data/reading.py", "self._tars.pop(container, None)\n", "pass\n", f"{_STORAGE} -k descriptor"),
+    Mutation("ijepa_ds/data/row_groups.py", "pa.OSFile(os.fsencode(path))", "path", "tests/data/test_parquet.py -k url"),
+    Mutation("ijepa_ds/evals/dense/pairs.py", "Image.open(file, formats=_TRUTH)", "Image.open(file)", f"{_OTHERS} -k opening"),
+    Mutation("ijepa_ds/doctor/rows.py", 'slots if found["gpus"] else 1', "slots", "tests/doctor/test_doctor.py -k containers"),
     Mutation("ijepa_ds/data/row_groups.py", "if content is None:", "if False:", "tests/data/test_parquet.py -k usable"),
     Mutation(
         "ijepa_ds/data/shards.py", "not whole or read != whole", "not whole", "tests/data/test_parquet_shards.py -k goes_on"

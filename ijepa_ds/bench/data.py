@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ijepa_ds.arguments import check_at_least, device_of
 from ijepa_ds.config import DataConfig
+from ijepa_ds.data.image_header import FORMATS
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.loader import ImageBatches
 from ijepa_ds.data.samples import SamplePlan, Share
@@ -179,7 +180,7 @@ class _Crops(Dataset):
         from torchvision.transforms.v2 import functional
 
         content = self._plan.reader.read(int(self._indices[position]))
-        with Image.open(io.BytesIO(content)) as file:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as file:
             image = file.convert("RGB")
         side = self._cfg.crop_size
         crop = functional.resized_crop(image, *self._windows[position].tolist(), [side, side], antialias=True)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -165,11 +166,11 @@ def check_saved_to_disk(folder: str) -> None:
     """
     here = os.path.abspath(folder)
     if os.path.exists(os.path.join(here, "dataset_dict.json")):
-        with open(os.path.join(here, "dataset_dict.json"), encoding="utf-8") as file:
-            splits = json.load(file).get("splits", [])
+        splits = _splits(os.path.join(here, "dataset_dict.json"))
+        one = os.path.join(here, splits[0] if splits else "train")
         raise UserError(
-            f"data.source: {folder!r} holds the splits {', '.join(splits)} of `datasets.save_to_disk`: convert one of them, "
-            f"such as {os.path.join(here, splits[0] if splits else 'train')!r}, to parquet: {_conversion('SPLIT_FOLDER')}"
+            f"data.source: {folder!r} holds the splits {', '.join(splits) or '(unknown)'} of `datasets.save_to_disk`: convert "
+            f"one of them, such as {one!r}, to parquet: {_conversion('SPLIT_FOLDER')}"
         )
     if os.path.exists(os.path.join(here, "state.json")) and os.path.exists(os.path.join(here, "dataset_info.json")):
         raise UserError(
@@ -178,6 +179,15 @@ def check_saved_to_disk(folder: str) -> None:
         )
 
 
+def _splits(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [str(name) for name in json.load(file)["splits"]]
+    except (ValueError, KeyError, TypeError):  # only named in a message
+        return []
+
+
 def _conversion(folder: str) -> str:
-    code = f"import datasets; datasets.load_from_disk({folder!r}).to_parquet({folder + '.parquet'!r})"
-    return f'`python -c "{code}"`'
+    names = json.dumps(folder), json.dumps(f"{folder}.parquet")  # double quotes, as the shell's are single
+    code = "import datasets; datasets.load_from_disk({}).to_parquet({})".format(*names)
+    return f"`python -c {shlex.quote(code)}`"

@@ -7,6 +7,7 @@ waited for.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -53,7 +54,8 @@ def open_parquet(path: str, footer: pq.FileMetaData | None = None) -> pq.Parquet
         OSError: It cannot be opened.
     """
     with arrow_errors():
-        return pq.ParquetFile(path, metadata=footer, memory_map=False, page_checksum_verification=True)
+        # A text would be taken for a URL, where no file has that name.
+        return pq.ParquetFile(pa.OSFile(os.fsencode(path)), metadata=footer, page_checksum_verification=True)
 
 
 class Rows:

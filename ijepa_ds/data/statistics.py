@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ijepa_ds.data.headers import READ_ERRORS
+from ijepa_ds.data.image_header import FORMATS
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.pillow import decode, reason
 from ijepa_ds.data.reading import Reader
@@ -55,7 +56,7 @@ class Statistics:
             ValueError, OSError: it cannot be decoded.
         """
         pixels = np.asarray(decode(content, max_pixels))
-        with Image.open(io.BytesIO(content)) as header:
+        with Image.open(io.BytesIO(content), formats=(*FORMATS, "TIFF")) as header:
             mode = header.mode
         shares = np.stack([np.bincount(pixels[..., channel].ravel(), minlength=256) for channel in range(3)])
         shares = shares / (pixels.shape[0] * pixels.shape[1])

@@ -30,7 +30,7 @@ from ijepa_ds.data.reading import ImageFiles
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import expand, is_index, open_source
 from ijepa_ds.data.walk import Walker
-from ijepa_ds.errors import StorageError, UserError
+from ijepa_ds.errors import ContentError, StorageError, UserError
 from ijepa_ds.storage import Storage
 from ijepa_ds.versions import versions
 
@@ -156,7 +156,7 @@ def _folder(source: str) -> dict[str, Any]:
         "images": count,
         "of": f"names and sizes of the first {count:,} images",
         "sample": os.fsdecode(first),
-        "pixels": _decode(os.fsdecode(first), Path(os.fsdecode(first)).read_bytes()),
+        "pixels": decode_sample(os.fsdecode(first), Path(os.fsdecode(first)).read_bytes()),
     }
 
 
@@ -164,19 +164,22 @@ def _sample(index: ImageIndex, position: int) -> dict[str, Any]:
     import numpy as np
 
     (image,) = list(ImageFiles(index, np.array([position])))
-    return {"sample": str(image), "pixels": _decode(str(image), image.read())}
+    return {"sample": str(image), "pixels": decode_sample(str(image), image.read())}
 
 
-def _decode(name: str, content: bytes) -> list[int]:
-    from PIL import Image
+def decode_sample(name: str, content: bytes) -> list[int]:
+    """Width and height of an image, decoded as training decodes it.
+
+    Raises:
+        UserError: it cannot be decoded.
+    """
+    from ijepa_ds.data.pillow import decode
 
     if content[:4] in TIFF_STARTS or content[:6] == NPY_START:
         return list(read_raster(io.BytesIO(content), "hwc")[1::-1])
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            return list(image.size)
-    except OSError as error:
+        return list(decode(content, sys.maxsize).size)  # Pillow has a limit of its own
+    except ContentError as error:
         raise UserError(f"{name} cannot be decoded: {error}") from error
 
 

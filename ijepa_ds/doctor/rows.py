@@ -98,7 +98,8 @@ def _of_containers(name: str, found: Mapping[str, Any], slots: int) -> Iterator[
     """Limits that containers and login sessions set."""
     shared, locked = found["shared_memory"], found["locked_memory"]
     locked = {} if "error" in locked else locked
-    for limit in machine.small_limits(shared if isinstance(shared, int) else None, locked, slots):
+    ranks = slots if found["gpus"] else 1  # without GPUs nothing uses shared memory
+    for limit in machine.small_limits(shared if isinstance(shared, int) else None, locked, ranks):
         yield Row(name, limit.name, WARN, limit.found, limit.advice)
 
 
@@ -126,7 +127,8 @@ def _of_devices(name: str, found: Mapping[str, Any], slots: int) -> Iterator[Row
         yield Row(name, "GPUs", OK, f"none: {slots} CPU rank{'s' if slots > 1 else ''}, {cores} cores")
     threads = found["threads"] or max(1, cores // slots)
     if threads * slots > cores:
-        todo = f"OMP_NUM_THREADS={max(1, cores // slots)} (.deepspeed_env), or fewer slots"
+        fewer = f"OMP_NUM_THREADS={max(1, cores // slots)} (.deepspeed_env), or " if threads > 1 else ""
+        todo = f"{fewer}fewer slots, or more cores (affinity, CPU limit of the container)"
         yield Row(name, "threads", WARN, f"{slots} ranks x {threads} threads on {cores} cores", todo)
     else:
         yield Row(name, "threads", OK, f"{slots} ranks x {threads} threads on {cores} cores")

@@ -38,8 +38,7 @@ def collect(runs: Sequence[Path]) -> Scores:
         if not files:
             raise ValueError(f"{run}: no eval/*/result.json in it; `ijepa-ds eval TASK ... --out {run}/eval/TASK` writes one")
         for file in files:
-            result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            columns = {"trained": result["scores"]} | {name: other["scores"] for name, other in result["baselines"].items()}
+            columns = _columns(file)
             for column, scores in columns.items():
                 for name, value in scores.items():
                     found.setdefault(name, {}).setdefault(column, []).append(value)
@@ -47,6 +46,19 @@ def collect(runs: Sequence[Path]) -> Scores:
     if some:
         raise ValueError(f"not every run has each of: {', '.join(some)}")
     return found
+
+
+def _columns(file: Path) -> dict[str, dict[str, float]]:
+    """The scores of each encoder of a result.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return {"trained": result["scores"]} | {name: other["scores"] for name, other in result["baselines"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: damaged ({error}); evaluate the run again") from error
 
 
 def table(found: Scores, runs: int) -> str:

@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     result, fits = report.to_dict(plan) | {"micro_batch_capped_by": cap, "assumed": assumed}, plan.fits
     lines = "\n".join(f"  {what:12} {value}" for what, value in assumed.items())
     text = f"{report.table(plan)}\n\nmicro-batch    {spread.micro_batch}, kept from being larger by {cap}\nassumed\n{lines}"
-    small = list(machine.small_limits(machine.shared_memory_bytes(), machine.locked_memory(), args.gpus_per_node))
+    gpus = 0 if args.gpu == "cpu" else args.gpus_per_node
+    small = list(machine.small_limits(machine.shared_memory_bytes(), machine.locked_memory(), gpus))
     result["small_limits"] = [limit._asdict() for limit in small]
     text += "".join(f"\non this machine: {limit.found}; {limit.advice}" for limit in small)
     if args.search:

@@ -81,5 +81,5 @@ def read_picture(run_dir: str | Path, tag: str) -> tuple[int, np.ndarray] | None
     if tag not in events.Tags()["images"]:
         return None
     last = events.Images(tag)[-1]
-    with Image.open(io.BytesIO(last.encoded_image_string)) as image:
+    with Image.open(io.BytesIO(last.encoded_image_string), formats=("PNG",)) as image:
         return last.step, np.asarray(image.convert("RGB"))

@@ -290,11 +290,16 @@ def test_an_interrupted_scan_goes_on(tmp_path):
     assert again.checksum == first.checksum and np.array_equal(again.entries, first.entries)
 
 
+def test_a_url_is_a_file_that_is_not_there():
+    with pytest.raises(FileNotFoundError):
+        row_groups.open_parquet("s3://bucket/x.parquet")
+
+
 def test_a_folder_of_save_to_disk_is_refused_with_the_command(tmp_path):
     for name in ("state.json", "dataset_info.json"):
         (tmp_path / name).write_text("{}")
     (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"load_from_disk\('.*'\)\.to_parquet\('.*\.parquet'\)"):
+    with pytest.raises(ValueError, match=r'load_from_disk\(".*"\)\.to_parquet\(".*\.parquet"\)'):
         open_source(str(tmp_path))
     (tmp_path / "all").mkdir()
     (tmp_path / "all" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')

@@ -206,9 +206,12 @@ def test_a_run_folder_that_cannot_take_a_checkpoint(healthy: dict[str, Any], tmp
     assert judge(healthy, need=1e18)["n0", "run folder"].verdict == WARN
 
 
+GPU = {"name": "A100", "memory.total": "81920", "driver_version": "580.1", "memory.used": "3"}
+GPU["ecc.errors.uncorrected.volatile.total"] = "0"
+
+
 def test_gpus_are_counted(healthy: dict[str, Any]) -> None:
-    gpu = {"name": "A100", "memory.total": "81920", "driver_version": "580.1", "memory.used": "3"}
-    gpu["ecc.errors.uncorrected.volatile.total"] = "0"
+    gpu = GPU
     eight = changed(healthy, gpus=[gpu] * 8, cores=64)
     assert judge(eight, eight, slots=8) == {}
     assert "7 x A100" in judge(eight, changed(eight, gpus=[gpu] * 7), slots=8)["n1", "GPUs"].found
@@ -234,9 +237,10 @@ def test_the_table_begins_with_what_fails() -> None:
 
 
 def test_limits_of_containers_are_named(healthy: dict[str, Any]) -> None:
-    small = changed(healthy, shared_memory=64 << 20, locked_memory={"limit": 64 << 10, "rdma": True})
+    small = changed(healthy, gpus=[GPU] * 8, cores=64, shared_memory=64 << 20, locked_memory={"limit": 64 << 10, "rdma": True})
     found = judge(small, slots=8)
+    assert ("n0", "shared memory") not in judge(changed(small, gpus=[]), slots=8)  # gloo does not use it
     assert "64 MiB for 8 ranks" in found["n0", "shared memory"].found and "shm-size" in found["n0", "shared memory"].todo
     assert "0.06 MiB" in found["n0", "locked memory"].found
-    plain = changed(healthy, shared_memory=1 << 40, locked_memory={"limit": -1, "rdma": True})
+    plain = changed(small, shared_memory=1 << 40, locked_memory={"limit": -1, "rdma": True})
     assert not {("n0", "shared memory"), ("n0", "locked memory")} & judge(plain, slots=8).keys()

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
+from ijepa_ds.data.image_header import FORMATS
 from ijepa_ds.data.index import describe
 from ijepa_ds.errors import UserError
 from ijepa_ds.evals.dense import layouts
@@ -19,6 +20,7 @@ from ijepa_ds.evals.folders import Labelled, Pair
 from ijepa_ds.evals.ranks import ALONE, World
 
 TASKS = ("segment", "depth")
+_TRUTH = ("PNG", "TIFF")  # formats of labels; some of Pillow's others start programs
 IGNORED = -1  # in labels as they are read; 0 in depths
 _LONGEST = 8.0  # aspect ratio; the windows of a longer strip would take much memory
 _MOST_CLASSES = 1000
@@ -110,7 +112,7 @@ def _values(file: Path) -> np.ndarray:
     if file.suffix == ".npy":
         values = np.load(file, allow_pickle=False)
     else:
-        with Image.open(file) as picture:
+        with Image.open(file, formats=_TRUTH) as picture:
             if picture.mode not in ("1", "L", "P", "I", "F", "I;16", "I;16B", "I;16L"):
                 raise ValueError(f"a picture of mode {picture.mode}, expected one channel of numbers")
             values = np.asarray(picture)
@@ -252,7 +254,7 @@ def _check(option: str, images: DenseImages, reading: Reading, max_pixels: int, 
     def look(position: int) -> tuple[str, int, bool]:
         try:
             values = reading.read(images.truth[position])
-            with Image.open(images.paths[position]) as picture:
+            with Image.open(images.paths[position], formats=(*FORMATS, "TIFF")) as picture:
                 width, height = picture.size
             if values.shape != (height, width):
                 return f"{values.shape[1]} x {values.shape[0]} pixels, its image has {width} x {height}", 0, False
