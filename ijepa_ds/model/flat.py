@@ -125,17 +125,33 @@ def _forward(block: Any, *inputs: Tensor) -> Tensor:
     """The block's own forward function, with views in the places of its parameters."""
     fields, forget_weights = getattr(block, _FIELDS)
     flats = [getattr(block, name) for name, _, _ in fields]
+    compiling = torch.compiler.is_compiling()
     for flat, (_, sizes, places) in zip(flats, fields, strict=True):
-        for view, (owner, field, shape) in zip(flat.split(sizes), places, strict=True):
+        views = _Slices.apply(flat, sizes) if compiling else flat.split(sizes)
+        for view, (owner, field, shape) in zip(views, places, strict=True):
             setattr(owner, field, view.view(shape))
-    # the compiler recomputes views in the backward pass by itself
-    forgets = forget_weights and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    forgets = forget_weights and torch.is_grad_enabled() and not compiling
     with _save_positions(flats) if forgets else nullcontext():
         result = type(block).forward(block, *inputs)
     for _, _, places in fields:
         for owner, field, _ in places:
             setattr(owner, field, None)  # a view would keep the gathered weights
     return result
+
+
+class _Slices(torch.autograd.Function):
+    """`Tensor.split` in operations that the compiler repeats in the backward pass, instead of saving the views."""
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Cut `flat: [numel]` into views of `sizes` elements."""
+        starts = [sum(sizes[:index]) for index in range(len(sizes))]
+        return tuple(flat.narrow(0, start, size) for start, size in zip(starts, sizes, strict=True))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        """One concatenation."""
+        return torch.cat(gradients), None
 
 
 def _save_positions(flats: list[Any]) -> Any:
