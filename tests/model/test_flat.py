@@ -93,8 +93,8 @@ def test_no_weights_are_kept_between_the_passes(name: str, backend: str | None) 
                 parameter.data = value
         (y * wanted).sum().backward()
         gradients.append({"x": inputs.grad, **parts(one, "grad")})
-    for key, value in gradients[0].items():
-        assert torch.equal(gradients[1][key], value), key
+    for key, value in gradients[0].items():  # the compiler computes some operations in another way
+        torch.testing.assert_close(gradients[1][key], value, rtol=1e-5, atol=1e-5 if backend else 0.0)
 
 
 def test_views_do_not_outlive_the_forward_pass() -> None:

@@ -66,10 +66,13 @@ OPTIONS: list[dict] = [
 def test_parameters_are_those_of_the_networks(name: str, options: dict, h14: Config) -> None:
     cfg = replace(h14, model=replace(h14.model, name=name, predictor=replace(h14.model.predictor, heads=12), **options))
     work, model = work_of(cfg, Tokens(69, 43, 69, 43)), on_meta(cfg)
+    for block in [module for module in model.modules() if isinstance(module, BLOCKS)]:
+        flat.flatten(block, forget_weights=False)
     for part in ("encoder", "predictor"):
         assert work.count(part) == sum(p.numel() for p in getattr(model, part).parameters())
-    ours = sorted(p.numel for p in work.parameters if p.decay)
-    assert ours == sorted(p.numel() for n, p in model.named_parameters() if p.requires_grad and p.ndim > 1)
+    for decay, group in enumerate([*parameter_groups(model)][:2][::-1]):
+        ours = sorted(p.numel for p in work.parameters if p.part == "encoder" and p.decay == bool(decay))
+        assert ours == sorted(p.numel() for p in group["params"])
 
 
 def counted(cfg: Config, kc: int, kt: int) -> float:
