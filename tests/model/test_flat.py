@@ -74,7 +74,10 @@ def test_what_is_decayed_is_in_one_tensor() -> None:
 @pytest.mark.parametrize("backend", [None, "aot_eager_decomp_partition"])
 @pytest.mark.parametrize("name", list(OPTIONS))
 def test_no_weights_are_kept_between_the_passes(name: str, backend: str | None) -> None:
-    """ZeRO-3 empties the parameters between the passes: no reference to the old values is left. inductor partitions like this."""
+    """ZeRO-3 empties the parameters between the passes: no reference to the old values is left.
+
+    `aot_eager_decomp_partition` chooses what to save as inductor does.
+    """
     torch.compiler.reset()
     block, flattened, more = pair(OPTIONS[name], forget_weights=True)
     if backend:
