@@ -125,17 +125,30 @@ def _forward(block: Any, *inputs: Tensor) -> Tensor:
     """The block's own forward function, with views in the places of its parameters."""
     fields, forget_weights = getattr(block, _FIELDS)
     flats = [getattr(block, name) for name, _, _ in fields]
-    compiling = torch.compiler.is_compiling()
+    if torch.compiler.is_compiling():
+        return _compiled(block, fields, flats, inputs)
+    forgets = forget_weights and torch.is_grad_enabled()
+    try:
+        for flat, (_, sizes, places) in zip(flats, fields, strict=True):
+            for view, (owner, field, shape) in zip(flat.split(sizes), places, strict=True):
+                owner.__dict__[field] = view.view(shape)  # without the checks of `Module.__setattr__`
+        with _save_positions(flats) if forgets else nullcontext():
+            return type(block).forward(block, *inputs)
+    finally:  # activation checkpointing ends a forward pass by an exception
+        for _, _, places in fields:
+            for owner, field, _ in places:
+                owner.__dict__[field] = None  # a view would keep the gathered weights
+
+
+def _compiled(block: Any, fields: Any, flats: list[Any], inputs: tuple[Tensor, ...]) -> Tensor:
+    """The same for the compiler."""
     for flat, (_, sizes, places) in zip(flats, fields, strict=True):
-        views = _Slices.apply(flat, sizes) if compiling else flat.split(sizes)
-        for view, (owner, field, shape) in zip(views, places, strict=True):
+        for view, (owner, field, shape) in zip(_Slices.apply(flat, sizes), places, strict=True):
             setattr(owner, field, view.view(shape))
-    forgets = forget_weights and torch.is_grad_enabled() and not compiling
-    with _save_positions(flats) if forgets else nullcontext():
-        result = type(block).forward(block, *inputs)
+    result = type(block).forward(block, *inputs)
     for _, _, places in fields:
         for owner, field, _ in places:
-            setattr(owner, field, None)  # a view would keep the gathered weights
+            setattr(owner, field, None)
     return result
 
 

@@ -19,7 +19,7 @@ from ijepa_ds.config import Config
 from ijepa_ds.config.schedules import StepSettings
 from ijepa_ds.masks.sampler import Masks
 from ijepa_ds.model import compiling, cpu, flat, ijepa
-from ijepa_ds.model.blocks import BLOCKS
+from ijepa_ds.model.blocks import BLOCKS, flatten_blocks
 from ijepa_ds.model.vit import initial_value
 from ijepa_ds.weights.start import Start
 from ijepa_ds.zero import hooks, linear
@@ -56,8 +56,7 @@ class Engine:
         self.note = linear.install(self.stage)  # for the banner
         with torch.device("meta"):
             model = ijepa.build(cfg)
-        for block in [module for module in model.modules() if isinstance(module, BLOCKS)]:
-            flat.flatten(block, forget_weights=self.stage == 3 and not cfg.model.activation_checkpointing)
+        flatten_blocks(model, forget_weights=self.stage == 3 and not cfg.model.activation_checkpointing)
         with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=self.stage == 3):
             flat.materialise(model)
         place_buffers(model, device)

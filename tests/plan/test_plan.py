@@ -18,8 +18,7 @@ from ijepa_ds import cli, machine
 from ijepa_ds.config import Config, load
 from ijepa_ds.config.sizes import SIZES
 from ijepa_ds.masks.sampler import Masks, build_sampler
-from ijepa_ds.model import flat
-from ijepa_ds.model.blocks import BLOCKS
+from ijepa_ds.model.blocks import flatten_blocks
 from ijepa_ds.model.flops import flops_of
 from ijepa_ds.model.ijepa import IJEPA, build
 from ijepa_ds.model.work import Parameter, Tokens, Work, work_of
@@ -69,8 +68,7 @@ OPTIONS: list[dict] = [
 def test_parameters_are_those_of_the_networks(name: str, options: dict, h14: Config) -> None:
     cfg = replace(h14, model=replace(h14.model, name=name, predictor=replace(h14.model.predictor, heads=12), **options))
     work, model = work_of(cfg, Tokens(69, 43, 69, 43)), on_meta(cfg)
-    for block in [module for module in model.modules() if isinstance(module, BLOCKS)]:
-        flat.flatten(block, forget_weights=False)
+    flatten_blocks(model, forget_weights=False)
     for part in ("encoder", "predictor"):
         assert work.count(part) == sum(p.numel() for p in getattr(model, part).parameters())
     for decay, group in enumerate(parameter_groups(model)[1::-1]):
