@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 __version__ = "0.1.0"
 
+_PUBLIC = {
+    "load_encoder": ("ijepa_ds.weights", "load_encoder"),
+    "load_config": ("ijepa_ds.config", "load_config"),
+    "Config": ("ijepa_ds.config", "Config"),
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Import `load_encoder` on first access, so that importing the package stays cheap."""
-    if name == "load_encoder":
-        from ijepa_ds.weights import load_encoder
-
-        return load_encoder
+    """Import the public names on first access, so that importing the package stays cheap."""
+    if name in _PUBLIC:
+        module, attribute = _PUBLIC[name]
+        return getattr(importlib.import_module(module), attribute)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,7 @@ from ijepa_ds import cli
 REPO = Path(__file__).resolve().parents[1]
 PAGES = sorted([*REPO.glob("*.md"), *(REPO / "docs").glob("*.md")])
 WIDTH = 120
+MOST_PROSE = 150
 EXAMPLE_FILES = {"configs/base.yaml", "configs/in1k_vith14_ep300.yaml"}  # an example of a user's file; a published one
 FILE_TYPES = {"json", "yaml"}  # `ijepa_ds.schema.json` is no module
 ROOTS = "ijepa_ds|tests|configs|ds_configs|launch|docs|benchmarks"
@@ -89,6 +90,20 @@ def test_lines_of_prose_are_short(page: Path) -> None:
     ]
 
 
+def test_a_page_begins_with_what_the_reader_will_be_able_to_do(page: Path) -> None:
+    if page.parent.name != "docs" or page.name in {"LOG.md", "index.md"}:
+        pytest.skip("no page of instructions")
+    assert page.read_text(encoding="utf-8").splitlines()[2].startswith("With this page you ")
+
+
+def test_no_page_is_a_wall(page: Path) -> None:
+    """Tables, headings and code do not count."""
+    lines = [line for _, line in split(page)[0] if line.strip() and not line.startswith(("|", "#"))]
+    assert page.name in {"LOG.md", "CHANGELOG.md", "data.md"} or len(lines) <= MOST_PROSE, (
+        f"{page.name}: {len(lines)} lines of prose"
+    )
+
+
 def test_links_lead_somewhere(page: Path) -> None:
     text = "\n".join(line for _, line in split(page)[0])
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -122,7 +137,7 @@ def test_modules_and_names_exist(page: Path) -> None:
     for match in found(page, r"(?<![\w/.-])ijepa_ds(?:\.[a-zA-Z_]\w*)+(?![\w/]|\.\w)"):
         words = match[0].split(".")
         if words[-1] not in FILE_TYPES and not source_of(words):
-            defined = rf"(?:def|class|import)\b.*\b{words[-1]}\b|^{words[-1]}\b"
+            defined = rf"(?:def|class|import)\b.*\b{words[-1]}\b|^{words[-1]}\b|^    \"{words[-1]}\": \("
             source = source_of(words[:-1])
             assert source and re.search(defined, source, re.MULTILINE), f"{page.name}: there is no {match[0]}"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from ijepa_ds.config import checks, yaml_tree
 from ijepa_ds.config.schema import Config, ConfigError, Problem
 from ijepa_ds.config.yaml_tree import Item
+from ijepa_ds.examples import shipped
 from ijepa_ds.shown import is_text, shown
 
 
@@ -32,6 +33,19 @@ def load(path: Path, overrides: Sequence[str] = (), world_size: int | None = Non
         text = "an experiment file of the published code, which only the training command translates"
         raise ConfigError([f"{path}: {text}; use the config.yaml that it writes into run.dir"])
     return assemble(root, found, overrides, world_size)
+
+
+def load_config(file: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read one run, from Python.
+
+    Args:
+        file: YAML file, or the name of a shipped one: `configs/quickstart.yaml`.
+        overrides: as in `load`.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    return load(shipped(str(file)), overrides)
 
 
 def from_text(text: str, label: str) -> Config:
