@@ -48,6 +48,13 @@ def is_fault(error: OSError) -> bool:
     return error.errno is not None and error.errno not in _OF_FILE and error.errno not in _FULL
 
 
+def text_of(error: BaseException) -> str:
+    """The text of an error for messages; of an OSError "FILE: REASON", without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
 def exit_code(error: BaseException) -> int:
     """The exit code of a run that ends with `error`: 2 (change something), 75 (start again) or 1 (a bug, or a device)."""
     if isinstance(error, (UserError, CheckpointError, TrainingError)):

@@ -41,6 +41,11 @@ def _check_ascending(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+def _listed(value: Any) -> Any:
+    """A single number is a list of one."""
+    return [value] if isinstance(value, int | float | str) and not isinstance(value, bool) else value
+
+
 def _check_level(value: int) -> int:
     if value == 0:
         raise ValueError("a whole number other than 0")
@@ -70,9 +75,12 @@ Probability = Annotated[float, _FINITE, Field(ge=0, le=1), _PARSED]
 Area = Annotated[float, _FINITE, Field(gt=0, le=1), _PARSED]
 Sigma = Annotated[float, _FINITE, Field(gt=0, le=20), _PARSED]
 Limit = Annotated[float, _FINITE, Field(ge=0, json_schema_extra={"whole": True}), _PARSED, AfterValidator(_check_limit)]
+Number = Annotated[float, _FINITE, _PARSED]
 Hue = Annotated[float, _FINITE, Field(ge=0, le=0.5), _PARSED]
 Automatic = Annotated[_T | None, BeforeValidator(lambda value: None if value == "auto" else value)]
 Ascending = Annotated[
     tuple[_T, ...], Field(min_length=1), AfterValidator(_check_ascending), Field(json_schema_extra={"ascending": True})
 ]
+Several = Annotated[tuple[_T, ...], Field(min_length=1), Field(json_schema_extra={"several": True})]  # a number, or a list
+OneOrSeveral = Annotated[Several[Number], BeforeValidator(_listed, json_schema_input_type=Number | Several[Number])]
 Ordered = Annotated[tuple[_T, _T], AfterValidator(_check_order), Field(json_schema_extra={"ordered": True})]

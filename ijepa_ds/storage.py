@@ -38,11 +38,17 @@ class Storage:
         self._waiting = 0
         self._said: float | None = None  # when the last message was logged; None: no fault is known
         self._since = 0.0
+        self._calls: dict[int, tuple[float, str]] = {}  # thread -> when its call began, and what it reads
 
     @property
     def waiting(self) -> bool:
         """Whether a thread waits for the storage."""
         return self._waiting > 0
+
+    def slowest(self) -> tuple[float, str]:
+        """The call that has not returned for the longest time: seconds, and what it reads; 0 and "" if there is none."""
+        began, what = min(self._calls.copy().values(), default=(time.monotonic(), ""))
+        return time.monotonic() - began, what
 
     def close(self) -> None:
         """End all waiting with a StorageError."""
@@ -70,6 +76,7 @@ class Storage:
         """
         began, pause = time.monotonic(), _PAUSES[0]
         while True:
+            self._calls[threading.get_ident()] = time.monotonic(), what
             try:
                 result = work()
             except OSError as error:
@@ -82,6 +89,8 @@ class Storage:
             else:
                 self._answered()
                 return result
+            finally:
+                self._calls.pop(threading.get_ident(), None)
 
     def _wait(self, error: OSError, what: str, began: float, pause: float) -> None:
         now, reason = time.monotonic(), error.strerror or str(error)

@@ -23,7 +23,7 @@ from ijepa_ds.cluster import rank_log
 from ijepa_ds.cluster.environment import settle
 from ijepa_ds.cluster.leave import exit_within
 from ijepa_ds.cluster.stop import Stopped, StopRequests
-from ijepa_ds.errors import UserError, exit_code
+from ijepa_ds.errors import UserError, exit_code, text_of
 from ijepa_ds.exits import FAILED, STOPPED
 from ijepa_ds.shown import print_any_name
 from ijepa_ds.training import job
@@ -83,7 +83,9 @@ def _run(argv: Sequence[str] | None) -> int:
     watch.start()
     try:
         rank, _, world_size = world_from_environment()
+        watch.doing("reading the configuration")
         cfg, ds_config, plan = job.read(arguments, world_size)
+        watch.doing("loading Python packages")
         from ijepa_ds.training import loop, start
 
         run = start.prepare(cfg, ds_config, plan, rank, watch)
@@ -155,7 +157,7 @@ def _refuse(error: Exception, what: str, code: int) -> int:
     if where:
         time.sleep(5)
     then = "storage or network failed: the same command continues" if code == STOPPED else "IJEPA_DS_TRACEBACK=1 shows where"
-    rank_log.say(f"\nijepa_ds {what}{where}:\n{error}\n({then}; exit code {code})\n\n")
+    rank_log.say(f"\nijepa_ds {what}{where}:\n{text_of(error)}\n({then}; exit code {code})\n\n")
     return code
 
 

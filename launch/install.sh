@@ -99,11 +99,11 @@ install_packages() {  # $1: extras
     rm -rf -- "$VENV/tmp" "$notes/busy"
 }
 
-# What tests/chromium.py, tests/dist/two_hosts.py, tests/dist/slurm.py and the tests of NVMe offload look for.
+# What tests/chromium.py, tests/dist/two_hosts.py, tests/dist/slurm.py, tests/dist/mounts.py and the tests of NVMe offload look for.
 install_programs() {
     local package
     local -a root=() missing=() failed=()
-    for package in chromium openssh-server openssh-client iproute2 pdsh munge slurmctld slurmd slurm-client libaio-dev; do
+    for package in chromium openssh-server openssh-client iproute2 pdsh munge slurmctld slurmd slurm-client bindfs libaio-dev; do
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
     done
     [ ${#missing[@]} -gt 0 ] || { echo "the programs of optional tests are installed"; return 0; }

@@ -31,6 +31,7 @@ _VIT = "tests/model/test_vit.py tests/model/test_parity.py -m 'not slow'"
 _FILES = "tests/checkpoint -k 'not recorded' -m 'not slow'"
 _PLAN = "tests/plan tests/model/test_mfu.py -k 'not allocator' -m 'not slow'"
 _WATCH = "tests/cluster/test_judge.py"
+_WATCH_OF_MANY = "tests/cluster/test_watch.py -k looks"
 _MASKS = "tests/masks"
 _EVALS = "tests/evals/test_evals.py"
 _WEIGHTS = "tests/weights/test_write.py tests/weights/test_read.py tests/weights/test_options.py -m 'not slow'"
@@ -39,6 +40,7 @@ _CACHE = "tests/evals/test_cache.py"
 _JOINT = "tests/data/test_joint.py"
 _STREAMS = "tests/test_streams.py"
 _GOLDEN = "tests/test_golden.py"
+_CHANNELS = "tests/data/test_channels.py"
 _AROUND = "tests/training/test_around.py"
 _SAVER = "tests/checkpoint/test_saver.py"
 _LOGS = "tests/cluster/test_rank_log.py"
@@ -464,6 +466,8 @@ MUTATIONS = [
     Mutation("ijepa_ds/cluster/rank_log.py", "    show(text)\n    note(text)", "    note(text)\n    show(text)", _LOGS),
     Mutation("ijepa_ds/cluster/judge.py", "now - peer.heard > SILENCE", "now - peer.heard > 2 * SILENCE", _WATCH),
     Mutation("ijepa_ds/cluster/judge.py", "if peer.place != place]", "]", _WATCH),
+    Mutation("ijepa_ds/cluster/watch.py", "(ticks + self._rank) % self._period == 0", "True", _WATCH_OF_MANY),
+    Mutation("ijepa_ds/cluster/peers.py", "whole = 2 if len(runs) == 1 else 3", "whole = 3", _WATCH),
     Mutation("ijepa_ds/cluster/judge.py", "0 < timeout < now - progress", "timeout < now - progress", _WATCH),
     Mutation("ijepa_ds/cluster/judge.py", "fewest = min(", "fewest = max(", _WATCH),
     Mutation("ijepa_ds/cluster/judge.py", "for peer in behind if not peer.report.communicates", "for peer in behind", _WATCH),
@@ -595,5 +599,11 @@ MUTATIONS = [
     # The check of a start.
     Mutation("ijepa_ds/doctor/check.py", "fcntl.LOCK_SH | fcntl.LOCK_NB", "fcntl.LOCK_UN", "tests/doctor/test_check.py"),
     Mutation("ijepa_ds/doctor/check.py", "if len(index) < batch:", "if not len(index):", "tests/doctor/test_check.py"),
+    # Other channels and depths.
+    Mutation("ijepa_ds/data/values.py", "least < _as_stored(low, plane.dtype) or ", "", f"{_CHANNELS} -k declared"),
+    Mutation("ijepa_ds/data/values.py", "scaled[missing] = self.fill[channel]", "", f"{_CHANNELS} -k no_data"),
+    Mutation(
+        "ijepa_ds/data/forms.py", "np.flatnonzero(forms != usual)", "np.flatnonzero(forms < 0)", f"{_CHANNELS} -k odd_files"
+    ),
 ]
 EXPLAINED: dict[tuple[str, str], str] = {}  # (file, old): why no test can notice it

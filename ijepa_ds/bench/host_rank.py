@@ -113,7 +113,7 @@ class Clock:
         self.samples: dict[str, list[float]] = defaultdict(list)
         self._way, self._device, self._done = way, device, 0
         self._sampler = build_sampler(cfg.masks, cfg.grid, cfg.run.seed, cfg.optimization.batch_size)
-        self._images = torch.randn(1, 3, cfg.data.crop_size, cfg.data.crop_size, device=device)
+        self._images = torch.randn(1, cfg.model.channels, cfg.data.crop_size, cfg.data.crop_size, device=device)
 
     def step(self, around: Any = None) -> None:
         """One optimizer step inside `around`, a context manager; masks are not part of it."""

@@ -33,7 +33,7 @@ class RandomSteps:
         self._plan, self._rank = plan, rank
         self._sampler: Sampler = build_sampler(cfg.masks, cfg.grid, cfg.run.seed, cfg.optimization.batch_size)
         side, generator = cfg.data.crop_size, torch.Generator().manual_seed(rank)
-        pixels = torch.randn(plan.micro_batch, 3, side, side, generator=generator)
+        pixels = torch.randn(plan.micro_batch, cfg.model.channels, side, side, generator=generator)
         self._pixels = pixels.to(self.engine.device, self.engine.compute_dtype)
 
     def step(self, counts: bool = True) -> None:

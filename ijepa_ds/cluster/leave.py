@@ -75,29 +75,34 @@ def leave_hang(
     pause = mine.value + (period - 1.0 if mine is not Role.REPORTER else 0.0)
     exit_within(pause + _STACKS + _DEADLINE, limit.code)
     if mine is Role.REPORTER:
+        said = ""
         if place == peers[0].place or (0 in hanging and rank == elsewhere):  # rank 0's whole host may be silent
-            rank_log.say("".join(f"\nijepa_ds: {line}\n" for line in verdict.words))
+            said = "".join(f"\nijepa_ds: {line}\n" for line in verdict.words)
+            rank_log.show(said)
         known = [peers[other] for other in hanging or [0] if other in peers]
         here = [peer for peer in known if peer.place == place] if place in verdict.places else []
         for peer in here[:_STACKS]:
-            _show_stack(peer, own=peer.rank == rank)
+            said += _show_stack(peer, own=peer.rank == rank)
+        rank_log.note(said)  # last: its disk may hang
     elif mine is Role.SUSPECT:
         faulthandler.dump_traceback(all_threads=True)  # into its own log
     time.sleep(pause)
     leave("the job cannot go on: ending it" if rank == 0 else "", limit.code)
 
 
-def _show_stack(peer: Peer, own: bool) -> None:
+def _show_stack(peer: Peer, own: bool) -> str:
+    """Print the stack of a rank; the line above it."""
     if peer.process.state() == "T":  # it cannot answer now; a signal that waits for SIGCONT would come while its threads run
-        rank_log.say(f"\nijepa_ds: {peer} is stopped (SIGSTOP)\n")
-        return
-    rank_log.say(f"\nijepa_ds: {peer}. Its stack:\n")
+        rank_log.show(line := f"\nijepa_ds: {peer} is stopped (SIGSTOP)\n")
+        return line
+    rank_log.show(line := f"\nijepa_ds: {peer}. Its stack:\n")
     if own:
         faulthandler.dump_traceback(file=rank_log.terminal(), all_threads=True)
     else:
         with suppress(ProcessLookupError):
             os.kill(peer.process.pid, signal.SIGUSR2)
     time.sleep(1.0)
+    return line
 
 
 def report_dead(dead: Sequence[Peer]) -> NoReturn:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from ijepa_ds.cluster.processes import Process, place
 
+_RUNS = 16  # of consecutive ranks in a message
+
 
 class Report(NamedTuple):
     """What a rank's watch publishes once a second.
@@ -89,7 +91,14 @@ def describe_hosts(peers: Iterable[Peer]) -> str:
 
 
 def spell_ranks(ranks: list[int]) -> str:
-    """Ranks in words: "rank 3", "ranks 0-3", "ranks 0, 2"; at least one."""
-    if ranks == list(range(ranks[0], ranks[-1] + 1)) and len(ranks) > 1:
-        return f"ranks {ranks[0]}-{ranks[-1]}"
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+    """Ranks in words: "rank 3", "ranks 0-3", "ranks 0, 2, 5-9", "ranks 0, 2, ... and 99 more"; at least one, in order."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    whole = 2 if len(runs) == 1 else 3  # ranks that are worth a dash
+    shown = [f"{run[0]}-{run[-1]}" if len(run) >= whole else ", ".join(map(str, run)) for run in runs[:_RUNS]]
+    left = sum(map(len, runs[_RUNS:]))
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(shown)}{f' and {left} more' if left else ''}"

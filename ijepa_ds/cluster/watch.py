@@ -7,6 +7,7 @@ process keeps. When it finds a fault, it prints one message that names rank and 
     who                       waits for                                         at most         then
     ------------------------  ------------------------------------------------  --------------  -----------------------------
     a rank (launcher ended)   its next tick                                     1 s             `on_launcher_lost`: save, stop
+    a rank before it meets    its configuration, and Python's packages          900 s            names its host
     a rank (neighbour ended)  its own `close`                                   0.5 s           the lowest rank left names it
     a rank that fails         the end of a neighbour that caused the failure    2 s             claims that it failed first
     the other ranks           the first failed rank to print its traceback      8 s             leave
@@ -24,7 +25,9 @@ The decisions are in `judge.py`, the store in `job_store.py`, the exits in `leav
 from __future__ import annotations
 
 import faulthandler
+import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -36,9 +39,11 @@ from ijepa_ds.cluster.judge import SILENCE, Hang, Lost, State, Verdict, is_overd
 from ijepa_ds.cluster.leave import Limit, is_communicating, leave, leave_hang, report_dead
 from ijepa_ds.cluster.meeting import Meeting
 from ijepa_ds.cluster.peers import Peer, Report, describe_hosts
+from ijepa_ds.exits import STOPPED
 
 _TICK = 1.0
 _JUDGE_EVERY = 3  # ticks
+_FIRST = 900.0  # to read the configuration and load packages, before a key can say so
 _ANSWER = 40.0  # for rank 0's store on another host: the store has no timeout when a cable is cut
 _ALL_WATCH = 10.0  # for all ranks to come from their meeting
 _REFUSED = 5.0  # after an error of the store, in which `close` or a named death may come first
@@ -70,7 +75,11 @@ class Watch:
         self.on_launcher_lost: Callable[[], None] | None = None  # None: end the process
 
     def start(self) -> None:
-        """Start the thread. From now on SIGUSR2 prints all Python stacks, even while the main thread hangs in C."""
+        """Start the thread, with a limit for what comes before the ranks meet.
+
+        From now on SIGUSR2 prints all Python stacks, even while the main thread hangs in C.
+        """
+        self._limit = Limit(_FIRST, "", STOPPED)
         faulthandler.register(signal.SIGUSR2, file=rank_log.terminal(), all_threads=True)
         self._thread.start()
 
@@ -96,9 +105,9 @@ class Watch:
         if self._store and rank == 0:
             self._store.wait_for_all(_ALL_WATCH)  # if rank 0 dies before, those that still look for its store cannot name it
 
-    def expect(self, limit: Limit) -> None:
-        """From now on the job may be without a `beat` for another time; counts as a beat."""
-        self.beat("ranks have met")
+    def expect(self, limit: Limit, part: str) -> None:
+        """From now on the job may be without a `beat` for another time; `part` is completed, see `beat`."""
+        self.beat(part)
         self._limit = limit
 
     def beat(self, part: str) -> None:
@@ -176,9 +185,23 @@ class Watch:
                 self._check_neighbours()
                 if self._rank == 0 or (ticks + self._rank) % self._period == 0:
                     self._use_store(now, ticks)
-            elif self._peers and is_overdue(now, self._progress, self._limit.seconds):
-                self._peers[0].report = self._report(now, ticks)
-                self._end_hang([0])
+            elif is_overdue(now, self._progress, self._limit.seconds):
+                self._end_alone(now, ticks)
+
+    def _end_alone(self, now: float, ticks: int) -> None:
+        """End because of this rank, which knows no other one; before the ranks have met, one rank a host speaks."""
+        if self._peers:
+            self._peers[0].report = self._report(now, ticks)
+            self._end_hang([0])
+        elif os.environ.get("LOCAL_RANK", "0") == "0":
+            rank_log.say(
+                f"\nijepa_ds: no progress for {self._limit.seconds:.0f} s at the start of this host's ranks, {self._phase}: a "
+                "file system does not answer. The stack of one of them:\n"
+            )
+            faulthandler.dump_traceback(file=rank_log.terminal(), all_threads=True)
+            leave(f"host {socket.gethostname()} cannot start", self._limit.code)
+        else:
+            leave(code=self._limit.code)
 
     def _check_launchers(self) -> None:
         dead = [process.pid for process in self._launchers if process.state() == "X"]

@@ -154,6 +154,8 @@ def expected(node: Mapping[str, Any]) -> str:
         return " or ".join(map(expected, node["anyOf"]))
     if node.get("ascending"):
         return f"a list [a, b, ...], each {_TYPES[node['items']['type']]}"
+    if node.get("several"):
+        return f"a list of numbers, [a, b, ...], each {_TYPES[node['items']['type']]}"
     if node["type"] == "array":
         return f"a list of {node['minItems']} numbers, [{', '.join('abcd'[: node['minItems']])}]"
     return _TYPES[node["type"]]
@@ -165,6 +167,8 @@ def bounds(node: Mapping[str, Any]) -> str:
         return bounds(node["anyOf"][0])
     if node.get("ascending"):
         return f"{bounds(node['items'])} and ascending"
+    if node.get("several"):
+        return bounds(node["items"])
     if "prefixItems" in node:
         first, last = node["prefixItems"][0], node["prefixItems"][-1]
         if not node.get("ordered"):

@@ -13,7 +13,7 @@ from ijepa_ds.config import stages
 from ijepa_ds.config.batch import BatchPlan, plan_of
 from ijepa_ds.config.build import build, suggest
 from ijepa_ds.config.objective_checks import objective_problems
-from ijepa_ds.config.schema import Config, ConfigError, Problem
+from ijepa_ds.config.schema import Config, ConfigError, DataConfig, Problem
 from ijepa_ds.config.sizes import size_of
 
 
@@ -55,6 +55,7 @@ def _overlap(key: str, other: str) -> bool:
 def _contradictions(cfg: Config, world_size: int | None) -> Iterator[Problem]:
     yield from _run(cfg)
     yield from _lengths(cfg)
+    yield from _channels(cfg)
     yield from stages.schedule_problems(cfg)
     yield from _networks(cfg)
     yield from objective_problems(cfg)
@@ -123,6 +124,43 @@ def _lengths(cfg: Config) -> Iterator[Problem]:
         if a is not None and b is not None and a > b * o.ipe_scale:
             text = f"{a:g} is longer than the schedules ({total} {b:g} times ipe_scale {o.ipe_scale:g}); shorten it"
             yield Problem((f"optimization.{warmup}", f"optimization.{total}", "optimization.ipe_scale"), text)
+
+
+def _channels(cfg: Config) -> Iterator[Problem]:
+    """Lists with one value for each channel, and options that only RGB images of 8 bits have."""
+    data, count = cfg.data, cfg.model.channels
+    where = "model.channels"
+    for name in ("mean", "std"):
+        if len(getattr(data, name)) != count:
+            text = f"has {len(getattr(data, name))} values, but {where} is {count}: give one for each (ijepa-ds data stats)"
+            yield Problem((f"data.{name}", where), text)
+    if data.channels is not None and len(data.channels) != count:
+        yield Problem(("data.channels", where), f"names {len(data.channels)} channels, but {where} is {count}")
+    for name in ("scale", "offset"):
+        given = getattr(data, name)
+        if given is not None and len(given) not in (1, count):
+            yield Problem(
+                (f"data.{name}", where), f"has {len(given)} values: give one for all, or {count}, one for each channel"
+            )
+    if data.shown is not None and (len(data.shown) not in (1, 3) or max(data.shown) >= count):
+        yield Problem(("data.shown", where), f"expected one or three channels from 0 to {count - 1}, got {list(data.shown)}")
+    if data.scale is None:
+        keys = [name for name in ("offset", "outside", "nodata") if getattr(data, name) != getattr(DataConfig, name)]
+        yield from (Problem((f"data.{name}", "data.scale"), "needs data.scale") for name in keys)
+    elif len(data.scale) in (1, count) and len(data.offset) in (1, count):
+        pairs = zip(data.offset * (count // len(data.offset)), data.scale * (count // len(data.scale)), strict=True)
+        if any(low >= high for low, high in pairs):
+            yield Problem(("data.scale", "data.offset"), "must be above data.offset in every channel")
+    plain = count == 3 and data.channels is None and data.scale is None
+    if not plain and data.loader == "dali":
+        text = "DALI reads RGB of 8 bits only; with model.channels, data.channels or data.scale leave it at auto"
+        yield Problem(("data.loader", "data.channels", "data.scale", where), text)
+    if not plain and data.decoder not in ("auto", "cpu"):
+        text = f"{data.decoder} reads RGB of 8 bits only; leave it at auto"
+        yield Problem(("data.decoder", "data.channels", "data.scale", where), text)
+    for name in ("color_jitter", "grayscale"):
+        if count != 3 and getattr(data, name) not in (0.0, (0.0,) * 4):
+            yield Problem((f"data.{name}", where), f"is for images of 3 channels, {where} is {count}")
 
 
 def _networks(cfg: Config) -> Iterator[Problem]:

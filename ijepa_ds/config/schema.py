@@ -23,10 +23,13 @@ from ijepa_ds.field_types import (
     Level,
     Limit,
     NotNegative,
+    Number,
+    OneOrSeveral,
     Ordered,
     Path,
     Positive,
     Probability,
+    Several,
     Share,
     Sigma,
     Text,
@@ -110,8 +113,29 @@ class DataConfig:
     threads: Count = key(1, "decoding threads per rank", free=True)
     readers: Count = key(32, "files read at once per rank, ahead of decoding; they mostly wait for the storage", free=True)
     prefetch: Count = key(2, "batches decoded ahead", free=True)
-    mean: tuple[Share, Share, Share] = key((0.485, 0.456, 0.406), "mean of red, green, blue; pixels are in 0 to 1")
-    std: tuple[Positive, Positive, Positive] = key((0.229, 0.224, 0.225), "their standard deviations")
+    mean: Several[Share] = key((0.485, 0.456, 0.406), "mean of every channel (red, green, blue); pixels are in 0 to 1")
+    std: Several[Positive] = key((0.229, 0.224, 0.225), "their standard deviations")
+    channels: Several[Whole] | None = key(
+        None, "channels of the files that are used, in this order, the first is 0; `null`: all", later=True
+    )
+    scale: OneOrSeveral | None = key(
+        None, "value that becomes 1, one for all channels or one for each; `null`: 255, of 8-bit files only", later=True
+    )
+    offset: OneOrSeveral = key((0.0,), "value that becomes 0, likewise", later=True)
+    outside: Literal["refuse", "clip"] = key(
+        "refuse", "images with values outside `data.offset` to `data.scale`: unreadable, or clipped", later=True
+    )
+    nodata: Number | None = key(
+        None, "value that stands for no data, as NaN does; filled with `data.mean`; `null`: what a TIFF says", later=True
+    )
+    arrays: Literal["hwc", "chw"] | None = key(
+        None, "how .npy and .npz files store [H, W, C] or [C, H, W]; `null`: they are no images", later=True
+    )
+    shown: Several[Whole] | None = key(
+        None,
+        "channels of the network that pictures show: three, or one as gray; `null`: the first three, or the first",
+        free=True,
+    )
     max_pixels: Count = key(100_000_000, "images with more pixels, by their header, are refused", free=True)
     class_level: Level | None = key(
         None, "folders that make the class: the first n, or the last n for -n; `null`: the whole path", free=True

@@ -24,6 +24,7 @@ class Size:
     registers: int = 0  # Darcet et al., arXiv 2309.16588
     layer_scale: float = 0.0  # Touvron et al., arXiv 2103.17239
     drop_path: float = 0.0  # Huang et al., arXiv 1603.09382
+    channels: int = 3  # of the images
 
     @property
     def options(self) -> list[str]:
@@ -64,6 +65,7 @@ class ModelConfig:
 
     name: SizeName = key(..., "size of the encoder")
     patch_size: Count = key(16, "side of a patch in pixels")
+    channels: Count = key(3, "channels of the images: `docs/data.md`", later=True)
     width: Count | None = key(None, "`null`: as the named size")
     depth: Count | None = key(None, "blocks; `null`: as the named size")
     heads: Count | None = key(None, "attention heads; `null`: as the named size")
@@ -103,6 +105,9 @@ class ModelConfig:
     drop_path: Share = key(0.0, "drop probability of the context encoder's last block, linear from 0 at the first", later=True)
     init_from: Path | None = key(
         None, "weights for a fresh start (`docs/weights.md`); not read when the run resumes", later=True
+    )
+    init_channels: Literal["average", "repeat"] | None = key(
+        None, "how `init_from` an encoder of other channels fills the patch embedding; `null`: it is refused", later=True
     )
     position_grid: Count | None = key(
         None, "grid on which positions were learnt; `null`: as this run or `init_from`", later=True

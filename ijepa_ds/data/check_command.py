@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     """Check the images and print the table; return 0 if all are readable or an index was written, else 1."""
     check_at_least(args, threads=1)
     index = open_source(args.source, scan_options(args))
-    judge = Judge(args.max_pixels, strict=args.strict, with_dali=args.fix_index is not None)
+    judge = Judge(args.max_pixels, strict=args.strict, with_dali=args.fix_index is not None, layout=args.arrays)
     found = check(index, judge, args.threads)
     index = index.with_bad({position: judgement.reason for position, judgement in found.items() if judgement.reason})
     by_pillow = {position: judgement.dali for position, judgement in found.items() if judgement.dali}

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ijepa_ds.config import DataConfig
-from ijepa_ds.data.ahead import ReadAhead
+from ijepa_ds.data.ahead import Content, ReadAhead
 from ijepa_ds.data.dali_one import failure
 from ijepa_ds.data.dali_pipeline import AHEAD, SIDE, STAND_IN, Inputs, build_pipeline, one_by_one
 from ijepa_ds.data.decoder import choose_decoder
@@ -178,11 +178,12 @@ class DaliBackend:
                 if isinstance(outcome, str):
                     self._plan.reject(index, outcome)
 
-    def _outcome(self, samples: Samples, reads: list[Future[bytes]], position: int) -> np.ndarray | str:
+    def _outcome(self, samples: Samples, reads: list[Future[Content]], position: int) -> np.ndarray | str:
         """The bytes or the crop at a position, or the error text."""
         index = int(samples.indices[position])
         try:
             content = reads[position].result()
+            assert isinstance(content, bytes)  # DALI reads plain images only (`loader`)
             kind = self._plan.index.rows([index])["format"][0]
             if index in self._failed or kind & BY_PILLOW or self._strays.found(index, content):
                 return self._crop(content, samples, position)
@@ -192,7 +193,8 @@ class DaliBackend:
 
     def _crop(self, content: bytes, samples: Samples, position: int) -> np.ndarray:
         flip = bool(samples.flips[position])
-        return read_crop(content, samples.windows[position], flip, self._cfg.crop_size, self._cfg.max_pixels)
+        cfg = self._cfg
+        return read_crop(content, samples.windows[position], flip, cfg.crop_size, cfg.max_pixels, cfg.arrays)
 
     def _inputs(self, samples: Samples, contents: list[np.ndarray]) -> Inputs:
         windows = samples.windows
@@ -224,7 +226,7 @@ class DaliBackend:
 
     def _decide(self, index: int, content: bytes, message: str) -> None:
         try:
-            decode(content, self._cfg.max_pixels)
+            decode(content, self._cfg.max_pixels, self._cfg.arrays)
         except ContentError as error:
             self._plan.reject(index, str(error))
             return

@@ -6,7 +6,7 @@ import io
 import os
 from typing import Any, BinaryIO
 
-from ijepa_ds.data.image_header import Header, read_header
+from ijepa_ds.data.image_header import RASTERS, Header, read_header
 from ijepa_ds.data.pillow import check_pixels, decode
 from ijepa_ds.errors import ContentError
 
@@ -50,7 +50,7 @@ class Slice(io.RawIOBase):
         return len(content)
 
 
-def inspect(file: BinaryIO, num_bytes: int, max_pixels: int) -> Header:
+def inspect(file: BinaryIO, num_bytes: int, max_pixels: int, layout: str | None = None) -> Header:
     """Read an image's size and format from its header.
 
     A file without its format's end marker is decoded once, which finds truncated files. Damage in the middle is not
@@ -60,6 +60,7 @@ def inspect(file: BinaryIO, num_bytes: int, max_pixels: int) -> Header:
         file: The image; closed at the end.
         num_bytes: Length of the image.
         max_pixels: Refuse larger images.
+        layout: Of NumPy arrays, `hwc` or `chw`.
 
     Returns:
         Its header.
@@ -70,12 +71,14 @@ def inspect(file: BinaryIO, num_bytes: int, max_pixels: int) -> Header:
     """
     if num_bytes == 0:
         raise ContentError("empty file")
-    most = _BYTES_A_PIXEL * max_pixels + _METADATA
-    if num_bytes > most:
-        raise ContentError(f"{num_bytes:,} bytes, more than the {most:,} that data.max_pixels = {max_pixels} allows")
     with file:
-        header = read_header(file)
+        header = read_header(file, layout)
         check_pixels(header.width, header.height, max_pixels)
+        if header.kind in RASTERS:  # read in parts
+            return header
+        most = _BYTES_A_PIXEL * max_pixels + _METADATA
+        if num_bytes > most:
+            raise ContentError(f"{num_bytes:,} bytes, more than the {most:,} that data.max_pixels = {max_pixels} allows")
         file.seek(0)
         if not _has_end(file, file.read(16), num_bytes):
             file.seek(0)

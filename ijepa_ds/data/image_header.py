@@ -14,6 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
+from ijepa_ds.data.rasters import NPY_START, TIFF_STARTS, ZIP_START, read_raster
 from ijepa_ds.errors import ContentError
 
 # Pillow warns about metadata and about large images, for which we check data.max_pixels. Not `catch_warnings` around each
@@ -21,7 +22,9 @@ from ijepa_ds.errors import ContentError
 warnings.filterwarnings("ignore", module=r"PIL\b")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # decoded by both loaders
-NOT_AN_IMAGE = "not a JPEG, PNG, WebP or BMP image"
+RASTERS = ("TIFF", "NPY")  # decoded by `rasters`
+KINDS = (*FORMATS, *RASTERS)
+NOT_AN_IMAGE = "not a JPEG, PNG, WebP, BMP or TIFF image"
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -30,20 +33,28 @@ _LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
 _HIERARCHICAL = frozenset({0xC5, 0xC6, 0xCD, 0xCE})
 _ADOBE = 0xEE
 _LARGE_CHUNK = 1 << 16  # bytes of a PNG's text or profile
+_PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # by type of colour; a palette has none
+_MODES = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 _PLAIN_BMP = frozenset({8, 24, 32})  # bits a pixel
 
 
 class Header(NamedTuple):
-    """Size in pixels as stored, one of `FORMATS`, and whether Pillow decodes the file in every loader."""
+    """Size in pixels as stored, one of `KINDS`, and whether DALI does not decode the file.
+
+    `channels` and `depth` (numpy's type) are those of the numbers in the file; 0 and empty for palettes, inks and less than
+    8 bits.
+    """
 
     width: int
     height: int
     kind: str
     by_pillow: bool = False
+    channels: int = 0
+    depth: str = ""
 
 
-def read_header(file: BinaryIO) -> Header:
-    """Return the header of the image in `file`.
+def read_header(file: BinaryIO, layout: str | None = None) -> Header:
+    """Return the header of the image in `file`; `layout` is that of NumPy arrays (`rasters.read_raster`).
 
     Raises:
         ContentError: The file is not a readable image; the text has the reason.
@@ -55,6 +66,10 @@ def read_header(file: BinaryIO) -> Header:
     if head[:2] == b"\xff\xd8":
         file.seek(2)
         return _jpeg(file) or _by_pillow(file)
+    if head[:4] in TIFF_STARTS or head[:6] == NPY_START or layout and head[:4] == ZIP_START:
+        raster = read_raster(file, layout)
+        kind = "TIFF" if head[:4] in TIFF_STARTS else "NPY"
+        return Header(raster.width, raster.height, kind, True, raster.channels, raster.depth)
     if head[:2] == b"BM":
         return _by_pillow(file)._replace(by_pillow=not _plain_bmp(head))
     if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X":
@@ -68,13 +83,14 @@ def _png(file: BinaryIO, head: bytes) -> Header:
         raise ContentError("damaged header: no pixels")
     if struct.pack(">I", zlib.crc32(head[12:29])) != head[29:33]:
         raise ContentError("damaged header: its checksum is wrong")
-    odd, at = False, 33
+    odd, at, depth = False, 33, {8: "uint8", 16: "uint16"}.get(head[24], "")
+    channels = _PNG_CHANNELS.get(head[25], 0) if depth else 0
     while True:  # chunks before the pixels
         file.seek(at)
         start = file.read(8)
         length, name = int.from_bytes(start[:4], "big"), start[4:]
         if len(start) < 8 or name in (b"IDAT", b"IEND"):
-            return Header(width, height, "PNG", odd)
+            return Header(width, height, "PNG", odd, channels, depth if channels else "")
         if name in (b"acTL", b"fcTL") or length > _LARGE_CHUNK:
             odd = True
         elif zlib.crc32(name + file.read(length)).to_bytes(4, "big") != file.read(4):
@@ -117,7 +133,9 @@ def _frame(marker: int, segment: bytes, adobe: int | None) -> Header | None:
     if not (width and height):
         return None
     rgb = components == 3 and adobe == 0
-    return Header(width, height, "JPEG", rgb or components == 4 and adobe is None or components not in (1, 3, 4))
+    by_pillow = rgb or components == 4 and adobe is None or components not in (1, 3, 4)
+    known = components in (1, 3)
+    return Header(width, height, "JPEG", by_pillow, components if known else 0, "uint8" if known else "")
 
 
 def _plain_bmp(head: bytes) -> bool:
@@ -133,7 +151,9 @@ def _by_pillow(file: BinaryIO) -> Header:
     file.seek(0)
     try:
         with Image.open(file, formats=FORMATS) as image:
-            return Header(*image.size, "JPEG" if image.format == "MPO" else image.format or "", True)
+            channels = _MODES.get(image.mode, 0)
+            kind = "JPEG" if image.format == "MPO" else image.format or ""
+            return Header(*image.size, kind, True, channels, "uint8" if channels else "")
     except Image.UnidentifiedImageError:
         file.seek(0)
         start = file.read(4)

@@ -16,6 +16,7 @@ from typing import Any, overload
 import numpy as np
 
 from ijepa_ds.data.index_file import BY_PILLOW, ENTRY, Container, IndexFile, Part, map_tables, write_tables
+from ijepa_ds.data.values import PLAIN, Values
 
 _HEAD = struct.Struct("<qiiq")  # the first four fields of ENTRY
 _MAX_LISTED = 5  # files in a message
@@ -35,6 +36,7 @@ class ImageIndex:
         problems: (path, reason) of folders that could not be listed.
         parts: The sources of a mix in order; one for a single source.
         checksum: Digest of names and sizes. If it changes, sample numbers refer to other images.
+        values: How its images become channels; not stored.
         file: The file from which the tables are mapped, or None. Single entries are read from the file: a page fault in
             the map may keep a megabyte around it resident, a read of 64 bytes does not.
     """
@@ -48,6 +50,7 @@ class ImageIndex:
     problems: tuple[tuple[str, str], ...]
     parts: tuple[Part, ...]
     checksum: str
+    values: Values = PLAIN
     file: IndexFile | None = None
 
     def __len__(self) -> int:
@@ -180,6 +183,7 @@ class ImageIndex:
             bad={},
             problems=(),
             parts=self.parts_of(kept),
+            values=self.values,
         )
 
     def only(self, positions: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> ImageIndex:
@@ -196,6 +200,7 @@ class ImageIndex:
             bad={},
             problems=(),
             parts=self.parts_of(positions),
+            values=self.values,
         )
 
     def parts_of(self, kept: np.ndarray) -> tuple[Part, ...]:

@@ -9,9 +9,11 @@ import time
 
 from ijepa_ds.arguments import add_columns, add_out, add_seed, add_source, parse_level
 from ijepa_ds.data.classes import describe_classes
+from ijepa_ds.data.forms import describe_forms
 from ijepa_ds.data.index import ImageIndex, describe
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
+from ijepa_ds.data.values import Values
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,7 @@ def add_scan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--class-level", type=parse_level, metavar="N", help="as data.class_level (default: all folders)")
     parser.add_argument("--tar-end", choices=("error", "warn"), default="error", help="as data.tar_end (default error)")
     add_columns(parser)
+    parser.add_argument("--arrays", choices=("hwc", "chw"), help="as data.arrays (default: NumPy files are no images)")
 
 
 def add_stats_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +47,8 @@ def scan_options(args: argparse.Namespace, *, checksum: bool = False) -> ScanOpt
         class_level=args.class_level,
         image_column=args.image_column,
         label_column=args.label_column,
+        values=Values(layout=args.arrays),
+        one_form=False,
     )
 
 
@@ -69,8 +74,10 @@ def run(args: argparse.Namespace) -> int:
 def summary(index: ImageIndex) -> str:
     """Return the numbers of images, classes, tars and unreadable images on one line."""
     bad = index.list_bad()
-    return f"{len(index):,} images, {describe_classes(index)}; {_files(index)}, {len(bad)} unreadable" + (
-        f" ({describe(bad)})" if bad else ""
+    return (
+        f"{len(index):,} images, {describe_classes(index)}; {_files(index)}, {len(bad)} unreadable"
+        + (f" ({describe(bad)})" if bad else "")
+        + describe_forms(index)
     )
 
 

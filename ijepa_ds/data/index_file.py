@@ -35,10 +35,11 @@ ENTRY = np.dtype(
         ("width", "<i4"),  # as stored; width and height are 0 if the image is unreadable
         ("height", "<i4"),
         ("label", "<i4"),  # index into classes; -1: none
-        ("format", "<i4"),  # index into image_header.FORMATS, and BY_PILLOW
+        ("format", "<i4"),  # index into image_header.KINDS, BY_PILLOW, and the form of the numbers (`forms`)
         ("checksum", "<u8"),  # 0: not computed
     ]
 )
+KIND = 0xFF  # bits of `format`
 BY_PILLOW = 0x100  # added to `format`: Pillow decodes the image in every loader
 MAGIC = b"IJEPAIX1"
 _ALIGN = 4096

@@ -8,8 +8,9 @@ import stat
 import threading
 from typing import NamedTuple
 
+from ijepa_ds.data.forms import form_of
 from ijepa_ds.data.headers import inspect, part_of
-from ijepa_ds.data.image_header import FORMATS, Header
+from ijepa_ds.data.image_header import KINDS, Header
 from ijepa_ds.data.index_file import BY_PILLOW, Container
 from ijepa_ds.data.reading import digest, read_range
 from ijepa_ds.errors import ContentError, is_fault
@@ -42,11 +43,16 @@ class Inspection(NamedTuple):
 
 
 def inspect_chunk(
-    containers: list[Container], max_pixels: int, checksum: bool, storage: Storage, chunk: list[Candidate]
+    containers: list[Container],
+    max_pixels: int,
+    checksum: bool,
+    layout: str | None,
+    storage: Storage,
+    chunk: list[Candidate],
 ) -> list[Inspection]:
     """Inspect a chunk of candidates; its tars stay open until the end, because members are adjacent."""
     if containers[chunk[0].container].column:
-        return _inspect_rows(containers[chunk[0].container], max_pixels, checksum, storage, chunk)
+        return _inspect_rows(containers[chunk[0].container], max_pixels, checksum, layout, storage, chunk)
     opened: dict[int, int] = {}
 
     def close(container: int) -> None:
@@ -67,7 +73,7 @@ def inspect_chunk(
             return Inspection(reason=candidate.reason)
         descriptor = descriptor_of(candidate)
         try:
-            return _inspect(descriptor, candidate, max_pixels, checksum)
+            return _inspect(descriptor, candidate, max_pixels, checksum, layout)
         finally:
             if not containers[candidate.container].fingerprint:
                 os.close(descriptor)
@@ -93,22 +99,22 @@ def inspect_chunk(
             close(container)
 
 
-def _inspect(descriptor: int, candidate: Candidate, max_pixels: int, checksum: bool) -> Inspection:
+def _inspect(descriptor: int, candidate: Candidate, max_pixels: int, checksum: bool, layout: str | None) -> Inspection:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise ContentError("not a regular file")
     num_bytes = status.st_size if candidate.num_bytes < 0 else candidate.num_bytes
-    header = inspect(part_of(descriptor, candidate.offset, num_bytes), num_bytes, max_pixels)
+    header = inspect(part_of(descriptor, candidate.offset, num_bytes), num_bytes, max_pixels, layout)
     found = digest(read_range(descriptor, candidate.offset, num_bytes)) if checksum else 0
     return Inspection(header.width, header.height, _kind(header), num_bytes, status.st_mtime_ns, found)
 
 
 def _kind(header: Header) -> int:
-    return FORMATS.index(header.kind) | (BY_PILLOW if header.by_pillow else 0)
+    return KINDS.index(header.kind) | (BY_PILLOW if header.by_pillow else 0) | form_of(header.channels, header.depth)
 
 
 def _inspect_rows(
-    place: Container, max_pixels: int, checksum: bool, storage: Storage, chunk: list[Candidate]
+    place: Container, max_pixels: int, checksum: bool, layout: str | None, storage: Storage, chunk: list[Candidate]
 ) -> list[Inspection]:
     """Inspect the rows of a row group, which is read once."""
     from ijepa_ds.data.row_groups import Rows, open_parquet  # late: pyarrow takes half a second
@@ -116,7 +122,7 @@ def _inspect_rows(
     def attempt(rows: Rows, candidate: Candidate) -> Inspection:
         try:
             content = rows.read(candidate.offset)
-            header = inspect(io.BytesIO(content), len(content), max_pixels)
+            header = inspect(io.BytesIO(content), len(content), max_pixels, layout)
         except ContentError as error:
             return Inspection(reason=str(error))
         return Inspection(header.width, header.height, _kind(header), len(content), 0, digest(content) if checksum else 0)

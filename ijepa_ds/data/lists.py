@@ -63,7 +63,7 @@ def _plain(content: bytes, where: str, folder: bytes) -> Iterator[Row]:
         bare = name == line and not _exists(folder, name)  # a name as it stands, without a file
         if bare:
             check_utf8(line, f"{where}, line {number}")
-        if bare and not is_image(name):
+        if bare and not is_image(name, arrays=True):
             what = "looks like `path label`" if label_on_line(name) else "is no image's name, and no such file exists"
             raise UserError(f"{where}, line {number}: {os.fsdecode(line)!r} {what}; {_USE_TABLE}")
         if bare and b" " in name.strip() and label_on_line(name) and _exists(folder, name.strip().split(None, 1)[1]):

@@ -16,6 +16,7 @@ from torch import Tensor
 from ijepa_ds.config import DataConfig
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.samples import SamplePlan, Share
+from ijepa_ds.data.values import Values
 from ijepa_ds.data.vision import VisionBackend
 from ijepa_ds.errors import UserError
 from ijepa_ds.storage import Storage
@@ -27,6 +28,7 @@ _INSTALL = (
     "DALI exists for Linux only"
 )
 _POLL = 0.2  # seconds between checks whether the other thread is alive
+_LATE = 5.0  # seconds after which a read is worth a word
 _CLOSE_TIMEOUT = 10.0  # seconds to wait for a busy decoder
 
 
@@ -43,7 +45,9 @@ class Backend(Protocol):
 
 
 class ImageBatches(Iterator[Tensor]):
-    """An endless iterator over one rank's micro-batches: uint8 [B, S, S, 3] on the device.
+    """An endless iterator over one rank's micro-batches on the device.
+
+    A micro-batch is uint8 [B, S, S, 3], or float32 [B, S, S, C] in 0 .. 1 of images that are not RGB of 8 bits (`values`).
 
     It has no state to save: an iterator started at step s yields the batches that a run from step 0 gets at step s.
     The images of a global batch do not depend on the number of ranks and micro-batches.
@@ -67,6 +71,7 @@ class ImageBatches(Iterator[Tensor]):
         device: torch.device | str,
         bad: Mapping[int, str] | None = None,
         on_storage_wait: Callable[[], None] = lambda: None,
+        on_late: Callable[[str], None] = lambda what: None,
     ) -> None:
         """Start decoding.
 
@@ -82,7 +87,8 @@ class ImageBatches(Iterator[Tensor]):
             start_step: First step.
             device: Device of the batches.
             bad: Position -> reason of images already known to be unreadable.
-            on_storage_wait: Called repeatedly while `__next__` waits for storage that does not answer.
+            on_storage_wait: Called repeatedly while `__next__` waits for storage that fails.
+            on_late: Called repeatedly, with words, while `__next__` waits and a read has not returned for seconds.
 
         Raises:
             UserError: The sizes are inconsistent, or the configured loader is not installed.
@@ -96,7 +102,7 @@ class ImageBatches(Iterator[Tensor]):
         device = torch.device(device)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
-        self._device, self._on_storage_wait = device, on_storage_wait
+        self._device, self._on_storage_wait, self._on_late = device, on_storage_wait, on_late
         self._plan = SamplePlan(cfg, index, seed=seed, share=share, bad=bad)
         backend = _choose_backend(cfg)(self._plan, cfg, device)  # type: ignore[call-arg]
         self.backend = backend.name
@@ -156,8 +162,11 @@ class ImageBatches(Iterator[Tensor]):
             try:
                 return self._ready.get(timeout=_POLL)
             except queue.Empty:
-                if self._plan.reader.storage.waiting:
+                storage = self._plan.reader.storage
+                if storage.waiting:
                     self._on_storage_wait()
+                elif (late := storage.slowest())[0] > _LATE:
+                    self._on_late(f"a read of {late[1]} has not returned for {late[0]:.0f} s")
                 if not self._thread.is_alive() and self._ready.empty():
                     return RuntimeError("the image loader's thread ended without an error")
 
@@ -177,7 +186,7 @@ def _choose_backend(cfg: DataConfig) -> type[Backend]:
         ValueError: The configuration requires DALI, which cannot be imported.
     """
     loader = cfg.loader
-    if loader == "torchvision":
+    if loader == "torchvision" or not Values.of(cfg).plain:
         if cfg.decoder not in ("auto", "cpu"):
             raise UserError(f"data.decoder: {cfg.decoder} needs DALI, but data.loader is torchvision; set it to dali")
         return VisionBackend

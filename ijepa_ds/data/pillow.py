@@ -5,14 +5,19 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
-from ijepa_ds.data.image_header import FORMATS, NOT_AN_IMAGE, PNG_START, read_header
+from ijepa_ds.data.image_header import FORMATS, NOT_AN_IMAGE, PNG_START, RASTERS, Header, read_header
 from ijepa_ds.data.pixels import to_rgb
+from ijepa_ds.data.rasters import read_window
+from ijepa_ds.data.values import ADVICE
 from ijepa_ds.errors import ContentError
 
+T = TypeVar("T")
 _WORDS = ("truncated", "damaged", "more than")  # at the start of a reason
 MAX_PIXELS = 100_000_000  # default of data.max_pixels
 _PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
@@ -30,22 +35,34 @@ def check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise ContentError(f"{width}x{height} pixels, more than data.max_pixels = {max_pixels}")
 
 
-def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode(content: bytes, max_pixels: int = MAX_PIXELS, layout: str | None = None) -> Image.Image:
     """Decode an image to RGB, without EXIF rotation.
 
     Args:
         content: The file's bytes.
         max_pixels: Refuse larger images before any pixel is decoded.
+        layout: Of NumPy arrays, `hwc` or `chw`.
 
     Raises:
         ContentError: The image cannot be used; the text has the reason.
         MemoryError: This host is short of memory, which says nothing about the image.
     """
-    header = read_header(io.BytesIO(content))
+    header = checked_header(content, max_pixels, layout)
+    return _raster_as_rgb(content, layout, None) if header.kind in RASTERS else load(content, header, to_rgb)
+
+
+def checked_header(content: bytes, max_pixels: int, layout: str | None) -> Header:
+    """Return the header of an image that is not too large; errors as in `decode`."""
+    header = read_header(io.BytesIO(content), layout)
     check_pixels(header.width, header.height, max_pixels)
+    return header
+
+
+def load(content: bytes, header: Header, use: Callable[[Image.Image], T]) -> T:
+    """Open an image with Pillow and return what `use` makes of it; errors as in `decode`."""
     try:
         with Image.open(io.BytesIO(pixel_chunks(content)), formats=FORMATS) as image:
-            return to_rgb(image)
+            return use(image)
     except MemoryError as error:
         raise MemoryError(
             f"this host has not enough memory to decode an image of {header.width}x{header.height} pixels; a smaller "
@@ -56,10 +73,20 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ContentError(text if text.startswith(_WORDS) else f"damaged: {text}") from error
 
 
-def decode_window(content: bytes, window: np.ndarray, max_pixels: int) -> Image.Image:
+def decode_window(content: bytes, window: np.ndarray, max_pixels: int, layout: str | None = None) -> Image.Image:
     """Decode an image and cut out a window, int [4] (top, left, height, width); errors as in `decode`."""
+    if checked_header(content, max_pixels, layout).kind in RASTERS:
+        return _raster_as_rgb(content, layout, window)
     top, left, height, width = window.tolist()
     return decode(content, max_pixels).crop((left, top, left + width, top + height))
+
+
+def _raster_as_rgb(content: bytes, layout: str | None, window: np.ndarray | None) -> Image.Image:
+    """A TIFF or NumPy file, or a window of it, if it is gray or RGB of 8 bits."""
+    raster, (pixels, _) = read_window(io.BytesIO(content), layout, window)
+    if raster.depth != "uint8" or raster.channels not in (1, 3):
+        raise ContentError(f"{raster.channels} channels of {raster.depth}: {ADVICE}")
+    return Image.fromarray(pixels if raster.channels == 3 else pixels.repeat(3, axis=2))
 
 
 def reason(error: BaseException) -> str:

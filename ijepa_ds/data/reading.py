@@ -8,20 +8,26 @@ import os
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, BinaryIO, TypeVar, overload
 
 import numpy as np
 
-from ijepa_ds.data.image_header import read_header
+from ijepa_ds.data.headers import part_of
+from ijepa_ds.data.image_header import KINDS, RASTERS, read_header
 from ijepa_ds.data.index import ImageIndex
+from ijepa_ds.data.index_file import KIND
+from ijepa_ds.data.rasters import Raster
+from ijepa_ds.data.values import PLAIN, Values
 from ijepa_ds.errors import ContentError, is_fault
 from ijepa_ds.storage import TIMEOUT, Storage
 
 if TYPE_CHECKING:
     from ijepa_ds.data.row_groups import RowGroups
 
+T = TypeVar("T")
 PARQUET_CACHE = 1024  # MiB; the default of data.parquet_cache
 _OPEN_TARS = 128  # per reader; up to 16 times as many where a process may open many files
 
@@ -96,22 +102,67 @@ class Reader:
             raise ContentError(self._index.bad[position])
         entry = self._index.rows([position])[0]
         container = int(entry["container"])
+        content = self._patiently(lambda: self._bytes(position, entry, container), position, container)
+        checksum = int(entry["checksum"])
+        if checksum and digest(content) != checksum:
+            raise ContentError("other bytes than when it was indexed (checksum)")
+        if KINDS[int(entry["format"]) & KIND] != "NPY":  # its size depends on data.arrays; reading it compares
+            _check_size(entry, *read_header(io.BytesIO(content))[:2])
+        return content
+
+    def read_raster(self, position: int, use: Callable[[BinaryIO], tuple[Raster, T]]) -> T | None:
+        """Read part of a TIFF or NumPy file; waits and errors are those of `read`.
+
+        Args:
+            position: Of the image.
+            use: Reads from the file; returns what the file is, and the result.
+
+        Returns:
+            The result; None for other files, and for those that are only read as a whole: of parquet, or with a checksum.
+        """
+        entry = self._index.rows([position])[0]
+        container = int(entry["container"])
+        place = self._index.containers[container]
+        if (
+            KINDS[int(entry["format"]) & KIND] not in RASTERS
+            or place.column
+            or entry["checksum"]
+            or position in self._index.bad
+        ):
+            return None
+
+        def attempt() -> T:
+            with self._opened(position, entry, container) as file:
+                raster, result = use(file)
+            _check_size(entry, raster.width, raster.height)
+            return result
+
+        return self._patiently(attempt, position, container)
+
+    def _patiently(self, attempt: Callable[[], T], position: int, container: int) -> T:
         try:
-            content = self.storage.call(
-                lambda: self._bytes(position, entry, container),
+            return self.storage.call(
+                attempt,
                 repr(self._index.display_path(position)),
                 fault=lambda error: is_fault(error) or self._is_lost(container),
                 reopen=lambda: self._forget(container),
             )
         except OSError as error:
             raise ContentError(error.strerror or str(error)) from error
-        checksum = int(entry["checksum"])
-        if checksum and digest(content) != checksum:
-            raise ContentError("other bytes than when it was indexed (checksum)")
-        width, height = read_header(io.BytesIO(content))[:2]
-        if (width, height) != (entry["width"], entry["height"]):
-            raise ContentError(f"{width}x{height} pixels, but {entry['width']}x{entry['height']} when it was indexed")
-        return content
+
+    @contextmanager
+    def _opened(self, position: int, entry: np.void, container: int) -> Iterator[BinaryIO]:
+        offset, num_bytes = int(entry["offset"]), int(entry["num_bytes"])
+        if self._index.containers[container].fingerprint:
+            tar = self._tar(container)
+            yield part_of(tar.descriptor, offset, num_bytes)
+            return
+        descriptor = os.open(self._index.path(position), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _check_length(os.fstat(descriptor).st_size, num_bytes)
+            yield part_of(descriptor, 0, num_bytes)
+        finally:
+            os.close(descriptor)
 
     def _bytes(self, position: int, entry: np.void, container: int) -> bytes:
         offset, num_bytes = int(entry["offset"]), int(entry["num_bytes"])
@@ -125,9 +176,7 @@ class Reader:
             return read_range(tar.descriptor, offset, num_bytes)
         descriptor = os.open(self._index.path(position), os.O_RDONLY | os.O_CLOEXEC)
         try:
-            now = os.fstat(descriptor).st_size
-            if now != num_bytes:
-                raise ContentError(f"{now} bytes, but {num_bytes} when it was indexed" if now else "empty file")
+            _check_length(os.fstat(descriptor).st_size, num_bytes)
             return read_range(descriptor, 0, num_bytes)
         finally:
             os.close(descriptor)
@@ -164,15 +213,26 @@ class Reader:
             self._groups.forget(self._index.containers[container].path)
 
 
+def _check_length(now: int, num_bytes: int) -> None:
+    if now != num_bytes:
+        raise ContentError(f"{now} bytes, but {num_bytes} when it was indexed" if now else "empty file")
+
+
+def _check_size(entry: np.void, width: int, height: int) -> None:
+    if (width, height) != (entry["width"], entry["height"]):
+        raise ContentError(f"{width}x{height} pixels, but {entry['width']}x{entry['height']} when it was indexed")
+
+
 def _state(path: str | bytes) -> bytes:
     status = os.stat(path)
     return b"\0%d %d" % (status.st_size, status.st_mtime_ns)
 
 
 class ImageFile(str):
-    """The display path of an image, with a `read` method that returns its bytes, and its `name` below the source."""
+    """The display path of an image, with a `read` method for its bytes, its `name` below the source, and its `values`."""
 
     name: str
+    values: Values = PLAIN
     read: Callable[[], bytes]  # raises the errors of `Reader.read`
 
     @classmethod
@@ -180,6 +240,7 @@ class ImageFile(str):
         """Return the image at a position."""
         file = cls(index.display_path(position))
         file.name, file.read = os.fsdecode(index.name(position)), partial(reader.read, position)
+        file.values = index.values
         return file
 
 

@@ -17,7 +17,9 @@ from ijepa_ds.data.image_order import ImageOrder
 from ijepa_ds.data.index import ImageIndex, describe
 from ijepa_ds.data.order import stand_ins
 from ijepa_ds.data.pillow import check_pixels
+from ijepa_ds.data.rasters import Window, read_window
 from ijepa_ds.data.reading import Reader
+from ijepa_ds.data.values import Values
 from ijepa_ds.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -93,7 +95,7 @@ class SamplePlan:
         self.reader = Reader(index, cfg.storage_timeout, cfg.parquet_cache)
         self.found: dict[int, str] = {}
         check_row_groups(cfg, index)
-        self._cfg, self._seed, self._order = cfg, seed, ImageOrder(cfg, index, seed)
+        self._cfg, self._seed, self._order, self._values = cfg, seed, ImageOrder(cfg, index, seed), Values.of(cfg)
         self._bad = {**index.bad, **(bad or {})}
         self._ends = np.cumsum([part.count for part in index.parts])  # of the sources
         self._lock = threading.Lock()
@@ -117,8 +119,8 @@ class SamplePlan:
         """How many images are known to be unreadable; `samples` may change when it grows."""
         return len(self._bad)
 
-    def read(self, position: int) -> bytes:
-        """Read the bytes of an image.
+    def read(self, position: int, window: np.ndarray) -> bytes | Window:
+        """Read the bytes of an image; of a large TIFF or NumPy file only a window, int [4] (top, left, height, width).
 
         Raises:
             ValueError: It changed since it was indexed, or is larger than `data.max_pixels`.
@@ -126,6 +128,11 @@ class SamplePlan:
         """
         entry = self.index.rows([position])[0]
         check_pixels(int(entry["width"]), int(entry["height"]), self._cfg.max_pixels)
+        values = self._values
+        if not values.plain:
+            part = self.reader.read_raster(position, lambda file: read_window(file, values.layout, window, values.chosen))
+            if part is not None:
+                return part
         return self.reader.read(position)
 
     def add(self, bad: Mapping[int, str]) -> None:

@@ -21,6 +21,7 @@ from ijepa_ds.data.index_file import ENTRY, Container, Part
 from ijepa_ds.data.inspecting import Candidate, Inspection, inspect_chunk
 from ijepa_ds.data.journal import Journal, chunk_key
 from ijepa_ds.data.progress import Progress
+from ijepa_ds.data.values import PLAIN, Values
 from ijepa_ds.storage import TIMEOUT, Storage
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ class ScanOptions:
         image_column: As `data.image_column`.
         label_column: As `data.label_column`.
         storage_timeout: Seconds for which a read is repeated while the storage fails.
+        values: How files become channels.
+        one_form: Images of another form than `values` reads are unreadable.
         beat: Called whenever the scan gets on, and while it waits for storage.
         journal: File in which an interrupted scan leaves what it has found; the next scan goes on from it.
         share: (rank, ranks): of an index that all ranks open, each checks a share of the files.
@@ -55,6 +58,8 @@ class ScanOptions:
     image_column: str = ""
     label_column: str = ""
     storage_timeout: float = TIMEOUT
+    values: Values = PLAIN
+    one_form: bool = True
     beat: Callable[[], None] = lambda: None
     journal: Path | None = None
     share: tuple[int, int] = (0, 1)
@@ -72,6 +77,7 @@ class ScanOptions:
             image_column=cfg.image_column,
             label_column=cfg.label_column,
             storage_timeout=cfg.storage_timeout,
+            values=Values.of(cfg),
             beat=beat,
             journal=journal,
         )
@@ -150,7 +156,8 @@ def _results(
 ) -> Iterator[tuple[list[Candidate], list[Inspection], bool]]:
     """Chunks of candidates with what was found, and whether an earlier scan had found it."""
     chunks = _chunks(containers, candidates)
-    inspect_all = partial(inspect_chunk, containers, options.max_pixels, options.checksum, options.storage())
+    layout = options.values.layout
+    inspect_all = partial(inspect_chunk, containers, options.max_pixels, options.checksum, layout, options.storage())
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="index") as pool:
         while window := list(itertools.islice(chunks, 4 * _THREADS)):  # Executor.map consumes its whole input at once
             keys = [_key(containers, options, chunk) for chunk in window]
@@ -190,4 +197,4 @@ def _all_good(found: Iterable[Inspection]) -> bool:
 def _key(containers: list[Container], options: ScanOptions, chunk: list[Candidate]) -> bytes:
     place = containers[chunk[0].container]
     names = [(candidate.name, candidate.offset, candidate.num_bytes) for candidate in chunk]
-    return chunk_key([options.max_pixels, options.checksum, *place.plain().values(), names])
+    return chunk_key([options.max_pixels, options.checksum, options.values.layout, *place.plain().values(), names])

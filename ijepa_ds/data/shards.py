@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ijepa_ds.data.image_header import FORMATS
+from ijepa_ds.data.image_header import KINDS
 from ijepa_ds.data.index import ImageIndex, build_index
-from ijepa_ds.data.index_file import BY_PILLOW, Container
+from ijepa_ds.data.index_file import KIND, Container
 from ijepa_ds.data.reading import Reader, digest
 from ijepa_ds.data.shard_plan import Plan, contents
 from ijepa_ds.data.sources import SHARD_INDEX
@@ -31,7 +31,7 @@ _ROWS = 1 << 14  # of the index, read at once
 _RECORD = tarfile.RECORDSIZE
 
 
-_ENDINGS = {"JPEG": b".jpg", "PNG": b".png", "WEBP": b".webp", "BMP": b".bmp"}
+_ENDINGS = {"JPEG": b".jpg", "PNG": b".png", "WEBP": b".webp", "BMP": b".bmp", "TIFF": b".tif", "NPY": b".npy"}
 ROWS = 100  # of a row group: Hugging Face's number for images
 
 
@@ -171,7 +171,7 @@ def plan(index: ImageIndex, size: int) -> Plan:
 
 def member_name(name: bytes, form: int) -> bytes:
     """Return an image's name in a tar, which needs an image's ending; rows of parquet may have none. `form`: as in ENTRY."""
-    return name if is_image(name) else name + _ENDINGS[FORMATS[form & ~BY_PILLOW]]
+    return name if is_image(name, arrays=True) else name + _ENDINGS[KINDS[form & KIND]]
 
 
 def _header(name: bytes, num_bytes: int) -> bytes:

@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from ijepa_ds.data.classes import class_of, class_text, sidecar_of
+from ijepa_ds.data.forms import with_one_form
 from ijepa_ds.data.index import ImageIndex, describe
 from ijepa_ds.data.index_file import MAGIC, Container
 from ijepa_ds.data.lists import ENDINGS as LIST_ENDINGS
@@ -55,8 +56,11 @@ def open_source(source: str, options: ScanOptions | None = None) -> ImageIndex:
     options = options or ScanOptions()
     try:
         index = options.storage().call(lambda: _open(os.path.expanduser(source), source, options), repr(source))
+        index = replace(index, values=options.values)
     except OSError as error:
         raise UserError(f"data.source: {source!r} cannot be read: {error}") from error
+    if options.one_form:
+        index = with_one_form(index, options.values, source)
     if len(index) == len(index.bad):
         bad = index.list_bad()
         raise UserError(
@@ -194,7 +198,7 @@ def _change(index: ImageIndex, position: int) -> str:
 
 def _folder(path: str, source: str, options: ScanOptions) -> ImageIndex:
     storage = options.storage()
-    walker = Walker(os.fsencode(os.path.abspath(path)), storage, options.beat)
+    walker = Walker(os.fsencode(os.path.abspath(path)), storage, options.beat, bool(options.values.layout))
 
     def candidates() -> Iterator[Candidate]:
         for name in walker.images():
@@ -233,7 +237,7 @@ def _folder(path: str, source: str, options: ScanOptions) -> ImageIndex:
     if not len(index):
         raise UserError(
             f"data.source: no readable image below {source!r}: {walker.num_files} files seen, none with a name ending in "
-            f"{', '.join(EXTENSIONS)}, .tar or {PARQUET}"
+            f"{', '.join(EXTENSIONS)}, .tar or {PARQUET} (data.arrays reads .npy and .npz)"
         )
     return index
 

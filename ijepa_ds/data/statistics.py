@@ -97,7 +97,9 @@ class Statistics:
         return sorted(groups, key=lambda group: (-len(group), group))
 
 
-def measure(index: ImageIndex, sample: int, seed: int, workers: int, max_pixels: int, progress: bool = True) -> Statistics:
+def measure(
+    index: ImageIndex, sample: int, seed: int, workers: int, max_pixels: int, progress: bool = True, form: int = 0
+) -> Statistics:
     """Read and decode a random sample of the readable images of an index.
 
     Args:
@@ -107,30 +109,40 @@ def measure(index: ImageIndex, sample: int, seed: int, workers: int, max_pixels:
         workers: processes.
         max_pixels: larger images are unreadable.
         progress: show a bar on a terminal.
+        form: usual form of images that are not RGB of 8 bits (`forms`); 0: they are.
     """
     positions = index.readable()
     if sample and sample < len(positions):
         positions = np.sort(np.random.default_rng(seed).choice(positions, sample, replace=False))
-    whole = Statistics()
+    work = (form, index.values.layout, max_pixels)
+    whole = _empty(*work[:2])
     with (
         tempfile.TemporaryDirectory() as folder,
         tqdm(desc=f"stats {index.source}", total=len(positions), unit="image", disable=None if progress else True) as bar,
     ):
         index.save(Path(folder) / "images.index")
-        for part in _parts(str(Path(folder) / "images.index"), positions, workers, max_pixels):
+        for part in _parts(str(Path(folder) / "images.index"), positions, workers, work):
             whole.join(part)
             bar.update(part.images + len(part.unreadable))
     return whole
 
 
-def _parts(index: str, positions: np.ndarray, workers: int, max_pixels: int) -> Iterator[Statistics]:
+def _empty(form: int, layout: str | None) -> Statistics:
+    if not form:
+        return Statistics()
+    from ijepa_ds.data.channel_statistics import ChannelStatistics  # late: it builds on this file
+
+    return ChannelStatistics(form=form, layout=layout)
+
+
+def _parts(index: str, positions: np.ndarray, workers: int, work: tuple[int, str | None, int]) -> Iterator[Statistics]:
     chunks = [positions[start : start + _CHUNK].tolist() for start in range(0, len(positions), _CHUNK)]
     if workers == 1 or len(chunks) == 1:
-        yield from (_of_chunk(index, chunk, max_pixels) for chunk in chunks)
+        yield from (_of_chunk(index, chunk, work) for chunk in chunks)
         return
     pool = ProcessPoolExecutor(min(workers, len(chunks)), mp_context=multiprocessing.get_context("spawn"))
     try:
-        yield from pool.map(_of_chunk, [index] * len(chunks), chunks, [max_pixels] * len(chunks))
+        yield from pool.map(_of_chunk, [index] * len(chunks), chunks, [work] * len(chunks))
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -138,10 +150,10 @@ def _parts(index: str, positions: np.ndarray, workers: int, max_pixels: int) -> 
 _open: dict[str, Reader] = {}  # of this process
 
 
-def _of_chunk(index: str, positions: list[int], max_pixels: int) -> Statistics:
+def _of_chunk(index: str, positions: list[int], work: tuple[int, str | None, int]) -> Statistics:
     if index not in _open:
         _open[index] = Reader(ImageIndex.open(Path(index)))
-    found = Statistics()
+    found, max_pixels = _empty(*work[:2]), work[2]
     for position in positions:
         try:
             found.add(position, _open[index].read(position), max_pixels)

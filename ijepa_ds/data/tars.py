@@ -132,13 +132,14 @@ def read_contents(path: str, number: int, options: ScanOptions, journal: Journal
     """
     check_uncompressed(path)
     container = Container(os.path.abspath(path), fingerprint(path))
-    key = chunk_key(["tar", container.path, container.fingerprint, options.tar_end, options.class_level])
+    arrays = ["arrays"] if options.values.layout else []
+    key = chunk_key(["tar", container.path, container.fingerprint, options.tar_end, options.class_level, *arrays])
     if (known := journal.find(key)) is not None:
         return Contents.from_rows(container, number, known)
     files = list(TarTree(read_members(path, options.tar_end)).files())
-    found = list(members(path, number, files, options.class_level))
+    found = list(members(path, number, files, options.class_level, bool(arrays)))
     packed = [ending_of(file.name) for file in files if file.name.lower().endswith(ARCHIVES)]
-    others = Counter(ending_of(file.name) for file in files if _is_other(file.name))
+    others = Counter(ending_of(file.name) for file in files if _is_other(file.name, bool(arrays)))
     contents = Contents(container, found, packed, others, len(files))
     if not any(candidate.reason for candidate in found):  # others are looked at again, as somebody may repair them
         journal.add([(key, contents.to_rows())])
@@ -216,9 +217,9 @@ def ahead(pool: Executor, work: Callable[[T], R], items: Iterable[T], count: int
             future.cancel()
 
 
-def _is_other(name: bytes) -> bool:
+def _is_other(name: bytes, arrays: bool) -> bool:
     own = os.path.basename(name) in OWN_FILES
-    return not (own or is_image(name) or name.endswith(SIDECAR) or name.lower().endswith(ARCHIVES))
+    return not (own or is_image(name, arrays) or name.endswith(SIDECAR) or name.lower().endswith(ARCHIVES))
 
 
 def check_uncompressed(path: str) -> None:
@@ -240,7 +241,9 @@ def check_uncompressed(path: str) -> None:
             )
 
 
-def members(path: str, container: int, files: Iterable[TarFile], level: int | None) -> Iterator[Candidate]:
+def members(
+    path: str, container: int, files: Iterable[TarFile], level: int | None, arrays: bool = False
+) -> Iterator[Candidate]:
     """Yield the images among the files of a tar with their classes (`classes`), in their order.
 
     Raises:
@@ -250,7 +253,7 @@ def members(path: str, container: int, files: Iterable[TarFile], level: int | No
     labels: dict[bytes, bytes] = {}
     with open(path, "rb") as tar:
         for file in files:
-            if is_image(file.name):
+            if is_image(file.name, arrays):
                 images.append(file)
             elif file.name.endswith(SIDECAR) and not file.reason:
                 content = read_range(tar.fileno(), file.member.offset, file.member.num_bytes)

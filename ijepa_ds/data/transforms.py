@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -16,7 +16,9 @@ from torch import Tensor
 from ijepa_ds.data.headers import READ_ERRORS
 from ijepa_ds.data.pillow import MAX_PIXELS, decode, reason
 from ijepa_ds.data.pixels import to_rgb
+from ijepa_ds.data.planes import planes_of, read_numbers, stacked
 from ijepa_ds.data.reading import ImageFile
+from ijepa_ds.data.values import PLAIN, Values
 
 _LONGEST = 16  # times the shorter side: the resized whole of longer images takes too much memory
 UNREADABLE = "cannot read the evaluation image"
@@ -29,15 +31,16 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype
     The arithmetic is in float32: in bfloat16 the difference from the mean would lose bits before scaling.
 
     Args:
-        images: uint8 [B, H, W, 3].
+        images: uint8 [B, H, W, C], or float32 in 0 .. 1.
         mean: Mean of each channel, for pixels in 0 .. 1.
         std: Standard deviation of each channel.
         dtype: Type of the result.
 
     Returns:
-        [B, 3, H, W], contiguous, (pixel / 255 - mean) / std.
+        [B, C, H, W], contiguous, (pixel - mean) / std with pixels in 0 .. 1.
     """
-    scale, shift = _scale_and_shift(tuple(mean), tuple(std), images.device)
+    most = 255 if images.dtype == torch.uint8 else 1
+    scale, shift = _scale_and_shift(tuple(mean), tuple(std), most, images.device)
     batch, height, width, channels = images.shape
     pixels = torch.empty(batch, channels, height, width, device=images.device)
     pixels.copy_(images.permute(0, 3, 1, 2))  # converts and transposes in one pass
@@ -45,21 +48,21 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype
 
 
 @lru_cache(maxsize=16)  # a copy to the GPU blocks; the cache avoids one per step
-def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], most: int, device: torch.device) -> tuple[Tensor, Tensor]:
     centre, spread = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (mean, std))
-    return (1 / (255 * spread)).float().to(device), (-centre / spread).float().to(device)
+    return (1 / (most * spread)).float().to(device), (-centre / spread).float().to(device)
 
 
 def resize_centre_crop(image: Image.Image, size: int) -> Image.Image:
     """Resize the shorter side to 256/224 of `size` (bicubic) and crop the centre, as torchvision does.
 
-    An image that already has the final size is only converted to RGB.
+    An image that already has the final size is only converted to RGB; a plane (`planes`) stays what it is.
 
     Args:
         image: Any mode and size.
         size: Side of the result in pixels.
     """
-    image = to_rgb(image)
+    image = image if image.mode == "F" else to_rgb(image)
     if image.size == (size, size):
         return image
     shorter = round(size * _RESIZE_SHARE)
@@ -83,7 +86,7 @@ def resize_whole(image: Image.Image, size: int) -> Image.Image:
         image: Any mode and size.
         size: Side of the result in pixels.
     """
-    image = to_rgb(image)
+    image = image if image.mode == "F" else to_rgb(image)
     return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BILINEAR)
 
 
@@ -104,10 +107,48 @@ def named_errors(item: str) -> Iterator[bytes]:
         raise UnreadableError(f"{UNREADABLE} {str(item)!r}: {reason(error)}") from error
 
 
+def values_of(item: str, values: Values | None = None) -> Values:
+    """How an image becomes channels: as `values` say, else its source, else RGB."""
+    return values or (item.values if isinstance(item, ImageFile) else PLAIN)
+
+
+def read_layers(
+    item: str, max_pixels: int, values: Values | None = None, use: Callable[[Image.Image], Image.Image] = lambda layer: layer
+) -> list[Image.Image]:
+    """Read and decode an image by path or from a source: one RGB image, or a plane for each channel (`planes`).
+
+    Args:
+        item: A path, or an `ImageFile` of an index.
+        max_pixels: Larger images are unreadable.
+        values: How it becomes channels; None: as its source says, else RGB.
+        use: Applied to each layer.
+
+    Raises:
+        UnreadableError: Names the image.
+    """
+    values = values_of(item, values)
+    with named_errors(item) as content:
+        if values.plain:
+            layers = [decode(content, max_pixels, values.layout)]
+        else:
+            layers = planes_of(read_numbers(content, values, None, max_pixels), values)[0]
+        return [use(layer) for layer in layers]
+
+
+def joined(layers: Sequence[Image.Image]) -> np.ndarray:
+    """Layers of one size as an array: uint8 [H, W, 3] of RGB, or float32 [H, W, C] in 0 .. 1."""
+    return stacked(layers) if layers[0].mode == "F" else np.asarray(layers[0])
+
+
 def load_eval_images(
-    images: Sequence[str], size: int, threads: int, max_pixels: int = MAX_PIXELS, whole: bool = False
+    images: Sequence[str],
+    size: int,
+    threads: int,
+    max_pixels: int = MAX_PIXELS,
+    whole: bool = False,
+    values: Values | None = None,
 ) -> np.ndarray:
-    """Read images for evaluation, in order; they take 3 * size**2 bytes of memory each.
+    """Read images for evaluation, in order; they take 3 * size**2 bytes of memory each, or 4 * C * size**2.
 
     Args:
         images: n paths, or `ImageFile`s of an index.
@@ -115,19 +156,20 @@ def load_eval_images(
         threads: Decoding threads.
         max_pixels: Larger images are unreadable.
         whole: `resize_whole` instead of `resize_centre_crop`.
+        values: How they become channels; None: as their source says, else RGB.
 
     Returns:
-        uint8 [n, size, size, 3].
+        uint8 [n, size, size, 3], or float32 [n, size, size, C] in 0 .. 1.
 
     Raises:
         UnreadableError: Names a file that cannot be read; evaluations leave it out (`evals.readable`).
     """
-    pixels = np.empty((len(images), size, size, 3), dtype=np.uint8)
+    kind = values_of(images[0], values) if len(images) else PLAIN
+    pixels = np.empty((len(images), size, size, kind.count), dtype=np.uint8 if kind.plain else np.float32)
     resize = resize_whole if whole else resize_centre_crop
 
     def read(position: int) -> None:
-        with named_errors(images[position]) as content:
-            pixels[position] = np.asarray(resize(decode(content, max_pixels), size))
+        pixels[position] = joined(read_layers(images[position], max_pixels, kind, lambda layer: resize(layer, size)))
 
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         for _ in pool.map(read, range(len(images))):

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from ijepa_ds.errors import is_fault
 from ijepa_ds.storage import Storage
 
-EXTENSIONS = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
+EXTENSIONS = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_ARRAYS = (b".npy", b".npz")  # images only where `data.arrays` is set: other files of a data set have these endings, too
 COMPRESSED_TARS = (b".tgz", b".tbz2", b".txz", b".tar.gz", b".tar.bz2", b".tar.xz", b".tar.zst")
 ARCHIVES = (b".tar", *COMPRESSED_TARS, b".zip", b".7z", b".rar")
 OWN_FILES = frozenset({b"scenes.json"})  # that `ijepa-ds data scenes|objects` writes beside its images
@@ -18,13 +19,13 @@ _MOST_ENDINGS = 6  # in a message
 _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
 
 
-def is_image(name: bytes) -> bool:
-    """Return whether a file name has an image's extension."""
-    return name.lower().endswith(_ENDINGS)
+def is_image(name: bytes, arrays: bool = False) -> bool:
+    """Return whether a file name has an image's extension; `arrays`: NumPy files are images."""
+    return name.lower().endswith(_ENDINGS + _ARRAYS if arrays else _ENDINGS)
 
 
 def ending_of(name: bytes) -> str:
-    """Return a file name's ending for messages, such as `.tif`."""
+    """Return a file name's ending for messages, such as `.gif`."""
     return os.path.splitext(os.fsdecode(name))[1].lower() or "none"
 
 
@@ -50,15 +51,16 @@ class Walker:
         problems: (path, reason) of the folders that cannot be listed; faults of the storage end the walk instead.
     """
 
-    def __init__(self, root: bytes, storage: Storage, beat: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, root: bytes, storage: Storage, beat: Callable[[], None] = lambda: None, arrays: bool = False) -> None:
         """Prepare a walk.
 
         Args:
             root: An absolute path.
             storage: Repeats calls that fail.
             beat: Called after every folder.
+            arrays: NumPy files are images.
         """
-        self.root, self._storage, self._beat = root, storage, beat
+        self.root, self._storage, self._beat, self._arrays = root, storage, beat, arrays
         self._done = self._total = 0  # entries of the root
         self.num_files = 0
         self.others: Counter[str] = Counter()
@@ -94,7 +96,7 @@ class Walker:
                 yield from self._below(prefix + name, above | {identity})
             else:
                 self.num_files += 1
-                if is_image(name):
+                if is_image(name, self._arrays):
                     yield prefix + name
                 elif name.lower().endswith(b".tar"):
                     self.tars.append(prefix + name)

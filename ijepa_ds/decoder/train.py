@@ -53,6 +53,8 @@ def open_inputs(args: argparse.Namespace, shape: Shape, device: torch.device) ->
     """
     network.diffusers()
     source = open_source(args.checkpoint, args.heads)
+    if source.size.channels != 3 or not source.values.plain:
+        raise ValueError(f"{args.checkpoint}: decoders draw RGB images of 8 bits; this model was trained on others")
     conditioner = Conditioner(source, args.condition, device)
     images = open_images(args.data, "--data")
     if len(images) < shape.batch_size:

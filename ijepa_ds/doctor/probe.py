@@ -25,7 +25,9 @@ from ijepa_ds import machine
 from ijepa_ds.cluster import hosts
 from ijepa_ds.cluster.environment import recommended
 from ijepa_ds.data.index import ImageIndex
+from ijepa_ds.data.rasters import NPY_START, TIFF_STARTS, read_raster
 from ijepa_ds.data.reading import ImageFiles
+from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import expand, is_index, open_source
 from ijepa_ds.data.walk import Walker
 from ijepa_ds.errors import StorageError, UserError
@@ -126,7 +128,7 @@ def _data(source: str) -> dict[str, Any]:
     """A checksum to compare hosts by, and one image decoded."""
     shards = os.path.join(source, "index")
     if is_index(source) or (os.path.isdir(source) and is_index(shards)):
-        index = open_source(source)
+        index = open_source(source, ScanOptions(one_form=False))
         position = next(i for i in range(len(index)) if i not in index.bad)
         return {"checksum": index.checksum, "images": len(index), "of": "index"} | _sample(index, position)
     if os.path.isdir(source):
@@ -141,7 +143,7 @@ def _data(source: str) -> dict[str, Any]:
 
 
 def _folder(source: str) -> dict[str, Any]:
-    walker, digest, first = Walker(os.fsencode(os.path.abspath(source)), Storage(0)), hashlib.sha256(), None
+    walker, digest, first = Walker(os.fsencode(os.path.abspath(source)), Storage(0), arrays=True), hashlib.sha256(), None
     count = 0
     for name in itertools.islice(walker.images(), _LOOKED_AT):
         path = os.path.join(walker.root, name)
@@ -168,6 +170,8 @@ def _sample(index: ImageIndex, position: int) -> dict[str, Any]:
 def _decode(name: str, content: bytes) -> list[int]:
     from PIL import Image
 
+    if content[:4] in TIFF_STARTS or content[:6] == NPY_START:
+        return list(read_raster(io.BytesIO(content), "hwc")[1::-1])
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.load()

@@ -28,7 +28,7 @@ def extract(
 
     Args:
         encoder: `encoder(images [B, 3, S, S]) -> [B, N, D]`; several layers need `blocks` and `norm`.
-        images: batches, each uint8 [B, S, S, 3]; B may differ.
+        images: batches, each uint8 [B, S, S, C] or float32 in 0 .. 1; B may differ.
         mean: per channel, for pixels in 0 .. 1, as in training.
         std: per channel.
         device: of the encoder.
@@ -39,7 +39,7 @@ def extract(
         float32 [n, L * D] on the CPU, in the order of the images; the output's D values come last.
 
     Raises:
-        ValueError: no images, a batch that is not uint8 [B, S, S, 3], too few blocks, or features that are not finite.
+        ValueError: no images, a batch of another shape, too few blocks, or features that are not finite.
     """
     pooled = []
     for outputs in forward(encoder, images, ForwardOptions(mean, std, device, dtype, layers)):
@@ -79,7 +79,7 @@ def forward(encoder: nn.Module, images: Iterable[np.ndarray | Tensor], options: 
     encoder.eval()
     try:
         for batch in images:
-            pixels = _pixels(batch).to(device)
+            pixels = _pixels(batch, len(mean)).to(device)
             with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                 output = encoder(normalize(pixels, mean, std, torch.float32))
                 patches = [tokens[:, -output.shape[1] :] for tokens in inner]  # registers come first
@@ -108,10 +108,12 @@ def _inner_blocks(encoder: nn.Module, layers: int) -> list[nn.Module]:
     return list(encoder.blocks)[-layers:-1] if layers > 1 else []  # type: ignore[arg-type]
 
 
-def _pixels(batch: np.ndarray | Tensor) -> Tensor:
+def _pixels(batch: np.ndarray | Tensor, channels: int) -> Tensor:
     pixels = torch.as_tensor(batch)
-    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != pixels.shape[2] or pixels.shape[3] != 3:
-        raise ValueError(f"expected images as uint8 [B, S, S, 3], got {pixels.dtype} {list(pixels.shape)}")
+    known = pixels.dtype == torch.uint8 or pixels.dtype == torch.float32 and bool((pixels.abs() <= 1).all())
+    if not known or pixels.ndim != 4 or pixels.shape[1] != pixels.shape[2] or pixels.shape[3] != channels:
+        expected = f"uint8 [B, S, S, {channels}], or float32 in 0 .. 1"
+        raise ValueError(f"expected images as {expected}, got {pixels.dtype} {list(pixels.shape)}")
     return pixels
 
 

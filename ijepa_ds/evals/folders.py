@@ -14,11 +14,12 @@ from torch import Tensor
 from ijepa_ds.data.classes import describe_classes
 from ijepa_ds.data.crops import crop_windows, flips
 from ijepa_ds.data.index import ImageIndex
-from ijepa_ds.data.pillow import MAX_PIXELS, decode
+from ijepa_ds.data.pillow import MAX_PIXELS
 from ijepa_ds.data.reading import ImageFiles
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
-from ijepa_ds.data.transforms import load_eval_images, named_errors
+from ijepa_ds.data.transforms import joined, load_eval_images, read_layers
+from ijepa_ds.data.values import PLAIN
 from ijepa_ds.errors import UserError
 
 _SHOWN = 5  # class names in a message
@@ -192,7 +193,7 @@ def batches(
     `whole` images are resized without a crop (`data.transforms.resize_whole`).
 
     Yields:
-        uint8 [B, size, size, 3] with B = batch_size, fewer in the last.
+        uint8 [B, size, size, 3] with B = batch_size, fewer in the last; of other sources float32 [B, size, size, C].
 
     Raises:
         UnreadableError: naming an image that cannot be read.
@@ -210,8 +211,7 @@ def read_image(item: str, max_pixels: int) -> Image.Image:
     Raises:
         UnreadableError: names the image.
     """
-    with named_errors(item) as content:
-        return decode(content, max_pixels)
+    return read_layers(item, max_pixels, PLAIN)[0]
 
 
 def crop_batches(
@@ -237,13 +237,13 @@ def crop_batches(
 
     def one(place: int) -> np.ndarray:
         path, number = paths[positions[place]], np.array([positions[place]], dtype=np.int64)
-        picture = read_image(path, max_pixels)
-        sides = [np.array([side]) for side in picture.size]
+        layers = read_layers(path, max_pixels)
+        sides = [np.array([side]) for side in layers[0].size]
         window = crop_windows(sides[0], sides[1], number, seed, scale, (3 / 4, 4 / 3))[0]
         top, left, height, width = (int(value) for value in window)
         box = (left, top, left + width, top + height)
-        crop = picture.crop(box).resize((size, size), Image.Resampling.BICUBIC)
-        return np.asarray(crop)[:, ::-1] if mirrored[place] else np.asarray(crop)
+        crop = joined([layer.crop(box).resize((size, size), Image.Resampling.BICUBIC) for layer in layers])
+        return crop[:, ::-1] if mirrored[place] else crop
 
     def read(start: int) -> np.ndarray:
         with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:

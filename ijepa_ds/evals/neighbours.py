@@ -26,7 +26,8 @@ def nearest(train: Tensor, test: Tensor, pair: Pair, queries: int = QUERIES, cou
         count: training images of each at most.
 
     Returns:
-        for each test image `image`, `class`, `nearest` (names, nearest first) and `classes` of these.
+        for each test image `image`, `class`, `nearest` (names, nearest first) and `classes` of these; names are paths, or
+        `ImageFile`s, which can also be read out of tars and parquet.
     """
     labels = pair.test.labels
     order = torch.argsort(labels, stable=True)
@@ -37,9 +38,9 @@ def nearest(train: Tensor, test: Tensor, pair: Pair, queries: int = QUERIES, cou
     found = similarity.topk(min(count, len(train)), dim=1).indices
     return [
         {
-            "image": str(pair.test.paths[int(place)]),
+            "image": pair.test.paths[int(place)],
             "class": pair.classes[int(labels[place])],
-            "nearest": [str(pair.train.paths[int(i)]) for i in row],
+            "nearest": [pair.train.paths[int(i)] for i in row],
             "classes": [pair.classes[int(pair.train.labels[i])] for i in row],
         }
         for place, row in zip(chosen, found, strict=True)

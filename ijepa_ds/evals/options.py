@@ -105,9 +105,9 @@ class Images(Protocol):
     @property
     def image_size(self) -> int: ...  # noqa: D102
     @property
-    def mean(self) -> tuple[float, float, float]: ...  # noqa: D102
+    def mean(self) -> tuple[float, ...]: ...  # noqa: D102
     @property
-    def std(self) -> tuple[float, float, float]: ...  # noqa: D102
+    def std(self) -> tuple[float, ...]: ...  # noqa: D102
 
 
 def settings_of(args: argparse.Namespace, facts: Images, local_rank: int) -> Settings:

@@ -12,8 +12,8 @@ import numpy as np
 import torch.distributed as dist
 
 from ijepa_ds.data.index import describe
-from ijepa_ds.data.transforms import UNREADABLE, UnreadableError
-from ijepa_ds.evals.folders import Labelled, Pair, read_image
+from ijepa_ds.data.transforms import UNREADABLE, UnreadableError, read_layers
+from ijepa_ds.evals.folders import Labelled, Pair
 from ijepa_ds.evals.ranks import ALONE, World
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def find_unreadable(paths: Sequence[str], positions: Iterable[int], threads: int
 
     def look(position: int) -> str:
         try:
-            read_image(paths[position], max_pixels)
+            read_layers(paths[position], max_pixels)
         except UnreadableError as error:
             return str(error)
         return ""

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ijepa_ds.durable import write_text
 from ijepa_ds.plotting.bars import write_bars
 from ijepa_ds.plotting.dense import Shown, write_dense
-from ijepa_ds.plotting.neighbours import neighbours_of, write_neighbours
+from ijepa_ds.plotting.neighbours import neighbours_of, reading_of, write_neighbours
 from ijepa_ds.plotting.spectrum import write_spectra
 
 RESULT = "result.json"
@@ -46,7 +46,7 @@ def write_result(out: Path, result: dict[str, Any], shown: Sequence[Shown] = ())
         write_spectra(out / SPECTRUM, spectra, title=f"Feature spectrum, {title}")
         written.append(out / SPECTRUM)
     if neighbours := neighbours_of(result):
-        write_neighbours(out / NEIGHBOURS, neighbours, result["settings"]["max_pixels"])
+        write_neighbours(out / NEIGHBOURS, neighbours, *reading_of(result))
         written.append(out / NEIGHBOURS)
     if shown:
         names = result["data"]["classes"] if result["task"] == "segment" else ()

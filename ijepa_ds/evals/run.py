@@ -14,6 +14,7 @@ from torch import nn
 from ijepa_ds.checkpoint.run_dir import versions
 from ijepa_ds.config.schema import flatten
 from ijepa_ds.data.scan import ScanOptions
+from ijepa_ds.data.values import Values
 from ijepa_ds.evals import report, scenes, tasks
 from ijepa_ds.evals.dense import pairs as dense
 from ijepa_ds.evals.folders import Pair, limited, read_pair
@@ -130,7 +131,9 @@ def _prepare(args: argparse.Namespace, world: World) -> tuple[Subject, list[Subj
     subject = open_subject(args.checkpoint, args.which, args.heads, args.image_size)
     settings = settings_of(args, subject.facts, world.local_rank)
     if subject.facts.config:
-        settings = replace(settings, max_pixels=subject.facts.config.data.max_pixels)
+        data = subject.facts.config.data
+        settings = replace(settings, max_pixels=data.max_pixels, values=Values.of(data))
+    _check_channels(args.task, subject, settings)
     settings.check()
     if "pixels" in (args.which, *args.baseline) and {"attentive", "finetune"} & {*settings.tasks}:
         raise ValueError(f"pixels: {args.task} needs an encoder")
@@ -141,6 +144,7 @@ def _prepare(args: argparse.Namespace, world: World) -> tuple[Subject, list[Subj
         class_level=args.class_level,
         image_column=args.image_column,
         label_column=args.label_column,
+        values=settings.values,
     )
     if args.task in dense.TASKS:
         pair: Pair = dense.read_dense(args.train, args.test, dense_source(args, settings.max_pixels), settings.threads, world)
@@ -152,3 +156,16 @@ def _prepare(args: argparse.Namespace, world: World) -> tuple[Subject, list[Subj
     if args.preset:
         check_classes(args.preset, len(pair.classes))
     return subject, others, settings, pair
+
+
+def _check_channels(task: str, subject: Subject, settings: Settings) -> None:
+    """Refuse tasks that read RGB images alone, and weights that do not say how their channels are read."""
+    if settings.values.plain and subject.facts.size.channels == 3:
+        return
+    if task in ("finetune", *dense.TASKS, *scenes.TASKS):
+        raise ValueError(f"{task}: reads RGB images of 8 bits; this encoder was trained on others (data.channels, data.scale)")
+    if settings.values.count != subject.facts.size.channels:
+        raise ValueError(
+            f"{subject.facts.source}: an encoder of {subject.facts.size.channels} channels, whose file does not say how images "
+            "become channels: evaluate the run, or weights exported with --format safetensors"
+        )

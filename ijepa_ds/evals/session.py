@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,8 @@ class Session:
             self._identity = encoder_identity(self.encoder)
         s = self.settings
         reading = {"size": s.size, "frame": s.frame, "mean": s.mean, "std": s.std, "max_pixels": s.max_pixels}
+        if not s.values.plain or s.values.layout:
+            reading["values"] = asdict(s.values)
         computing = {"precision": s.precision, "device": torch.device(s.device).type, "layers": layers, "mirrored": mirrored}
         try:
             images = images_identity(self._part(part).paths)
@@ -156,7 +159,7 @@ class Session:
         return gather_rows(agree(work, self.world), total, self.world)
 
     def _width(self) -> int:
-        blank = np.zeros((1, self.settings.size, self.settings.size, 3), dtype=np.uint8)
+        blank = np.zeros((1, self.settings.size, self.settings.size, len(self.settings.mean)), dtype=np.uint8)
         return extract(self.encoder, [blank], self.settings.mean, self.settings.std, self.settings.device).shape[1]
 
 

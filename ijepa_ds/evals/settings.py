@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ijepa_ds.data.pillow import MAX_PIXELS
+from ijepa_ds.data.values import PLAIN, Values
 from ijepa_ds.evals import attentive, finetune, lowshot, sweep
 from ijepa_ds.evals.dense.recipe import Recipe as DenseRecipe
 from ijepa_ds.options.evals import NEIGHBOURS, NORMALISE, SELECT, SOLVERS
@@ -60,13 +61,14 @@ class Settings:
         precision: key of `PRECISIONS`.
         seed: of all random numbers.
         max_pixels: images with more pixels are not read, as `data.max_pixels`.
+        values: how images become channels, as in training.
         cache: folder of `cache.FeatureCache` for the features of whole sets; None: none.
         cache_gib: size of that folder.
     """
 
     size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     frame: str = "crop"
     tasks: Sequence[str] = ALL
     layers: str | None = None
@@ -99,6 +101,7 @@ class Settings:
     precision: str = "float32"
     seed: int = 0
     max_pixels: int = MAX_PIXELS
+    values: Values = PLAIN
     cache: str | None = None
     cache_gib: float = 4.0
 
@@ -133,4 +136,5 @@ class Settings:
 
     def plain(self) -> dict[str, Any]:
         """The settings that scores depend on, as JSON values."""
-        return {key: value for key, value in asdict(self).items() if key not in ("cache", "cache_gib")}
+        left_out = ("cache", "cache_gib", *(["values"] if self.values == PLAIN else []))  # as in older results
+        return {key: value for key, value in asdict(self).items() if key not in left_out}

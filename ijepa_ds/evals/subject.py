@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Subject:
     @property
     def model(self) -> str:
         """Model name as in tables of published numbers, such as huge/14."""
-        rows = [name for name, size in SIZES.items() if size == self.facts.size]
+        rows = [name for name, size in SIZES.items() if size == replace(self.facts.size, channels=3)]
         size = rows[0] if rows else f"{self.facts.size.width} x {self.facts.size.depth}"
         return f"{size}/{self.facts.patch_size}"
 

@@ -48,7 +48,7 @@ def flops_of(work: Work, fused_attention: bool = True) -> Flops:
     """
     kc, kt = work.tokens.context, work.tokens.target
     sequence, sequences = kc + kt, work.contexts * work.targets
-    patch = 2.0 * work.patches * 3 * work.patch_size**2 * work.size.width
+    patch = 2.0 * work.patches * work.size.channels * work.patch_size**2 * work.size.width
     context, context_attention = (work.contexts * x for x in blocks(work.size, kc + work.size.registers))
     predictor, predictor_attention = (sequences * x for x in blocks(work.predictor, sequence))
     embed = 2.0 * work.contexts * kc * work.size.width * work.predictor.width

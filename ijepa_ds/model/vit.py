@@ -26,12 +26,12 @@ from ijepa_ds.model.blocks import LayerNorm, draw_drops, make_blocks, rotary_tab
 class PatchEmbed(nn.Module):
     """Embedding of non-overlapping patches by one convolution."""
 
-    def __init__(self, patch_size: int, width: int) -> None:
+    def __init__(self, patch_size: int, width: int, channels: int = 3) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed `images: [B, 3, H, W]` -> `[B, N, D]`, patches in raster order."""
+        """Embed `images: [B, C, H, W]` -> `[B, N, D]`, patches in raster order."""
         return self.proj(images.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)
 
 
@@ -77,7 +77,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.size, self.patch_size, self.grid, self.checkpointing = size, patch_size, grid, checkpointing
         self.position_grid = position_grid or grid
-        self.patch_embed = PatchEmbed(patch_size, size.width)
+        self.patch_embed = PatchEmbed(patch_size, size.width, size.channels)
         self.pos_embed: Tensor
         self.register_buffer("pos_embed", sincos_position_embedding(size.width, grid, self.position_grid))
         if size.rope:

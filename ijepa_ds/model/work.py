@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 
 from ijepa_ds.config import Config
 from ijepa_ds.config.sizes import Size, size_of
+from ijepa_ds.data.values import Values
 
 _STEPS = 32  # steps whose masks are drawn to measure their lengths
 
@@ -62,6 +63,7 @@ class Work:
         target_depth: Blocks that the target encoder runs; None: all.
         outputs: T, values of a prediction; None: D.
         predicts_context: Whether the context's own patches are predicted too.
+        pixel_bytes: Bytes of a pixel as the loader returns it.
     """
 
     size: Size
@@ -78,6 +80,7 @@ class Work:
     target_depth: int | None = None
     outputs: int | None = None
     predicts_context: bool = False
+    pixel_bytes: int = 3
 
     @property
     def target_size(self) -> Size:
@@ -146,6 +149,7 @@ def work_of(cfg: Config, tokens: Tokens | None = None) -> Work:
         target_depth=cfg.targets.depth(size.depth),
         outputs=cfg.targets.width(size.width),
         predicts_context=cfg.objective.context_weight > 0,
+        pixel_bytes=Values.of(cfg.data).num_bytes,
     )
 
 
@@ -203,7 +207,7 @@ def _encoder(work: Work) -> Iterator[Parameter]:
     d = work.size.width
     if work.size.registers:
         yield Parameter("encoder", "reg_token", work.size.registers * d, True)
-    yield from _linear("encoder", "patch_embed", 3 * work.patch_size**2, d)
+    yield from _linear("encoder", "patch_embed", work.size.channels * work.patch_size**2, d)
     for i in range(work.size.depth):
         yield from _block("encoder", f"blocks.{i}", work.size)
     yield from _vectors("encoder", "norm", d, d)

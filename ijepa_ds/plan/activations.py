@@ -25,7 +25,7 @@ def activations_of(work: Work, micro_batch: int) -> float:
         predicted * outputs * (4 + (b if b < 4 else 0)),  # the prediction, for the loss
         micro_batch * work.targets * t.most_target * outputs * 4,  # the prediction targets
         micro_batch * work.contexts * t.most_context * outputs * 4 * work.predicts_context,  # those of the context
-        micro_batch * work.patches * 3 * work.patch_size**2 * b,  # the pixels, for the patch embedding
+        micro_batch * work.patches * work.size.channels * work.patch_size**2 * b,  # the pixels, for the patch embedding
         8 * (contexts + queries + sequences),  # patch indices
     ]
     workspace = [_workspace(kind, n, b, work.checkpointing) for kind, n in ((predictor, sequences), (size, contexts))]

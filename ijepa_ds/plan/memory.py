@@ -106,7 +106,7 @@ def memory_of(work: Work, spread: Spread, prefetch: int = 0) -> Memory:
         activations=activations_of(work, spread.micro_batch),
         activations_checkpointed=activations_of(replace(work, checkpointing="full"), spread.micro_batch),
         activations_whole=activations_of(replace(work, checkpointing="none"), spread.micro_batch),
-        loader=float(prefetch * spread.micro_batch * work.patches * 3 * work.patch_size**2),
+        loader=float(prefetch * spread.micro_batch * work.patches * work.pixel_bytes * work.patch_size**2),
         host=host,
         peak=0.0,
         moments_of_a_step=tuple(moments_),

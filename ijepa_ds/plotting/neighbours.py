@@ -11,7 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ijepa_ds.data.pillow import MAX_PIXELS
 from ijepa_ds.data.transforms import load_eval_images
+from ijepa_ds.data.values import PLAIN, Values
 from ijepa_ds.plotting.style import INK, MUTED, TRAINED, save
 
 Found = Sequence[Mapping[str, Any]]  # what `evals.neighbours.nearest` returns
@@ -26,7 +28,7 @@ def rows_of(found: Mapping[str, Found]) -> int:
     return -(-len(next(iter(found.values()))) // 2)
 
 
-def draw_neighbours(axes: Axes, found: Mapping[str, Found], max_pixels: int) -> None:
+def draw_neighbours(axes: Axes, found: Mapping[str, Found], max_pixels: int, values: Values = PLAIN) -> None:
     """Draw test images, each followed by its neighbours by each encoder; two test images a row.
 
     A frame says whether a neighbour has the test image's class: blue, or red if it has not.
@@ -35,6 +37,7 @@ def draw_neighbours(axes: Axes, found: Mapping[str, Found], max_pixels: int) -> 
         axes: to draw on.
         found: encoder's name -> neighbours of the same test images.
         max_pixels: largest image that is decoded.
+        values: how images become channels.
 
     Raises:
         UnreadableError: names an image that is gone or cannot be read.
@@ -43,7 +46,8 @@ def draw_neighbours(axes: Axes, found: Mapping[str, Found], max_pixels: int) -> 
     names = [row["image"] for row in next(iter(found.values()))]
     names += [name for rows in found.values() for row in rows for name in row["nearest"]]
     once = list(dict.fromkeys(names))
-    pictures = dict(zip(once, load_eval_images(once, _PIXELS, 1, max_pixels), strict=True))
+    pixels = values.pictured(load_eval_images(once, _PIXELS, 1, max_pixels, values=values))
+    pictures = dict(zip(once, pixels, strict=True))
     count = max(len(row["nearest"]) for rows in found.values() for row in rows)
     half = 1 + len(found) * (_GAP + count)
     axes.axis("off")
@@ -77,8 +81,16 @@ def neighbours_of(result: Mapping[str, Any]) -> dict[str, Found]:
     return {name: rows for name, rows in found.items() if rows}
 
 
-def write_neighbours(path: Path, found: Mapping[str, Found], max_pixels: int) -> None:
+def reading_of(result: Mapping[str, Any]) -> tuple[int, Values]:
+    """How the images of an evaluation's result are read: largest image in pixels, and how they become channels."""
+    settings = result.get("settings", {})
+    stored: dict[str, Any] = settings.get("values") or {}
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+    return settings.get("max_pixels", MAX_PIXELS), Values(**given)
+
+
+def write_neighbours(path: Path, found: Mapping[str, Found], max_pixels: int, values: Values = PLAIN) -> None:
     """Write the picture as PNG; arguments as in `draw_neighbours`."""
     figure = Figure(figsize=(11.4, ROW * (rows_of(found) + 0.45)))
-    draw_neighbours(figure.add_axes((0, 0, 1, 1)), found, max_pixels)
+    draw_neighbours(figure.add_axes((0, 0, 1, 1)), found, max_pixels, values)
     save(figure, path)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from ijepa_ds.plotting.style import INK, MUTED, TRAINED, literal, plain_axes, save
 
 _CHANNELS = (("red", "#d64545"), ("green", "#2f9e44"), ("blue", "#1f6feb"))
+_LEGEND = 10  # channels that are drawn
 _NAMED = 25  # classes with their names
 _COLUMNS = 10  # of the contact sheet
 
@@ -23,7 +24,8 @@ class Picture:
     Attributes:
         title: name of the source.
         sizes: int [n, 2], width and height of all readable images.
-        values: float [3, 256], shares of the values of each channel.
+        values: float [C, 256], shares of the values of each channel.
+        limits: first and last value.
         classes: name -> images; empty: none.
         sheet: uint8 [m, S, S, 3], some images.
     """
@@ -33,6 +35,7 @@ class Picture:
     values: np.ndarray
     classes: dict[str, int]
     sheet: np.ndarray
+    limits: tuple[float, float] = (0.0, 255.0)
 
 
 def write_statistics(path: Path, picture: Picture) -> None:
@@ -48,7 +51,7 @@ def write_statistics(path: Path, picture: Picture) -> None:
     )
     _draw_sizes(figure.add_subplot(grid[0, 0]), picture.sizes)
     _draw_aspect(figure.add_subplot(grid[0, 1]), picture.sizes)
-    _draw_values(figure.add_subplot(grid[1, 0]), picture.values)
+    _draw_values(figure.add_subplot(grid[1, 0]), picture.values, picture.limits)
     _draw_classes(figure.add_subplot(grid[1, 1]), picture.classes)
     if rows:
         figure.text(0.03, (below - 0.25) / height, "Some images", fontsize=11, color=INK, fontweight="bold", va="center")
@@ -80,11 +83,13 @@ def _draw_aspect(axes: Axes, sizes: np.ndarray) -> None:
     axes.set_ylabel("images", fontsize=9, color=MUTED)
 
 
-def _draw_values(axes: Axes, values: np.ndarray) -> None:
+def _draw_values(axes: Axes, values: np.ndarray, limits: tuple[float, float]) -> None:
+    rgb = len(values) == 3 and limits == (0.0, 255.0)
     plain_axes(axes, "Pixel values")
-    for (name, colour), row in zip(_CHANNELS, values, strict=True):
-        axes.plot(np.arange(256), 100 * row, color=colour, linewidth=1.2, label=name)
-    axes.set_xlabel("value, of 255", fontsize=9, color=MUTED)
+    for number, row in enumerate(values[:_LEGEND]):
+        name, colour = _CHANNELS[number] if rgb else (f"channel {number}", f"C{number}")
+        axes.plot(np.linspace(*limits, len(row)), 100 * row, color=colour, linewidth=1.2, label=name)
+    axes.set_xlabel("value, of 255" if rgb else "value", fontsize=9, color=MUTED)
     axes.set_ylabel("share, %", fontsize=9, color=MUTED)
     axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
 from ijepa_ds.config import Config
+from ijepa_ds.data.values import Values
 from ijepa_ds.evals.options import apply_preset, check_used, settings_of
 from ijepa_ds.options.evals import add_arguments
 from ijepa_ds.scale.ladder import Evaluation
@@ -19,8 +21,8 @@ class _Images(NamedTuple):
     """What an evaluation takes from the encoder's metadata."""
 
     image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,6 +43,7 @@ def wanted_settings(cfg: Config, evaluation: Evaluation) -> dict[str, Any]:
     check_used(args)
     apply_preset(args)
     settings = settings_of(args, _Images(cfg.data.crop_size, cfg.data.mean, cfg.data.std), 0)
+    settings = replace(settings, values=Values.of(cfg.data))
     settings.check()
     return json.loads(json.dumps(settings.plain()))
 

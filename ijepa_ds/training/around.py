@@ -103,6 +103,7 @@ class Report:
         assert self.batches.pixels is not None
         bad = len(self.run.bad)
         assert made.figures is not None
+        self.run.watch.doing("writing metrics and logs")
         self.reporter.after_step(made.step, made.result, made.masks, self.batches.pixels, made.applied, bad, made.figures)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from ijepa_ds.config import Config
 from ijepa_ds.data.reading import ImageFiles
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_index
+from ijepa_ds.data.values import Values
 from ijepa_ds.errors import UserError
 from ijepa_ds.evals.folders import Labelled, read_pair
 
@@ -54,6 +56,7 @@ def load(cfg: Config, share: tuple[int, int]) -> dict[str, Labelled]:
             index = open_index(_file(cfg, part), str(source), share)
         except UserError as error:
             raise UserError(str(error).replace("data.source", f"eval.{part}", 1)) from error
+        index = replace(index, values=Values.of(cfg.data))
         labels = torch.from_numpy(index.labels.astype(np.int64))
         parts[part] = Labelled(ImageFiles(index, np.arange(len(index))), labels)
     return parts

@@ -43,6 +43,7 @@ class StepImages:
             bad=run.bad.found,
             device=run.engine.device,
             on_storage_wait=lambda: run.watch.alive(STORAGE),
+            on_late=lambda what: run.watch.doing(f"waiting for images: {what}"),
         )
         self.pixels: Tensor | None = None  # last micro-batch, uint8 [B, S, S, 3]
 

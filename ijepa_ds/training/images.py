@@ -17,6 +17,7 @@ from ijepa_ds.data.sources import is_index, open_index, open_source
 from ijepa_ds.distributed.agreement import agree
 from ijepa_ds.distributed.exchange import broadcast_object, decide
 from ijepa_ds.errors import UserError
+from ijepa_ds.storage import Storage
 
 JOURNAL = "images.scan"  # what an interrupted scan has found; the next start goes on from it
 _NAMED = 8  # ranks in a message
@@ -40,10 +41,18 @@ def find_images(cfg: Config, rank: int, watch: Watch) -> ImageIndex:
         index.save(path)
         (path.parent / JOURNAL).unlink(missing_ok=True)
 
+    def made() -> bool:
+        """Whether the source is an index."""
+        watch.doing(f"opening data.source {cfg.data.source!r}")
+        return storage().call(lambda: is_index(cfg.data.source), repr(cfg.data.source))
+
+    def storage() -> Storage:
+        return _scan_options(cfg, watch).storage()
+
     # rank 0 decides for all: a host that does not see the source must not take another path
-    if not broadcast_object(agree(lambda: is_index(cfg.data.source) if rank == 0 else None)):
+    if not broadcast_object(agree(lambda: made() if rank == 0 else None)):
         agree(scan)
-        return agree(lambda: open_index(path, cfg.data.source, share()))
+        return agree(lambda: storage().call(lambda: open_index(path, cfg.data.source, share()), repr(cfg.data.source)))
     agree(lambda: _check_index_settings(cfg))
     folder = agree(lambda: open_source(cfg.data.source, _scan_options(cfg, watch)))
     _check_same_data(folder)

@@ -23,6 +23,7 @@ from ijepa_ds import machine
 from ijepa_ds.checkpoint.writer import BEST
 from ijepa_ds.config import Config
 from ijepa_ds.data.transforms import UnreadableError
+from ijepa_ds.data.values import Values
 from ijepa_ds.distributed.exchange import gather_on_first, max_over_ranks
 from ijepa_ds.durable import write_text
 from ijepa_ds.errors import UserError
@@ -128,7 +129,7 @@ class LiveEval:
                 beat()
 
     def _images(self, part: str, group: range, beat: Callable[[], None]) -> list[np.ndarray]:
-        """Readable images of a part, uint8 `[n, S, S, 3]`; kept decoded between evaluations if this rank's fit in memory."""
+        """Readable images of a part, `[n, S, S, C]`; kept decoded between evaluations if this rank's fit in memory."""
         kept = self._kept.get((part, group.start))
         if kept is not None:
             return kept
@@ -148,7 +149,8 @@ class LiveEval:
                     raise
                 logger.warning("eval.%s: %d images are left out: %s", part, len(found), "; ".join(found.values()))
                 self._unreadable[part] |= found.keys()
-        if 3 * data.crop_size**2 * len(self._world.share(len(images.labels))) <= _CACHE:
+        values = Values.of(data)
+        if values.num_bytes * data.crop_size**2 * len(self._world.share(len(images.labels))) <= _CACHE:
             self._kept[part, group.start] = kept
         return kept
 

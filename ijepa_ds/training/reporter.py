@@ -18,6 +18,7 @@ from ijepa_ds import config
 from ijepa_ds.config import Config
 from ijepa_ds.config.schedules import Schedule
 from ijepa_ds.config.sizes import size_of
+from ijepa_ds.data.values import Values
 from ijepa_ds.distributed.world import mean_over_ranks
 from ijepa_ds.errors import TrainingError, UserError
 from ijepa_ds.masks.sampler import Masks
@@ -111,7 +112,7 @@ class Reporter:
             step: 0-based.
             output: of the last micro-batch.
             masks: of the last micro-batch.
-            pixels: of the last micro-batch, uint8 `[B, S, S, 3]`.
+            pixels: of the last micro-batch, `[B, S, S, C]` as the loader returns them.
             applied: whether the optimizer applied the step.
             bad: number of unreadable images.
             figures: maxima over ranks since the last point.
@@ -127,11 +128,17 @@ class Reporter:
         if self._probes_after(step):
             self._write_probes(done, output)
         if run.picture_every and self.rank == 0 and step % run.picture_every == 0:
-            picture = draw_batch(pixels[:8], Masks(masks.context[:8], masks.targets[:8]), self.cfg.model.patch_size)
+            picture = draw_batch(
+                self._pictured(pixels[:8]), Masks(masks.context[:8], masks.targets[:8]), self.cfg.model.patch_size
+            )
             self._log.image(done, "images/masks", torch.from_numpy(picture))
         self.clock.mark("report")
         with suppress(OSError):  # the terminal is closed, or the disk of the output is full
             self._bar.update()
+
+    def _pictured(self, pixels: Tensor) -> Tensor:
+        values = Values.of(self.cfg.data)
+        return pixels if values.plain else torch.from_numpy(values.pictured(pixels.cpu().numpy()))
 
     def _write_scalars(self, step: int, masks: Masks, bad: int, figures: Figures) -> None:
         total_loss, count = mean_over_ranks(self._loss.clone()).tolist()

@@ -6,6 +6,7 @@ Parameters and checkpoints do not depend on the number of patches.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,7 +30,7 @@ class Resolutions:
         return self._samplers[step < self._cfg.data.early_steps]
 
     def shrink(self, pixels: Tensor, step: int) -> Tensor:
-        """Resize the loader's images, uint8 `[B, S, S, 3]`, to the size of the step."""
+        """Resize the loader's images, `[B, S, S, C]`, to the size of the step."""
         return shrunk(pixels, config.at_step(self._cfg, step).data.crop_size)
 
 
@@ -38,9 +39,11 @@ def _sampler(cfg: Config) -> Sampler:
 
 
 def shrunk(pixels: Tensor, size: int) -> Tensor:
-    """Resize uint8 `[B, S, S, 3]` to `[B, size, size, 3]`, bilinear with antialiasing."""
+    """Resize `[B, S, S, C]`, uint8 or float32 in 0 .. 1, to `[B, size, size, C]`, bilinear with antialiasing."""
     if pixels.shape[1] == size:
         return pixels
     planes = pixels.permute(0, 3, 1, 2).float()
     planes = F.interpolate(planes, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return planes.round_().clamp_(0, 255).to(pixels.dtype).permute(0, 2, 3, 1).contiguous()
+    if pixels.dtype == torch.uint8:
+        planes = planes.round_().clamp_(0, 255).to(pixels.dtype)
+    return planes.permute(0, 2, 3, 1).contiguous()

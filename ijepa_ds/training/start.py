@@ -148,6 +148,7 @@ def _prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int,
 def _join(cfg: Config, rank: int, world_size: int, watch: Watch) -> torch.device:
     """Meet the other ranks, watch them, and create the process group; `run.start_timeout` bounds each of the waits."""
     limit = Limit(cfg.run.start_timeout, "run.start_timeout", STOPPED)
+    watch.expect(Limit(), "the configuration")  # `meet` has a limit of its own
     watch.follow(meet(rank, world_size, limit.seconds), rank, limit)
     try:
         device = initialise_distributed(limit.seconds)
@@ -155,7 +156,8 @@ def _join(cfg: Config, rank: int, world_size: int, watch: Watch) -> torch.device
         time.sleep(_NAMED)
         raise
     host_barrier()
-    watch.expect(Limit(cfg.run.hang_timeout))
+    watch.expect(Limit(cfg.run.hang_timeout), "ranks have met")
+    watch.doing("opening the run directory")
     return device
 
 

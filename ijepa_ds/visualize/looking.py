@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from ijepa_ds.arguments import below
 from ijepa_ds.data.reading import ImageFiles
+from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.transforms import load_eval_images, normalize
+from ijepa_ds.data.values import PLAIN, Values
 from ijepa_ds.data.walk import is_image
 from ijepa_ds.model.vit import Encoder
 from ijepa_ds.weights import Source
@@ -30,16 +32,18 @@ class Pictures:
 
     Attributes:
         names: of n files.
-        pixels: uint8 [n, S, S, 3].
+        pixels: what is shown, uint8 [n, S, S, 3].
+        inputs: what the encoder gets, `pixels` or float32 [n, S, S, C] in 0 .. 1.
     """
 
     names: tuple[str, ...]
     pixels: np.ndarray
+    inputs: np.ndarray
 
     def batches(self, source: Source, size: int, device: torch.device) -> Iterator[Tensor]:
-        """Normalised [B, 3, S, S], at most `size` images each."""
-        for start in range(0, len(self.pixels), size):
-            batch = torch.from_numpy(self.pixels[start : start + size]).to(device)
+        """Normalised [B, C, S, S], at most `size` images each."""
+        for start in range(0, len(self.inputs), size):
+            batch = torch.from_numpy(self.inputs[start : start + size]).to(device)
             yield normalize(batch, source.mean, source.std, torch.float32)
 
 
@@ -61,26 +65,27 @@ def open_checked(args: argparse.Namespace) -> tuple[Source, int]:
     return source, size
 
 
-def read_pictures(images: Sequence[Path], num: int, size: int) -> Pictures:
-    """Read image files, or evenly spaced images of a source (a folder, a list, tars, an index).
+def read_pictures(images: Sequence[Path], num: int, size: int, values: Values = PLAIN) -> Pictures:
+    """Read image files, or evenly spaced images of a source (a folder, a list, tars, an index); `values`: as in training.
 
     Raises:
         ValueError: a source without images, or a file that is missing or unreadable.
     """
     taken: list[Any] = []
     for item in images:
-        if item.is_file() and is_image(os.fsencode(item.name)):
+        if item.is_file() and is_image(os.fsencode(item.name), bool(values.layout)):
             taken.append(str(item))
             continue
         try:
-            index = open_source(str(item))
+            index = open_source(str(item), ScanOptions(values=values))
         except ValueError as error:
             raise ValueError(str(error).replace("data.source", "--images", 1)) from error
         found = ImageFiles(index, index.readable())
         chosen = np.unique(np.linspace(0, len(found) - 1, min(num, len(found))).round().astype(int))
         taken += [found[int(i)] for i in chosen]
     names = tuple(Path(str(item)).name for item in taken)
-    return Pictures(names, load_eval_images(taken, size, threads=2))
+    inputs = load_eval_images(taken, size, threads=2, values=values)
+    return Pictures(names, values.pictured(inputs), inputs)
 
 
 def encoder_of(source: Source, which: str | None, size: int, device: torch.device) -> tuple[Encoder, str]:

@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ijepa_ds.data.pillow import MAX_PIXELS
+from ijepa_ds.data.transforms import UnreadableError
+from ijepa_ds.data.values import PLAIN, Values
 from ijepa_ds.plotting.bars import Scores, draw_bars
-from ijepa_ds.plotting.neighbours import ROW, Found, draw_neighbours, neighbours_of, rows_of
+from ijepa_ds.plotting.neighbours import ROW, Found, draw_neighbours, neighbours_of, reading_of, rows_of
 from ijepa_ds.plotting.style import INK, MUTED, TRAINED, literal, plain_axes, save
 from ijepa_ds.telemetry.events import read_picture, read_scalars
 
@@ -39,6 +42,7 @@ def write_summary(
     chance: float | None = None,
     neighbours: Mapping[str, Found] | None = None,
     max_pixels: int = MAX_PIXELS,
+    values: Values = PLAIN,
 ) -> None:
     """Write the summary as a PNG.
 
@@ -52,6 +56,7 @@ def write_summary(
         chance: chance level of the scores in percent.
         neighbours: encoder -> nearest training images of some test images (`evals.neighbours.nearest`); empty: left out.
         max_pixels: largest image that is decoded for `neighbours`.
+        values: how its images become channels.
     """
     alike = ROW * (rows_of(neighbours) + 0.45) + 0.7 if neighbours else 0.0
     below = alike
@@ -75,7 +80,7 @@ def write_summary(
     if neighbours:
         figure.text(0.03, (alike - 0.1) / height, _ALIKE, fontsize=11, color=INK, fontweight="bold", va="center")
         space = figure.add_axes((0.03, 0.1 / height, 0.94, (alike - 0.4) / height))
-        draw_neighbours(space, neighbours, max_pixels)
+        draw_neighbours(space, neighbours, max_pixels, values)
     save(figure, Path(path))
 
 
@@ -119,7 +124,9 @@ def run(args: argparse.Namespace) -> int:
         step = "" if checkpoint["step"] is None else f" of step {checkpoint['step']}"
         facts.append(f"{checkpoint['which']} encoder{step}")
         facts.append(f"{data['num_train']} training and {data['num_test']} test images, {data['num_classes']} classes")
-    write_summary(
+    max_pixels, values = reading_of(result or {})
+    write = partial(
+        write_summary,
         args.out,
         losses=scalars["loss"],
         pictures=picture[1] if picture else None,
@@ -127,9 +134,14 @@ def run(args: argparse.Namespace) -> int:
         title=args.title or Path(args.run).resolve().name,
         subtitle="  ·  ".join(facts),
         chance=result["chance"] if result else None,
-        neighbours=neighbours_of(result) if result else None,
-        max_pixels=result["settings"]["max_pixels"] if result and "settings" in result else MAX_PIXELS,
+        max_pixels=max_pixels,
+        values=values,
     )
+    try:
+        write(neighbours=neighbours_of(result) if result else None)
+    except UnreadableError as error:  # gone, or inside a tar or parquet file, which the result names but does not hold
+        logger.warning("the nearest neighbours are left out: %s", error)
+        write()
     logger.info("written: %s", args.out)
     return 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ijepa_ds
 from ijepa_ds.config.sizes import SIZES
 from ijepa_ds.weights.formats import shorter_side, shown_config, timm_model
@@ -36,13 +38,14 @@ def model_card(source: Source, format_: str, which: str, dtype: str, file: str) 
         file: name of the weights file.
     """
     size, side = source.size, source.grid * source.patch_size
-    row = next((name for name, known in SIZES.items() if known == size), "own size")
+    row = next((name for name, known in SIZES.items() if known == replace(size, channels=3)), "own size")
     grid = f"{source.grid} x {source.grid}"
     if source.position_grid != source.grid:
         grid += f" (positions learnt on {source.position_grid} x {source.position_grid}, evaluated between them)"
     facts = {
         "network": f"plain ViT, {row}: width {size.width}, depth {size.depth}, {size.heads} heads, mlp {size.mlp_hidden}",
         "input": f"{side} x {side} pixels, patches of {source.patch_size}: {grid}",
+        "channels": _channels(source),
         "mean, deviation": f"{list(source.mean)}, {list(source.std)} of pixels in 0 ... 1",
         "values": f"{dtype}",
         "trained": "unknown number of steps" if source.step is None else f"{source.step:,} steps",
@@ -61,7 +64,7 @@ def model_card(source: Source, format_: str, which: str, dtype: str, file: str) 
         "---",
         f"# I-JEPA {row}/{source.patch_size}, {which if which != 'all' else 'all networks'}",
         "",
-        *(_PROCESSOR if format_ == "hf" else ()),
+        *(_PROCESSOR if format_ == "hf" and _is_rgb(source) else ()),
         _WHICH[which],
         "",
         "| | |\n|---|---|",
@@ -73,6 +76,22 @@ def model_card(source: Source, format_: str, which: str, dtype: str, file: str) 
     return "\n".join(lines)
 
 
+def _is_rgb(source: Source) -> bool:
+    return source.size.channels == 3 and (source.config is None or source.values.plain)
+
+
+def _channels(source: Source) -> str:
+    """How the numbers of a file become the input, for readers who write their own transform."""
+    if _is_rgb(source):
+        return "red, green, blue; 8 bits, divided by 255"
+    if source.config is None:
+        return f"{source.size.channels}; the file does not say which"
+    v = source.values
+    chosen = "all of the file" if v.chosen is None else f"channels {list(v.chosen)} of the file, the first is 0"
+    high = list(v.high) if v.high else [255]
+    return f"{v.count}: {chosen}; (value - {list(v.low)}) / ({high} - {list(v.low)}), within 0 ... 1"
+
+
 def _loading(source: Source, format_: str, which: str, file: str) -> list[str]:
     features = [
         "",
@@ -81,7 +100,13 @@ def _loading(source: Source, format_: str, which: str, file: str) -> list[str]:
     ]
     if which == "predictor":
         return []
-    if format_ == "hf":
+    if format_ == "hf" and not _is_rgb(source):
+        code = (
+            "from transformers import IJepaModel\n\n"
+            'model = IJepaModel.from_pretrained(".").eval()\n'
+            "tokens = model(images).last_hidden_state  # images [B, C, S, S], normalised as in the table -> [B, N, D]"
+        )
+    elif format_ == "hf":
         side = source.grid * source.patch_size
         code = (
             "from torchvision import transforms as T\nfrom transformers import IJepaModel\n\n"
@@ -99,6 +124,12 @@ def _loading(source: Source, format_: str, which: str, file: str) -> list[str]:
             f'model = timm.create_model("{name}", checkpoint_path="{file}"{given})\n'
             "tokens = model.forward_features(images)  # [B, N, D]; model(images) is their average\n"
             '# or, with the transform in its configuration: timm.create_model("local-dir:.", pretrained=True)'
+        )
+    elif not _is_rgb(source):
+        code = (
+            "import ijepa_ds\n\n"
+            f'encoder, transform = ijepa_ds.load_encoder("{file}")\n'
+            "tokens = encoder(transform(numbers)[None])  # numbers [H, W, C] of the file's chosen channels -> [1, N, D]"
         )
     else:
         heads = "" if format_ != "published" or source.size in SIZES.values() else f", heads={source.size.heads}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,30 +46,32 @@ def infer_size(tensors: Mapping[str, Tensor], heads: int | None, where: str) -> 
         what = f"no {', no '.join(missing)} (it has {shown} ...)"
         half = "a part of an encoder is missing" if len(missing) < 3 and _depth(tensors, "blocks") else "not a ViT encoder"
         raise WeightsError(f"{where}: {half}: {what}{family(tensors)}")
-    width, patch = _check_patches(tensors["patch_embed.proj.weight"], where)
+    width, channels, patch = _check_patches(tensors["patch_embed.proj.weight"], where)
     depth = _depth(tensors, "blocks")
     hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
     if heads is not None:
         if width % heads:
             raise WeightsError(f"{where}: {heads} heads do not divide the width {width}")
-        return Size(width, depth, heads, hidden), patch, None
+        return Size(width, depth, heads, hidden, channels=channels), patch, None
     for name, row in SIZES.items():
         if (row.width, row.depth, row.mlp_hidden) == (width, depth, hidden):
             note = f"heads: {row.heads}, those of '{name}' (the file does not say; give heads if it has another number)"
-            return row, patch, note
+            return replace(row, channels=channels), patch, note
     raise WeightsError(
         f"{where}: the file does not say how many attention heads this encoder has (width {width}, depth {depth}, mlp "
         f"{hidden} is no size known here): give it (--heads N; heads=N in Python)"
     )
 
 
-def _check_patches(weight: Tensor, where: str) -> tuple[int, int]:
-    """Width and patch size from the patch embedding."""
+def _check_patches(weight: Tensor, where: str) -> tuple[int, int, int]:
+    """Width, channels and patch size from the patch embedding."""
     shape = list(weight.shape)
     if len(shape) == 4:
-        return shape[0], shape[2]
+        return shape[0], shape[1], shape[2]
     what = {5: "patches of video (a V-JEPA encoder?)", 2: "patches flattened for a linear layer"}.get(len(shape), "no patches")
-    raise WeightsError(f"{where}: patch_embed.proj.weight is {shape}: {what}; expected [width, 3, patch, patch] of images")
+    raise WeightsError(
+        f"{where}: patch_embed.proj.weight is {shape}: {what}; expected [width, channels, patch, patch] of images"
+    )
 
 
 def _depth(tensors: Mapping[str, Tensor], stem: str) -> int:

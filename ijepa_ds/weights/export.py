@@ -78,7 +78,8 @@ def _write(source: Source, folder: Path, format_: str, which: str, dtype: str) -
     if format_ == "hf":
         tensors = formats.hugging_face_tensors(source, which, type_)
         _write_json(folder / "config.json", formats.hugging_face_config(source, dtype))
-        _write_json(folder / "preprocessor_config.json", formats.hugging_face_preprocessor(source))
+        if source.size.channels == 3 and (source.config is None or source.values.plain):  # else no processor fits
+            _write_json(folder / "preprocessor_config.json", formats.hugging_face_preprocessor(source))
     elif which == "all":
         tensors = formats.all_tensors(source, type_, formats.LABELS)
     else:

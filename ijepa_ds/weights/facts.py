@@ -11,7 +11,10 @@ from torch import Tensor
 
 from ijepa_ds.config import Config
 from ijepa_ds.config.sizes import Size
-from ijepa_ds.data.transforms import normalize, resize_centre_crop
+from ijepa_ds.data.planes import planes_of
+from ijepa_ds.data.rasters import Window
+from ijepa_ds.data.transforms import joined, normalize, resize_centre_crop
+from ijepa_ds.data.values import PLAIN, Values
 from ijepa_ds.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -29,15 +32,25 @@ class Transform:
         size: side of the output in pixels.
         mean: per channel, for pixels in 0 .. 1.
         std: per channel.
+        values: how images become channels.
     """
 
     size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    values: Values = PLAIN
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Resize the shorter side to 256/224 of `size`, centre-crop, normalise: float32 [3, size, size]."""
-        pixels = torch.from_numpy(np.asarray(resize_centre_crop(image, self.size)).copy())
+    def __call__(self, image: Image.Image | np.ndarray) -> Tensor:
+        """Resize the shorter side to 256/224 of `size`, centre-crop, normalise: float32 [C, size, size].
+
+        Args:
+            image: an image, converted to RGB; for an encoder of other channels, or of deeper values, the numbers of the
+                chosen channels as in the file, [H, W, C].
+        """
+        if self.values.plain != isinstance(image, Image.Image) or len(self.mean) != self.values.count:
+            raise WeightsError(f"expected {'an image' if self.values.plain else f'numbers [H, W, {len(self.mean)}]'}")
+        layers = [image] if isinstance(image, Image.Image) else planes_of(Window(image), self.values)[0]
+        pixels = torch.from_numpy(joined([resize_centre_crop(layer, self.size) for layer in layers]).copy())
         return normalize(pixels[None], self.mean, self.std, torch.float32)[0]
 
 
@@ -69,8 +82,8 @@ class Facts:
     patch_size: int
     image_size: int
     position_grid: int
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     eps: float = 1e-6
     config: Config | None = None
     notes: tuple[str, ...] = ()
@@ -78,4 +91,5 @@ class Facts:
     @property
     def transform(self) -> Transform:
         """The transform from an image to the encoder's input."""
-        return Transform(self.image_size, self.mean, self.std)
+        values = Values.of(self.config.data) if self.config else PLAIN
+        return Transform(self.image_size, self.mean, self.std, values)

@@ -129,7 +129,7 @@ def hugging_face_config(source: Source, dtype: str) -> dict[str, Any]:
         "layer_norm_eps": source.eps,
         "image_size": source.grid * source.patch_size,
         "patch_size": source.patch_size,
-        "num_channels": 3,
+        "num_channels": source.size.channels,
         "qkv_bias": True,
         "torch_dtype": dtype,
     }
@@ -163,8 +163,9 @@ def timm_model(source: Source) -> tuple[str, dict[str, Any]]:
     """The timm model name of an encoder, and the arguments of `create_model`."""
     size, side = source.size, source.grid * source.patch_size
     name = _TIMM.get((size.width, size.depth, size.mlp_hidden, source.patch_size, side))
+    channels = {} if size.channels == 3 else {"in_chans": size.channels}
     if name and size.heads == 16:
-        return name, {}
+        return name, channels
     ratio = size.mlp_hidden / size.width
     arguments = {
         "img_size": side,
@@ -175,7 +176,7 @@ def timm_model(source: Source) -> tuple[str, dict[str, Any]]:
         "mlp_ratio": ratio if int(size.width * ratio) == size.mlp_hidden else (size.mlp_hidden + 0.5) / size.width,
         "num_classes": 0,
     }
-    return _TIMM_OTHER, arguments
+    return _TIMM_OTHER, arguments | channels
 
 
 def timm_config(source: Source) -> dict[str, Any]:
@@ -183,7 +184,7 @@ def timm_config(source: Source) -> dict[str, Any]:
     name, arguments = timm_model(source)
     side = source.grid * source.patch_size
     picture = {
-        "input_size": [3, side, side],
+        "input_size": [source.size.channels, side, side],
         "fixed_input_size": True,
         "interpolation": "bicubic",
         "crop_pct": 224 / 256,
@@ -226,6 +227,7 @@ def check_exportable(source: Source, format_: str, which: str) -> None:
         wide = f"its predictor's output has {source.predictor.outputs} values (targets.layers)"
         problems.append(f"{wide}, published ones {source.size.width}: use --format safetensors")
     options = [name for name in source.size.options if name != "drop_path"]  # used in training only
+    options = [name for name in options if name != "channels" or format_ == "published"]
     if format_ in ("timm", "hf", "published") and options:
         problems.append(f"it has {', '.join(options)}, which {format_} models do not support: use --format safetensors")
     if problems:

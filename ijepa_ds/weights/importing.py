@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+from dataclasses import replace
 
 from ijepa_ds.config.sizes import SIZES
 from ijepa_ds.weights import check
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 def describe(source: Source) -> str:
     """A short text about a source."""
     size, side = source.size, source.grid * source.patch_size
-    row = next((f"'{name}'" for name, known in SIZES.items() if known == size), "own size")
+    row = next((f"'{name}'" for name, known in SIZES.items() if known == replace(size, channels=3)), "own size")
     count = sum(math.prod(shape) for shape in check.encoder_shapes(size, source.patch_size).values())
     shape = f"width {size.width}, depth {size.depth}, {size.heads} heads, mlp {size.mlp_hidden}"
     grid, positions = source.grid, source.position_grid
@@ -29,7 +30,7 @@ def describe(source: Source) -> str:
         f"{source.path}: {source.kind}" + ("" if source.step is None else f", step {source.step}"),
         f"  holds      {', '.join(source.parts)}",
         f"  encoder    {row}: {shape}; {count:,} parameters",
-        f"  images     {side} x {side}, patches of {source.patch_size}: {grid} x {grid}{learnt}",
+        f"  images     {side} x {side}, patches of {source.patch_size}: {grid} x {grid}{learnt}; {size.channels} channels",
         f"  pixels     mean {list(source.mean)}, deviation {list(source.std)}",
     ]
     if source.predictor:

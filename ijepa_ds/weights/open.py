@@ -204,7 +204,7 @@ def _open_described_folder(folder: Path, heads: int | None) -> Source:
         )
     wrong = [
         f"{key} is {described.get(key, default)!r}"
-        for key, default in (("qkv_bias", True), ("hidden_act", "gelu"), ("num_channels", 3))
+        for key, default in (("qkv_bias", True), ("hidden_act", "gelu"))
         if described.get(key, default) != default
     ]
     if wrong:

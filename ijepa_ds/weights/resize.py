@@ -1,4 +1,4 @@
-"""Resizes weights to another image or patch size."""
+"""Resizes weights to another image or patch size, or another number of channels."""
 
 from __future__ import annotations
 
@@ -44,6 +44,35 @@ def resized(source: Source, image_size: int | None = None, patch_size: int | Non
         where = f"between the learnt {learnt} x {learnt}" if learnt != grid else f"at 0 ... {grid - 1}, as in a fresh start"
         notes.append(f"{grid} x {grid} patches instead of {before} x {before}: sine-cosine positions evaluated {where}")
     return replace(source, parts=parts, patch_size=patch_size, grid=grid, notes=tuple(notes))
+
+
+def with_channels(source: Source, channels: int, how: str) -> Source:
+    """A source for images of other channels; its notes say how the patch embedding was filled.
+
+    The response to an image whose channels are all equal stays the same if the source's channels are.
+
+    Args:
+        source: not modified.
+        channels: C.
+        how: `average`: each channel gets the average of the kernels; `repeat`: the kernels in turn (R, G, B, R, ...). Both
+            are scaled by the source's channels / C.
+    """
+    there = source.size.channels
+    if channels == there:
+        return source
+    parts, scale = dict(source.parts), there / channels
+    for label, tensors in source.parts.items():
+        if label == "predictor":
+            continue
+        kernels = tensors[_PATCHES].float()  # [D, there, P, P]
+        if how == "average":
+            filled = kernels.mean(dim=1, keepdim=True).expand(-1, channels, -1, -1) * scale
+        else:
+            filled = kernels[:, [channel % there for channel in range(channels)]] * scale
+        parts[label] = _with(tensors, _PATCHES, filled.contiguous())
+    what = f"the average of its {there} kernels" if how == "average" else f"its {there} kernels in turn"
+    note = f"patch embedding of {channels} channels instead of {there}: {what}, times {there}/{channels} (model.init_channels)"
+    return replace(source, parts=parts, size=replace(source.size, channels=channels), notes=(*source.notes, note))
 
 
 def _with(tensors: Mapping[str, Tensor], name: str, value: Tensor) -> LazyTensors:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ijepa_ds.config import Config
 from ijepa_ds.config.sizes import Size
+from ijepa_ds.data.values import PLAIN, Values
 from ijepa_ds.weights import check
 from ijepa_ds.weights.check import PredictorSize
 from ijepa_ds.weights.facts import IMAGENET_MEAN, IMAGENET_STD, WeightsError
@@ -43,12 +44,23 @@ class Source:
     grid: int
     position_grid: int
     predictor: PredictorSize | None = None
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     eps: float = 1e-6
     step: int | None = None
     config: Config | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def values(self) -> Values:
+        """How images become the encoder's channels.
+
+        Raises:
+            WeightsError: the channels are not RGB, and the file does not say.
+        """
+        if self.config is None and self.size.channels != 3:
+            raise WeightsError(f"{self.path}: does not say how images become its {self.size.channels} channels; name the run")
+        return Values.of(self.config.data) if self.config else PLAIN
 
     def choose(self, which: str | None) -> str:
         """Return the part to use for `which`; None: the target, or the only encoder.
@@ -113,7 +125,12 @@ def assemble(
         size, patch, note = check.infer_size(next(iter(encoders.values())), description.heads, str(path))
         grid, learnt = check.infer_grids(next(iter(encoders.values()))["pos_embed"], str(path))
         notes += [note] if note else []
-    if description.mean is None or description.std is None:
+    mean, std = description.mean, description.std
+    if size.channels != 3 and (mean is None or std is None):
+        mean, std = (0.0,) * size.channels, (1.0,) * size.channels
+        notes.append("mean and deviation of the pixels: 0 and 1 (the file does not say)")
+    if mean is None or std is None:
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
         notes.append("mean and deviation of the pixels: ImageNet's, as in the published runs (the file does not say)")
     shapes = check.encoder_shapes(size, patch)
     for label, tensors in encoders.items():
@@ -139,8 +156,8 @@ def assemble(
         grid=grid,
         position_grid=learnt,
         predictor=predictor,
-        mean=tuple(description.mean or IMAGENET_MEAN),  # type: ignore[arg-type]
-        std=tuple(description.std or IMAGENET_STD),  # type: ignore[arg-type]
+        mean=tuple(mean),
+        std=tuple(std),
         eps=description.eps,
         step=description.step,
         config=description.config,

@@ -17,7 +17,7 @@ from ijepa_ds.config.sizes import Size, size_of
 from ijepa_ds.model.vit import initial_value
 from ijepa_ds.weights.facts import WeightsError
 from ijepa_ds.weights.open import open_source
-from ijepa_ds.weights.resize import resized
+from ijepa_ds.weights.resize import resized, with_channels
 from ijepa_ds.weights.source import Source
 
 
@@ -104,6 +104,8 @@ def open_start(cfg: Config, path: str | None = None, verify: bool = True) -> Sta
     # the run's own setting wins
     source = replace(source, position_grid=cfg.model.position_grid or cfg.grid)
     source = resized(source, cfg.data.crop_size, cfg.model.patch_size)
+    if cfg.model.init_channels:
+        source = with_channels(source, cfg.model.channels, cfg.model.init_channels)
     context = "context" if "context" in encoders else encoders[0]
     target = "target" if "target" in encoders else encoders[0]
     notes = (*source.notes, *_notes(cfg, source, context, target))
@@ -112,7 +114,14 @@ def open_start(cfg: Config, path: str | None = None, verify: bool = True) -> Sta
 
 def _encoder_problems(cfg: Config, source: Source) -> list[str]:
     here, there = _shape(size_of(cfg.model)), _shape(source.size)
-    return [f"model.{key} is {here[key]} here, {there[key]} there" for key in here if here[key] != there[key]]
+    if cfg.model.init_channels:
+        there["channels"] = here["channels"]
+    hint = " (model.init_channels says how to convert it)" if here["channels"] != there["channels"] else ""
+    return [
+        f"model.{key} is {here[key]} here, {there[key]} there" + (hint if key == "channels" else "")
+        for key in here
+        if here[key] != there[key]
+    ]
 
 
 def _shape(size: Size) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def describe(folder: Path, described: Mapping[str, Any]) -> Description:
     if not isinstance(act, nn.GELU) or act.approximate != "none":
         raise WeightsError(f"{where}: not supported: {name!r} has the activation {act}; I-JEPA's encoders have GELU")
     picture = described.get("pretrained_cfg") or {}
-    mean, std = (_three(where, picture, key) for key in ("mean", "std"))
+    mean, std = (_channels(where, picture, key, arguments.get("in_chans", 3)) for key in ("mean", "std"))
     return Description(kind="timm", heads=block.attn.num_heads, mean=mean, std=std, eps=network.norm.eps)
 
 
@@ -101,11 +101,11 @@ def _build(where: Path, name: str, arguments: Mapping[str, Any]) -> Any:
         raise WeightsError(f"{where}: timm cannot build {name!r} with {dict(arguments)}: {error}") from error
 
 
-def _three(where: Path, picture: object, key: str) -> tuple[float, ...] | None:
-    """Mean or deviation of the three channels; None: the file does not say."""
+def _channels(where: Path, picture: object, key: str, count: int) -> tuple[float, ...] | None:
+    """Mean or deviation of the channels; None: the file does not say."""
     value = picture.get(key) if isinstance(picture, dict) else None
     if value is None:
         return None
-    if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(map(_is_rate, value)):
-        raise WeightsError(f"{where}: pretrained_cfg.{key} is {str(value)[:80]!r}: expected three numbers")
+    if not isinstance(value, (list, tuple)) or len(value) != count or not all(map(_is_rate, value)):
+        raise WeightsError(f"{where}: pretrained_cfg.{key} is {str(value)[:80]!r}: expected {count} numbers")
     return tuple(map(float, value))

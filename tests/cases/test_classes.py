@@ -157,8 +157,8 @@ def test_files_with_other_endings_are_counted(tmp_path, caplog):
         "c/1.jpg": IMAGES[0],
         "c/2.jfif": IMAGES[1],
         "c/3.JPE": IMAGES[2],
-        "c/4.tif": b"x",
-        "c/5.TIF": b"x",
+        "c/4.heic": b"x",
+        "c/5.HEIC": b"x",
         "c/6.gif": b"x",
         "scenes.json": b"{}",  # of `ijepa-ds data scenes`
         "c/scenes.json": b"{}",
@@ -168,4 +168,4 @@ def test_files_with_other_endings_are_counted(tmp_path, caplog):
     for source in ("tree", "x.tar"):
         caplog.clear()
         assert len(open_source(str(tmp_path / source))) == 3
-        assert "3 files with other endings left out (.tif 2, .gif 1)" in caplog.text
+        assert "3 files with other endings left out (.heic 2, .gif 1)" in caplog.text

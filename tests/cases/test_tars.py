@@ -197,7 +197,7 @@ def test_tars_without_images_say_what_they_hold(tmp_path):
     with pytest.raises(ValueError, match=r"1 tars with no files: archives of zeros alone"):
         opened(tmp_path / "x.tar", bytes(10240))
     with pytest.raises(ValueError, match=r"1 tars with 2 files, none with a name ending in \.bmp"):
-        opened(tmp_path / "x.tar", tar_of({"a/1.tif": b"x", "notes.txt": b"x"}))
+        opened(tmp_path / "x.tar", tar_of({"a/1.heic": b"x", "notes.txt": b"x"}))
 
 
 def test_other_files_beside_tars_are_counted(tmp_path, caplog):

@@ -3,7 +3,7 @@
 import pytest
 
 from ijepa_ds.cluster.judge import EVAL, READ, SCAN, SILENCE, STORAGE, WRITE, Hang, Lost, Role, is_overdue, judge, role, words
-from ijepa_ds.cluster.peers import Peer, Report, describe_hosts
+from ijepa_ds.cluster.peers import Peer, Report, describe_hosts, spell_ranks
 from ijepa_ds.cluster.processes import Process
 
 NOW, TIMEOUT = 1000.0, 60.0
@@ -99,6 +99,12 @@ def test_a_report_that_is_read_again_is_not_news() -> None:
 def test_hosts_are_listed_with_their_ranks() -> None:
     assert describe_hosts(job(1, 1, 1, 1, places="aaba")) == "host-a: ranks 0, 1, 3; host-b: rank 2"
     assert describe_hosts(job(1, 1, 1)) == "host-a: ranks 0-2"
+
+
+def test_ranks_are_spelled_shortly() -> None:
+    assert [spell_ranks(ranks) for ranks in ([3], [3, 4], [0, 1, 3])] == ["rank 3", "ranks 3-4", "ranks 0, 1, 3"]
+    assert spell_ranks([*range(777), *range(778, 1024)]) == "ranks 0-776, 778-1023"
+    assert spell_ranks(list(range(0, 4096, 2))) == f"ranks {', '.join(map(str, range(0, 32, 2)))} and 2032 more"
 
 
 def told(*where: tuple[int, str, int, float, bool], places: str = "") -> list[Peer]:

@@ -92,7 +92,7 @@ FREE = {
     *("run.keep_last", "run.keep_every", "run.start_timeout", "run.hang_timeout", "run.max_nonfinite"),
     *("data.source", "data.loader", "data.decoder", "data.threads", "data.readers", "data.prefetch", "data.max_pixels"),
     *("data.max_bad", "data.max_bad_share", "data.class_level", "data.tar_end", "data.storage_timeout"),
-    *("data.image_column", "data.label_column", "data.parquet_cache"),
+    *("data.image_column", "data.label_column", "data.parquet_cache", "data.shown"),
     *("model.activation_checkpointing", "model.recompute", "model.compile", "optimization.max_micro_batch"),
     *("eval.every", "eval.train", "eval.test", "eval.k", "eval.max_train", "eval.max_test"),
 }

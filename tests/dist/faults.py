@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from ijepa_ds import durable
+from ijepa_ds.cluster import watch
+from tests.dist.mounts import cover
 
 MOMENTS = {
     "meet": "ijepa_ds.training.start:meet",
@@ -37,11 +39,16 @@ def inject(rank: int, faults: list[dict[str, Any]]) -> None:
     """Make `{rank, moment, at, action}` happen: at the `at`-th call (from 1) of `moment` on `rank` (None: on all).
 
     Actions: kill (SIGKILL), hang (sleep for an hour), freeze (SIGSTOP), raise, nan (the loss), slow (`seconds` or 0.1, at
-    each call), storage (needs no moment: `break_storage`).
+    each call). These need no moment: storage (`break_storage`), cover (`mounts.cover`), first_limit (of the watch).
     """
     for fault in faults:
         if fault["action"] == "storage":
             break_storage(fault["seed"])
+        elif fault["action"] == "first_limit":
+            watch._FIRST = fault["seconds"]
+        elif fault["action"] == "cover":
+            if fault["rank"] == rank:
+                cover(fault["folder"], fault["by"])
         elif fault.get("rank") in (None, rank):
             module, _, path = MOMENTS[fault["moment"]].partition(":")
             owner: Any = importlib.import_module(module)

@@ -166,7 +166,7 @@ def test_modes_come_back_even_after_an_error() -> None:
     assert encoder.seen == [(False, False, torch.float32)]
     assert encoder.training and not encoder.dropout.training
     with pytest.raises(ValueError, match=r"uint8 \[B, S, S, 3\]"):
-        extract(encoder, [images.astype(np.float32)], HALF, HALF, "cpu")
+        extract(encoder, [images.astype(np.float32) + 2], HALF, HALF, "cpu")
     assert encoder.training and not encoder.dropout.training
     with pytest.raises(ValueError, match="no images"):
         extract(encoder, [], HALF, HALF, "cpu")

@@ -55,8 +55,10 @@ def test_bad_images_are_exchanged_when_a_rank_has_found_some(found: int) -> None
 
 
 def test_the_report_gets_the_pixels_of_the_last_micro_batch() -> None:
-    reporter, pixels = Recorder(), torch.zeros(1)
-    Report(make_run(bad=[1, 2, 3]), SimpleNamespace(pixels=pixels), reporter).after_step(replace(made(6), figures=FIGURES))  # type: ignore[arg-type]
+    reporter, pixels, phases = Recorder(), torch.zeros(1), list[str]()
+    run = make_run(bad=[1, 2, 3], watch=SimpleNamespace(doing=phases.append))
+    Report(run, SimpleNamespace(pixels=pixels), reporter).after_step(replace(made(6), figures=FIGURES))  # type: ignore[arg-type]
+    assert phases == ["writing metrics and logs"]  # on a disk that may hang
     assert reporter.calls == [("after_step", 6, None, None, pixels, True, 3, FIGURES)]
 
 

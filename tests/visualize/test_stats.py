@@ -1,6 +1,7 @@
 """`ijepa-ds data stats`: counts, moments and percentiles against numpy, duplicates, kinds of files, damaged images."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -87,3 +88,34 @@ def test_nothing_readable(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
     assert cli.main(["data", "stats", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "none of the images looked at can be read" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_other_channels_are_measured_in_the_numbers_of_the_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rng, root = np.random.default_rng(0), tmp_path / "images"
+    root.mkdir()
+    arrays = [rng.integers(100, 4000, (20 + i, 30, 2)).astype(np.float32) + [0, 1000] for i in range(8)]
+    for number, array in enumerate(arrays):
+        array = array.astype(np.float32)
+        array[:5, :, 1] = np.nan
+        arrays[number] = array
+        np.save(root / f"{number}.npy", array)
+    np.save(root / "odd.npy", np.zeros((20, 20), np.float32))
+    given = ["data", "stats", str(root), "--out", str(tmp_path / "o"), "--workers", "1"]
+    with caplog.at_level(logging.INFO, "ijepa_ds"):
+        assert cli.main([*given, "--arrays", "hwc"]) == 0
+    facts = json.loads((tmp_path / "o" / "stats.json").read_text())
+    low = np.min([np.nanmin(a, axis=(0, 1)) for a in arrays], axis=0)
+    high = np.max([np.nanmax(a, axis=(0, 1)) for a in arrays], axis=0)
+    scaled = [(a.astype(np.float64) - low) / (high - low) for a in arrays]
+    mean = np.mean([np.nanmean(a, axis=(0, 1)) for a in scaled], axis=0)
+    second = np.mean([np.nanmean(a**2, axis=(0, 1)) for a in scaled], axis=0)
+    np.testing.assert_allclose(facts["mean"], mean, rtol=1e-4)
+    np.testing.assert_allclose(facts["std"], np.sqrt(second - mean**2), rtol=1e-4)
+    np.testing.assert_allclose([facts["offset"], facts["scale"]], [low, high])
+    np.testing.assert_allclose(facts["without_data"], [0, np.mean([5 / len(a) for a in arrays])], rtol=1e-4)
+    assert facts["looked_at"] == 8 and facts["unreadable"] == 1 and facts["kinds"] == [{"channels": 2, "bits": 32, "images": 8}]
+    points = np.concatenate([a[..., 0].ravel() for a in arrays])
+    assert abs(facts["clipped_scale"][0] - np.percentile(points, 99)) < 60 and (tmp_path / "o" / "stats.png").exists()
+    told = caplog.text
+    assert "odd.npy" in told and "1 channel of float32, but most images of the source have 2" in told
+    assert "model:\n  channels: 2\ndata:\n  offset: [" in told and "outside: clip" in told
