@@ -24,6 +24,7 @@ def _loop(world: int, stage: int, precision: str = "float32") -> str:
 
 
 _LOOP, _LOOP_OF_TWO = _loop(1, 3), _loop(2, 3)
+_FLAT = "tests/model/test_flat.py"
 _PARITY = "tests/model/test_parity.py"
 _OTHERS = "tests/test_files_of_others.py"
 _SCHEDULES = "tests/config/test_schedules.py tests/model/test_parity.py"
@@ -176,7 +177,14 @@ MUTATIONS = [
         'group["weight_decay"] = weight_decay',
         _LOOP,
     ),
-    Mutation("ijepa_ds/training/engine.py", "p.shape)) > 1 and not", "p.shape)) > 2 and not", _LOOP),
+    Mutation("ijepa_ds/model/flat.py", "len(shape) > 1 and not", "len(shape) > 2 and not", _LOOP),
+    Mutation("ijepa_ds/model/flat.py", "Part(name, start, parameter.shape)", "Part(name, 0, parameter.shape)", _FLAT),
+    Mutation("ijepa_ds/model/flat.py", "forgets = forget_weights and", "forgets = False and", _FLAT + " -k 'kept and None'"),
+    Mutation("ijepa_ds/model/flat.py", "_Slices.apply(flat, sizes)", "flat.split(sizes)", _FLAT + " -k 'kept and aot'"),
+    Mutation("ijepa_ds/model/flat.py", "owner.__dict__[field] = None", "pass", _FLAT + " -k 'bits or outlive'"),
+    Mutation("ijepa_ds/model/flat.py", "tensor.storage_offset() - flat.storage_offset()", "0", _FLAT + " -k 'kept and None'"),
+    Mutation("ijepa_ds/zero/layout.py", "offset = piece.offset + begin - piece.start", "offset = piece.offset", _LOOP_OF_TWO),
+    Mutation("ijepa_ds/zero/layout.py", "Piece(part.name, begin - part.start,", "Piece(part.name, 0,", _LOOP_OF_TWO),
     Mutation("ijepa_ds/training/engine.py", "(settings.lr, settings.weight_decay)", "(settings.lr, 0.0)", _LOOP),
     Mutation(
         "ijepa_ds/training/engine.py", "found_inf = skip.float()", "found_inf = torch.zeros_like(skip).float()", _loop(1, 0)

@@ -19,7 +19,7 @@ def measure(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int, 
     """Records of both updates, of the slowest rank."""
     engine = Engine(cfg, ds_config, initialise_distributed())
     watch, config = Stopwatch(engine.device), settings(cfg, engine, plan)
-    shapes = [getattr(p, "ds_shape", p.shape) for p in engine.module.encoder.parameters()]
+    shapes = engine.ema.layout.shapes.values()
     targets, sources = ([torch.full(s, value, device=engine.device) for s in shapes] for value in (0.0, 1.0))
     for repeat in range(WARM + repeats):
         barrier()

@@ -74,7 +74,7 @@ def _published_loop(engine: Engine, most: int = 150_000_000) -> float | None:
     """Seconds of the published EMA update, a loop over all encoder parameters; None for large encoders."""
     if engine.num_parameters["encoder"] > most:
         return None
-    shapes = [getattr(p, "ds_shape", p.shape) for p in engine.module.encoder.parameters()]
+    shapes = engine.ema.layout.shapes.values()
     targets: list[Tensor] = [torch.zeros(s, device=engine.device) for s in shapes]
     sources: list[Tensor] = [torch.ones(s, device=engine.device) for s in shapes]
     best, clock = float("inf"), time.perf_counter if engine.device.type == "cuda" else time.process_time

@@ -68,13 +68,8 @@ def load(layout: ZeroLayout, ema: ShardedEMA, reader: CheckpointReader, beat: Ca
 def _check_complete(layout: ZeroLayout, ema: ShardedEMA, reader: CheckpointReader) -> None:
     """Check that every element of every parameter is there, before anything is overwritten."""
     kinds = ("master", *(_MOMENTS if reader.manifest["adam_step"] else ()))
-    expected = {
-        f"{kind}/{name}": getattr(parameter, "ds_numel", parameter.numel())
-        for name, parameter in layout.named.items()
-        for kind in kinds
-    }
-    for name, parameter in ema.layout.named.items():
-        expected[f"ema/encoder.{name}"] = getattr(parameter, "ds_numel", parameter.numel())
+    expected = {f"{kind}/{name}": shape.numel() for name, shape in layout.shapes.items() for kind in kinds}
+    expected |= {f"ema/encoder.{name}": shape.numel() for name, shape in ema.layout.shapes.items()}
     for key, numel in expected.items():
         found = reader.numel(key)
         if found != numel:

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from ijepa_ds import counter
 from ijepa_ds.config.sizes import Size
+from ijepa_ds.model import flat
 
 CHECKPOINTING = ("none", "selective", "full")
 _SAVED_OPS = {  # selective checkpointing saves the results of matrix products and fused attention
@@ -108,6 +109,13 @@ def make_blocks(size: Size) -> nn.ModuleList:
             if hasattr(block, name):
                 setattr(block, name, DropPath(rate))
     return blocks
+
+
+def flatten_blocks(model: nn.Module, forget_weights: bool) -> None:
+    """Make the parameters of every block of a model two tensors (`flat.flatten`), in place."""
+    for module in list(model.modules()):
+        if isinstance(module, BLOCKS):
+            flat.flatten(module, forget_weights)
 
 
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor, checkpointing: str, *more: Tensor) -> Tensor:

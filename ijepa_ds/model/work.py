@@ -19,7 +19,7 @@ _STEPS = 32  # steps whose masks are drawn to measure their lengths
 
 @dataclass(frozen=True)
 class Parameter:
-    """One weight tensor.
+    """One weight tensor of a training model (`model.flat`).
 
     Attributes:
         part: "encoder" or "predictor".
@@ -101,7 +101,7 @@ class Work:
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
-        """All trainable tensors, in module order."""
+        """All trainable tensors, in module order; a block has two."""
         return (*_encoder(self), *_predictor(self))
 
     def count(self, part: str | None = None) -> int:
@@ -177,6 +177,13 @@ def _vectors(part: str, module: str, *numels: int) -> Iterator[Parameter]:
 
 
 def _block(part: str, module: str, size: Size) -> Iterator[Parameter]:
+    published = list(_published(part, module, size))
+    for decay in (True, False):
+        yield Parameter(part, module, sum(p.numel for p in published if p.decay == decay), decay)
+
+
+def _published(part: str, module: str, size: Size) -> Iterator[Parameter]:
+    """The published parameters of a block."""
     d, h = size.width, size.mlp_hidden
     if size.qk_norm:
         yield from _vectors(part, module, *[d // size.heads] * 4)

@@ -17,6 +17,7 @@ from ijepa_ds.plan.traffic import Message
 # sums and GELU. Eager ones are counted by tests/plan/test_host.py; compiled: 5 + 4 fused kernels, 13 + 8 backward.
 _EAGER, _COMPILED = (18, 28), (9, 21)
 _OF_GRADIENT = 2  # copies of a gradient: into the bucket, and out of it
+_JOINS = 2  # concatenations of the gradients of a block's two tensors (model.flat)
 _REST = 150  # embedding, masks, loss, optimizer and EMA
 KERNELS = 1.4  # that an operation launches on a GPU: some products and sums take two
 
@@ -91,7 +92,8 @@ def host_of(work: Work, spread: Spread, device: Device, messages: list[Message],
     """
     code = code or Code()
     rounds, tensors = spread.accumulation, work.tensors(code.block_tensors)
-    operations = rounds * (_operations(work) + _OF_GRADIENT * tensors) + _REST
+    joins = 0 if code.block_tensors else _JOINS * work.blocks
+    operations = rounds * (_operations(work) + joins + _OF_GRADIENT * tensors) + _REST
     attention_calls = rounds * (work.target_size.depth + work.blocks)
     if spread.stage:
         hooks = rounds * tensors * GRADIENT

@@ -131,13 +131,13 @@ def _passes(flops: Flops, seconds: float) -> tuple[float, float]:
 def optimizer_bytes(work: Work, spread: Spread) -> float:
     """Return the bytes that gradients, AdamW and EMA move on a rank in one step.
 
-    A gradient is copied into a bucket and divided (4b); the rank's share is copied out in float32, measured for the norm,
-    and applied; the new weights and the target are rounded to b bytes.
+    A gradient is joined to those of its block (2b), copied into a bucket and divided (4b); the rank's share is copied out in
+    float32, measured for the norm, and applied; the new weights and the target are rounded to b bytes.
     """
     every, encoder, b = work.count(), work.count("encoder"), work.weight_bytes
     share = spread.world if spread.stage > 0 else 1
     once = (b + 4 + 4 + _ADAM + 4 + b) * every + (_EMA + 4 + b) * encoder
-    return 4 * b * every * spread.accumulation + once / share
+    return 6 * b * every * spread.accumulation + once / share
 
 
 def elementwise_bytes(work: Work) -> float:

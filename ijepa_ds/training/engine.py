@@ -18,8 +18,8 @@ from torch import Tensor
 from ijepa_ds.config import Config
 from ijepa_ds.config.schedules import StepSettings
 from ijepa_ds.masks.sampler import Masks
-from ijepa_ds.model import compiling, cpu, ijepa
-from ijepa_ds.model.blocks import BLOCKS
+from ijepa_ds.model import compiling, cpu, flat, ijepa
+from ijepa_ds.model.blocks import BLOCKS, flatten_blocks
 from ijepa_ds.model.vit import initial_value
 from ijepa_ds.weights.start import Start
 from ijepa_ds.zero import hooks, linear
@@ -54,8 +54,11 @@ class Engine:
         if device.type == "cpu":  # on a GPU the networks are not in host memory
             cpu.give_memory_back()
         self.note = linear.install(self.stage)  # for the banner
-        with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=self.stage == 3):
+        with torch.device("meta"):
             model = ijepa.build(cfg)
+        flatten_blocks(model, forget_weights=self.stage == 3 and not cfg.model.activation_checkpointing)
+        with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=self.stage == 3):
+            flat.materialise(model)
         place_buffers(model, device)
         if device.type == "cuda":
             # Mask lengths change from step to step; cuDNN's attention makes a new plan for each: 1.5 ms a call on an H100.
@@ -100,9 +103,8 @@ class Engine:
     @torch.no_grad()
     def _fill(self, seed: int, start: Start | None) -> None:
         """Write the start values into this rank's master weights, then update the model."""
-        shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in self.layout.named.items()}
         for piece in self.layout.pieces:
-            shape = shapes[piece.name]
+            shape = self.layout.shapes[piece.name]
             if start:
                 value = start.student(piece.name, shape)
             else:
@@ -191,7 +193,7 @@ class Engine:
 def parameter_groups(model: ijepa.IJEPA) -> list[dict[str, Any]]:
     """Optimizer groups: encoder and predictor separately, because the EMA needs it, each with and without weight decay.
 
-    Biases and 1-D parameters have no weight decay; the mask token (3-D) has, as in the published runs.
+    `flat.is_decayed` says which is which. All parts of a flat parameter are the same in this.
     """
     groups = []
     for part in (model.encoder, model.predictor):
@@ -199,7 +201,7 @@ def parameter_groups(model: ijepa.IJEPA) -> list[dict[str, Any]]:
             members = [
                 p
                 for name, p in part.named_parameters()
-                if (len(getattr(p, "ds_shape", p.shape)) > 1 and not name.endswith(".bias")) == decay
+                if {flat.is_decayed(held.name, held.shape) for held in flat.parts_of(name, p)} == {decay}
             ]
             groups.append({"params": members, "decay": decay, "weight_decay": 0.0})
     return groups

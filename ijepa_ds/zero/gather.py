@@ -29,8 +29,8 @@ def gathered(layout: ZeroLayout, buffers: Sequence[Tensor]) -> Iterator[tuple[st
         pieces.setdefault(piece.name, []).append(piece)
     device = next(iter(layout.named.values())).device  # for collectives; offloaded buffers are in host memory
     held, total = torch.zeros((), dtype=torch.int64, device=device), 0
-    for name, parameter in layout.named.items():
-        whole = torch.zeros(getattr(parameter, "ds_numel", parameter.numel()), dtype=torch.float32, device=device)
+    for name, shape in layout.shapes.items():
+        whole = torch.zeros(shape.numel(), dtype=torch.float32, device=device)
         for piece in pieces.get(name, ()):
             whole[piece.start : piece.start + piece.numel].copy_(layout.view(buffers[piece.slot], piece))
             held += piece.numel

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ijepa_ds.errors import UserError
+from ijepa_ds.model.flat import parts_of, published
 from ijepa_ds.versions import check_deepspeed
 from ijepa_ds.zero.disk import SwapFiles, mapped
 from ijepa_ds.zero.masters import Piece, masters_of
@@ -27,8 +28,9 @@ class ZeroLayout:
     Attributes:
         kind: kind of layout (`masters.py`).
         replicated: whether every rank holds all parameters (stage 0).
-        pieces: the parts of parameters on this rank.
-        named: the parameters.
+        pieces: the parts of published parameters on this rank.
+        shapes: the shape of every published parameter, by name.
+        named: the engine's parameters, which may hold several published ones (`model.flat`).
     """
 
     def __init__(self, engine: Any, named: dict[str, Any]) -> None:
@@ -48,7 +50,9 @@ class ZeroLayout:
             raise UserError("this DeepSpeed engine's master weights cannot be followed:\n" + "\n".join(reasons))
         self.engine, self.named = engine, named
         self._masters = masters_of(engine.optimizer, named)
-        self.kind, self.replicated, self.pieces = self._masters.kind, self._masters.replicated, self._masters.pieces
+        self.kind, self.replicated = self._masters.kind, self._masters.replicated
+        self.pieces = [part for piece in self._masters.pieces for part in _parts(piece, named[piece.name])]
+        self.shapes = {part.name: part.shape for part in published(named)}
         self._files = SwapFiles(engine.optimizer) if getattr(engine.optimizer, "swap_optimizer", False) else None
         for slot in range(self.num_slots):
             if self.master(slot).dtype != torch.float32:
@@ -156,3 +160,15 @@ class ZeroLayout:
         """Update the model's weights after master weights were overwritten (at start and on resume)."""
         if self.kind != "plain":  # there the parameters are the master weights
             self.publish([self.master(slot) for slot in range(self.num_slots)], self.bind(self.named))
+
+
+def _parts(piece: Piece, parameter: Any) -> list[Piece]:
+    """A piece of a parameter as pieces of the published parameters in it; pieces without elements are left out."""
+    found = []
+    for part in parts_of(piece.name, parameter):
+        begin = max(piece.start, part.start)
+        end = min(piece.start + piece.numel, part.start + part.numel)
+        if end > begin:
+            offset = piece.offset + begin - piece.start
+            found.append(Piece(part.name, begin - part.start, end - begin, piece.slot, offset))
+    return found

@@ -235,10 +235,14 @@ def gathered_target(engine: Any) -> dict[str, np.ndarray]:
     """The target encoder's weights as the forward pass sees them, whole, on every rank."""
     import deepspeed
 
+    from ijepa_ds.model.flat import parts_of
+
     result = {}
     for name, parameter in engine.module.target_encoder.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-            result[name] = parameter.detach().float().cpu().numpy().copy()
+            values = parameter.detach().flatten().float().cpu().numpy().copy()
+        for part in parts_of(name, parameter):
+            result[part.name] = values[part.start : part.start + part.numel].reshape(part.shape)
     return result
 
 

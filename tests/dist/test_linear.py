@@ -18,7 +18,7 @@ CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "float32, accumulated, small parameters stay whole": (
         2,
         "float32",
-        {"optimization": {"max_micro_batch": 2}, "extra": {"stage3_param_persistence_threshold": 200}},
+        {"optimization": {"max_micro_batch": 2}, "extra": {"stage3_param_persistence_threshold": 700}},
     ),
     "gathered again in backward": (2, "bfloat16", {"extra": NOTHING_KEPT}),
     # Two ranks: the sum of two numbers has no order.

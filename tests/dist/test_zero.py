@@ -203,6 +203,17 @@ def test_options_of_stage_3_equal_plain_pytorch(
         assert relative(results[0]["target"][name], parameter.detach().numpy()) < 1e-4, name
 
 
+@pytest.mark.parametrize(("stage", "shared"), [(1, False), (1, True), (2, False), (2, True), (3, False)])
+def test_a_block_larger_than_a_bucket_equals_plain_pytorch(
+    stage: int, shared: bool, ranks: Ranks, tmp_path: Path, images: Path, plain: reference.Trained
+) -> None:
+    """The gradient of a block's larger tensor has 27,648 elements; `shared`: by reduce-scatter and all-to-all."""
+    extra = {"reduce_bucket_size": 10_000} | ({"use_multi_rank_bucket_allreduce": shared} if stage < 3 else {})
+    results = ranks(2).run("train", **TRAIN, place=str(images), run=str(tmp_path), stage=stage, until=20, extra=extra)
+    np.testing.assert_allclose(mean_losses(results), plain.losses, rtol=1e-4)
+    assert max(worst(results[0]["folder"], plain.model).values()) < 1e-4
+
+
 @pytest.mark.skipif(not AsyncIOBuilder().is_compatible(verbose=False), reason="needs libaio")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_optimizer_states_on_disk_change_no_bit(precision: str, ranks: Ranks, tmp_path: Path, images: Path) -> None:

@@ -11,6 +11,7 @@ from ijepa_ds.config import MasksConfig, ModelConfig
 from ijepa_ds.config.sizes import Size
 from ijepa_ds.masks.sampler import build_sampler
 from ijepa_ds.model import compiling
+from ijepa_ds.model.blocks import flatten_blocks
 from ijepa_ds.model.ijepa import IJEPA
 from ijepa_ds.model.vit import Encoder, Predictor, initialise
 
@@ -54,6 +55,7 @@ def test_no_step_of_fifty_with_published_masks_compiles_again(options: dict) -> 
     initialise(model, 0)
     sampler = build_sampler(MasksConfig(), grid, 0, 2)
     images = torch.randn(2, 3, 8 * grid, 8 * grid)
+    flatten_blocks(model, forget_weights=True)
     torch._dynamo.reset()
     with mock.patch.object(compiling, "BACKEND", "eager"):
         compiling.compile_blocks(model)

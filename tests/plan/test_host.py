@@ -14,6 +14,7 @@ from ijepa_ds import cli, config
 from ijepa_ds.config import Config, load
 from ijepa_ds.config.deepspeed_json import load_deepspeed
 from ijepa_ds.masks.sampler import Masks
+from ijepa_ds.model.blocks import flatten_blocks
 from ijepa_ds.model.ijepa import build
 from ijepa_ds.model.work import Tokens, work_of
 from ijepa_ds.plan import host, latency, report, search
@@ -60,7 +61,7 @@ def test_python_limits_small_micro_batches(repository: Path, capsys: pytest.Capt
     """ViT-H on 512 A100s, four images each: Python takes longer than the GPU, whatever the stage."""
     where = ["--gpu", "a100-80g", "--nodes", "64", "--gpus-per-node", "8"]
     step = planned(repository, capsys, *where)["step_seconds"]
-    assert step["limit"] == "host" and step["expected"] > 0.2 > step["device"]
+    assert step["limit"] == "host" and step["expected"] > 0.15 > step["device"]
     three = planned(repository, capsys, *where, stage=3)["step_seconds"]
     assert three["host_seconds"] > step["host_seconds"] + 0.1
 
@@ -77,7 +78,7 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-VIEWS = {"view", "_unsafe_view", "t", "transpose", "permute", "unbind", "detach"}
+VIEWS = {"view", "_unsafe_view", "t", "transpose", "permute", "unbind", "detach", "split_with_sizes"}
 
 
 def test_operations_of_a_block_are_those_that_run(tmp_path: Path) -> None:
@@ -88,6 +89,7 @@ def test_operations_of_a_block_are_those_that_run(tmp_path: Path) -> None:
         predictor = replace(cfg.model.predictor, depth=depth)
         model = build(replace(cfg, model=replace(cfg.model, predictor=predictor, precision="bfloat16")))
         model = model.to(torch.bfloat16)
+        flatten_blocks(model, forget_weights=False)
         n, c, m = cfg.grid**2, cfg.masks.num_contexts, cfg.masks.num_targets
         masks = Masks(torch.arange(n).expand(2, c, n), torch.arange(n).expand(2, m, n))
         images = torch.zeros(2, 3, cfg.data.crop_size, cfg.data.crop_size, dtype=torch.bfloat16)
@@ -98,17 +100,23 @@ def test_operations_of_a_block_are_those_that_run(tmp_path: Path) -> None:
         for name, counter in (("forward", forward), ("backward", backward)):
             counts[name].append(sum(count for kind, count in counter.found.items() if kind not in VIEWS))
     per_block = tuple((more - fewer) / 2 for fewer, more in counts.values())
-    assert per_block == host._EAGER
+    forward_of_block, backward_of_block = host._EAGER
+    assert per_block == (forward_of_block, backward_of_block + host._JOINS)
 
 
-def test_gathers_of_a_step_are_those_that_were_counted(h14: Config, repository: Path) -> None:
-    """ViT-H with zero3_lean.json on two ranks: 66 gathers forward, 34 backward (docs/performance.md)."""
-    cfg = replace(h14, optimization=replace(h14.optimization, batch_size=2))
+def test_gathers_of_a_step_are_those_that_were_counted(repository: Path, tmp_path: Path) -> None:
+    """ViT-H's depth at 1/16 of its width, zero3_lean.json with buckets to match, 2 ranks: the engine's gathers, counted."""
+    narrow = "model.width=80 model.heads=1 model.mlp_hidden=320 model.predictor.width=24 model.predictor.heads=1"
+    cfg = load(repository / "configs/in1k_vith14.yaml", [*narrow.split(), "optimization.batch_size=2"])
+    settings = json.loads((repository / "ds_configs/zero3_lean.json").read_text())
+    for key in ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_live_parameters", "sub_group_size"):
+        settings["zero_optimization"][key] //= 256
+    (tmp_path / "lean.json").write_text(json.dumps(settings))
     batch = config.check(cfg, 2)
-    spread = spread_of(load_deepspeed(repository / "ds_configs/zero3_lean.json", cfg, batch), batch, 1, 2)
+    spread = spread_of(load_deepspeed(tmp_path / "lean.json", cfg, batch), batch, 1, 2)
     calls = {m.purpose: m.calls for m in traffic_of(work_of(cfg, Tokens(69, 43, 69, 43)), spread)}
-    assert calls["target's weights, forward"] + calls["weights, forward"] == 66
-    assert calls["weights, backward"] == 34
+    assert calls["target's weights, forward"] + calls["weights, forward"] == 68
+    assert (calls["weights, backward"], calls["gradients"]) == (32, 35)
 
 
 def test_reductions_to_owners_grow_with_the_ranks_and_buckets_do_not(h14: Config) -> None:

@@ -18,6 +18,7 @@ from ijepa_ds import cli, machine
 from ijepa_ds.config import Config, load
 from ijepa_ds.config.sizes import SIZES
 from ijepa_ds.masks.sampler import Masks, build_sampler
+from ijepa_ds.model.blocks import flatten_blocks
 from ijepa_ds.model.flops import flops_of
 from ijepa_ds.model.ijepa import IJEPA, build
 from ijepa_ds.model.work import Parameter, Tokens, Work, work_of
@@ -31,6 +32,7 @@ from ijepa_ds.plan.report import plan_of, table
 from ijepa_ds.plan.spread import Spread
 from ijepa_ds.plan.timing import seconds_of, timing_of
 from ijepa_ds.plan.traffic import Message, links_of, traffic_of
+from ijepa_ds.training.engine import parameter_groups
 from tests.dist import measured
 
 PUBLISHED = "configs/in1k_vith14.yaml"
@@ -66,10 +68,12 @@ OPTIONS: list[dict] = [
 def test_parameters_are_those_of_the_networks(name: str, options: dict, h14: Config) -> None:
     cfg = replace(h14, model=replace(h14.model, name=name, predictor=replace(h14.model.predictor, heads=12), **options))
     work, model = work_of(cfg, Tokens(69, 43, 69, 43)), on_meta(cfg)
+    flatten_blocks(model, forget_weights=False)
     for part in ("encoder", "predictor"):
         assert work.count(part) == sum(p.numel() for p in getattr(model, part).parameters())
-    ours = sorted(p.numel for p in work.parameters if p.decay)
-    assert ours == sorted(p.numel() for n, p in model.named_parameters() if p.requires_grad and p.ndim > 1)
+    for decay, group in enumerate(parameter_groups(model)[1::-1]):
+        ours = sorted(p.numel for p in work.parameters if p.part == "encoder" and p.decay == bool(decay))
+        assert ours == sorted(p.numel() for p in group["params"])
 
 
 def counted(cfg: Config, kc: int, kt: int) -> float:
