@@ -268,14 +268,14 @@ GROUPS = {
             "ijepa_ds.bench.data",
             "throughput of this loader, torchvision's, and decoding alone",
             "ijepa-ds bench data data/train --repeats 5",
-            "docs/data.md",
+            "docs/reading.md",
             "ijepa_ds.options.bench:data",
         ),
         "bench index": Verb(
             "ijepa_ds.bench.index",
             "open time, lookup time and memory of a large index",
             "ijepa-ds bench index --entries 14000000 --readers 8",
-            "docs/data.md",
+            "docs/reading.md",
             "ijepa_ds.options.bench:index",
         ),
         "bench eval": Verb(

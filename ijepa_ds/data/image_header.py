@@ -1,7 +1,7 @@
 """The header of an image file: size, format, and whether DALI is known to decode it differently from Pillow.
 
 Pillow on libjpeg-turbo and libpng defines the right pixels. Files of the kinds below go through Pillow also in the DALI
-loader (docs/data.md, "Decoders").
+loader (docs/reading.md, "Decoders").
 """
 
 from __future__ import annotations

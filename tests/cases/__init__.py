@@ -1,1 +1,1 @@
-"""What happens to unusual data: every kind of input of docs/data.md ("What happens to ..."), made by code."""
+"""What happens to unusual data: every kind of input of docs/reading.md ("What happens to ..."), made by code."""

@@ -1,4 +1,4 @@
-"""Every row of the tables "What happens to ..." of docs/data.md names a kind that a test of this folder covers."""
+"""Every row of the tables "What happens to ..." of docs/reading.md names a kind that a test of this folder covers."""
 
 import re
 from pathlib import Path
@@ -61,7 +61,7 @@ ROWS = {
 
 
 def test_every_row_is_tested():
-    page = (HERE.parents[1] / "docs" / "data.md").read_text()
+    page = (HERE.parents[1] / "docs" / "reading.md").read_text()
     tables = re.findall(r"## What happens to .*?\n\n.*?(\n\|.*?)\n\n", page, re.DOTALL)
     rows = [line.split("|")[1].strip() + " |" for table in tables for line in table.strip().splitlines()[2:]]
     assert rows and all(sum(row.startswith(kind) for kind in ROWS) == 1 for row in rows), rows

@@ -182,7 +182,7 @@ def test_a_damaged_long_name_is_refused_where_its_header_repeats_it(tmp_path, ki
 
 
 def test_what_no_reader_can_know(tmp_path):
-    """Border cases of docs/data.md: these archives are byte for byte what a writer may have written."""
+    """Border cases of docs/reading.md: these archives are byte for byte what a writer may have written."""
     last = member(11)
     tail = WHOLE[:last] + bytes(1024)
     assert len(opened(tmp_path / "x.tar", tail)) == 11
