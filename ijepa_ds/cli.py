@@ -49,7 +49,7 @@ GROUPS = {
             "ijepa_ds.data.check_command",
             "decode every image and list those that cannot be read",
             "ijepa-ds data check data/train --fix-index data/train.index",
-            "docs/data.md",
+            "docs/reading.md",
         ),
         "data stats": Verb(
             "ijepa_ds.visualize.stats",
