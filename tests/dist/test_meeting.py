@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ijepa_ds.exits import LOST, STOPPED, USER_ERROR
-from tests.dist.launched import TINY, Run, finished
+from tests.dist.launched import Run
 from tests.waiting import limit
 
 pytestmark = pytest.mark.dist
@@ -51,17 +51,6 @@ def test_a_rank_that_stops_before_the_first_step_is_named(moment: str, place: Pa
         "run.start_timeout" in run.output
         and ("rank 1 of 2 has not come" if moment == "meet" else "stopped (SIGSTOP)") in run.output
     )
-
-
-def test_a_port_in_use_is_named_and_the_same_command_may_continue(place: Path) -> None:
-    """Another run may use the port for a while; nothing is wrong with the configuration."""
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        arguments = ["--config", "run.yaml", "--deepspeed_config", "zero2.json", *TINY, SOON, "optimization.steps=2"]
-        done = finished(place, arguments, ranks=2, timeout=120, port=port)
-    assert done.returncode == STOPPED, done.stderr
-    assert f"127.0.0.1:{port}" in done.stderr and "--master_port" in done.stderr
-    assert not (place / "out").exists()
 
 
 def test_a_refused_start_leaves_nothing(place: Path) -> None:
