@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ijepa_ds.bench.memory import held_bytes
 from ijepa_ds.config import Config, DataConfig, MasksConfig, ModelConfig, OptimizationConfig, PredictorConfig, RunConfig
@@ -44,13 +45,13 @@ def config_of(
 
 
 def live_bytes() -> int:
-    """Bytes of all tensors that are alive, each storage once."""
+    """Bytes of all tensors that are alive, each storage once; the compiler's fake ones, which have no memory, left out."""
     gc.collect()
     storages = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for thing in gc.get_objects():
-            if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
+            if issubclass(type(thing), torch.Tensor) and not issubclass(type(thing), FakeTensor) and thing.device.type == "cpu":
                 storage = thing.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
