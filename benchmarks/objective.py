@@ -94,7 +94,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--options", nargs="+", choices=tuple(OPTIONS), default=list(OPTIONS), help="what to try (all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="run.seed of each repetition (0)")
     parser.add_argument("--steps", type=int, default=1500, help="optimizer steps of a run (1500)")
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "quickstart.yaml", help="the recipe")
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "scenes_tiny.yaml", help="the recipe")
     parser.add_argument("--deepspeed_config", type=Path, default=ROOT / "ds_configs" / "zero0.json")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further overrides, for every run")
     parser.add_argument("--equal-time", action="store_true", help="as much training time as `recipe`, instead of --steps")

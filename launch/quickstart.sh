@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install, render scenes, train, score and draw a summary: `bash launch/quickstart.sh`. A second call keeps finished phases
+# Install, render objects, train, score and draw a summary: `bash launch/quickstart.sh`. A second call keeps finished phases
 # and resumes an interrupted training. Ctrl-C or SIGTERM ends every process that was started.
 #   QUICKSTART_DIR  where (default: runs/quickstart in the checkout)
 #   VENV, PYTHON, DALI  see launch/install.sh
@@ -56,11 +56,11 @@ phase() {  # title, command...: run it in its own process group and print its du
     echo "== $title: done in $((SECONDS - started)) s"
 }
 
-scenes() {  # split, number of images, seed
-    local out=$work/scenes/$1
+objects() {  # split, number of images, seed
+    local out=$work/objects/$1
     if [ -f "$out/scenes.json" ]; then printf '\n== %s exists\n' "$out"; return; fi
-    rm -rf -- "$work/scenes/.$1.partial"*  # left by an interrupted call
-    phase "rendering $2 scenes" ijepa-ds data scenes --out "$out" --num "$2" --size 64 --seed "$3" --split "$1"
+    rm -rf -- "$work/objects/.$1.partial"*  # left by an interrupted call
+    phase "rendering $2 objects" ijepa-ds data objects --out "$out" --num "$2" --size 64 --seed "$3" --split "$1"
 }
 
 train() {
@@ -80,29 +80,29 @@ train() {
     phase "training with $ranks ranks on $([ "$gpus" -gt 0 ] && echo GPUs || echo "the CPU")" \
         deepspeed --log_level warning --hostfile '' --master_port "$port" ${number[@]+"${number[@]}"} \
         --module ijepa_ds.train --config "$IJEPA_DS_REPO/configs/quickstart.yaml" \
-        --deepspeed_config "$IJEPA_DS_REPO/ds_configs/zero3.json" "data.source=$work/scenes/train" "run.dir=$run"
+        --deepspeed_config "$IJEPA_DS_REPO/ds_configs/zero3.json" "data.source=$work/objects/train" "run.dir=$run"
     # The launcher returns 0 when its child died of a signal, so check the trainer's own marker.
     [ -f "$run/completed.json" ] || { echo "quickstart.sh: training ended without $run/completed.json" >&2; exit 1; }
 }
 
 phase "installing into $VENV" bash "$launch/install.sh"
 mkdir -p -- "$work"
-scenes train 6000 0
-scenes test 1000 1
+objects train 8000 0
+objects test 1500 1
 if [ -f "$run/completed.json" ]; then
     printf '\n== %s is complete: not trained again (remove it to start over)\n' "$run"
 else
     train
 fi
 phase "scoring the frozen encoder, and an untrained one" env OMP_NUM_THREADS="$threads" \
-    ijepa-ds eval all --checkpoint "$run" --train "$work/scenes/train" --test "$work/scenes/test" \
+    ijepa-ds eval all --checkpoint "$run" --train "$work/objects/train" --test "$work/objects/test" \
     --baseline untrained --out "$work/eval"
 phase "drawing the summary" ijepa-ds summary --run "$run" --eval "$work/eval" --out "$work/summary.png"
 
 cat <<TXT
 
 Finished in $SECONDS s. Look at
-  $work/summary.png       loss, masks and scores in one picture
+  $work/summary.png       loss, masks, scores and nearest neighbours in one picture
   $work/eval/result.json  the scores
   $run                    configuration, checkpoints, TensorBoard events
 Next:

@@ -6,7 +6,9 @@ is balanced over blocks of images; everything else is drawn independently of it,
 
 from __future__ import annotations
 
+import colorsys
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,15 +24,16 @@ CLASSES = {  # what the class of an image is -> its values
     "shape+material": tuple(f"{shape}_{material}" for shape in SHAPES for material in MATERIALS),
 }
 _RADIUS = 0.7  # world units
-_SHARE = (0.42, 0.85)  # of the image's width, for a solid of this radius at the centre
+_SHARE = (0.6, 0.88)  # of the image's width that the solid takes; perspective makes it larger
 _ELEVATION = (24.0, 50.0)  # degrees; with the field of view of 40 degrees, every ray hits the ground
-_TILT = 60.0  # degrees from upright, at most
-_UPRIGHT = 0.3  # share of upright solids
-_OFF_CENTRE, _OUTSIDE = 0.16, 0.38  # distance of the solid's centre from the image's, at most, in image widths
-_P_OUTSIDE, _P_BEHIND = 0.15, 0.15  # how often the solid is partly outside, or partly behind another one
+_TILT = 20.0  # degrees from upright, at most
+_UPRIGHT = 0.5  # share of upright solids
+_OFF_CENTRE, _OUTSIDE = 0.06, 0.25  # distance of the solid's centre from the image's, at most, in image widths
+_P_OUTSIDE, _P_BEHIND = 0.08, 0.08  # how often the solid is partly outside, or partly behind another one
 _INSIDE = 0.6  # share of the bounding box that stays inside, at least
 _VISIBLE = 0.55  # share of the solid that another one leaves visible, at least
 _LEAST = 0.08  # share of the image's area that the solid takes, at least
+_GROUND_VALUE, _GROUND_SATURATION = (0.25, 0.9), 0.1  # of the ground's sRGB colour; any hue
 _TRIES = 200
 _STREAM_OBJECT, _STREAM_CLASSES = 2, 3
 
@@ -76,16 +79,31 @@ def _solid(kind: dict[str, str], radius: float, place: Array, pose: tuple[float,
     return Solid(solid.shape, radius, centre, solid.angle, solid.albedo, solid.metal, tilt=solid.tilt, lean=solid.lean)
 
 
-def _draw_camera(rng: np.random.Generator, size: int, far: float) -> Camera:
+def _half_extent(solid: Solid, camera: Camera) -> float:
+    """Half the width or height that the solid takes seen from far away, whichever is larger; world units."""
+    return max(solid.reach_along(sign * axis) for axis in (camera.right, camera.up) for sign in (1, -1))
+
+
+def _draw_camera(rng: np.random.Generator, size: int, solid: Solid, far: float) -> Camera:
     """A camera that looks at a point near the solid, so that the solid is seen off the centre by up to `far` image widths."""
-    distance = 2 * _RADIUS / (2 * HALF_VIEW * rng.uniform(*_SHARE))
+    share = rng.uniform(*_SHARE)
     elevation, around = math.radians(rng.uniform(*_ELEVATION)), rng.uniform(0, 2 * np.pi)
     away = np.array([math.cos(elevation) * math.cos(around), math.cos(elevation) * math.sin(around), math.sin(elevation)])
-    middle = np.array([0.0, 0.0, 0.75 * _RADIUS])
+    middle = solid.centre.astype(np.float64)
+    distance = _half_extent(solid, Camera(middle + away, middle, size)) / (HALF_VIEW * share)
     camera = Camera(middle + distance * away, middle, size)
     across, along = rng.uniform(-far, far, 2) * 2 * HALF_VIEW * distance
     shift = across * camera.right + along * camera.up
     return Camera(camera.position + shift, middle + shift, size)
+
+
+def _draw_ground(rng: np.random.Generator) -> Array:
+    """Linear RGB of the ground, from dark to bright: solids are brighter or darker than it, whatever their shape.
+
+    On the grey ground of scenes, the mean brightness of patches tells much of the shape, even to an untrained encoder.
+    """
+    srgb = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0, _GROUND_SATURATION), rng.uniform(*_GROUND_VALUE))
+    return (np.array(srgb) ** 2.2).astype(np.float32)
 
 
 def _inside(solid: Solid, camera: Camera) -> float:
@@ -115,8 +133,8 @@ def _draw_front(rng: np.random.Generator, camera: Camera) -> Solid:
 def _layout(rng: np.random.Generator, size: int, kind: dict[str, str]) -> tuple[Canvas, list[Solid]] | None:
     """Camera and solids; None if too little of the first one would be seen."""
     outside, behind = rng.random() < _P_OUTSIDE, rng.random() < _P_BEHIND
-    camera = _draw_camera(rng, size, _OUTSIDE if outside else _OFF_CENTRE)
     solid = _solid(kind, _RADIUS, np.zeros(3), _draw_pose(rng))
+    camera = _draw_camera(rng, size, solid, _OUTSIDE if outside else _OFF_CENTRE)
     canvas = Canvas(camera)
     if not canvas.place(solid, whole=False) or (_inside(solid, camera) < _INSIDE if outside else _touches_border(canvas)):
         return None
@@ -152,7 +170,7 @@ def trace(classes: str, seed: int, index: int, size: int) -> Traced:
         if layout is None:
             continue
         canvas, solids = layout
-        light = draw_light(rng, canvas.camera)
+        light = replace(draw_light(rng, canvas.camera), ground=_draw_ground(rng))
         records = [_record(solid, canvas.camera) for solid in solids]
         return Traced(canvas, light, rng.random((2, *canvas.depth.shape), np.float32), records, label)
     raise RuntimeError(f"image {index} of seed {seed}: no layout fits at {size} pixels; use another seed")

@@ -221,10 +221,13 @@ class Solid:
         half = np.array([[shape.half_width], [shape.half_width], [shape.half_height]], np.float32)
         return self.centre[:, None] + self._turned(_CORNERS * half * self.radius)
 
+    def reach_along(self, direction: Array) -> float:
+        """Distance from the centre to the farthest point along a unit direction [3]."""
+        return self.radius * SHAPES[self.shape].support(self._turned(direction.astype(np.float32), inverse=True))
+
     def depth_below(self) -> float:
         """Distance from the centre down to the lowest point: the height of the centre of a solid that touches the ground."""
-        down = self._turned(np.array([0.0, 0.0, -1.0], np.float32), inverse=True)
-        return self.radius * SHAPES[self.shape].support(down)
+        return self.reach_along(np.array([0.0, 0.0, -1.0]))
 
     @property
     def reach(self) -> float:

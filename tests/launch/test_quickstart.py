@@ -25,7 +25,7 @@ mkdir -p "$run"
 """
 IJEPA_DS = """#!/bin/bash
 echo "ijepa-ds $*" >>"$CALLS"
-[ "$1 $2" != "data scenes" ] || { mkdir -p "$4"; echo '{}' >"$4/scenes.json"; }
+[ "$1 $2" != "data objects" ] || { mkdir -p "$4"; echo '{}' >"$4/scenes.json"; }
 """
 PYTHON = """#!/bin/bash
 echo 29511
@@ -105,16 +105,16 @@ def wait_for_rank(checkout: Checkout) -> int:
 def test_from_nothing_to_a_picture_and_then_again(checkout: Checkout) -> None:
     code, output, errors = checkout.run()
     assert code == 0, errors
-    work, scenes = checkout.work, checkout.work / "scenes"
+    work, objects = checkout.work, checkout.work / "objects"
     install, train_set, test_set, training, scores, summary = checkout.called()
     assert install == "install"
-    assert train_set == f"ijepa-ds data scenes --out {scenes}/train --num 6000 --size 64 --seed 0 --split train"
-    assert test_set == f"ijepa-ds data scenes --out {scenes}/test --num 1000 --size 64 --seed 1 --split test"
+    assert train_set == f"ijepa-ds data objects --out {objects}/train --num 8000 --size 64 --seed 0 --split train"
+    assert test_set == f"ijepa-ds data objects --out {objects}/test --num 1500 --size 64 --seed 1 --split test"
     assert "--num_gpus 2 --module ijepa_ds.train" in training
     assert f"--config {checkout.repository}/configs/quickstart.yaml" in training
-    assert training.endswith(f"data.source={scenes}/train run.dir={work}/run")
+    assert training.endswith(f"data.source={objects}/train run.dir={work}/run")
     assert scores == (
-        f"ijepa-ds eval all --checkpoint {work}/run --train {scenes}/train --test {scenes}/test "
+        f"ijepa-ds eval all --checkpoint {work}/run --train {objects}/train --test {objects}/test "
         f"--baseline untrained --out {work}/eval"
     )
     assert summary == f"ijepa-ds summary --run {work}/run --eval {work}/eval --out {work}/summary.png"
