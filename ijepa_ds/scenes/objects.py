@@ -24,16 +24,20 @@ CLASSES = {  # what the class of an image is -> its values
     "shape+material": tuple(f"{shape}_{material}" for shape in SHAPES for material in MATERIALS),
 }
 _RADIUS = 0.7  # world units
-_SHARE = (0.6, 0.88)  # of the image's width that the solid takes; perspective makes it larger
+_SHARE = (0.65, 0.92)  # of the image's width that the solid takes; perspective makes it larger
 _ELEVATION = (24.0, 50.0)  # degrees; with the field of view of 40 degrees, every ray hits the ground
-_TILT = 20.0  # degrees from upright, at most
+_TILT = 10.0  # degrees from upright, at most
 _UPRIGHT = 0.5  # share of upright solids
-_OFF_CENTRE, _OUTSIDE = 0.06, 0.25  # distance of the solid's centre from the image's, at most, in image widths
-_P_OUTSIDE, _P_BEHIND = 0.08, 0.08  # how often the solid is partly outside, or partly behind another one
+_OFF_CENTRE, _OUTSIDE = 0.05, 0.25  # distance of the solid's centre from the image's, at most, in image widths
+_P_OUTSIDE, _P_BEHIND = 0.05, 0.05  # how often the solid is partly outside, or partly behind another one
 _INSIDE = 0.6  # share of the bounding box that stays inside, at least
 _VISIBLE = 0.55  # share of the solid that another one leaves visible, at least
 _LEAST = 0.08  # share of the image's area that the solid takes, at least
-_GROUND_VALUE, _GROUND_SATURATION = (0.25, 0.9), 0.1  # of the ground's sRGB colour; any hue
+_GROUND_VALUE, _GROUND_SATURATION = (0.4, 0.85), 0.05  # of the ground's sRGB colour; any hue
+_GREY, _MUTED = 0.3, 0.65  # colours of solids are mixed with this share of a grey of this reflectance (linear RGB)
+# With the full colours of scenes, colour decides most of the similarity of averaged features, and shape little of it
+# (docs/LOG.md).
+PALETTE = {name: ((1 - _MUTED) * value + np.float32(_MUTED * _GREY)).astype(np.float32) for name, value in LINEAR.items()}
 _TRIES = 200
 _STREAM_OBJECT, _STREAM_CLASSES = 2, 3
 
@@ -72,7 +76,7 @@ def _draw_pose(rng: np.random.Generator) -> tuple[float, float, float]:
 def _solid(kind: dict[str, str], radius: float, place: Array, pose: tuple[float, float, float]) -> Solid:
     """A solid that touches the ground above or below `place`."""
     solid = Solid(
-        kind["shape"], radius, place.astype(np.float32), pose[0], LINEAR[kind["color"]], kind["material"] == "metal",
+        kind["shape"], radius, place.astype(np.float32), pose[0], PALETTE[kind["color"]], kind["material"] == "metal",
         tilt=pose[1], lean=pose[2],
     )  # fmt: skip
     centre = np.array([place[0], place[1], solid.depth_below()], np.float32)
@@ -187,7 +191,7 @@ def draw(classes: str, seed: int, index: int, size: int) -> tuple[Array, list[di
 
 
 def _record(solid: Solid, camera: Camera) -> dict[str, Any]:
-    colour = next(name for name, value in LINEAR.items() if value is solid.albedo)
+    colour = next(name for name, value in PALETTE.items() if value is solid.albedo)
     size = "large" if solid.radius == _RADIUS else "small"
     material = "metal" if solid.metal else "rubber"
     kind = {"shape": solid.shape, "color": colour, "size": size, "material": material}
