@@ -8,13 +8,15 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from timm.data import Mixup, create_transform
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from timm.layers import DropPath
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
@@ -23,8 +25,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from ijepa_ds.data.pillow import MAX_PIXELS
-from ijepa_ds.data.transforms import normalize
-from ijepa_ds.evals.folders import batches, read_image
+from ijepa_ds.data.transforms import joined, normalize, read_layers
+from ijepa_ds.data.values import PLAIN, Values
+from ijepa_ds.evals.folders import batches
+
+WITHOUT_COLOURS = "fine-tuning augments these channels by crops and flips, mixup and cutmix: RandAugment is for RGB of 8 bits"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,15 +87,15 @@ class Classifier(nn.Module):
         return {"encoder.reg_token"}
 
     def forward(self, images: Tensor) -> Tensor:
-        """`images: [B, 3, S, S]`, normalised -> [B, C]."""
+        """`images: [B, channels, S, S]`, normalised -> [B, C]."""
         return self.head(self.encoder(images).float().mean(dim=1))
 
 
 class _Augmented(Dataset):
     """Images by (epoch, position); augmentation is a function of seed, epoch and position."""
 
-    def __init__(self, paths: Sequence[str], size: int, transform: Any, seed: int) -> None:
-        self.paths, self.size, self.transform, self.seed = paths, size, transform, seed
+    def __init__(self, images: _Images, transform: Callable[[list[Image.Image]], Tensor], seed: int) -> None:
+        self.images, self.transform, self.seed = images, transform, seed
 
     def __getitem__(self, key: tuple[int, int]) -> Tensor:
         epoch, position = key
@@ -98,7 +103,7 @@ class _Augmented(Dataset):
         random.seed(int(drawn[0]))
         np.random.seed(int(drawn[1]))
         torch.manual_seed(int(drawn[2]))
-        return self.transform(read_image(self.paths[position], MAX_PIXELS))
+        return self.transform(read_layers(self.images.paths[position], self.images.max_pixels, self.images.values))
 
 
 class _Order(Sampler):
@@ -133,6 +138,9 @@ def evaluate(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     progress: str | None = None,
+    values: Values = PLAIN,
+    max_pixels: int = MAX_PIXELS,
+    filled: dict[str, int] | None = None,
 ) -> dict[str, float]:
     """Fine-tune a copy of an encoder and score it after the last epoch.
 
@@ -151,6 +159,9 @@ def evaluate(
         device: for training.
         dtype: of matrix products.
         progress: label of the progress bar; None: no bar.
+        values: how images become channels; of others than RGB of 8 bits, augmentation is crops and flips.
+        max_pixels: larger images are unreadable.
+        filled: as in `data.transforms.read_layers`, of the test images.
 
     Returns:
         `top1` in percent, `train_loss` of the last epoch.
@@ -169,11 +180,13 @@ def evaluate(
         try:
             model = Classifier(copy.deepcopy(encoder), width, classes).to(device).train().requires_grad_(True)
             set_drop_path(model.encoder, recipe.drop_path)
-            loss = _fit(model, _Images(train_paths, train_labels, size, mean, std), recipe, workers, dtype, progress)
+            images = _Images(train_paths, train_labels, size, mean, std, values, max_pixels)
+            loss = _fit(model, images, recipe, workers, dtype, progress)
         finally:
             random.setstate(kept[0])
             np.random.set_state(kept[1])
-    right = _score(model.eval(), _Images(test_paths, test_labels, size, mean, std), recipe.batch_size, dtype)
+    images = images._replace(paths=test_paths, labels=test_labels)
+    right = _score(model.eval(), images, recipe.batch_size, dtype, filled)
     return {"top1": right, "train_loss": loss}
 
 
@@ -200,6 +213,29 @@ class _Images(NamedTuple):
     size: int
     mean: Sequence[float]
     std: Sequence[float]
+    values: Values
+    max_pixels: int
+
+
+def _transform(images: _Images, recipe: Recipe) -> Callable[[list[Image.Image]], Tensor]:
+    """Augmentation of the layers of an image: timm's for RGB; crops and flips, and no colours, for other channels."""
+    scale = (recipe.crop_scale, 1.0)
+    if images.values.plain:
+        augment = create_transform(
+            images.size, is_training=True, scale=scale, auto_augment=recipe.rand_augment or None,
+            interpolation="bicubic", mean=tuple(images.mean), std=tuple(images.std), color_jitter=0.0, re_prob=0.0,
+        )  # fmt: skip
+        return lambda layers: augment(layers[0])
+    crop, side = RandomResizedCropAndInterpolation(images.size, scale=scale), (images.size, images.size)
+
+    def cropped(layers: list[Image.Image]) -> Tensor:
+        top, left, height, width = crop.get_params(layers[0], crop.scale, crop.ratio)
+        box = (left, top, left + width, top + height)
+        pixels = joined([layer.resize(side, Image.Resampling.BICUBIC, box=box) for layer in layers])
+        pixels = pixels[:, ::-1].copy() if random.random() < 0.5 else pixels
+        return normalize(torch.from_numpy(pixels)[None], images.mean, images.std, torch.float32)[0]
+
+    return cropped
 
 
 def _fit(
@@ -211,17 +247,12 @@ def _fit(
     progress: str | None,
 ) -> float:
     """Train; return the mean loss of the last epoch."""
-    paths, labels, size, mean, std = images
+    paths, labels = images.paths, images.labels
     device = next(model.parameters()).device
     batch = max(2, min(recipe.batch_size, len(paths) // 4) // 2 * 2)  # timm's Mixup pairs images
-    transform = create_transform(
-        size, is_training=True, scale=(recipe.crop_scale, 1.0), auto_augment=recipe.rand_augment or None,
-        interpolation="bicubic", mean=tuple(mean), std=tuple(std), color_jitter=0.0, re_prob=0.0,
-    )  # fmt: skip
     order = _Order(len(paths), batch, recipe)
-    loader = DataLoader(
-        _Augmented(paths, size, transform, recipe.seed), batch_sampler=order, num_workers=max(1, workers), prefetch_factor=2
-    )
+    augmented = _Augmented(images, _transform(images, recipe), recipe.seed)
+    loader = DataLoader(augmented, batch_sampler=order, num_workers=max(1, workers), prefetch_factor=2)
     mix = None
     if recipe.mixup or recipe.cutmix:
         mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=model.head.out_features)
@@ -253,11 +284,12 @@ def _fit(
 
 
 @torch.no_grad()
-def _score(model: Classifier, images: _Images, batch: int, dtype: torch.dtype) -> float:
-    paths, labels, size, mean, std = images
-    device, right, seen = next(model.parameters()).device, 0, 0
-    for pixels in batches(paths, size, batch, threads=2):
-        normalized = normalize(torch.from_numpy(pixels).to(device), mean, std, torch.float32)
+def _score(model: Classifier, images: _Images, batch: int, dtype: torch.dtype, filled: dict[str, int] | None) -> float:
+    labels, device, right, seen = images.labels, next(model.parameters()).device, 0, 0
+    for pixels in batches(
+        images.paths, images.size, batch, 2, images.max_pixels, values=images.values, filled=filled
+    ):  # fmt: skip
+        normalized = normalize(torch.from_numpy(pixels).to(device), images.mean, images.std, torch.float32)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             guess = model(normalized).argmax(dim=1).cpu()
         right += int((guess == labels[seen : seen + len(guess)]).sum())

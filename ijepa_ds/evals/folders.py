@@ -19,7 +19,7 @@ from ijepa_ds.data.reading import ImageFiles
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.transforms import joined, load_eval_images, read_layers
-from ijepa_ds.data.values import PLAIN
+from ijepa_ds.data.values import Values
 from ijepa_ds.errors import UserError
 
 _SHOWN = 5  # class names in a message
@@ -186,11 +186,19 @@ def _names(classes: Sequence[str]) -> str:
 
 
 def batches(
-    paths: Sequence[str], size: int, batch_size: int, threads: int, max_pixels: int = MAX_PIXELS, whole: bool = False
+    paths: Sequence[str],
+    size: int,
+    batch_size: int,
+    threads: int,
+    max_pixels: int = MAX_PIXELS,
+    whole: bool = False,
+    values: Values | None = None,
+    filled: dict[str, int] | None = None,
 ) -> Iterator[np.ndarray]:
     """Read evaluation images in order; the next batch is read in a background thread.
 
-    `whole` images are resized without a crop (`data.transforms.resize_whole`).
+    `whole` images are resized without a crop (`data.transforms.resize_whole`). `values` and `filled` are those of
+    `data.transforms.read_layers`.
 
     Yields:
         uint8 [B, size, size, 3] with B = batch_size, fewer in the last; of other sources float32 [B, size, size, C].
@@ -200,18 +208,9 @@ def batches(
     """
 
     def read(start: int) -> np.ndarray:
-        return load_eval_images(paths[start : start + batch_size], size, threads, max_pixels, whole)
+        return load_eval_images(paths[start : start + batch_size], size, threads, max_pixels, whole, values, filled)
 
     return _ahead(read, len(paths), batch_size)
-
-
-def read_image(item: str, max_pixels: int) -> Image.Image:
-    """Read and decode an image by path or from a source, as RGB.
-
-    Raises:
-        UnreadableError: names the image.
-    """
-    return read_layers(item, max_pixels, PLAIN)[0]
 
 
 def crop_batches(

@@ -89,7 +89,7 @@ def test_depth_errors_are_those_of_the_formulas() -> None:
 def test_windows_cover_an_image_and_merge_to_it(width: int, height: int) -> None:
     rng = np.random.default_rng(width)
     picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-    parts, boxes, shape = windows.cut(picture, 16)
+    parts, boxes, shape = windows.cut([picture], 16)
     assert min(shape) == 16 and len(parts) == len(boxes)
     whole = np.asarray(picture if picture.size == shape else picture.resize(shape, Image.Resampling.BICUBIC))
     merged = windows.merge(torch.from_numpy(parts).permute(0, 3, 1, 2).float(), boxes, shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,9 +12,10 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
-from ijepa_ds.data.image_header import FORMATS
+from ijepa_ds.data.image_header import read_header
 from ijepa_ds.data.index import describe
-from ijepa_ds.errors import UserError
+from ijepa_ds.data.values import PLAIN, Values
+from ijepa_ds.errors import ContentError, UserError
 from ijepa_ds.evals.dense import layouts
 from ijepa_ds.evals.folders import Labelled, Pair
 from ijepa_ds.evals.ranks import ALONE, World
@@ -153,6 +154,7 @@ class Source:
         depth_scale: values of an integer depth file per unit.
         max_depth: larger depths are ignored.
         max_pixels: larger images are refused.
+        values: how images become channels.
     """
 
     task: str
@@ -162,10 +164,15 @@ class Source:
     depth_scale: float = 1000.0
     max_depth: float = float("inf")
     max_pixels: int
+    values: Values = PLAIN
 
 
-def read_dense(train: str, test: str, source: Source, threads: int, world: World = ALONE) -> DensePair:
+def read_dense(
+    train: str, test: str, source: Source, threads: int, world: World = ALONE, beat: Callable[[], None] = lambda: None
+) -> DensePair:
     """Find all images of both sources, and check those of this rank's share: each file of labels is read once.
+
+    `beat` is called while files are read.
 
     Returns:
         what this rank found; `settle` completes it.
@@ -176,9 +183,10 @@ def read_dense(train: str, test: str, source: Source, threads: int, world: World
     parts, looked, found = {}, [], []
     reading, names = _reading(source, Path(train))
     for option, folder in (("--train", train), ("--test", test)):
-        images, truth = layouts.find(source.layout, option, Path(folder), _labels(source), option == "--train")
+        arrays = source.values.layout is not None
+        images, truth = layouts.find(source.layout, option, Path(folder), _labels(source), option == "--train", arrays)
         parts[option] = _images(images, truth)
-        looked.append(_check(option, parts[option].subset(world.share(len(images))), reading, source.max_pixels, threads))
+        looked.append(_check(option, parts[option].subset(world.share(len(images))), reading, source, threads, beat))
         found.append(f"{option} {folder}: {len(images):,} images")
     same = parts["--train"].paths[0] == parts["--test"].paths[0]
     notes = ("--train and --test are the same images: the scores say nothing about new ones",) if same else ()
@@ -196,7 +204,7 @@ def settle(pair: DensePair, world: World = ALONE) -> DensePair:
     """
     seen = torch.tensor(pair.looked)  # [2 sources, highest class and whether a pixel counts]
     if world.size > 1:
-        dist.all_reduce(seen, op=dist.ReduceOp.MAX)
+        dist.all_reduce(seen, op=dist.ReduceOp.MAX, group=world.group)
     for option, part, some in zip(("--train", "--test"), (pair.train, pair.test), seen[:, 1].tolist(), strict=True):
         if not some:
             what, where = (
@@ -241,7 +249,21 @@ def _reading(source: Source, train: Path) -> tuple[Reading, tuple[str, ...]]:
     return Reading(ignore=source.ignore), tuple(name.strip() for name in names if name.strip())
 
 
-def _check(option: str, images: DenseImages, reading: Reading, max_pixels: int, threads: int) -> tuple[int, int]:
+def size_of(path: str, values: Values) -> tuple[int, int]:
+    """Width and height of an image, from its header.
+
+    Raises:
+        ContentError: it cannot be used.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        header = read_header(file, values.layout)
+    return header.width, header.height
+
+
+def _check(
+    option: str, images: DenseImages, reading: Reading, source: Source, threads: int, beat: Callable[[], None]
+) -> tuple[int, int]:
     """Read every image's header and every file of labels.
 
     Returns:
@@ -254,20 +276,24 @@ def _check(option: str, images: DenseImages, reading: Reading, max_pixels: int, 
     def look(position: int) -> tuple[str, int, bool]:
         try:
             values = reading.read(images.truth[position])
-            with Image.open(images.paths[position], formats=(*FORMATS, "TIFF")) as picture:
-                width, height = picture.size
+            width, height = size_of(images.paths[position], source.values)
             if values.shape != (height, width):
                 return f"{values.shape[1]} x {values.shape[0]} pixels, its image has {width} x {height}", 0, False
             if max(width, height) > _LONGEST * min(width, height):
                 return f"its image is a strip of {width} x {height} pixels, expected at most {_LONGEST:g} : 1", 0, False
-            if width * height > max_pixels:
-                return f"its image has {width * height} pixels, more than data.max_pixels {max_pixels}", 0, False
+            if width * height > source.max_pixels:
+                return f"its image has {width * height} pixels, more than data.max_pixels {source.max_pixels}", 0, False
+        except ContentError as error:
+            return f"its image {images.paths[position]}: {error}", 0, False
         except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: Pillow, for some damaged PNGs
             return str(error), 0, False
         return "", int(values.max()), bool((values > 0 if reading.depth else values >= 0).any())
 
     with ThreadPoolExecutor(threads, thread_name_prefix="labels") as pool:
-        looked = list(pool.map(look, range(len(images.labels))))
+        looked = []
+        for one in pool.map(look, range(len(images.labels))):
+            looked.append(one)
+            beat()
     wrong = [(str(images.truth[at]), text) for at, (text, _, _) in enumerate(looked) if text]
     if wrong:
         raise UserError(f"{option}: {len(wrong)} of {len(looked)} files of labels cannot be used: {describe(wrong)}")
