@@ -286,9 +286,8 @@ def _fit(
 @torch.no_grad()
 def _score(model: Classifier, images: _Images, batch: int, dtype: torch.dtype, filled: dict[str, int] | None) -> float:
     labels, device, right, seen = images.labels, next(model.parameters()).device, 0, 0
-    for pixels in batches(
-        images.paths, images.size, batch, 2, images.max_pixels, values=images.values, filled=filled
-    ):  # fmt: skip
+    read = batches(images.paths, images.size, batch, 2, images.max_pixels, values=images.values, filled=filled)
+    for pixels in read:
         normalized = normalize(torch.from_numpy(pixels).to(device), images.mean, images.std, torch.float32)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             guess = model(normalized).argmax(dim=1).cpu()

@@ -103,7 +103,10 @@ def squares(root: Path, channels: int, count: int, seed: int) -> Path:
         mask = np.zeros((48, 48), np.uint8)
         mask[top : top + side, left : left + side] = 1
         name = f"{i}.tif"
-        tifffile.imwrite(root / "images" / name, array, photometric="minisblack", planarconfig="contig")
+        planes = {"planarconfig": "contig"} if channels > 1 else {}
+        tifffile.imwrite(
+            root / "images" / name, array.squeeze(-1) if channels == 1 else array, photometric="minisblack", **planes
+        )
         (root / f"class{label}").mkdir(exist_ok=True)
         shutil.copy(root / "images" / name, root / f"class{label}" / name)
         Image.fromarray(mask).save(root / "masks" / f"{i}.png")
