@@ -13,6 +13,7 @@ from ijepa_ds.data.rasters import Raster, Window
 from ijepa_ds.errors import ContentError
 
 _INSTALL = "a DICOM file, which pydicom reads: pip install 'ijepa_ds[dicom]'"
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
 warnings.filterwarnings("ignore", module=r"pydicom\b")  # about metadata that no pixel needs; not safe to set around a call
 
 
@@ -35,6 +36,9 @@ def read(file: BinaryIO, window: Sequence[int] | np.ndarray | None = None, pixel
         import pydicom
     except ImportError as error:
         raise ContentError(_INSTALL) from error
+    file.seek(0)
+    if _DEFLATED in file.read(1024):  # pydicom would inflate all of it at once, whatever its size
+        raise ContentError("a DICOM of a deflated syntax, which is not supported")
     file.seek(0)
     try:
         data = pydicom.dcmread(file, stop_before_pixels=not pixels)
@@ -74,7 +78,7 @@ def _checked(data: Any, file: BinaryIO) -> Raster:
         _check_decoder(syntax)
     elif "PixelData" not in data:  # only the header was read
         needed = int(data.Rows) * int(data.Columns) * int(data.BitsAllocated) // 8
-        if not syntax.is_deflated and file.tell() + needed > file.seek(0, os.SEEK_END):
+        if file.tell() + needed > file.seek(0, os.SEEK_END):
             raise ContentError("truncated: the file ends before its last pixels")
     if min(int(data.Rows), int(data.Columns)) < 1:
         raise ContentError(f"{data.Columns}x{data.Rows} pixels")

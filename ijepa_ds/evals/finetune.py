@@ -8,28 +8,25 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from timm.data import Mixup, create_transform
-from timm.data.transforms import RandomResizedCropAndInterpolation
+from timm.data import Mixup
 from timm.layers import DropPath
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
 from ijepa_ds.data.pillow import MAX_PIXELS
-from ijepa_ds.data.transforms import joined, normalize, read_layers
+from ijepa_ds.data.transforms import normalize
 from ijepa_ds.data.values import PLAIN, Values
+from ijepa_ds.evals.augmented import Augmented, Images, augmentation
 from ijepa_ds.evals.folders import batches
-
-WITHOUT_COLOURS = "fine-tuning augments these channels by crops and flips, mixup and cutmix: RandAugment is for RGB of 8 bits"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,21 +86,6 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """`images: [B, channels, S, S]`, normalised -> [B, C]."""
         return self.head(self.encoder(images).float().mean(dim=1))
-
-
-class _Augmented(Dataset):
-    """Images by (epoch, position); augmentation is a function of seed, epoch and position."""
-
-    def __init__(self, images: _Images, transform: Callable[[list[Image.Image]], Tensor], seed: int) -> None:
-        self.images, self.transform, self.seed = images, transform, seed
-
-    def __getitem__(self, key: tuple[int, int]) -> Tensor:
-        epoch, position = key
-        drawn = np.random.SeedSequence((self.seed, epoch, position)).generate_state(3)
-        random.seed(int(drawn[0]))
-        np.random.seed(int(drawn[1]))
-        torch.manual_seed(int(drawn[2]))
-        return self.transform(read_layers(self.images.paths[position], self.images.max_pixels, self.images.values))
 
 
 class _Order(Sampler):
@@ -180,7 +162,7 @@ def evaluate(
         try:
             model = Classifier(copy.deepcopy(encoder), width, classes).to(device).train().requires_grad_(True)
             set_drop_path(model.encoder, recipe.drop_path)
-            images = _Images(train_paths, train_labels, size, mean, std, values, max_pixels)
+            images = Images(train_paths, train_labels, size, mean, std, values, max_pixels)
             loss = _fit(model, images, recipe, workers, dtype, progress)
         finally:
             random.setstate(kept[0])
@@ -205,42 +187,9 @@ def parameter_groups(model: Classifier, recipe: Recipe) -> list[dict[str, Any]]:
     return param_groups_layer_decay(model, recipe.weight_decay, model.no_weight_decay(), layer_decay=recipe.layer_decay)
 
 
-class _Images(NamedTuple):
-    """Labelled images, and how they are resized and normalised."""
-
-    paths: Sequence[str]
-    labels: Tensor
-    size: int
-    mean: Sequence[float]
-    std: Sequence[float]
-    values: Values
-    max_pixels: int
-
-
-def _transform(images: _Images, recipe: Recipe) -> Callable[[list[Image.Image]], Tensor]:
-    """Augmentation of the layers of an image: timm's for RGB; crops and flips, and no colours, for other channels."""
-    scale = (recipe.crop_scale, 1.0)
-    if images.values.plain:
-        augment = create_transform(
-            images.size, is_training=True, scale=scale, auto_augment=recipe.rand_augment or None,
-            interpolation="bicubic", mean=tuple(images.mean), std=tuple(images.std), color_jitter=0.0, re_prob=0.0,
-        )  # fmt: skip
-        return lambda layers: augment(layers[0])
-    crop, side = RandomResizedCropAndInterpolation(images.size, scale=scale), (images.size, images.size)
-
-    def cropped(layers: list[Image.Image]) -> Tensor:
-        top, left, height, width = crop.get_params(layers[0], crop.scale, crop.ratio)
-        box = (left, top, left + width, top + height)
-        pixels = joined([layer.resize(side, Image.Resampling.BICUBIC, box=box) for layer in layers])
-        pixels = pixels[:, ::-1].copy() if random.random() < 0.5 else pixels
-        return normalize(torch.from_numpy(pixels)[None], images.mean, images.std, torch.float32)[0]
-
-    return cropped
-
-
 def _fit(
     model: Classifier,
-    images: _Images,
+    images: Images,
     recipe: Recipe,
     workers: int,
     dtype: torch.dtype,
@@ -251,7 +200,7 @@ def _fit(
     device = next(model.parameters()).device
     batch = max(2, min(recipe.batch_size, len(paths) // 4) // 2 * 2)  # timm's Mixup pairs images
     order = _Order(len(paths), batch, recipe)
-    augmented = _Augmented(images, _transform(images, recipe), recipe.seed)
+    augmented = Augmented(images, augmentation(images, recipe.crop_scale, recipe.rand_augment), recipe.seed)
     loader = DataLoader(augmented, batch_sampler=order, num_workers=max(1, workers), prefetch_factor=2)
     mix = None
     if recipe.mixup or recipe.cutmix:
@@ -284,7 +233,7 @@ def _fit(
 
 
 @torch.no_grad()
-def _score(model: Classifier, images: _Images, batch: int, dtype: torch.dtype, filled: dict[str, int] | None) -> float:
+def _score(model: Classifier, images: Images, batch: int, dtype: torch.dtype, filled: dict[str, int] | None) -> float:
     labels, device, right, seen = images.labels, next(model.parameters()).device, 0, 0
     read = batches(images.paths, images.size, batch, 2, images.max_pixels, values=images.values, filled=filled)
     for pixels in read:

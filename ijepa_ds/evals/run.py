@@ -122,7 +122,7 @@ def _measure(subject: Subject, pair: Pair, settings: Settings, world: World) -> 
         if not names_unreadable(error):
             raise
         logger.warning("%s: all images are decoded once, to leave such images out", error)
-    pair = without_unreadable(pair, settings.threads, settings.max_pixels, world)
+    pair = without_unreadable(pair, settings.threads, settings.max_pixels, world, settings.values)
     return evaluate_pair(subject.encoder, pair, settings, subject.name, world), pair
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ijepa_ds.data.reading import ImageFile
 from ijepa_ds.evals import attentive, finetune, lowshot
+from ijepa_ds.evals.augmented import WITHOUT_COLOURS
 from ijepa_ds.evals.folders import Labelled
 from ijepa_ds.evals.session import Session
 from ijepa_ds.evals.settings import Settings
@@ -94,7 +95,7 @@ def fine_tuned(session: Session) -> Scores:
     train = session.pair.train
     one = next(session.tokens("train", torch.zeros(1, dtype=torch.int64)))
     detail = _fine_tune(session, train, one.shape[2], session.settings.finetune_recipe)
-    notes = [] if session.settings.values.plain else [finetune.WITHOUT_COLOURS]
+    notes = [] if session.settings.values.plain else [WITHOUT_COLOURS]
     return Scores({"fine-tuned": detail["top1"]}, {"fine-tuned": detail}, notes)
 
 

@@ -42,7 +42,7 @@ def write(path: Path, stored: np.ndarray, **tags: object) -> None:
 
 
 def stored(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 2000, (40, 52)).astype(np.int16)
+    return np.random.default_rng(seed).integers(10, 2000, (40, 52)).astype(np.int16)
 
 
 def config(source: Path, **keys: object) -> DataConfig:
@@ -100,7 +100,7 @@ def test_a_folder_trains_and_odd_files_are_named(tmp_path: Path, capsys: pytest.
         open_source(cfg.source, ScanOptions.of(DataConfig(source=cfg.source, crop_size=16)))
 
 
-def test_compressions_without_a_decoder_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_compressions_without_a_decoder_are_named(tmp_path: Path):
     write(tmp_path / "a.dcm", stored(0))
     data = pydicom.dcmread(tmp_path / "a.dcm")
     data.compress(pydicom.uid.RLELossless)
@@ -110,6 +110,10 @@ def test_compressions_without_a_decoder_are_named(tmp_path: Path, monkeypatch: p
         for name in ("a", "rle")
     )
     assert np.array_equal(right, found)
+    content = (tmp_path / "a.dcm").read_bytes()
+    (tmp_path / "z.dcm").write_bytes(content.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99"))
+    with pytest.raises(UnreadableError, match="deflated"):
+        read_layers(str(tmp_path / "z.dcm"), 10**6, Values.of(config(tmp_path, **RANGE)))
     data.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLSLossless
     data.save_as(tmp_path / "jls.dcm")
     with pytest.raises(UnreadableError, match="compressed as JPEG-LS Lossless .* no decoder is installed"):

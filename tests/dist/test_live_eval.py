@@ -95,7 +95,7 @@ def test_dense_sources_are_checked_before_training(place: Path) -> None:
     for change, message in [
         (("eval.task=segment",), "eval.test: 1 of 7 images have no file of labels"),
         (("eval.task=depth", "eval.labels=far"), "eval.train: there is no folder"),
-        (("eval.labels=masks",), "eval.task"),
+        (("eval.labels=masks",), "eval.labels: eval.task is knn"),
         (("eval.task=count",), "eval.task"),
     ]:
         done = start(place, *EVAL, *change)

@@ -212,7 +212,7 @@ def patch_labels(labels: Tensor, patches: int) -> Tensor:
     return blocks.mode(dim=3).values.flatten(1).long()
 
 
-def fill_bank(training: TrainingSet, classes: int, most: int, seed: int) -> Bank:
+def fill_bank(training: TrainingSet, classes: int, most: int, seed: int, progress: str | None = None) -> Bank:
     """A bank of random labelled patches of all ranks' training images, equally many of each; every rank gets the same one.
 
     Args:
@@ -220,10 +220,12 @@ def fill_bank(training: TrainingSet, classes: int, most: int, seed: int) -> Bank
         classes: C.
         most: patches, about; at least one of each image.
         seed: of the choice.
+        progress: label of the progress bar; None: no bar.
     """
     world, quota = training.world, max(1, most // training.total)
     tokens, labels = [torch.empty(0, len(training.mean))], [torch.empty(0, dtype=torch.int64)]
-    for position, number in enumerate(training.mine):
+    bar = tqdm(training.mine, desc=progress, unit="image", leave=False, disable=None if progress else True)
+    for position, number in enumerate(bar):
         part, of_pixels = training.images([position])[0]
         found = patch_labels(of_pixels, part.shape[1]).flatten()
         labelled = (found >= 0).nonzero()[:, 0]

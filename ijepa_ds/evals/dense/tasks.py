@@ -40,7 +40,7 @@ def segment(session: Session) -> Scores:
     pair, s = _pair(session), session.settings
     training = _training(session)
     classes = len(pair.names)
-    bank = fill_bank(training, classes, s.bank, s.seed)
+    bank = fill_bank(training, classes, s.bank, s.seed, _label(session, "bank of patches"))
     linear = train_head(
         training, classes, torch.zeros(classes), cross_entropy, _recipe(session), _label(session, "linear head"), session.beat
     )
@@ -74,7 +74,8 @@ def depth(session: Session) -> Scores:
     """A linear head on patch tokens that gives the logarithm of the depth; RMSE, AbsRel and delta1."""
     training = _training(session)
     sums = torch.zeros(2, dtype=torch.float64)
-    for position in range(len(training.mine)):
+    mine, label = range(len(training.mine)), _label(session, "mean depth")
+    for position in tqdm(mine, desc=label, unit="image", leave=False, disable=None if label else True):
         for _, depths in training.images([position]):
             valid = depths[depths > 0].double()
             sums += torch.tensor([float(valid.log().sum()), float(len(valid))])

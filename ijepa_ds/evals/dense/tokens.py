@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ijepa_ds.data.transforms import read_layers
-from ijepa_ds.evals.dense.pairs import DenseImages, Reading
+from ijepa_ds.evals.dense.labels import Reading
+from ijepa_ds.evals.dense.pairs import DenseImages
 from ijepa_ds.evals.dense.windows import Box, boxes_of, cut, cut_truth, resized
 from ijepa_ds.evals.features import ForwardOptions, check_finite, forward
 from ijepa_ds.evals.settings import LAYERS, Settings
