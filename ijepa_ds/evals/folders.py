@@ -159,9 +159,10 @@ def _scan(option: str, source: str, options: ScanOptions, labelled: bool) -> Ima
         folder = open_source(source, options)
     except UserError as error:  # its message names the configuration key
         raise UserError(str(error).replace("data.source", option, 1)) from error
-    outside = int((folder.labels < 0).sum())
-    if outside and labelled:
-        what = "has no class folders" if not folder.classes else f"has {outside} images without a class"
+    outside = np.flatnonzero(np.asarray(folder.labels) < 0)
+    if len(outside) and labelled:
+        first = folder.display_path(int(outside[0]))
+        what = f"has {len(outside)} images without a class, such as {first!r}" if folder.classes else "has no class folders"
         raise UserError(f"{option}: {source!r} {what}; expected one folder a class, such as dog/1.jpg and cat/1.jpg, or labels")
     return folder
 

@@ -81,7 +81,7 @@ class LiveDense(LiveEval):
         limits = {"train": cfg.eval.max_train, "test": cfg.eval.max_test}
         parts = {part: some(getattr(pair, part), limit) for part, limit in limits.items()}
         super().__init__(cfg, engine, parts, rank, world_size, start)
-        self._pair, self._values = replace(pair, **parts), Values.of(cfg.data)
+        self._pair, self._values = replace(pair, train=parts["train"], test=parts["test"]), Values.of(cfg.data)
         self._score_of, self._best = _SCORES[cfg.eval.task]
         self._windows = {part: [self._count(str(parts[part].paths[at])) for at in self._share(part)] for part in parts}
         tokens = 4 * cfg.grid**2 * self._encoder.width * sum(sum(counts) for counts in self._windows.values())

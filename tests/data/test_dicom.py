@@ -96,6 +96,7 @@ def test_a_folder_trains_and_odd_files_are_named(tmp_path: Path, capsys: pytest.
     assert next(loader).shape == (4, 16, 16, 1)
     loader.close()
     assert cli.main(["data", "check", cfg.source]) == 1
+    assert cli.main(["data", "stats", cfg.source, "--out", str(tmp_path / "stats"), "--workers", "1"]) == 0
     with pytest.raises(UserError, match="1 channel of float32"):  # the default: RGB of 8 bits
         open_source(cfg.source, ScanOptions.of(DataConfig(source=cfg.source, crop_size=16)))
 
