@@ -135,7 +135,7 @@ def _ambiguous(loader: yaml.SafeLoader, node: yaml.Node) -> list[str]:
 
 
 def apply_overrides(root: Item, overrides: Sequence[str]) -> list[str]:
-    """Put `section.key=value` texts into the tree, in place; they replace values of the file, and the last one wins.
+    """Put `section.key=value` texts into the tree, in place; they replace values of the file; the last one wins (`repeated`).
 
     Returns:
         Problems, one line each.
@@ -157,6 +157,20 @@ def apply_overrides(root: Item, overrides: Sequence[str]) -> list[str]:
         if problem:
             found.append(f"override {shown(text)}: {problem}")
     return found
+
+
+def repeated(overrides: Sequence[str]) -> list[str]:
+    """Notes on keys that overrides give more than once, with different values."""
+    given: dict[str, list[str]] = {}
+    for text in overrides:
+        key, equals, written = text.partition("=")
+        if equals:
+            given.setdefault(key.strip(), []).append(written.strip())
+    return [
+        f"{key}: given {len(values)} times on the command line ({', '.join(map(shown, values))}); the last is used"
+        for key, values in given.items()
+        if len(set(values)) > 1
+    ]
 
 
 def _scalar(written: str) -> tuple[Any, str]:

@@ -146,3 +146,19 @@ def test_numbers_that_are_texts_are_named_for_what_they_are(written: str, hint: 
     with pytest.raises(ConfigError, match=r"optimization\.lr: expected a number, found") as caught:
         load(tmp_path, "x", f"optimization.lr={written}")
     assert hint in str(caught.value)
+
+
+def test_a_key_overridden_twice_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(YAML % "runs/x")
+    cfg, notes = published.load_any(file, ["run.seed=3", "run.dir=a", "run.seed=3", " run.dir =b"])
+    assert cfg.run.dir.endswith("/b")
+    assert notes == ["run.dir: given 2 times on the command line (a, b); the last is used"]
+
+
+@pytest.mark.parametrize("folder", ["/", "//", "/tmp/.."])
+def test_the_root_is_no_folder_of_a_run(folder: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(YAML % folder)
+    with pytest.raises(ConfigError, match=r"run\.yaml:1: run\.dir: /+ is the root of the file system; name a folder"):
+        published.load_any(file)
