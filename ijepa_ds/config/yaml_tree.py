@@ -180,8 +180,10 @@ def _scalar(written: str) -> tuple[Any, str]:
         node = loader.get_single_node()
         if node is None:
             return None, ""
-        wrong = "; ".join(_ambiguous(loader, node))
-        return loader.construct_document(node), wrong
+        wrong = _ambiguous(loader, node)
+        if rest := written[node.end_mark.index :].strip():
+            wrong.append(f"YAML takes {shown(rest)} for a comment; put the value in quotes")
+        return loader.construct_document(node), "; ".join(wrong)
     finally:
         loader.dispose()
 
