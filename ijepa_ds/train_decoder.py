@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ijepa_ds import terminal
 from ijepa_ds.arguments import add_deepspeed_config, add_local_rank, check_at_least, with_example
 from ijepa_ds.cluster.environment import settle
 from ijepa_ds.options.decoder import train as add_training
@@ -27,14 +28,14 @@ logger = logging.getLogger("ijepa_ds")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train or resume; exit code 2 for errors in the input."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    terminal.begin()
     settle(os.environ)  # before torch is imported
     try:
         train(argv)
     except (ValueError, OSError) as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(5)  # rank 0 prints its error first, then the launcher ends this rank
-        print(f"ijepa_ds.train_decoder: {error}", file=sys.stderr, flush=True)
+        terminal.error("ijepa_ds.train_decoder", str(error))
         return 2
     from ijepa_ds.distributed.world import barrier, shut_down_distributed
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 import time
 from collections.abc import Sequence
 
+from ijepa_ds import terminal
 from ijepa_ds.arguments import add_local_rank, with_example
 from ijepa_ds.options.evals import add_arguments
-from ijepa_ds.shown import print_any_name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run an evaluation; exit code 2 for errors in the input."""
-    print_any_name()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    terminal.begin()
     parser = argparse.ArgumentParser(prog="python -m ijepa_ds.evals", description="Evaluate an encoder on several ranks.")
     with_example(
         parser,
@@ -36,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(5)  # rank 0 prints the error, then the launcher ends this rank
         else:
-            print(f"ijepa_ds.evals: {error}", file=sys.stderr, flush=True)
+            terminal.error("ijepa_ds.evals", str(error))
         return 2
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ijepa_ds.evals.dense.heads import (
     TrainingSet,
@@ -28,6 +27,7 @@ from ijepa_ds.evals.ranks import agree
 from ijepa_ds.evals.session import Session
 from ijepa_ds.evals.shared import Scores
 from ijepa_ds.plotting.dense import Shown
+from ijepa_ds.terminal import track
 
 SHOWN = 4  # images in a picture, and as many that have the worst scores
 
@@ -153,10 +153,7 @@ def _score(session: Session, methods: dict[str, Predict], add: Callable[[np.ndar
         return truth, maps
 
     def work() -> None:
-        for position in tqdm(
-            mine, desc=f"{session.label}, test images", unit="image", leave=False,
-            disable=None if session.is_rank_zero else True,
-        ):  # fmt: skip
+        for position in track(mine, f"{session.label}, test images", "images", show=session.is_rank_zero):
             scores[position] = add(*predict(position))
 
     with torch.no_grad():

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ijepa_ds.evals.dense.pairs import DenseImages, Reading
 from ijepa_ds.evals.dense.windows import Box, cut, cut_truth
@@ -15,6 +14,7 @@ from ijepa_ds.evals.features import ForwardOptions, check_finite, forward
 from ijepa_ds.evals.folders import read_image
 from ijepa_ds.evals.settings import LAYERS, Settings
 from ijepa_ds.evals.subject import Pixels
+from ijepa_ds.terminal import track
 
 
 class Patches(nn.Module):
@@ -82,10 +82,7 @@ class Tokens:
 
         Several images share a forward pass.
         """
-        bar = tqdm(
-            positions, desc=f"{self.progress}, {shown}", unit="image", leave=False,
-            disable=None if self.progress and shown else True,
-        )  # fmt: skip
+        bar = track(positions, f"{self.progress}, {shown}", "images", show=bool(self.progress and shown))
         s = self.settings
         waiting: list[tuple[np.ndarray, np.ndarray]] = []
 
