@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, TextIO
+from typing import Protocol, TextIO
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from ijepa_ds.terminal.bar import Bar
+
+class Step(Protocol):
+    """What is drawn of a `Bar`."""
+
+    what: str
+
+    def facts(self) -> tuple[str, str, str]:
+        """Rate, remaining time, and a note; each may be empty."""
+
+    def counted(self) -> str:
+        """How many parts are done, of how many."""
+
+    def part(self) -> float:
+        """The share that is done, 0 to 1."""
+
+    def is_measured(self) -> bool:
+        """Whether `part` is known."""
 
 
 class _Console(Console):
@@ -42,7 +57,7 @@ def width_of(stream: TextIO) -> int:
     return max(20, number or 80)
 
 
-def row(bar: Bar, width: int) -> tuple[str, int, str]:
+def row(bar: Step, width: int) -> tuple[str, int, str]:
     """Text, columns of the bar itself, and text of a bar in `width` columns; what does not fit is left out, last first."""
     rate, left, note = bar.facts()
     percent = f"{bar.part():4.0%}" if bar.is_measured() else ""
@@ -64,7 +79,7 @@ class Bars:
 
     def __init__(self, stream: TextIO) -> None:
         self.console, self._stream = console(stream), stream
-        self.shown: list[Bar] = []
+        self.shown: list[Step] = []
         self._live = Live(
             get_renderable=self._rows,
             console=self.console,
