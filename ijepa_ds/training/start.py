@@ -253,7 +253,7 @@ def _announce(
         f"  images         {len(folder):,} from {cfg.data.source}, {describe_classes(folder)}\n"
         f"  steps          {schedule.total_steps:,} of {len(folder) // cfg.optimization.batch_size:,} an epoch, each "
         f"{cfg.optimization.batch_size:,} images = {batch}\n"
-        f"  run directory  {cfg.run.dir} (details: {rank_log.path() or 'no log'})\n"
+        f"  run directory  {cfg.run.dir} (details: logs/rank_00000.log in it)\n"
         f"  curves         tensorboard --logdir {shlex.quote(cfg.run.dir)}",
     )
     logger.debug("%s", engine.describe())

@@ -50,7 +50,7 @@ def test_rank_0_speaks_on_the_terminal_and_into_its_file(tmp_path: Path) -> None
     terminal, file = speak(tmp_path, 0)
     for word in ("logged", "said"):
         assert terminal.count(word) == file.count(word) == 1, word
-    for word in (
+    for word in (  # of libraries, other programs, and details
         "printed",
         "detailed",
         "to stderr",

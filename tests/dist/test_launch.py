@@ -29,7 +29,7 @@ def test_two_ranks_zero3_through_the_launcher_then_resume_exactly(place: Path) -
     shutil.rmtree(place / "broken" / "checkpoints" / "step_00000006")
     again = start(place, "run.dir=broken", "run.checkpoint_every=3", ranks=2, stage=3, command=True)
     assert again.returncode == 0 and "step 3" in again.stdout, again.stdout + again.stderr
-    assert "finished: 6 steps, loss " in again.stdout and "checkpoints/step_00000006, metrics.jsonl, logs" in again.stdout
+    assert "done: 6 steps, loss " in again.stdout and "checkpoints/step_00000006, metrics.jsonl, logs" in again.stdout
     assert f"next           ijepa-ds eval knn --checkpoint {place / 'broken'} --train TRAIN" in again.stdout
     for run in ("straight", "broken"):
         assert json.loads((place / run / "completed.json").read_text())["steps"] == 6
