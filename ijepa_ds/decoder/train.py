@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -134,6 +135,11 @@ class Trainer:
             batches.close()
             bar.close()
             log.close()
+        if rank == 0:
+            logger.info("done: %d steps, in %s", self.done, self.args.out)
+            logger.info(
+                "  next  ijepa-ds visualize decode --decoder %s --images IMAGES --out PICTURES", shlex.quote(str(self.args.out))
+            )
 
     def _check(self, loss: float) -> None:
         if not math.isfinite(loss):
