@@ -92,7 +92,7 @@ class Bar:
     def part(self) -> float:
         """The share that is done, 0 to 1."""
         if self._share:
-            return self._share()
+            return min(0.99, self._share())  # what is begun may not be done
         return min(1.0, self.done / self.total) if self.total else 0.0
 
     def is_measured(self) -> bool:
