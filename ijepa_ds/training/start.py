@@ -257,11 +257,9 @@ def _announce(
         f"  curves         tensorboard --logdir {shlex.quote(cfg.run.dir)}",
     )
     logger.debug("%s", engine.describe())
-    if engine.note:
-        logger.debug("%s", engine.note)
     logger.debug("predictor %s parameters; %d CPU threads a rank; %s", f"{predictor:,}", torch.get_num_threads(), where)
     sampler = build_sampler(cfg.masks, cfg.grid, cfg.run.seed, cfg.optimization.batch_size)
-    for text in filter(None, (warning(sampler.planner, cfg.grid), hostfile_warning())):
+    for text in filter(None, (engine.note, warning(sampler.planner, cfg.grid), hostfile_warning())):
         logger.warning("%s", text)
 
 
