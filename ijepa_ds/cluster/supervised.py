@@ -193,7 +193,7 @@ class Supervised:
 
 def say(text: str) -> None:
     """Print a message of the supervisor on stderr."""
-    terminal.error("ijepa_ds supervise", text)
+    terminal.line(f"ijepa_ds supervise: {text}", err=True)
 
 
 def _send(process: Process, number: int) -> None:
