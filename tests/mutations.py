@@ -96,7 +96,7 @@ MUTATIONS = [
     Mutation("ijepa_ds/storage.py", "if left <= 0:", "if left <= 1e9:", _KINDS),
     Mutation("ijepa_ds/data/reading.py", "self._tars.pop(container, None)\n", "pass\n", f"{_STORAGE} -k descriptor"),
     Mutation("ijepa_ds/data/row_groups.py", "pa.OSFile(os.fsencode(path))", "path", "tests/data/test_parquet.py -k url"),
-    Mutation("ijepa_ds/evals/dense/pairs.py", "Image.open(file, formats=_TRUTH)", "Image.open(file)", f"{_OTHERS} -k opening"),
+    Mutation("ijepa_ds/evals/dense/labels.py", "Image.open(file, formats=_TRUTH)", "Image.open(file)", f"{_OTHERS} -k opening"),
     Mutation("ijepa_ds/doctor/rows.py", 'slots if found["gpus"] else 1', "slots", "tests/doctor/test_doctor.py -k containers"),
     Mutation("ijepa_ds/data/row_groups.py", "if content is None:", "if False:", "tests/data/test_parquet.py -k usable"),
     Mutation(
@@ -541,7 +541,7 @@ MUTATIONS = [
     Mutation("ijepa_ds/evals/finetune.py", "label_smoothing=0.0 if mix else recipe.smoothing", "label_smoothing=0.0", _RECIPES),
     Mutation("ijepa_ds/evals/finetune.py", 'group["lr"] = group["first"] * share', 'group["lr"] = group["first"]', _RECIPES),
     Mutation("ijepa_ds/evals/finetune.py", "share = (step + 1) / warmup if", "share = 1.0 if", _RECIPES),
-    Mutation("ijepa_ds/evals/finetune.py", "auto_augment=recipe.rand_augment or None", "auto_augment=None", _RECIPES),
+    Mutation("ijepa_ds/evals/augmented.py", "auto_augment=rand_augment or None", "auto_augment=None", _RECIPES),
     Mutation("ijepa_ds/evals/finetune.py", "_score(model.eval(), ", "_score(model, ", _RECIPES),
     Mutation("ijepa_ds/evals/attentive.py", '"weight_decay": decay, "first": lr', '"weight_decay": 0.01, "first": lr', _HEADS),
     Mutation(
@@ -593,6 +593,13 @@ MUTATIONS = [
     Mutation(
         "ijepa_ds/evals/features.py", "[:, -output.shape[1] :]", "[:, : output.shape[1]]", "tests/evals/test_suite.py -k layer"
     ),
+    Mutation(
+        "ijepa_ds/evals/features.py",
+        "flatten(2).transpose(1, 2).flatten(1)",
+        "flatten(1)",
+        "tests/evals/test_pools.py -k parts",
+    ),
+    Mutation("ijepa_ds/data/judge.py", "if not self._values.plain:", "if False:", "tests/data/test_channels.py -k data_check"),
     Mutation("ijepa_ds/telemetry/health.py", "elif value < share * highest:", "elif value < highest / 100:", _HEALTH),
     Mutation("ijepa_ds/telemetry/health.py", "self.limits.rest if message", "0 if message", _HEALTH),
     Mutation("ijepa_ds/telemetry/health.py", "< self.limits.fall_share * high and rank < rank_then", "< 0.65 * high", _HEALTH),

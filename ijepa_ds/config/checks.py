@@ -91,6 +91,8 @@ def _run(cfg: Config) -> Iterator[Problem]:
         for key, folder in (("eval.train", cfg.eval.train), ("eval.test", cfg.eval.test)):
             if not (folder or "").strip():
                 yield Problem((key, "eval.every"), "eval.every is set: name labelled images, one folder per class")
+        if cfg.eval.labels is not None and cfg.eval.task == "knn":
+            yield Problem(("eval.labels", "eval.task"), "eval.task is knn, which has no folder of labels; remove one")
         if cfg.eval.every % cfg.run.checkpoint_every:
             text = f"must be a multiple of run.checkpoint_every ({cfg.run.checkpoint_every}), so that the best can be kept"
             yield Problem(("eval.every", "run.checkpoint_every"), f"{text}, got {cfg.eval.every}")

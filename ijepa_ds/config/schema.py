@@ -182,12 +182,20 @@ class OptimizationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """Scores of the live target encoder while training: k-NN and RankMe (`docs/evaluate.md`)."""
+    """Scores of the live target encoder while training (`docs/evaluate.md`)."""
 
     every: Whole = key(0, "steps between evaluations, a multiple of `run.checkpoint_every`, and the end; 0: never", free=True)
-    train: Text | None = key(None, "labelled images that vote: one folder per class, or a source with classes", free=True)
+    task: Literal["knn", "segment", "depth"] = key(
+        "knn", "`knn`: k-NN and RankMe of pooled features; else the scores of that task on patch tokens", free=True
+    )
+    train: Text | None = key(
+        None, "labelled images that vote: one folder per class, or a source with classes; else `images` and labels", free=True
+    )
     test: Text | None = key(None, "labelled images that are scored", free=True)
-    k: Count = key(20, "neighbours", free=True)
+    labels: Text | None = key(
+        None, "`segment`, `depth`: folder of labels beside `images`; null: `masks`, or `depth`", free=True
+    )
+    k: Count = key(20, "neighbours of `knn`", free=True)
     max_train: Count = key(10000, "images of `eval.train` used at most, the same each time", free=True)
     max_test: Count = key(2000, "images of `eval.test` used at most", free=True)
 

@@ -51,7 +51,7 @@ class ChannelStatistics(Statistics):
         form = form_of(header.channels, header.depth)
         if form != self.form:
             raise ContentError(f"{describe_form(form)}, but most images of the source have {describe_form(self.form)}")
-        pixels, nodata = read_numbers(content, Values(layout=self.layout), None, max_pixels)
+        pixels, nodata, _ = read_numbers(content, Values(layout=self.layout), None, max_pixels)
         numbers = pixels.astype(np.float64)
         if nodata is not None:
             numbers[pixels == nodata] = np.nan

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ijepa_ds import config
 from ijepa_ds.arguments import check_at_least
 from ijepa_ds.data.headers import READ_ERRORS
 from ijepa_ds.data.index import ImageIndex, describe
@@ -19,8 +20,10 @@ from ijepa_ds.data.index_file import BY_PILLOW
 from ijepa_ds.data.judge import Judge, Judgement
 from ijepa_ds.data.pillow import reason
 from ijepa_ds.data.reading import Reader
+from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
 from ijepa_ds.errors import UserError
+from ijepa_ds.examples import shipped
 from ijepa_ds.terminal import Bar
 
 logger = logging.getLogger(__name__)
@@ -30,6 +33,8 @@ _WINDOW = 256  # images in flight
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `ijepa-ds data check`."""
     add_scan_arguments(parser)
+    text = "read images as this run does: its data keys, channels and ranges too, instead of the options above"
+    parser.add_argument("--config", metavar="FILE", type=shipped, help=text)
     parser.add_argument("--fix-index", type=Path, metavar="INDEX", help="write an index of the good images")
     parser.add_argument("--strict", action="store_true", help="also name JPEGs with junk bytes that no pixel needs")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="decoding threads (default: all cores)")
@@ -38,8 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check the images and print the table; return 0 if all are readable or an index was written, else 1."""
     check_at_least(args, threads=1)
-    index = open_source(args.source, scan_options(args))
-    judge = Judge(args.max_pixels, strict=args.strict, with_dali=args.fix_index is not None, layout=args.arrays)
+    options = scan_options(args)
+    if args.config:
+        options = ScanOptions.of(config.load(args.config, []).data, progress=True)
+    index = open_source(args.source, options)
+    judge = Judge(options.max_pixels, strict=args.strict, with_dali=args.fix_index is not None, values=options.values)
     found = check(index, judge, args.threads)
     index = index.with_bad({position: judgement.reason for position, judgement in found.items() if judgement.reason})
     by_pillow = {position: judgement.dali for position, judgement in found.items() if judgement.dali}

@@ -91,7 +91,8 @@ def with_one_form(index: ImageIndex, values: Values, source: str) -> ImageIndex:
             f"data.channels: {list(values.chosen)} names channel {max(values.chosen)}, but {most} {describe_form(usual)} in "
             f"{source!r} (the first is 0)"
         )
-    if values.high is None and depth != "uint8":
+    own_range = (_kinds(index, readable) == KINDS.index("DICOM")).all()  # a DICOM's window says what becomes 0 and 1
+    if values.high is None and depth != "uint8" and not own_range:
         raise UserError(
             f"data.source: {source!r}: {most} {describe_form(usual)}: set data.scale to the value that becomes 1, such as "
             f"{'1.0' if depth.startswith('float') else '65535'}"

@@ -23,6 +23,8 @@ def part_of(descriptor: int, offset: int, num_bytes: int) -> io.BufferedReader:
 class Slice(io.RawIOBase):
     """A file object over a byte range of an open file, for example a member of a tar."""
 
+    name = "image"  # pydicom asks for it
+
     def __init__(self, descriptor: int, offset: int, num_bytes: int) -> None:
         """Expose `num_bytes` bytes from `offset`; the caller closes `descriptor`."""
         self._descriptor, self._offset, self._num_bytes, self._at = descriptor, offset, num_bytes, 0

@@ -22,9 +22,9 @@ from ijepa_ds.errors import ContentError
 warnings.filterwarnings("ignore", module=r"PIL\b")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # decoded by both loaders
-RASTERS = ("TIFF", "NPY")  # decoded by `rasters`
+RASTERS = ("TIFF", "NPY", "DICOM")  # decoded by `rasters`
 KINDS = (*FORMATS, *RASTERS)
-NOT_AN_IMAGE = "not a JPEG, PNG, WebP, BMP or TIFF image"
+NOT_AN_IMAGE = "not a JPEG, PNG, WebP, BMP, TIFF or DICOM image"
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -60,7 +60,7 @@ def read_header(file: BinaryIO, layout: str | None = None) -> Header:
         ContentError: The file is not a readable image; the text has the reason.
     """
     file.seek(0)
-    head = file.read(64)
+    head = file.read(132)
     if head[:8] == PNG_START and head[12:16] == b"IHDR":
         return _png(file, head)
     if head[:2] == b"\xff\xd8":
@@ -70,6 +70,9 @@ def read_header(file: BinaryIO, layout: str | None = None) -> Header:
         raster = read_raster(file, layout)
         kind = "TIFF" if head[:4] in TIFF_STARTS else "NPY"
         return Header(raster.width, raster.height, kind, True, raster.channels, raster.depth)
+    if head[128:] == b"DICM":
+        raster = read_raster(file)
+        return Header(raster.width, raster.height, "DICOM", True, raster.channels, raster.depth)
     if head[:2] == b"BM":
         return _by_pillow(file)._replace(by_pillow=not _plain_bmp(head))
     if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X":

@@ -13,8 +13,8 @@ import numpy as np
 from ijepa_ds.data.image_header import RASTERS
 from ijepa_ds.data.jpeg_check import jpeg_damage
 from ijepa_ds.data.pillow import checked_header, decode
-from ijepa_ds.data.planes import read_numbers
-from ijepa_ds.data.values import Values
+from ijepa_ds.data.planes import planes_of, read_numbers
+from ijepa_ds.data.values import PLAIN, Values
 
 MEDIAN, MEAN = 2.0, 2.0  # largest differences of two decoders' pixels, of 255
 
@@ -29,25 +29,28 @@ class Judgement(NamedTuple):
 class Judge:
     """Judges files; several threads may call it."""
 
-    def __init__(self, max_pixels: int, *, strict: bool = False, with_dali: bool = False, layout: str | None = None) -> None:
+    def __init__(self, max_pixels: int, *, strict: bool = False, with_dali: bool = False, values: Values = PLAIN) -> None:
         """Prepare.
 
         Args:
             max_pixels: Larger images are unreadable.
             strict: Every warning of libjpeg counts, also about bytes that no pixel needs.
             with_dali: Compare DALI's pixels, if DALI is installed.
-            layout: As `data.arrays`.
+            values: How images become channels: their ranges are checked too. RGB: TIFF and NumPy files of any channels are
+                decoded, as training says which it uses.
         """
-        self._max_pixels, self._strict, self._layout = max_pixels, strict, layout
+        self._max_pixels, self._strict, self._values = max_pixels, strict, values
         self._own = threading.local()
         self.compares = with_dali and _dali_is_installed()
 
     def judge(self, content: bytes, by_pillow: bool = False) -> Judgement:
         """Judge a file; `by_pillow`: its header already says that Pillow decodes it."""
         try:
-            header = checked_header(content, self._max_pixels, self._layout)
-            if header.kind in RASTERS or header.depth == "uint16":  # of any channels: training says which it uses
-                read_numbers(content, Values(layout=self._layout), None, self._max_pixels)
+            header = checked_header(content, self._max_pixels, self._values.layout)
+            if not self._values.plain:
+                planes_of(read_numbers(content, self._values, None, self._max_pixels), self._values)
+            elif header.kind in RASTERS or header.depth == "uint16":
+                read_numbers(content, self._values, None, self._max_pixels)
             if header.kind in RASTERS:
                 return Judgement("")
             pixels = np.asarray(decode(content, self._max_pixels))

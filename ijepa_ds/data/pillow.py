@@ -83,7 +83,8 @@ def decode_window(content: bytes, window: np.ndarray, max_pixels: int, layout: s
 
 def _raster_as_rgb(content: bytes, layout: str | None, window: np.ndarray | None) -> Image.Image:
     """A TIFF or NumPy file, or a window of it, if it is gray or RGB of 8 bits."""
-    raster, (pixels, _) = read_window(io.BytesIO(content), layout, window)
+    raster, part = read_window(io.BytesIO(content), layout, window)
+    pixels = part.pixels
     if raster.depth != "uint8" or raster.channels not in (1, 3):
         raise ContentError(f"{raster.channels} channels of {raster.depth}: {ADVICE}")
     return Image.fromarray(pixels if raster.channels == 3 else pixels.repeat(3, axis=2))

@@ -83,7 +83,7 @@ def planes_of(numbers: Window, values: Values) -> tuple[list[Image.Image], int]:
     channels = numbers.pixels.shape[2]
     if channels != values.count:
         raise ContentError(f"{channels} channels, but model.channels is {values.count} (data.channels chooses)")
-    scaled = [values.scaled(numbers.pixels[..., at], at, numbers.nodata) for at in range(channels)]
+    scaled = [values.scaled(numbers.pixels[..., at], at, numbers.nodata, numbers.shown) for at in range(channels)]
     return [Image.fromarray(np.ascontiguousarray(plane)) for plane, _ in scaled], sum(filled for _, filled in scaled)
 
 

@@ -1,4 +1,4 @@
-"""TIFF and NumPy files: their headers, and windows of them, for which only the parts that they touch are read."""
+"""TIFF, NumPy and DICOM files: their headers, and windows of them, for which only the parts that they touch are read."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ class Raster(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Part of a raster, [h, w, C] of the file's type, and the value that the file declares as no data."""
+    """Part of a raster, [h, w, C] of the file's type; the value that the file declares as no data, and the range it shows."""
 
     pixels: np.ndarray
     nodata: float | None = None
+    shown: tuple[float, float] | None = None
 
 
-def read_raster(file: BinaryIO, layout: str | None) -> Raster:
+def read_raster(file: BinaryIO, layout: str | None = None) -> Raster:
     """Return the size and type of a TIFF or NumPy file, whose pixels are all there.
 
     Args:
@@ -50,6 +51,8 @@ def read_raster(file: BinaryIO, layout: str | None) -> Raster:
     Raises:
         ContentError: It cannot be used; the text has the reason and the page.
     """
+    if is_dicom(file):
+        return _dicom().read(file, pixels=False)[0]
     if _start(file) not in TIFF_STARTS:
         with _array(file, layout) as array:
             return array.raster
@@ -74,6 +77,9 @@ def read_window(
     Raises:
         ContentError: It cannot be used; the text has the reason.
     """
+    if is_dicom(file):
+        raster, part = _dicom().read(file, window)
+        return raster, part._replace(pixels=part.pixels[..., _chosen(raster, channels)])
     if _start(file) not in TIFF_STARTS:
         with _array(file, layout) as array:
             return array.raster, Window(array.read(_inside(array.raster, window), _chosen(array.raster, channels)))
@@ -81,6 +87,20 @@ def read_window(
         raster = _raster_of(page)
         pixels = _tiff_window(page, raster, _inside(raster, window), _chosen(raster, channels))
         return raster, Window(pixels, float(page.nodata) if "GDAL_NODATA" in page.tags else None)
+
+
+def is_dicom(file: BinaryIO) -> bool:
+    """Whether a file starts as DICOM files do; it is then at its start."""
+    file.seek(0)
+    start = file.read(132)
+    file.seek(0)
+    return start[128:] == b"DICM"
+
+
+def _dicom() -> Any:
+    from ijepa_ds.data import dicom  # late: it needs the classes above
+
+    return dicom
 
 
 def _start(file: BinaryIO) -> bytes:

@@ -224,6 +224,8 @@ def _folder(path: str, source: str, options: ScanOptions) -> ImageIndex:
             "data.source %r: %d .tar files beside the images are ignored; to use them, set data.source to '%s'",
             *(source, len(walker.tars), os.path.join(source, os.path.dirname(os.fsdecode(walker.tars[0])), "*.tar")),
         )
+    if not len(index):  # the parquet files are the source
+        walker.others.pop(PARQUET, None)
     if walker.others:
         logger.warning("data.source %r: %s", source, describe_others(walker.others))
     if not len(index) and walker.parquets:

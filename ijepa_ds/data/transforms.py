@@ -113,7 +113,11 @@ def values_of(item: str, values: Values | None = None) -> Values:
 
 
 def read_layers(
-    item: str, max_pixels: int, values: Values | None = None, use: Callable[[Image.Image], Image.Image] = lambda layer: layer
+    item: str,
+    max_pixels: int,
+    values: Values | None = None,
+    use: Callable[[Image.Image], Image.Image] = lambda layer: layer,
+    filled: dict[str, int] | None = None,
 ) -> list[Image.Image]:
     """Read and decode an image by path or from a source: one RGB image, or a plane for each channel (`planes`).
 
@@ -122,6 +126,7 @@ def read_layers(
         max_pixels: Larger images are unreadable.
         values: How it becomes channels; None: as its source says, else RGB.
         use: Applied to each layer.
+        filled: Receives how many values without data were filled, of an image with some.
 
     Raises:
         UnreadableError: Names the image.
@@ -131,7 +136,9 @@ def read_layers(
         if values.plain:
             layers = [decode(content, max_pixels, values.layout)]
         else:
-            layers = planes_of(read_numbers(content, values, None, max_pixels), values)[0]
+            layers, missing = planes_of(read_numbers(content, values, None, max_pixels), values)
+            if missing and filled is not None:
+                filled[str(item)] = missing
         return [use(layer) for layer in layers]
 
 
@@ -147,6 +154,7 @@ def load_eval_images(
     max_pixels: int = MAX_PIXELS,
     whole: bool = False,
     values: Values | None = None,
+    filled: dict[str, int] | None = None,
 ) -> np.ndarray:
     """Read images for evaluation, in order; they take 3 * size**2 bytes of memory each, or 4 * C * size**2.
 
@@ -157,6 +165,7 @@ def load_eval_images(
         max_pixels: Larger images are unreadable.
         whole: `resize_whole` instead of `resize_centre_crop`.
         values: How they become channels; None: as their source says, else RGB.
+        filled: As in `read_layers`.
 
     Returns:
         uint8 [n, size, size, 3], or float32 [n, size, size, C] in 0 .. 1.
@@ -169,7 +178,7 @@ def load_eval_images(
     resize = resize_whole if whole else resize_centre_crop
 
     def read(position: int) -> None:
-        pixels[position] = joined(read_layers(images[position], max_pixels, kind, lambda layer: resize(layer, size)))
+        pixels[position] = joined(read_layers(images[position], max_pixels, kind, lambda layer: resize(layer, size), filled))
 
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         for _ in pool.map(read, range(len(images))):

@@ -68,13 +68,16 @@ class Values:
         """Bytes of a pixel as the loader returns it."""
         return self.count * (1 if self.plain else 4)
 
-    def scaled(self, plane: np.ndarray, channel: int, nodata: float | None = None) -> tuple[np.ndarray, int]:
+    def scaled(
+        self, plane: np.ndarray, channel: int, nodata: float | None = None, shown: tuple[float, float] | None = None
+    ) -> tuple[np.ndarray, int]:
         """Scale the numbers of a channel.
 
         Args:
             plane: [h, w], of any type.
             channel: its number in the network.
             nodata: what the file says stands for no data.
+            shown: range that the file declares, which counts without `high`: a DICOM's window.
 
         Returns:
             float32 [h, w] in 0 .. 1, and how many values were filled.
@@ -82,7 +85,11 @@ class Values:
         Raises:
             ContentError: The values do not fit the declared range.
         """
-        low, high = _of(self.low, channel), self._high(plane.dtype, channel)
+        low, high, clip = _of(self.low, channel), 0.0, self.clip
+        if self.high is None and shown is not None:
+            low, high, clip = *shown, True
+        else:
+            high = self._high(plane.dtype, channel)
         missing = _missing(plane, nodata if self.nodata is None else self.nodata)
         wide = plane.dtype.itemsize > 2  # float32 holds integers of 16 bits exactly
         numbers = plane.astype(np.float64 if wide else np.float32)
@@ -91,7 +98,7 @@ class Values:
         least, most = float(numbers.min()), float(numbers.max())
         if not (np.isfinite(least) and np.isfinite(most)):
             raise ContentError(f"channel {self._file_channel(channel)} has infinite values")
-        if not self.clip and (least < _as_stored(low, plane.dtype) or most > _as_stored(high, plane.dtype)):
+        if not clip and (least < _as_stored(low, plane.dtype) or most > _as_stored(high, plane.dtype)):
             raise ContentError(
                 f"channel {self._file_channel(channel)} has values from {least:g} to {most:g}, outside data.offset {low:g} to "
                 f"data.scale {high:g}"

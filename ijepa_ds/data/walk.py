@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from ijepa_ds.errors import is_fault
 from ijepa_ds.storage import Storage
 
-EXTENSIONS = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+EXTENSIONS = (".bmp", ".dcm", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _ARRAYS = (b".npy", b".npz")  # images only where `data.arrays` is set: other files of a data set have these endings, too
 COMPRESSED_TARS = (b".tgz", b".tbz2", b".txz", b".tar.gz", b".tar.bz2", b".tar.xz", b".tar.zst")
 ARCHIVES = (b".tar", *COMPRESSED_TARS, b".zip", b".7z", b".rar")

@@ -1,7 +1,8 @@
-"""Features of images from a frozen encoder: the average of the output patch tokens (paper, appendix A.2)."""
+"""Features of images from a frozen encoder: averages of the output patch tokens (paper, appendix A.2)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ def extract(
     device: torch.device | str,
     dtype: torch.dtype = torch.float32,
     layers: int = 1,
+    cells: int = 1,
 ) -> Tensor:
     """Average-pooled patch tokens of images, of the output or of the last layers, concatenated.
 
@@ -34,21 +36,41 @@ def extract(
         device: of the encoder.
         dtype: of its matrix products (autocast if not float32). The average is computed in float32.
         layers: L, number of last blocks; the final LayerNorm is applied to each, as in VISSL and DINO.
+        cells: C; averages of C x C parts of the image are concatenated (`pool`).
 
     Returns:
-        float32 [n, L * D] on the CPU, in the order of the images; the output's D values come last.
+        float32 [n, L * C * C * D] on the CPU, in the order of the images; the output's values come last.
 
     Raises:
         ValueError: no images, a batch of another shape, too few blocks, or features that are not finite.
     """
     pooled = []
     for outputs in forward(encoder, images, ForwardOptions(mean, std, device, dtype, layers)):
-        pooled.append(torch.cat([tokens.float().mean(dim=1) for tokens in outputs], dim=1).cpu())
+        pooled.append(torch.cat([pool(tokens, cells) for tokens in outputs], dim=1).cpu())
     if not pooled:
         raise ValueError("no images to extract features from")
     features = torch.cat(pooled)
     check_finite(features, "the encoder's features")
     return features
+
+
+def pool(tokens: Tensor, cells: int = 1) -> Tensor:
+    """Average tokens in float32: of the whole image, or of each of its cells x cells parts.
+
+    Parts overlap by a patch where `cells` does not divide the grid. The single token of raw pixels stays as it is.
+
+    Args:
+        tokens: [B, N, D], of a square grid.
+        cells: C, parts along a side.
+
+    Returns:
+        [B, D], or [B, C * C * D] with the parts row by row.
+    """
+    if cells == 1 or tokens.shape[1] == 1:
+        return tokens.float().mean(dim=1)
+    side = math.isqrt(tokens.shape[1])
+    grid = tokens.float().transpose(1, 2).unflatten(2, (side, side))
+    return nn.functional.adaptive_avg_pool2d(grid, cells).flatten(2).transpose(1, 2).flatten(1)
 
 
 class ForwardOptions(NamedTuple):

@@ -10,20 +10,22 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from timm.data import Mixup, create_transform
+from timm.data import Mixup
 from timm.layers import DropPath
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from ijepa_ds.data.pillow import MAX_PIXELS
 from ijepa_ds.data.transforms import normalize
-from ijepa_ds.evals.folders import batches, read_image
+from ijepa_ds.data.values import PLAIN, Values
+from ijepa_ds.evals.augmented import Augmented, Images, augmentation
+from ijepa_ds.evals.folders import batches
 from ijepa_ds.terminal import track
 
 
@@ -82,23 +84,8 @@ class Classifier(nn.Module):
         return {"encoder.reg_token"}
 
     def forward(self, images: Tensor) -> Tensor:
-        """`images: [B, 3, S, S]`, normalised -> [B, C]."""
+        """`images: [B, channels, S, S]`, normalised -> [B, C]."""
         return self.head(self.encoder(images).float().mean(dim=1))
-
-
-class _Augmented(Dataset):
-    """Images by (epoch, position); augmentation is a function of seed, epoch and position."""
-
-    def __init__(self, paths: Sequence[str], size: int, transform: Any, seed: int) -> None:
-        self.paths, self.size, self.transform, self.seed = paths, size, transform, seed
-
-    def __getitem__(self, key: tuple[int, int]) -> Tensor:
-        epoch, position = key
-        drawn = np.random.SeedSequence((self.seed, epoch, position)).generate_state(3)
-        random.seed(int(drawn[0]))
-        np.random.seed(int(drawn[1]))
-        torch.manual_seed(int(drawn[2]))
-        return self.transform(read_image(self.paths[position], MAX_PIXELS))
 
 
 class _Order(Sampler):
@@ -133,6 +120,9 @@ def evaluate(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     progress: str | None = None,
+    values: Values = PLAIN,
+    max_pixels: int = MAX_PIXELS,
+    filled: dict[str, int] | None = None,
 ) -> dict[str, float]:
     """Fine-tune a copy of an encoder and score it after the last epoch.
 
@@ -151,6 +141,9 @@ def evaluate(
         device: for training.
         dtype: of matrix products.
         progress: label of the progress bar; None: no bar.
+        values: how images become channels; of others than RGB of 8 bits, augmentation is crops and flips.
+        max_pixels: larger images are unreadable.
+        filled: as in `data.transforms.read_layers`, of the test images.
 
     Returns:
         `top1` in percent, `train_loss` of the last epoch.
@@ -169,11 +162,13 @@ def evaluate(
         try:
             model = Classifier(copy.deepcopy(encoder), width, classes).to(device).train().requires_grad_(True)
             set_drop_path(model.encoder, recipe.drop_path)
-            loss = _fit(model, _Images(train_paths, train_labels, size, mean, std), recipe, workers, dtype, progress)
+            images = Images(train_paths, train_labels, size, mean, std, values, max_pixels)
+            loss = _fit(model, images, recipe, workers, dtype, progress)
         finally:
             random.setstate(kept[0])
             np.random.set_state(kept[1])
-    right = _score(model.eval(), _Images(test_paths, test_labels, size, mean, std), recipe.batch_size, dtype)
+    images = images._replace(paths=test_paths, labels=test_labels)
+    right = _score(model.eval(), images, recipe.batch_size, dtype, filled)
     return {"top1": right, "train_loss": loss}
 
 
@@ -192,36 +187,21 @@ def parameter_groups(model: Classifier, recipe: Recipe) -> list[dict[str, Any]]:
     return param_groups_layer_decay(model, recipe.weight_decay, model.no_weight_decay(), layer_decay=recipe.layer_decay)
 
 
-class _Images(NamedTuple):
-    """Labelled images, and how they are resized and normalised."""
-
-    paths: Sequence[str]
-    labels: Tensor
-    size: int
-    mean: Sequence[float]
-    std: Sequence[float]
-
-
 def _fit(
     model: Classifier,
-    images: _Images,
+    images: Images,
     recipe: Recipe,
     workers: int,
     dtype: torch.dtype,
     progress: str | None,
 ) -> float:
     """Train; return the mean loss of the last epoch."""
-    paths, labels, size, mean, std = images
+    paths, labels = images.paths, images.labels
     device = next(model.parameters()).device
     batch = max(2, min(recipe.batch_size, len(paths) // 4) // 2 * 2)  # timm's Mixup pairs images
-    transform = create_transform(
-        size, is_training=True, scale=(recipe.crop_scale, 1.0), auto_augment=recipe.rand_augment or None,
-        interpolation="bicubic", mean=tuple(mean), std=tuple(std), color_jitter=0.0, re_prob=0.0,
-    )  # fmt: skip
     order = _Order(len(paths), batch, recipe)
-    loader = DataLoader(
-        _Augmented(paths, size, transform, recipe.seed), batch_sampler=order, num_workers=max(1, workers), prefetch_factor=2
-    )
+    augmented = Augmented(images, augmentation(images, recipe.crop_scale, recipe.rand_augment), recipe.seed)
+    loader = DataLoader(augmented, batch_sampler=order, num_workers=max(1, workers), prefetch_factor=2)
     mix = None
     if recipe.mixup or recipe.cutmix:
         mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=model.head.out_features)
@@ -253,11 +233,11 @@ def _fit(
 
 
 @torch.no_grad()
-def _score(model: Classifier, images: _Images, batch: int, dtype: torch.dtype) -> float:
-    paths, labels, size, mean, std = images
-    device, right, seen = next(model.parameters()).device, 0, 0
-    for pixels in batches(paths, size, batch, threads=2):
-        normalized = normalize(torch.from_numpy(pixels).to(device), mean, std, torch.float32)
+def _score(model: Classifier, images: Images, batch: int, dtype: torch.dtype, filled: dict[str, int] | None) -> float:
+    labels, device, right, seen = images.labels, next(model.parameters()).device, 0, 0
+    read = batches(images.paths, images.size, batch, 2, images.max_pixels, values=images.values, filled=filled)
+    for pixels in read:
+        normalized = normalize(torch.from_numpy(pixels).to(device), images.mean, images.std, torch.float32)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             guess = model(normalized).argmax(dim=1).cpu()
         right += int((guess == labels[seen : seen + len(guess)]).sum())

@@ -19,7 +19,7 @@ from ijepa_ds.data.reading import ImageFiles
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.transforms import joined, load_eval_images, read_layers
-from ijepa_ds.data.values import PLAIN
+from ijepa_ds.data.values import Values
 from ijepa_ds.errors import UserError
 
 _SHOWN = 5  # class names in a message
@@ -159,9 +159,10 @@ def _scan(option: str, source: str, options: ScanOptions, labelled: bool) -> Ima
         folder = open_source(source, options)
     except UserError as error:  # its message names the configuration key
         raise UserError(str(error).replace("data.source", option, 1)) from error
-    outside = int((folder.labels < 0).sum())
-    if outside and labelled:
-        what = "has no class folders" if not folder.classes else f"has {outside} images without a class"
+    outside = np.flatnonzero(np.asarray(folder.labels) < 0)
+    if len(outside) and labelled:
+        first = folder.display_path(int(outside[0]))
+        what = f"has {len(outside)} images without a class, such as {first!r}" if folder.classes else "has no class folders"
         raise UserError(f"{option}: {source!r} {what}; expected one folder a class, such as dog/1.jpg and cat/1.jpg, or labels")
     return folder
 
@@ -186,11 +187,19 @@ def _names(classes: Sequence[str]) -> str:
 
 
 def batches(
-    paths: Sequence[str], size: int, batch_size: int, threads: int, max_pixels: int = MAX_PIXELS, whole: bool = False
+    paths: Sequence[str],
+    size: int,
+    batch_size: int,
+    threads: int,
+    max_pixels: int = MAX_PIXELS,
+    whole: bool = False,
+    values: Values | None = None,
+    filled: dict[str, int] | None = None,
 ) -> Iterator[np.ndarray]:
     """Read evaluation images in order; the next batch is read in a background thread.
 
-    `whole` images are resized without a crop (`data.transforms.resize_whole`).
+    `whole` images are resized without a crop (`data.transforms.resize_whole`). `values` and `filled` are those of
+    `data.transforms.read_layers`.
 
     Yields:
         uint8 [B, size, size, 3] with B = batch_size, fewer in the last; of other sources float32 [B, size, size, C].
@@ -200,18 +209,9 @@ def batches(
     """
 
     def read(start: int) -> np.ndarray:
-        return load_eval_images(paths[start : start + batch_size], size, threads, max_pixels, whole)
+        return load_eval_images(paths[start : start + batch_size], size, threads, max_pixels, whole, values, filled)
 
     return _ahead(read, len(paths), batch_size)
-
-
-def read_image(item: str, max_pixels: int) -> Image.Image:
-    """Read and decode an image by path or from a source, as RGB.
-
-    Raises:
-        UnreadableError: names the image.
-    """
-    return read_layers(item, max_pixels, PLAIN)[0]
 
 
 def crop_batches(

@@ -15,10 +15,10 @@ from ijepa_ds.evals.subject import default_device
 from ijepa_ds.options.evals import SOLVERS
 
 
-def dense_source(args: argparse.Namespace, max_pixels: int) -> dense.Source:
+def dense_source(args: argparse.Namespace, settings: Settings) -> dense.Source:
     """What options say about the sources of segment or depth."""
     given = _given(args, "layout", "labels", "ignore", "depth_scale", "max_depth")
-    return dense.Source(task=args.task, max_pixels=max_pixels, **given)
+    return dense.Source(task=args.task, max_pixels=settings.max_pixels, values=settings.values, **given)
 
 
 _SWEEP = ("linear", "count", "distance")
@@ -32,7 +32,8 @@ USED_BY = {
     **dict.fromkeys(("schedule", "decay_every", "nesterov", "decay_biases"), _SWEEP),
     "augment": ("linear",),
     "select": (*_SWEEP, "attentive"),
-    "token_gib": ("attentive", *dense.TASKS),
+    "pool": scenes.TASKS,
+    "token_gib": ("attentive", *scenes.TASKS, *dense.TASKS),
     **dict.fromkeys(("per_class", "list_file", "draws", "l2", "normalise", "tune_few"), ("lowshot",)),
     **dict.fromkeys(("views", "view_images"), ("rank",)),
     **dict.fromkeys(("ignore", "bank"), ("segment",)),
@@ -60,6 +61,10 @@ def check_used(args: argparse.Namespace) -> None:
         swept = option in ("lr", "weight_decay", "epochs", "head_batch_size", "augment", "select", *_SCHEDULE)
         if swept and not {"sgd", "lars"} & {*solvers}:
             unused[option] = "it is for --solver sgd or lars"
+    if args.task in scenes.TASKS:
+        attentive = args.pool == "attentive"
+        apart = ("solver", "layers", *_SCHEDULE) if attentive else ("token_gib",)
+        unused |= {option: f"it is {'not ' if attentive else ''}for --pool attentive" for option in given if option in apart}
     if args.task == "lowshot":
         tuned = ("lr", "weight_decay", "epochs", "head_batch_size")
         if not args.tune_few:
@@ -96,6 +101,8 @@ def apply_preset(args: argparse.Namespace) -> list[str]:
             setattr(args, option, value)
         elif getattr(args, option) != value:
             other.append(f"{option} {getattr(args, option)} instead of {value}")
+    if args.pool not in (None, "mean"):
+        other.append(f"pool {args.pool} instead of mean")
     return [f"not the protocol of {args.preset}: {', '.join(other)}"] if other else []
 
 
@@ -143,13 +150,14 @@ def settings_of(args: argparse.Namespace, facts: Images, local_rank: int) -> Set
         device=args.device or default_device(local_rank),
         cache=None if args.no_cache else str(args.cache or default_folder()),
         cache_gib=args.cache_gib,
-        **_given(args, *_SAME),
+        **({"layers": "last"} if args.pool == "grid4" else {}) | _given(args, *_SAME),
     )
 
 
 _SAME = (
     "k", "temperature", "c", "max_iterations", "per_class", "draws", "views", "view_images", "batch_size", "threads",
     "precision", "seed", "token_gib", "augment", "select", "tune_few", "layers", "l2", "list_file", "normalise", "bank",
+    "pool",
 )  # fmt: skip
 
 

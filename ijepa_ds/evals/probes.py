@@ -10,9 +10,11 @@ from torch import Tensor
 
 from ijepa_ds.data.crops import flips
 from ijepa_ds.evals import knn, linear, neighbours, sweep
+from ijepa_ds.evals.dense.tokens import of_patches
 from ijepa_ds.evals.session import CROP_SCALE, Session
 from ijepa_ds.evals.settings import Settings
 from ijepa_ds.evals.shared import Scores, both_sets, chosen_on, held_out, one_layer
+from ijepa_ds.evals.tuned import attentive_heads
 
 
 def k_nearest(session: Session) -> Scores:
@@ -63,8 +65,15 @@ def linear_heads(session: Session) -> Scores:
 
 
 def on_scenes(session: Session, name: str) -> Scores:
-    """The linear probe on scenes: each epoch takes every image as it is or mirrored, at random."""
+    """The linear probe on scenes: each epoch takes every image as it is or mirrored, at random.
+
+    With the pool `attentive`, attentive heads see both each epoch.
+    """
     settings, found = session.settings, Scores()
+    if settings.pool == "attentive":
+        session.encoder = of_patches(session.encoder)
+        found = attentive_heads(session, mirrored=True)
+        return Scores({name: found.scores["attentive"]}, {f"{name} attentive": found.details["attentive"]}, found.notes)
     recipe = replace(settings.recipe, optimizers=swept_by(settings) or settings.recipe.optimizers)
     session.settings = replace(settings, recipe=recipe, solvers=tuple(recipe.optimizers))
     accuracies = _run_sweep(session, found, mirrored=True)

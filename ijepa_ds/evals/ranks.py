@@ -13,6 +13,7 @@ from torch import Tensor
 from ijepa_ds.cluster.meeting import meet
 from ijepa_ds.distributed import agreement
 from ijepa_ds.distributed.environment import START_TIMEOUT, launcher_world
+from ijepa_ds.distributed.exchange import Group
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=2)  # the others wait while rank 0 fits classifiers
@@ -27,11 +28,13 @@ class World:
         rank: this process, from 0.
         local_rank: among the processes of this host.
         size: number of ranks.
+        group: over gloo; None: the default group.
     """
 
     rank: int = 0
     local_rank: int = 0
     size: int = 1
+    group: Group = None
 
     def share(self, total: int) -> range:
         """This rank's contiguous part of `total` items; every item belongs to exactly one rank."""
@@ -74,7 +77,7 @@ def agree(work: Callable[[], T], world: World) -> T:
     """
     if world.size == 1:
         return work()
-    return agreement.agree(work, (ValueError, OSError, RuntimeError), dist.group.WORLD)
+    return agreement.agree(work, (ValueError, OSError, RuntimeError), world.group or dist.group.WORLD)
 
 
 def gather_rows(rows: Tensor, total: int, world: World) -> Tensor | None:

@@ -13,8 +13,10 @@ import torch.distributed as dist
 
 from ijepa_ds.data.index import describe
 from ijepa_ds.data.transforms import UNREADABLE, UnreadableError, read_layers
+from ijepa_ds.data.values import Values
 from ijepa_ds.evals.folders import Labelled, Pair
 from ijepa_ds.evals.ranks import ALONE, World
+from ijepa_ds.terminal import Bar
 
 logger = logging.getLogger(__name__)
 _WINDOW = 256  # images in flight
@@ -25,8 +27,23 @@ def names_unreadable(error: BaseException) -> bool:
     return isinstance(error, UnreadableError) or UNREADABLE in str(error)
 
 
-def find_unreadable(paths: Sequence[str], positions: Iterable[int], threads: int, max_pixels: int) -> dict[int, str]:
+def find_unreadable(
+    paths: Sequence[str],
+    positions: Iterable[int],
+    threads: int,
+    max_pixels: int,
+    values: Values | None = None,
+    progress: str | None = None,
+) -> dict[int, str]:
     """Decode the images at some positions.
+
+    Args:
+        paths: of all images.
+        positions: of those to decode.
+        threads: that decode.
+        max_pixels: larger images cannot be read.
+        values: how they become channels; None: as their source says, else RGB.
+        progress: label of the progress bar; None: no bar.
 
     Returns:
         position -> error of those that cannot be read.
@@ -34,16 +51,18 @@ def find_unreadable(paths: Sequence[str], positions: Iterable[int], threads: int
 
     def look(position: int) -> str:
         try:
-            read_layers(paths[position], max_pixels)
+            read_layers(paths[position], max_pixels, values)
         except UnreadableError as error:
             return str(error)
         return ""
 
     found: dict[int, str] = {}
     left = iter(positions)
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+    bar = Bar(progress or "", 0, "images", show=progress is not None)
+    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool, bar:
         while window := list(itertools.islice(left, _WINDOW)):
             found.update((at, text) for at, text in zip(window, pool.map(look, window), strict=True) if text)
+            bar.update(len(window))
     return found
 
 
@@ -52,7 +71,7 @@ def without(images: Labelled, left_out: Iterable[int]) -> Labelled:
     return images.subset(np.delete(np.arange(len(images.labels)), sorted(left_out)).tolist())
 
 
-def without_unreadable(pair: Pair, threads: int, max_pixels: int, world: World = ALONE) -> Pair:
+def without_unreadable(pair: Pair, threads: int, max_pixels: int, world: World = ALONE, values: Values | None = None) -> Pair:
     """Decode all images, and leave out those that cannot be read; every rank calls it and gets the same.
 
     Args:
@@ -60,13 +79,15 @@ def without_unreadable(pair: Pair, threads: int, max_pixels: int, world: World =
         threads: of this rank.
         max_pixels: larger images cannot be read.
         world: the ranks that share the work.
+        values: as in `find_unreadable`.
 
     Raises:
         ValueError: no image is left in a part.
     """
     parts, notes = {}, []
     for option, images in (("train", pair.train), ("test", pair.test)):
-        mine = find_unreadable(images.paths, world.share(len(images.labels)), threads, max_pixels)
+        label = f"--{option}, decoding" if world.rank == 0 else None
+        mine = find_unreadable(images.paths, world.share(len(images.labels)), threads, max_pixels, values, label)
         shares: list[dict[int, str]] = [mine]
         if world.size > 1:
             shares = [{} for _ in range(world.size)]

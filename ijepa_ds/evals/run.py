@@ -122,7 +122,7 @@ def _measure(subject: Subject, pair: Pair, settings: Settings, world: World) -> 
         if not names_unreadable(error):
             raise
         logger.warning("%s: all images are decoded once, to leave such images out", error)
-    pair = without_unreadable(pair, settings.threads, settings.max_pixels, world)
+    pair = without_unreadable(pair, settings.threads, settings.max_pixels, world, settings.values)
     return evaluate_pair(subject.encoder, pair, settings, subject.name, world), pair
 
 
@@ -133,7 +133,7 @@ def _prepare(args: argparse.Namespace, world: World) -> tuple[Subject, list[Subj
     if subject.facts.config:
         data = subject.facts.config.data
         settings = replace(settings, max_pixels=data.max_pixels, values=Values.of(data))
-    _check_channels(args.task, subject, settings)
+    _check_channels(subject, settings)
     settings.check()
     if "pixels" in (args.which, *args.baseline) and {"attentive", "finetune"} & {*settings.tasks}:
         raise ValueError(f"pixels: {args.task} needs an encoder")
@@ -147,7 +147,7 @@ def _prepare(args: argparse.Namespace, world: World) -> tuple[Subject, list[Subj
         values=settings.values,
     )
     if args.task in dense.TASKS:
-        pair: Pair = dense.read_dense(args.train, args.test, dense_source(args, settings.max_pixels), settings.threads, world)
+        pair: Pair = dense.read_dense(args.train, args.test, dense_source(args, settings), settings.threads, world)
     elif args.task in scenes.TASKS:
         pair = scenes.read_scenes(args.task, args.train, args.test)
     else:
@@ -158,12 +158,8 @@ def _prepare(args: argparse.Namespace, world: World) -> tuple[Subject, list[Subj
     return subject, others, settings, pair
 
 
-def _check_channels(task: str, subject: Subject, settings: Settings) -> None:
-    """Refuse tasks that read RGB images alone, and weights that do not say how their channels are read."""
-    if settings.values.plain and subject.facts.size.channels == 3:
-        return
-    if task in ("finetune", *dense.TASKS, *scenes.TASKS):
-        raise ValueError(f"{task}: reads RGB images of 8 bits; this encoder was trained on others (data.channels, data.scale)")
+def _check_channels(subject: Subject, settings: Settings) -> None:
+    """Refuse weights that do not say how their channels are read."""
     if settings.values.count != subject.facts.size.channels:
         raise ValueError(
             f"{subject.facts.source}: an encoder of {subject.facts.size.channels} channels, whose file does not say how images "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,12 +17,17 @@ from ijepa_ds.evals.cache import FeatureCache, digest_of, encoder_identity, imag
 from ijepa_ds.evals.features import ForwardOptions, extract, forward, num_layers
 from ijepa_ds.evals.folders import Labelled, Pair, batches, crop_batches
 from ijepa_ds.evals.ranks import ALONE, World, agree, gather_rows
-from ijepa_ds.evals.settings import Settings
+from ijepa_ds.evals.settings import CELLS, Settings
 from ijepa_ds.terminal import track
 
 logger = logging.getLogger(__name__)
 CROP_SCALE = (0.08, 1.0)  # of augmented training images, as usual for linear probes
 VIEW_SCALE = (0.3, 1.0)  # of views for LiDAR: as in I-JEPA's training crops
+
+
+def filled_text(filled: Mapping[str, int]) -> str:
+    """How many images had values without data, of `Session.filled`."""
+    return f"{len(filled):,} images have {sum(filled.values()):,} values without data, filled with data.mean"
 
 
 class Session:
@@ -31,13 +36,17 @@ class Session:
     def __init__(
         self, encoder: nn.Module, pair: Pair, settings: Settings, label: str = "encoder", world: World = ALONE
     ) -> None:
-        """Prepare; `label` names the encoder in progress bars."""
+        """Prepare; `label` names the encoder in progress bars; without one, segment and depth show none."""
         self.encoder, self.pair, self.settings, self.label, self.world = encoder, pair, settings, label, world
         self.layers = num_layers(encoder)
         self._kept: dict[tuple[str, bool], tuple[int, Tensor | None]] = {}
         self.cache = FeatureCache(Path(settings.cache), settings.cache_gib) if settings.cache else None
         self.from_cache: list[str] = []  # the sets whose features an earlier evaluation has computed
         self._identity: str | None = None
+        self._cells = CELLS.get(settings.pool, 1)
+        self.filled: dict[str, int] = {}  # image -> values without data that were filled
+        self.known: Mapping[str, Tensor] | None = None  # of segment and depth: path -> tokens that are computed already
+        self.beat: Callable[[], None] = lambda: None  # called while heads of segment and depth are trained and scored
 
     @property
     def is_rank_zero(self) -> bool:
@@ -45,7 +54,7 @@ class Session:
         return self.world.rank == 0
 
     def pooled(self, part: str, layers: int = 1, mirrored: bool = False) -> Tensor | None:
-        """Average-pooled features of the last `layers` layers.
+        """Average-pooled features of the last `layers` layers, as `Settings.pool` says.
 
         Args:
             part: `train` or `test`.
@@ -53,7 +62,7 @@ class Session:
             mirrored: flip the images horizontally.
 
         Returns:
-            float32 [n, L * D] on rank 0, None on the others.
+            float32 [n, L * D] on rank 0, None on the others; D is 16 times the encoder's width with the pool `grid4`.
         """
         known, kept = self._kept.get((part, mirrored), (0, None))
         if known < layers:
@@ -86,6 +95,8 @@ class Session:
         reading = {"size": s.size, "frame": s.frame, "mean": s.mean, "std": s.std, "max_pixels": s.max_pixels}
         if not s.values.plain or s.values.layout:
             reading["values"] = asdict(s.values)
+        if self._cells > 1:
+            reading["cells"] = self._cells
         computing = {"precision": s.precision, "device": torch.device(s.device).type, "layers": layers, "mirrored": mirrored}
         try:
             images = images_identity(self._part(part).paths)
@@ -126,11 +137,20 @@ class Session:
     def tokens(self, part: str, order: Tensor) -> Iterator[Tensor]:
         """Compute output tokens of images in a given order, on the device.
 
+        Args:
+            part: `train` or `test`, of n images.
+            order: of the images; i + n is the mirror image of i.
+
         Yields:
             [B, N, D].
         """
         images, s = self._part(part), self.settings
-        read = self._batches([images.paths[int(i)] for i in order])
+        total = len(images.labels)
+        mirrored = (order >= total).split(s.batch_size)
+        read = (
+            np.where(flip.numpy()[:, None, None, None], batch[:, :, ::-1], batch)
+            for flip, batch in zip(mirrored, self._batches([images.paths[int(i) % total] for i in order]), strict=True)
+        )
         for outputs in forward(self.encoder, read, ForwardOptions(s.mean, s.std, s.device, s.dtype)):
             yield outputs[-1].float()
 
@@ -138,7 +158,8 @@ class Session:
         return self.pair.train if part == "train" else self.pair.test
 
     def _batches(self, paths: Sequence[str]) -> Iterator[np.ndarray]:
-        return batches(paths, *self._reading(), whole=self.settings.frame == "whole")
+        s = self.settings
+        return batches(paths, *self._reading(), whole=s.frame == "whole", values=s.values, filled=self.filled)
 
     def _reading(self) -> tuple[int, int, int, int]:
         s = self.settings
@@ -146,18 +167,25 @@ class Session:
 
     def _gathered(self, read: Iterable[np.ndarray], mine: int, total: int, layers: int, what: str) -> Tensor | None:
         s = self.settings
-        bar = track(read, f"{self.label}, {what}", "batches", total=-(-mine // s.batch_size), show=self.is_rank_zero)
+        bar = track(
+            read,
+            f"{self.label}, {what}",
+            "batches",
+            total=-(-mine // s.batch_size),
+            show=self.is_rank_zero and bool(self.label),
+        )
 
         def work() -> Tensor:
             if not mine:  # fewer images than ranks
                 return torch.empty(0, self._width() * layers)
-            return extract(self.encoder, bar, s.mean, s.std, s.device, s.dtype, layers)
+            return extract(self.encoder, bar, s.mean, s.std, s.device, s.dtype, layers, self._cells)
 
         return gather_rows(agree(work, self.world), total, self.world)
 
     def _width(self) -> int:
         blank = np.zeros((1, self.settings.size, self.settings.size, len(self.settings.mean)), dtype=np.uint8)
-        return extract(self.encoder, [blank], self.settings.mean, self.settings.std, self.settings.device).shape[1]
+        s = self.settings
+        return extract(self.encoder, [blank], s.mean, s.std, s.device, cells=self._cells).shape[1]
 
 
 def _cut(paths: Sequence[str], share: range) -> Sequence[str]:

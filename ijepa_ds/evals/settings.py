@@ -12,10 +12,11 @@ from ijepa_ds.data.pillow import MAX_PIXELS
 from ijepa_ds.data.values import PLAIN, Values
 from ijepa_ds.evals import attentive, finetune, lowshot, sweep
 from ijepa_ds.evals.dense.recipe import Recipe as DenseRecipe
-from ijepa_ds.options.evals import NEIGHBOURS, NORMALISE, SELECT, SOLVERS
+from ijepa_ds.options.evals import NEIGHBOURS, NORMALISE, POOLS, SELECT, SOLVERS
 
 ALL = ("knn", "linear")  # of `ijepa-ds eval all`: the quick protocol for following and comparing runs
 LAYERS = {"last": 1, "last4": 4}
+CELLS = {"mean": 1, "grid4": 4}  # parts along a side of the image whose tokens are averaged
 FRAMES = ("crop", "whole")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FEW = finetune.Recipe(batch_size=512, lr=3e-5, weight_decay=0.05, mixup=0.0, cutmix=0.0, drop_path=0.0)  # paper: 1 %, L/16
@@ -31,6 +32,7 @@ class Settings:
         std: per channel.
         frame: of test images and images that are not augmented: `crop`, the central square; `whole`, resized to a square.
         tasks: keys of `tasks.TASKS`.
+        pool: what heads of count and distance see: key of `CELLS`, or `attentive`: a head attends to all tokens.
         layers: `last` or `last4`: features of knn, lowshot, rank and the sweep; None: `last`, and both in the sweep.
         k: neighbours; values above the number of training images are skipped with a note.
         temperature: of the k-NN vote; one or several.
@@ -71,6 +73,7 @@ class Settings:
     std: tuple[float, ...]
     frame: str = "crop"
     tasks: Sequence[str] = ALL
+    pool: str = "mean"
     layers: str | None = None
     k: Sequence[int] = NEIGHBOURS
     temperature: float | Sequence[float] = 0.07
@@ -123,6 +126,7 @@ class Settings:
         """
         sweep.check_choices("solvers", self.solvers, SOLVERS)
         sweep.check_choices("select", (self.select,), SELECT)
+        sweep.check_choices("pool", (self.pool,), POOLS)
         sweep.check_choices("frame", (self.frame,), FRAMES)
         sweep.check_choices("normalise", (self.normalise,), NORMALISE)
         sweep.check_choices("layers", (self.layers or "last",), LAYERS)
@@ -136,5 +140,6 @@ class Settings:
 
     def plain(self) -> dict[str, Any]:
         """The settings that scores depend on, as JSON values."""
-        left_out = ("cache", "cache_gib", *(["values"] if self.values == PLAIN else []))  # as in older results
+        default = [key for key, value in (("values", PLAIN), ("pool", "mean")) if getattr(self, key) == value]
+        left_out = ("cache", "cache_gib", *default)  # as in older results
         return {key: value for key, value in asdict(self).items() if key not in left_out}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ijepa_ds.evals import rank, sweep
+from ijepa_ds.evals.dense.heads import add_over_ranks
 from ijepa_ds.evals.dense.tasks import depth, segment
 from ijepa_ds.evals.folders import Pair
 from ijepa_ds.evals.probes import k_nearest, linear_heads, on_scenes, swept_by
@@ -43,7 +44,8 @@ def evaluate_pair(
     """
     settings.check()
     sweep.check_choices("tasks", settings.tasks, TASKS)
-    alone = [task for task in settings.tasks if TASKS[task].one_rank] + ["lowshot"] * settings.tune_few
+    attentive = [f"{task} with --pool attentive" for task in settings.tasks if settings.pool == "attentive"]
+    alone = [task for task in settings.tasks if TASKS[task].one_rank] + ["lowshot"] * settings.tune_few + attentive
     if alone and world.size > 1:
         raise ValueError(f"{alone[0]} trains on one process: start it without the launcher, or with --num_gpus 1")
     session, whole = Session(encoder, pair, settings, label, world), Scores(notes=list(pair.notes))
@@ -66,8 +68,19 @@ def evaluate_pair(
         whole.shown += found.shown
         whole.notes += [note for note in found.notes if note not in whole.notes]
         seconds[task] = time.perf_counter() - start
+    whole.notes += filled_note(session)
     result = {"scores": whole.scores, "details": whole.details, "notes": whole.notes, "seconds": seconds}
     return result | {"from_cache": session.from_cache, "shown": whole.shown}
+
+
+def filled_note(session: Session) -> list[str]:
+    """A note about values without data that were filled, of the images of all ranks; every rank calls it."""
+    if session.settings.values.plain:
+        return []
+    counts = torch.tensor([len(session.filled), sum(session.filled.values())])
+    images, values = add_over_ranks(counts, session.world).tolist()
+    cached = "; images whose features were in the cache are not counted" if session.from_cache else ""
+    return [f"{images:,} images have {values:,} values without data, filled with data.mean{cached}"] if images else []
 
 
 def _rank(session: Session) -> Scores:
@@ -119,14 +132,18 @@ def _pooled_by_linear(settings: Settings) -> tuple[str, ...]:
     return ("test",) if unused else ("train", "test")
 
 
+def _pooled_by_scenes(settings: Settings) -> tuple[str, ...]:
+    return () if settings.pool == "attentive" else ("train", "test")
+
+
 TASKS = {
     "knn": Task(k_nearest),
     "linear": Task(linear_heads, pooled=_pooled_by_linear),
     "attentive": Task(attentive_heads, pooled=_nothing, one_rank=True),
     "lowshot": Task(low_shot),
     "finetune": Task(fine_tuned, pooled=_nothing, one_rank=True),
-    "count": Task(lambda session: on_scenes(session, "count")),
-    "distance": Task(lambda session: on_scenes(session, "distance")),
+    "count": Task(lambda session: on_scenes(session, "count"), pooled=_pooled_by_scenes),
+    "distance": Task(lambda session: on_scenes(session, "distance"), pooled=_pooled_by_scenes),
     "segment": Task(segment, pooled=_nothing),
     "depth": Task(depth, pooled=_nothing, percent=False),
     "rank": Task(_rank, pooled=lambda settings: ("test",), percent=False),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ijepa_ds.data.reading import ImageFile
 from ijepa_ds.evals import attentive, finetune, lowshot
+from ijepa_ds.evals.augmented import WITHOUT_COLOURS
 from ijepa_ds.evals.folders import Labelled
 from ijepa_ds.evals.session import Session
 from ijepa_ds.evals.settings import Settings
@@ -85,7 +86,7 @@ def _fine_tune(session: Session, train: Labelled, width: int, recipe: finetune.R
     return finetune.evaluate(
         session.encoder, train.paths, train.labels, test.paths, test.labels, size=s.size, width=width, mean=s.mean, std=s.std,
         recipe=replace(recipe, seed=s.seed), workers=s.threads, device=s.device, dtype=s.dtype,
-        progress=f"{session.label}, fine-tuning",
+        progress=f"{session.label}, fine-tuning", values=s.values, max_pixels=s.max_pixels, filled=session.filled,
     )  # fmt: skip
 
 
@@ -94,16 +95,17 @@ def fine_tuned(session: Session) -> Scores:
     train = session.pair.train
     one = next(session.tokens("train", torch.zeros(1, dtype=torch.int64)))
     detail = _fine_tune(session, train, one.shape[2], session.settings.finetune_recipe)
-    return Scores({"fine-tuned": detail["top1"]}, {"fine-tuned": detail})
+    notes = [] if session.settings.values.plain else [WITHOUT_COLOURS]
+    return Scores({"fine-tuned": detail["top1"]}, {"fine-tuned": detail}, notes)
 
 
-def attentive_heads(session: Session) -> Scores:
-    """Attentive heads on the tokens of all images; the best one counts."""
+def attentive_heads(session: Session, mirrored: bool = False) -> Scores:
+    """Attentive heads on the tokens of all images, with the mirror images of the training images too; the best one counts."""
     pair, s = session.pair, session.settings
     one = next(session.tokens("train", torch.zeros(1, dtype=torch.int64)))  # [1, N, D]
-    images = len(pair.train.labels) + len(pair.test.labels)
-    fits = 4 * one.numel() * images <= s.token_gib * 2**30
-    kept = {part: _kept_tokens(session, part) for part in ("train", "test")} if fits else {}
+    totals = {"train": len(pair.train.labels) * (1 + mirrored), "test": len(pair.test.labels)}
+    fits = 4 * one.numel() * sum(totals.values()) <= s.token_gib * 2**30
+    kept = {part: _kept_tokens(session, part, total) for part, total in totals.items()} if fits else {}
     holdout = held_out(len(pair.train.labels), s.seed) if s.select == "holdout" else None
 
     def batches_of(part: str, among: Tensor) -> attentive.Batches:
@@ -113,9 +115,10 @@ def attentive_heads(session: Session) -> Scores:
         return lambda order: session.tokens(part, among[order])
 
     train = torch.arange(len(pair.train.labels)) if holdout is None else (~holdout).nonzero()[:, 0]
+    train = torch.cat([train, train + len(pair.train.labels)]) if mirrored else train
     choose = None if holdout is None else holdout.nonzero()[:, 0]
     accuracies = attentive.evaluate(
-        batches_of("train", train), pair.train.labels[train],
+        batches_of("train", train), pair.train.labels[train % len(pair.train.labels)],
         batches_of("test", torch.arange(len(pair.test.labels))), pair.test.labels, one.shape[2],
         replace(s.attentive_recipe, seed=s.seed),
         choose_batches=None if choose is None else batches_of("train", choose),
@@ -127,6 +130,5 @@ def attentive_heads(session: Session) -> Scores:
     return Scores({"attentive": accuracies["test"][best]}, {"attentive": accuracies["test"]}, [note])
 
 
-def _kept_tokens(session: Session, part: str) -> Tensor:
-    total = len(session._part(part).labels)
+def _kept_tokens(session: Session, part: str, total: int) -> Tensor:
     return torch.cat([tokens.cpu() for tokens in session.tokens(part, torch.arange(total))])

@@ -33,9 +33,9 @@ def find(cfg: Config, beat: Callable[[], None] = lambda: None) -> None:
     try:
         pair = read_pair(cfg.eval.train, cfg.eval.test, ScanOptions.of(cfg.data, beat=beat))
     except UserError as error:
-        raise UserError(_our_keys(str(error))) from error
+        raise UserError(our_keys(str(error))) from error
     for line in pair.found:
-        logger.info("%s", _our_keys(line))
+        logger.info("%s", our_keys(line))
     train, test = some(pair.train, cfg.eval.max_train), some(pair.test, cfg.eval.max_test)
     if len(train.labels) < cfg.eval.k:
         raise UserError(f"eval.k: {cfg.eval.k} is above the {len(train.labels)} images of eval.train")
@@ -67,14 +67,13 @@ def some(images: Labelled, limit: int) -> Labelled:
     n = len(images.labels)
     if n <= limit:
         return images
-    chosen, paths = np.sort(np.random.default_rng(0).permutation(n)[:limit]), images.paths
-    subset = paths.subset(chosen) if isinstance(paths, ImageFiles) else [paths[int(i)] for i in chosen]
-    return Labelled(subset, images.labels[torch.from_numpy(chosen)])
+    return images.subset(np.sort(np.random.default_rng(0).permutation(n)[:limit]).tolist())
 
 
 def _file(cfg: Config, part: str) -> Path:
     return Path(cfg.run.dir) / f"eval.{part}.index"
 
 
-def _our_keys(text: str) -> str:
+def our_keys(text: str) -> str:
+    """A message of `ijepa-ds eval`, with the keys of a run instead of options."""
     return text.replace("--train", "eval.train").replace("--test", "eval.test")

@@ -1,4 +1,6 @@
-"""k-NN and RankMe of the target encoder during training, on separate images; the best checkpoint is marked and kept.
+"""Scores of the target encoder during training, on separate images; the best checkpoint is marked and kept.
+
+Here: k-NN and RankMe of average-pooled features; `live_dense` has segment and depth.
 
 The sharded float32 average is gathered parameter by parameter, and a rank holds one block of it at a time. Networks,
 optimizer and random numbers do not change. It runs after the checkpoint of its step is safe.
@@ -24,15 +26,16 @@ from ijepa_ds.checkpoint.writer import BEST
 from ijepa_ds.config import Config
 from ijepa_ds.data.transforms import UnreadableError
 from ijepa_ds.data.values import Values
-from ijepa_ds.distributed.exchange import gather_on_first, max_over_ranks
+from ijepa_ds.distributed.exchange import gather_on_first, host_group, max_over_ranks
 from ijepa_ds.durable import write_text
 from ijepa_ds.errors import UserError
 from ijepa_ds.evals import knn, rank
 from ijepa_ds.evals.folders import Labelled, batches
 from ijepa_ds.evals.ranks import World
 from ijepa_ds.evals.readable import find_unreadable, without
+from ijepa_ds.evals.session import filled_text
 from ijepa_ds.training.engine import Engine
-from ijepa_ds.training.streamed import StreamedEncoder
+from ijepa_ds.training.streamed import StreamedEncoder, Weights
 from ijepa_ds.zero.gather import gathered
 
 logger = logging.getLogger(__name__)
@@ -52,11 +55,13 @@ class LiveEval:
         Raises:
             UserError: the evaluation cannot fit into memory.
         """
-        self._cfg, self._engine, self._world = cfg, engine, World(rank, rank, world_size)
+        self._cfg, self._engine = cfg, engine
+        self._world = World(rank, rank, world_size, host_group() if world_size > 1 else None)
+        self._best = f"{cfg.eval.k}-NN"  # the score that marks the best checkpoint
         self._parts = images
         dtype = torch.float32 if engine.device.type == "cpu" else engine.compute_dtype
         self._encoder = StreamedEncoder(cfg, engine.device, dtype)
-        _check_room(self._encoder.num_bytes, engine.device)
+        check_room(self._encoder.num_bytes, engine.device)
         self._unreadable: dict[str, set[int]] = {part: set() for part in self._parts}  # positions that this rank left out
         self._kept: dict[tuple[str, int], list[np.ndarray]] = {}
         self._file = Path(cfg.run.dir) / HISTORY
@@ -77,19 +82,9 @@ class LiveEval:
             On rank 0, scores by their TensorBoard tags; empty after a failure. Images that cannot be read are left out.
         """
         began = time.perf_counter()
-        problem, mine = None, {}
-        for part in self._parts:
-            share = self._world.share(len(self._parts[part].labels))
-            size = self._encoder.images_at_once
-            groups = [share[first : first + size] for first in range(0, len(share), size)]
-            rows = []
-            for number in range(int(max_over_ranks(len(groups)))):  # equally many on every rank: each gathers the weights
-                group = groups[number] if number < len(groups) and problem is None else range(0)
-                try:
-                    rows.append(self._features(part, group, beat))
-                except Exception as error:  # also out of memory; other ranks must not wait for this one
-                    problem = f"rank {self._world.rank} on {socket.gethostname()}: {type(error).__name__}: {error}"
-            mine[part] = torch.cat(rows) if rows else torch.empty(0, self._encoder.width)
+        problem, rows = self._computed(beat)
+        none = torch.empty(0, self._encoder.width)
+        mine = {part: torch.cat([none, *found]) for part, found in rows.items()}
         shares = gather_on_first((problem, {} if problem else mine, self._unreadable))
         if shares is None:
             return {}
@@ -100,8 +95,37 @@ class LiveEval:
                 return self._score([share for _, share, _ in shares], left_out, done, began)
             except Exception as error:
                 problems = [f"{type(error).__name__}: {error}"]
-        logger.warning("evaluation at step %d skipped, training goes on: %s", done, problems[0])
+        return self._skipped(done, problems[0])
+
+    def _skipped(self, done: int, problem: str) -> dict[str, float]:
+        logger.warning("evaluation at step %d skipped, training goes on: %s", done, problem)
         return {}
+
+    def _computed(self, beat: Callable[[], None]) -> tuple[str | None, dict[str, list[Tensor]]]:
+        """What went wrong on this rank, and what `_apply` has returned for its images of each part, in their order."""
+        problem, found = None, {}
+        for part in self._parts:
+            groups, rows = self._groups(part), []
+            for number in range(int(max_over_ranks(len(groups)))):  # equally many on every rank: each gathers the weights
+                group = groups[number] if number < len(groups) and problem is None else range(0)
+                weights = gathered(self._engine.ema.layout, self._engine.ema.average)
+                try:
+                    rows += self._apply(weights, part, group, beat) if group else []
+                except Exception as error:  # also out of memory; other ranks must not wait for this one
+                    problem = f"rank {self._world.rank} on {socket.gethostname()}: {type(error).__name__}: {error}"
+                for _ in weights:  # this rank takes part in every gather, also after an error of its own
+                    beat()
+            found[part] = rows
+        return problem, found
+
+    def _groups(self, part: str) -> list[range]:
+        """This rank's images of a part, as many at a time as fit into memory."""
+        share, size = self._world.share(len(self._parts[part].labels)), self._encoder.images_at_once
+        return [share[first : first + size] for first in range(0, len(share), size)]
+
+    def _apply(self, weights: Weights, part: str, group: range, beat: Callable[[], None]) -> list[Tensor]:
+        """Features of some images of a part, float32 `[n, D]` on the CPU."""
+        return [self._encoder.features(weights, self._images(part, group, beat), beat)]
 
     def _score(
         self, shares: list[dict[str, Tensor]], left_out: list[dict[str, set[int]]], done: int, began: float
@@ -111,22 +135,11 @@ class LiveEval:
             part: without(images, {at for places in left_out for at in places[part]}).labels
             for part, images in self._parts.items()
         }
-        name = f"{self._cfg.eval.k}-NN"
+        name = self._best
         scores = knn.evaluate(train, labels["train"], test, labels["test"], k=(self._cfg.eval.k,))
         found = {f"eval/{name}": scores[name], "eval/RankMe": rank.rankme(test), "eval/seconds": time.perf_counter() - began}
         self._note(done, {name: scores[name], "RankMe": found["eval/RankMe"]})
         return found
-
-    def _features(self, part: str, group: range, beat: Callable[[], None]) -> Tensor:
-        """Features of some images of a part, float32 `[n, D]` on the CPU; the weights are gathered from all ranks."""
-        weights = gathered(self._engine.ema.layout, self._engine.ema.average)
-        try:
-            if not group:
-                return torch.empty(0, self._encoder.width)
-            return self._encoder.features(weights, self._images(part, group, beat), beat)
-        finally:
-            for _ in weights:  # this rank takes part in every gather, also after an error of its own
-                beat()
 
     def _images(self, part: str, group: range, beat: Callable[[], None]) -> list[np.ndarray]:
         """Readable images of a part, `[n, S, S, C]`; kept decoded between evaluations if this rank's fit in memory."""
@@ -138,9 +151,12 @@ class LiveEval:
         while positions := [at for at in group if at not in self._unreadable[part]]:
             paths, size = [images.paths[at] for at in positions], min(_BATCH, self._encoder.images_at_once)
             try:
-                for batch in batches(paths, data.crop_size, size, data.threads, data.max_pixels):
+                filled: dict[str, int] = {}
+                for batch in batches(paths, data.crop_size, size, data.threads, data.max_pixels, filled=filled):
                     kept.append(batch)
                     beat()
+                if filled:
+                    logger.info("eval.%s: %s", part, filled_text(filled))
                 break
             except UnreadableError:
                 kept = []
@@ -155,9 +171,9 @@ class LiveEval:
         return kept
 
     def _note(self, done: int, scores: dict[str, float]) -> None:
-        """Add scores to the history, and mark the step with the best k-NN score, the first of equals."""
+        """Add scores to the history, and mark the step with the best one, the first of equals."""
         self.history = [entry for entry in self.history if entry["step"] < done] + [{"step": done} | scores]
-        name = f"{self._cfg.eval.k}-NN"
+        name = self._best
         known = [entry for entry in self.history if name in entry]
         try:
             _write(self._file, self.history)
@@ -166,7 +182,7 @@ class LiveEval:
             logger.error("%s cannot be written (%s): training continues", self._file, error.strerror)
 
 
-def _check_room(needed: int, device: torch.device) -> None:
+def check_room(needed: int, device: torch.device) -> None:
     """Refuse an evaluation that cannot fit.
 
     Raises:

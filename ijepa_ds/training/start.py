@@ -34,7 +34,7 @@ from ijepa_ds.errors import CheckpointError, NetworkError, UserError
 from ijepa_ds.exits import STOPPED
 from ijepa_ds.masks.sampler import build_sampler
 from ijepa_ds.masks.thin import warning
-from ijepa_ds.training import eval_images, precision
+from ijepa_ds.training import eval_images, live_dense, precision
 from ijepa_ds.training.bad_samples import BadSamples, found_before
 from ijepa_ds.training.continues import check_continues
 from ijepa_ds.training.ending import last_words
@@ -188,6 +188,8 @@ def _find_start(cfg: Config, rank: int, watch: Watch) -> CheckpointReader | None
 
 
 def _live_eval(cfg: Config, engine: Engine, rank: int, done: int, watch: Watch) -> LiveEval:
+    if cfg.eval.task != "knn":
+        return live_dense.begin(cfg, engine, share(), done, lambda: watch.alive(SCAN))
     agree(lambda: eval_images.find(cfg, lambda: watch.alive(SCAN)) if rank == 0 else None)
     own = share()
     return agree(lambda: LiveEval(cfg, engine, eval_images.load(cfg, own), *own, done))

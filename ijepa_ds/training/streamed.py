@@ -45,18 +45,24 @@ class StreamedEncoder:
 
     @torch.no_grad()
     def features(self, weights: Weights, images: Iterable[np.ndarray], beat: Callable[[], None]) -> Tensor:
-        """Compute features; `weights` is read once, in the order of the layers.
+        """Compute the averages of an image's tokens, float32 `[n, D]` on the CPU; arguments and errors as in `tokens`."""
+        pooled = [tokens.mean(dim=1) for tokens in self.tokens(weights, images, beat)]
+        return torch.cat(pooled) if pooled else torch.empty(0, self.width)
+
+    @torch.no_grad()
+    def tokens(self, weights: Weights, images: Iterable[np.ndarray], beat: Callable[[], None]) -> list[Tensor]:
+        """Compute output tokens; `weights` is read once, in the order of the layers.
 
         Args:
             weights: name and values, float32 `[numel]`, of every parameter of the encoder.
-            images: uint8 `[n, S, S, 3]`, together at most `images_at_once`.
+            images: batches of uint8 `[n, S, S, 3]` or float32 `[n, S, S, C]`, together at most `images_at_once`.
             beat: called after every block.
 
         Returns:
-            float32 `[n, D]` on the CPU.
+            float32 `[n, N, D]` on the CPU, for each batch.
 
         Raises:
-            ValueError: features are not finite.
+            ValueError: tokens are not finite.
             RuntimeError: a parameter is missing or comes out of order.
         """
         for part in (self._around, self._block):
@@ -65,13 +71,13 @@ class StreamedEncoder:
             onednn.use_onednn(self._block)
         try:
             tokens = self._through(weights, images, beat)
-            pooled = [self._device_call(self._around.norm, x)[:, self._around.size.registers :].mean(dim=1) for x in tokens]
+            outputs = [self._device_call(self._around.norm, x)[:, self._around.size.registers :] for x in tokens]
         finally:
             for part in (self._around, self._block):
                 part.to("cpu")  # free the device memory for training
-        features = torch.cat(pooled) if pooled else torch.empty(0, self.width)
-        check_finite(features, "the encoder's features")
-        return features
+        for output in outputs:
+            check_finite(output.flatten(1), "the encoder's features")
+        return outputs
 
     def _through(self, weights: Weights, images: Iterable[np.ndarray], beat: Callable[[], None]) -> list[Tensor]:
         """Tokens before the last norm: float32 `[n, K, D]` on the CPU, a batch each."""

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     names = _names(args.runs)
     runs = [read_run(path, name) for path, name in zip(args.runs, names, strict=True)]
     args.out.mkdir(parents=True, exist_ok=True)
-    sections = [_facts(runs), _alarms(runs), _curves(runs, args.out), _scores(runs)]
+    sections = [_facts(runs), _alarms(runs), _curves(runs, args.out), _scores(runs), _drawn(runs)]
     sections += [_masks(runs, args.out), _pca(runs, args), _configuration(runs)]
     title = args.title or " and ".join(names)
     write_text(args.out / "report.html", page(title, "\n".join(sections)))
@@ -96,6 +96,11 @@ def _scores(runs: Sequence[Run]) -> str:
         none = "No result.json below the runs (<code>ijepa-ds eval ... --out RUN/eval</code> writes one)."
         return f'<h2>Evaluations</h2><p class="muted">{none}</p>'
     return "<h2>Evaluations</h2>" + _table([run.name for run in runs], rows)
+
+
+def _drawn(runs: Sequence[Run]) -> str:
+    drawn = [figure(Shown(embedded(path), f"{run.name}, {title}")) for run in runs for title, path in run.drawn.items()]
+    return f"<h2>Pictures of evaluations</h2>{''.join(drawn)}" if drawn else ""
 
 
 def _masks(runs: Sequence[Run], out: Path) -> str:

@@ -15,6 +15,8 @@ from ijepa_ds.config import Config
 from ijepa_ds.telemetry.events import Scalars, read_scalars, read_seconds
 from ijepa_ds.telemetry.health import Alarm, read_alarms
 
+PICTURES = ("segment", "depth", "neighbours")  # of evaluations
+
 
 @dataclass(frozen=True)
 class Run:
@@ -26,7 +28,8 @@ class Run:
         config: as resolved.
         scalars: tag -> (steps, values).
         facts: name -> text, in order: time, throughput, memory.
-        scores: "where: score" -> text, percent.
+        scores: "where: score" -> text; in percent, except depths and ranks.
+        drawn: title -> PNG, that evaluations drew: segmentations, depth maps, neighbours.
         alarms: oldest first.
     """
 
@@ -36,6 +39,7 @@ class Run:
     scalars: Scalars
     facts: dict[str, str]
     scores: dict[str, str]
+    drawn: dict[str, Path]
     alarms: list[Alarm]
 
 
@@ -52,7 +56,7 @@ def read_run(path: Path, name: str) -> Run:
     if "loss" not in scalars:
         raise ValueError(f"{path}: its events have no 'loss' yet; wait for the first point (run.log_every)")
     facts = _facts(path, cfg, scalars, read_seconds(path, "loss"))
-    return Run(path, name, cfg, scalars, facts, dict(_scores(path)), read_alarms(path))
+    return Run(path, name, cfg, scalars, facts, *_evaluations(path), read_alarms(path))
 
 
 def _facts(path: Path, cfg: Config, scalars: Scalars, seconds: np.ndarray) -> dict[str, str]:
@@ -103,17 +107,28 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: damaged ({error})") from error
 
 
-def _scores(path: Path) -> Iterator[tuple[str, str]]:
-    """Scores of every `result.json` below the run, with those of the untrained encoder."""
+def _evaluations(path: Path) -> tuple[dict[str, str], dict[str, Path]]:
+    """Scores of every `result.json` below the run, with those of its baselines, and the pictures beside it."""
+    scores: dict[str, str] = {}
+    drawn: dict[str, Path] = {}
     for file in sorted(path.rglob("result.json")):
-        result = read_json(file)
-        scores = result.get("scores")
-        if not isinstance(scores, dict):
+        result, folder = read_json(file), file.parent.relative_to(path).as_posix()
+        if not isinstance(result.get("scores"), dict):
             continue
-        baseline = (result.get("baseline") or {}).get("scores", {})
-        folder = file.parent.relative_to(path).as_posix()
-        for name, value in scores.items():
-            if not isinstance(value, int | float):
-                continue
-            before = f" (untrained {baseline[name]:.1f})" if isinstance(baseline.get(name), int | float) else ""
-            yield f"{folder}: {name}", f"{value:.1f}{before}"
+        scores |= {f"{folder}: {name}": text for name, text in _score_texts(result)}
+        pictures = {f"{folder}: {name}": file.parent / f"{name}.png" for name in PICTURES}
+        drawn |= {title: picture for title, picture in pictures.items() if picture.is_file()}
+    return scores, drawn
+
+
+def _score_texts(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Each score, and in brackets that of each baseline."""
+    first, others = result.get("baseline") or {}, result.get("baselines") or {}
+    others = others or ({first.get("which", "untrained"): first} if first else {})
+    for name, value in result["scores"].items():
+        if not isinstance(value, int | float):
+            continue
+        digits = 3 if result.get("task") == "depth" and name in result.get("unranked", ()) else 1
+        known = {which: other.get("scores", {}).get(name) for which, other in others.items()}
+        before = ", ".join(f"{which} {score:.{digits}f}" for which, score in known.items() if isinstance(score, int | float))
+        yield name, f"{value:.{digits}f}" + (f" ({before})" if before else "")

@@ -94,7 +94,7 @@ FREE = {
     *("data.max_bad", "data.max_bad_share", "data.class_level", "data.tar_end", "data.storage_timeout"),
     *("data.image_column", "data.label_column", "data.parquet_cache", "data.shown"),
     *("model.activation_checkpointing", "model.recompute", "model.compile", "optimization.max_micro_batch"),
-    *("eval.every", "eval.train", "eval.test", "eval.k", "eval.max_train", "eval.max_test"),
+    *("eval.every", "eval.task", "eval.train", "eval.test", "eval.labels", "eval.k", "eval.max_train", "eval.max_test"),
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ijepa_ds import cli
 from ijepa_ds.config import DataConfig
 from ijepa_ds.data.forms import with_one_form
 from ijepa_ds.data.loader import ImageBatches
@@ -285,6 +286,30 @@ def test_values_outside_the_declared_range_count_against_max_bad(tmp_path: Path,
     loader.close()
     assert ("channel 1 has infinite values" if high == np.inf else "channel 1 has values from") in reason
     assert "07.npy" in refused(root, replace(cfg, max_bad=0)) and "data.max_bad" in refused(root, replace(cfg, max_bad=0))
+
+
+def test_data_check_reads_images_as_a_run_does(tmp_path: Path, caplog):
+    """A value outside the range, and a file of another depth, are named; without the run's keys both can be decoded."""
+    for i in range(COUNT):
+        array = numbers(i, 2).astype(np.float32) / 65535
+        array[3, 4, 1] = 1.5 if i == 7 else np.nan if i == 3 else 0.5
+        (tmp_path / "a").mkdir(exist_ok=True)
+        np.save(tmp_path / "a" / f"{i:02d}.npy", array.astype(np.float64) if i == 5 else array)
+    (tmp_path / "run.yaml").write_text(f"""
+run: {{dir: {tmp_path / "run"}}}
+data: {{source: x, crop_size: 16, mean: [0.5, 0.5], std: [0.2, 0.2], scale: [1.0], arrays: hwc}}
+model: {{name: tiny, width: 32, depth: 2, heads: 2, patch_size: 4, channels: 2, predictor: {{depth: 1, width: 16, heads: 2}}}}
+masks: {{min_keep: 0}}
+optimization: {{batch_size: 8, steps: 20, warmup_steps: 2}}
+""")
+    caplog.set_level(logging.INFO)
+    assert cli.main(["data", "check", str(tmp_path / "a"), "--arrays", "hwc"]) == 0
+    caplog.clear()
+    assert cli.main(["data", "check", str(tmp_path / "a"), "--config", str(tmp_path / "run.yaml")]) == 1
+    lines = caplog.text.split("\n")
+    assert any("07.npy" in line and "channel 1 has values from" in line for line in lines)
+    assert any("05.npy" in line and "2 channels of float64, but most" in line for line in lines)
+    assert "10 images, 2 of them cannot be read" in caplog.text
 
 
 def test_a_mixture_of_depths_is_found_across_formats(tmp_path: Path):

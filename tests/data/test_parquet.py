@@ -183,6 +183,13 @@ def test_the_columns_can_be_given(tmp_path):
             open_source(str(tmp_path / "a.parquet"), ScanOptions(image_column=name))
 
 
+def test_a_folder_of_parquet_files_leaves_out_only_other_files(tmp_path, caplog):
+    write(tmp_path / "a" / "x.parquet", list(pictures(4).values()))
+    (tmp_path / "a" / "notes.rst").write_text("x")
+    assert len(open_source(str(tmp_path / "a"))) == 4
+    assert "1 files with other endings left out (.rst 1)" in caplog.text
+
+
 def test_files_cut_short_are_all_named(tmp_path):
     whole = write(tmp_path / "a.parquet", [coded(photo(i)) for i in range(8)])
     for name, keep in (("b", 0.5), ("c", 0.99)):

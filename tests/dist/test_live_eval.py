@@ -13,6 +13,7 @@ from ijepa_ds.checkpoint.folder import list_steps
 from ijepa_ds.telemetry.dashboard import LAYOUT
 from ijepa_ds.telemetry.events import read_scalars
 from tests.dist.launches import losses, start
+from tests.evals.test_dense import write_dense
 from tests.evals_cases import write_images
 
 pytestmark = pytest.mark.dist
@@ -59,6 +60,57 @@ def test_a_resumed_run_forgets_later_scores_and_repeats_them(place: Path) -> Non
         shutil.rmtree(place / "out" / "checkpoints" / f"step_{step:08d}")
     (place / "out" / "last_checkpoint.json").unlink()
     again = start(place, *EVAL, "run.keep_every=2")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert json.loads((place / "out" / "evaluations.json").read_text()) == before
+
+
+def dense(place: Path) -> None:
+    for name, count, seed in (("votes", 9, 0), ("scored", 7, 1)):
+        write_dense(place / name, count, seed, (48, 72))
+
+
+@pytest.mark.parametrize("task", ["segment", "depth"])
+def test_live_dense_scores_are_those_of_the_checkpoint(place: Path, task: str) -> None:
+    dense(place)
+    plain = start(place, "run.dir=plain", ranks=2, stage=3)
+    assert plain.returncode == 0, plain.stdout + plain.stderr
+    live = start(place, "run.dir=live", *EVAL, f"eval.task={task}", ranks=2, stage=3)
+    assert live.returncode == 0, live.stdout + live.stderr
+    assert losses(place / "live") == losses(place / "plain")  # to the last bit
+    history = json.loads((place / "live" / "evaluations.json").read_text())
+    assert [entry["step"] for entry in history] == [2, 4, 6]
+    name, tag = {"segment": ("mIoU, linear", "eval/mIoU_linear"), "depth": ("delta1", "eval/delta1")}[task]
+    assert read_scalars(place / "live")[tag][0].tolist() == [2, 4, 6]
+    best = json.loads((place / "live" / "best.json").read_text())
+    assert best == max(history, key=lambda entry: entry[name])
+    options = ["--train", str(place / "votes"), "--test", str(place / "scored"), "--device", "cpu", "--out", str(place / "out")]
+    assert cli.main(["eval", task, "--checkpoint", str(place / "live"), *options]) == 0
+    scores = json.loads((place / "out" / "result.json").read_text())["scores"]
+    assert scores == pytest.approx({key: value for key, value in history[-1].items() if key != "step"}, rel=0.02)
+
+
+def test_dense_sources_are_checked_before_training(place: Path) -> None:
+    dense(place)
+    (place / "scored" / "masks" / "a" / "3.png").unlink()
+    for change, message in [
+        (("eval.task=segment",), "eval.test: 1 of 7 images have no file of labels"),
+        (("eval.task=depth", "eval.labels=far"), "eval.train: there is no folder"),
+        (("eval.labels=masks",), "eval.labels: eval.task is knn"),
+        (("eval.task=count",), "eval.task"),
+    ]:
+        done = start(place, *EVAL, *change)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+        assert list_steps(place / "out") == []
+
+
+def test_a_resumed_run_repeats_dense_scores(place: Path) -> None:
+    dense(place)
+    assert start(place, *EVAL, "eval.task=segment", "run.keep_every=2").returncode == 0
+    before = json.loads((place / "out" / "evaluations.json").read_text())
+    for step in (4, 6):
+        shutil.rmtree(place / "out" / "checkpoints" / f"step_{step:08d}")
+    (place / "out" / "last_checkpoint.json").unlink()
+    again = start(place, *EVAL, "eval.task=segment", "run.keep_every=2")
     assert again.returncode == 0, again.stdout + again.stderr
     assert json.loads((place / "out" / "evaluations.json").read_text()) == before
 

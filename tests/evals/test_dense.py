@@ -12,14 +12,16 @@ from sklearn.metrics import accuracy_score, jaccard_score
 from torch import nn
 
 from ijepa_ds import cli
+from ijepa_ds.config.sizes import ModelConfig, size_of
 from ijepa_ds.errors import UserError
 from ijepa_ds.evals import report
 from ijepa_ds.evals.dense import pairs, windows
 from ijepa_ds.evals.dense.heads import patch_labels
 from ijepa_ds.evals.dense.measures import Confusion, DepthErrors
 from ijepa_ds.evals.dense.recipe import Recipe as DenseRecipe
-from ijepa_ds.evals.dense.tokens import Patches
+from ijepa_ds.evals.dense.tokens import Patches, Tokens
 from ijepa_ds.evals.run import Settings, evaluate_pair
+from ijepa_ds.model.vit import Encoder, initialise
 from tests.evals_cases import HALF, Colours, write_blind_run
 
 PATCH, CLASSES = 4, 3  # `Colours` averages 4 x 4 pixels
@@ -89,7 +91,7 @@ def test_depth_errors_are_those_of_the_formulas() -> None:
 def test_windows_cover_an_image_and_merge_to_it(width: int, height: int) -> None:
     rng = np.random.default_rng(width)
     picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-    parts, boxes, shape = windows.cut(picture, 16)
+    parts, boxes, shape = windows.cut([picture], 16)
     assert min(shape) == 16 and len(parts) == len(boxes)
     whole = np.asarray(picture if picture.size == shape else picture.resize(shape, Image.Resampling.BICUBIC))
     merged = windows.merge(torch.from_numpy(parts).permute(0, 3, 1, 2).float(), boxes, shape)
@@ -139,6 +141,40 @@ def test_mirrored_images_with_mirrored_labels_score_alike(tmp_path: Path) -> Non
         write_dense(tmp_path / name / "test", 6, 1, (16, 24), mirrored)
     plain, mirrored = (scores("segment", tmp_path / n / "train", tmp_path / n / "test") for n in ("plain", "mirrored"))
     assert plain == pytest.approx(mirrored, abs=0.5)  # where two windows overlap by an odd number of pixels
+
+
+def test_padding_with_ignored_pixels_changes_no_score(tmp_path: Path) -> None:
+    """Patches see only themselves (`Colours`), so what lies beside an image must not change its pixels' scores."""
+    for name in ("plain", "padded"):
+        for part, count, seed in (("train", 16, 0), ("test", 6, 1)):
+            write_dense(tmp_path / name / part, count, seed, (16, 16))
+    for mask in sorted((tmp_path / "padded").rglob("masks/a/*.png")):
+        image = mask.parents[2] / "images" / "a" / mask.name
+        with Image.open(image) as picture, Image.open(mask) as labels:
+            wide, ignored = Image.new("RGB", (32, 16), (9, 9, 9)), Image.new("L", (32, 16), 255)
+            wide.paste(picture, (0, 0))
+            ignored.paste(labels, (0, 0))
+        wide.save(image)
+        ignored.save(mask)
+    plain, padded = (scores("segment", tmp_path / n / "train", tmp_path / n / "test") for n in ("plain", "padded"))
+    assert plain == pytest.approx(padded, abs=3)  # at the right border the map is interpolated towards the padding
+
+
+@pytest.mark.parametrize("layers", ["last", "last4"])
+def test_tokens_do_not_depend_on_the_batch(tmp_path: Path, layers: str) -> None:
+    write_dense(tmp_path / "d", 5, 0, (16, 24))
+    pair = read(str(tmp_path / "d"), str(tmp_path / "d"), source("segment"), threads=1)
+    encoder = Encoder(size_of(ModelConfig(name="tiny", width=32, depth=4, heads=2)), 4, 4)
+    initialise(encoder, 0)
+    found = []
+    for batch_size in (1, 3, 64):
+        settings = Settings(size=16, mean=HALF, std=HALF, batch_size=batch_size, layers=layers)
+        tokens = Tokens(encoder, pair.train, pair.reading, settings, None)  # type: ignore[arg-type]
+        found.append(torch.cat([part for part, _ in tokens.windows(range(5))]))
+        alone = tokens.of_image(3)[0]
+        torch.testing.assert_close(found[-1].view(5, -1, *alone.shape[1:])[3], alone, rtol=1e-5, atol=1e-5)
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other, rtol=1e-5, atol=1e-5)
 
 
 def test_tokens_that_do_not_fit_in_memory_give_the_same(tmp_path: Path) -> None:

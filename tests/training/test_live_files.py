@@ -26,6 +26,6 @@ def test_a_damaged_history_is_kept_aside(tmp_path, caplog, content):
 
 
 def test_an_evaluation_that_cannot_fit_is_refused():
-    live_eval._check_room(1 << 20, torch.device("cpu"))
+    live_eval.check_room(1 << 20, torch.device("cpu"))
     with pytest.raises(UserError, match=r"eval\.every: it needs 1048576\.0 GiB on every rank"):
-        live_eval._check_room(1 << 50, torch.device("cpu"))
+        live_eval.check_room(1 << 50, torch.device("cpu"))

@@ -43,6 +43,11 @@ def finished_run(folder: Path, images: Path, loss: float) -> Path:
     (folder / "eval").mkdir()
     result = {"scores": {"20-NN": 40.4, "linear": 48.9}, "baseline": {"scores": {"20-NN": 25.4}}}
     (folder / "eval" / "result.json").write_text(json.dumps(result))
+    dense = {"task": "depth", "scores": {"AbsRel": 0.1234, "delta1": 80.0}, "unranked": ["AbsRel", "delta1"]}
+    dense["baselines"] = {"pixels": {"scores": {"AbsRel": 0.4}}, "untrained": {"scores": {"AbsRel": 0.3, "delta1": 9.0}}}
+    (folder / "eval" / "depth").mkdir()
+    (folder / "eval" / "depth" / "result.json").write_text(json.dumps(dense))
+    Image.new("RGB", (20, 20)).save(folder / "eval" / "depth" / "depth.png")
     Health(folder).point(9, {"probe/target_std": 0.001})
     return folder
 
@@ -72,6 +77,8 @@ def test_everything_is_in_it(page: Path) -> None:
     assert addresses and all(address.startswith("data:") for address in addresses)
     assert "&lt;a&gt;/run" in text and "b/run" in text and "<a>" not in text
     for words in ("40.4 (untrained 25.4)", "48.9", "partial_collapse", "rank-hours", "Masks", "Nothing but"):
+        assert words in text, words
+    for words in ("0.123 (pixels 0.400, untrained 0.300)", "80.000 (untrained 9.000)", "b/run, eval/depth: depth"):
         assert words in text, words
     assert not list(page.parent.glob(".*"))
     assert {"loss.png", "rank.png", "std.png", "masks_0.png", "pca_1.png"} <= {path.name for path in page.parent.iterdir()}

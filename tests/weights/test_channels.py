@@ -1,6 +1,7 @@
 """Encoders of other channels: evaluated, shown, exported, and started from RGB weights."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from ijepa_ds.weights import WeightsError, open_source, read_encoder
 from ijepa_ds.weights.export import export
 from ijepa_ds.weights.start import open_start
 from tests.weights_cases import largest, small_config, write_run
+
+tifffile = pytest.importorskip("tifffile")
 
 
 def run_of(folder: Path, channels: int = 4, **data) -> Config:
@@ -83,12 +86,63 @@ def test_eval_command(tmp_path: Path, task: str):
     assert (tmp_path / "o" / "neighbours.png").exists() == (task == "knn")
 
 
-def test_tasks_that_read_rgb_alone_refuse(tmp_path: Path, capsys):
-    run_of(tmp_path / "run")
-    root = arrays(tmp_path / "a")
-    given = ["--checkpoint", tmp_path / "run", "--train", root, "--test", root, "--out", tmp_path / "o"]
-    assert cli.main(["eval", "finetune", *map(str, given)]) != 0
-    assert "reads RGB images of 8 bits" in capsys.readouterr().err
+def squares(root: Path, channels: int, count: int, seed: int) -> Path:
+    """Class folders, scenes.json, masks and depths of uint16 images: a bright square in the last channel, of another size.
+
+    The other channels are noise. A value without data (7) is in the first image.
+    """
+    rng, scenes = np.random.default_rng(seed), []
+    for folder in ("images", "masks", "depth"):
+        (root / folder).mkdir(parents=True)
+    for i in range(count):
+        label = i % 2
+        array = rng.integers(1000, 3000, (48, 48, channels), dtype=np.uint16)
+        top, left, side = 8 * int(rng.integers(0, 3)), 8 * int(rng.integers(0, 3)), 16 + 8 * label
+        array[top : top + side, left : left + side, -1] = 40_000
+        array[0, 0, 0] = 7 if i == 0 else 1000
+        mask = np.zeros((48, 48), np.uint8)
+        mask[top : top + side, left : left + side] = 1
+        name = f"{i}.tif"
+        planes = {"planarconfig": "contig"} if channels > 1 else {}
+        tifffile.imwrite(
+            root / "images" / name, array.squeeze(-1) if channels == 1 else array, photometric="minisblack", **planes
+        )
+        (root / f"class{label}").mkdir(exist_ok=True)
+        shutil.copy(root / "images" / name, root / f"class{label}" / name)
+        Image.fromarray(mask).save(root / "masks" / f"{i}.png")
+        np.save(root / "depth" / f"{i}.npy", (1.0 + mask).astype(np.float32))
+        objects = [{"pixel_coords": [0, 0, 8.2 + label]}] * (3 + label)
+        scenes.append({"image_filename": name, "objects": objects})
+    (root / "images" / "scenes.json").write_text(json.dumps({"scenes": scenes}))
+    return root
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_every_task_reads_the_channels(tmp_path: Path, channels: int, capsys):
+    run_of(tmp_path / "run", channels, scale=(65535.0,), nodata=7.0)
+    train, test = squares(tmp_path / "a", channels, 24, 0), squares(tmp_path / "b", channels, 12, 1)
+    for task, options, where in (
+        ("segment", ["--epochs", "4"], ""),
+        ("depth", ["--epochs", "4"], ""),
+        ("count", ["--epochs", "2"], "images"),
+        ("distance", ["--epochs", "2", "--pool", "attentive"], "images"),
+        ("finetune", ["--epochs", "2", "--head-batch-size", "6"], "classes"),
+        ("lowshot", ["--per-class", "4", "--finetune", "--epochs", "2", "--head-batch-size", "4"], "classes"),
+    ):
+        places = [train / where, test / where]
+        if where == "classes":
+            places = [tmp_path / f"{task}{part}" for part in "ab"]
+            for place, root in zip(places, (train, test), strict=True):
+                for label in range(2):
+                    shutil.copytree(root / f"class{label}", place / f"class{label}")
+        out = tmp_path / f"out_{task}"
+        given = ["--checkpoint", tmp_path / "run", "--train", places[0], "--test", places[1], "--out", out, "--no-cache"]
+        assert cli.main(["eval", task, *map(str, given), *options]) == 0, (task, capsys.readouterr().err)
+        result = json.loads((out / "result.json").read_text())
+        assert result["data"]["num_test"] == 12 and result["settings"]["values"]["count"] == channels
+        assert "2 images have 2 values without data" in " ".join(result["notes"]), (task, result["notes"])
+        if task == "segment":  # the last channel says it, even through random weights
+            assert result["scores"]["pixel accuracy, linear"] > 80 and (out / "segment.png").is_file()
 
 
 def test_pictures_show_the_chosen_channels(tmp_path: Path):

@@ -31,7 +31,7 @@ Loss = Callable[[Tensor, Tensor], tuple[Tensor, int]]
 def add_over_ranks(value: Tensor, world: World) -> Tensor:
     """The sum of a CPU tensor over ranks, in place."""
     if world.size > 1:
-        dist.all_reduce(value)
+        dist.all_reduce(value, group=world.group)
     return value
 
 
@@ -73,7 +73,7 @@ class TrainingSet:
         sums = agree(look, world)
         if world.size > 1:  # a rank without images does not know D
             width = torch.tensor([len(sums)])
-            dist.all_reduce(width, op=dist.ReduceOp.MAX)
+            dist.all_reduce(width, op=dist.ReduceOp.MAX, group=world.group)
             sums = sums if len(sums) == int(width) else torch.zeros(int(width), dtype=torch.float64)
         first, second = add_over_ranks(sums, world)[:-1].view(2, -1) / sums[-1]
         self.mean, self.deviation = first.float(), (second - first.square()).clamp(min=_LEAST**2).sqrt().float()
@@ -115,7 +115,10 @@ def _grid(tokens: Tensor) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, (side, side))
 
 
-def train_head(training: TrainingSet, outputs: int, bias: Tensor, loss: Loss, recipe: Recipe, progress: str | None) -> Head:
+def train_head(
+    training: TrainingSet, outputs: int, bias: Tensor, loss: Loss, recipe: Recipe, progress: str | None,
+    beat: Callable[[], None] = lambda: None,
+) -> Head:  # fmt: skip
     """Train a linear head; every rank gets the same one.
 
     Args:
@@ -125,6 +128,7 @@ def train_head(training: TrainingSet, outputs: int, bias: Tensor, loss: Loss, re
         loss: of a batch.
         recipe: of the training.
         progress: label of the progress bar; None: no bar.
+        beat: called after every update.
     """
     size, world = training.tokens.settings.size, training.world
     head = Head(torch.zeros(outputs, len(training.mean)), bias.clone(), training.mean, training.deviation)
@@ -154,6 +158,7 @@ def train_head(training: TrainingSet, outputs: int, bias: Tensor, loss: Loss, re
         for value, part in zip(trained, sums[:-1].split([value.numel() for value in trained]), strict=True):
             value.grad = part.view_as(value) / sums[-1].clamp(min=1)
         optimizer.step()
+        beat()
     return Head(head.weight.detach(), head.bias.detach(), head.mean, head.deviation)
 
 
@@ -207,7 +212,7 @@ def patch_labels(labels: Tensor, patches: int) -> Tensor:
     return blocks.mode(dim=3).values.flatten(1).long()
 
 
-def fill_bank(training: TrainingSet, classes: int, most: int, seed: int) -> Bank:
+def fill_bank(training: TrainingSet, classes: int, most: int, seed: int, progress: str | None = None) -> Bank:
     """A bank of random labelled patches of all ranks' training images, equally many of each; every rank gets the same one.
 
     Args:
@@ -215,10 +220,12 @@ def fill_bank(training: TrainingSet, classes: int, most: int, seed: int) -> Bank
         classes: C.
         most: patches, about; at least one of each image.
         seed: of the choice.
+        progress: label of the progress bar; None: no bar.
     """
     world, quota = training.world, max(1, most // training.total)
     tokens, labels = [torch.empty(0, len(training.mean))], [torch.empty(0, dtype=torch.int64)]
-    for position, number in enumerate(training.mine):
+    bar = track(training.mine, progress, "images")
+    for position, number in enumerate(bar):
         part, of_pixels = training.images([position])[0]
         found = patch_labels(of_pixels, part.shape[1]).flatten()
         labelled = (found >= 0).nonzero()[:, 0]
@@ -234,6 +241,6 @@ def fill_bank(training: TrainingSet, classes: int, most: int, seed: int) -> Bank
         whole[world.rank] = (rows, kinds)
         for rank, parts in enumerate(whole):
             for part in parts:
-                dist.broadcast(part, src=rank)
+                dist.broadcast(part, src=rank, group=world.group)
         rows, kinds = torch.cat([part for part, _ in whole]), torch.cat([part for _, part in whole])
     return Bank(rows, kinds, classes)

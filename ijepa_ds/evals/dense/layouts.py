@@ -8,11 +8,12 @@ from pathlib import Path
 from ijepa_ds.errors import UserError
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_ARRAYS = (".npy", ".npz")  # images too, if data.arrays is set
 _LABELS = (".png", ".npy", ".tif", ".tiff")
 Files = tuple[list[str], list[str]]  # images, and the file of labels of each
 
 
-def _pairs(option: str, images: Path, truth: Path, suffix: tuple[str, str] = ("", "")) -> Files:
+def _pairs(option: str, images: Path, truth: Path, suffix: tuple[str, str] = ("", ""), arrays: bool = False) -> Files:
     """Images below one folder and files of labels below another, matched by relative name without ending."""
     for folder in (images, truth):
         if not folder.is_dir():
@@ -29,7 +30,7 @@ def _pairs(option: str, images: Path, truth: Path, suffix: tuple[str, str] = (""
                 found[key] = str(file)
         return found
 
-    pictures, masks = listed(images, _IMAGES, suffix[0]), listed(truth, _LABELS, suffix[1])
+    pictures, masks = listed(images, (*_IMAGES, *(_ARRAYS if arrays else ())), suffix[0]), listed(truth, _LABELS, suffix[1])
     if not pictures:
         raise UserError(f"{option}: no images in {images}")
     lost = [pictures[name] for name in pictures if name not in masks]
@@ -38,16 +39,16 @@ def _pairs(option: str, images: Path, truth: Path, suffix: tuple[str, str] = (""
     return list(pictures.values()), [masks[name] for name in pictures]
 
 
-def _folders(option: str, root: Path, labels: str, train: bool) -> Files:
-    return _pairs(option, root / "images", root / labels)
+def _folders(option: str, root: Path, labels: str, train: bool, arrays: bool) -> Files:
+    return _pairs(option, root / "images", root / labels, arrays=arrays)
 
 
-def _ade20k(option: str, root: Path, labels: str, train: bool) -> Files:
+def _ade20k(option: str, root: Path, labels: str, train: bool, arrays: bool) -> Files:
     part = "training" if train else "validation"
     return _pairs(option, root / "images" / part, root / "annotations" / part)
 
 
-def _voc2012(option: str, root: Path, labels: str, train: bool) -> Files:
+def _voc2012(option: str, root: Path, labels: str, train: bool, arrays: bool) -> Files:
     listed = root / "ImageSets" / "Segmentation" / ("train.txt" if train else "val.txt")
     if not listed.is_file():
         raise UserError(f"{option}: there is no {listed}; give the folder VOC2012")
@@ -59,12 +60,12 @@ def _voc2012(option: str, root: Path, labels: str, train: bool) -> Files:
     return [str(image) for image, _ in pairs], [str(mask) for _, mask in pairs]
 
 
-def _cityscapes(option: str, root: Path, labels: str, train: bool) -> Files:
+def _cityscapes(option: str, root: Path, labels: str, train: bool, arrays: bool) -> Files:
     part = "train" if train else "val"
     return _pairs(option, root / "leftImg8bit" / part, root / "gtFine" / part, ("_leftImg8bit", "_gtFine_labelIds"))
 
 
-_FINDERS: dict[str, Callable[[str, Path, str, bool], Files]] = {
+_FINDERS: dict[str, Callable[[str, Path, str, bool, bool], Files]] = {
     "folders": _folders,
     "ade20k": _ade20k,
     "voc2012": _voc2012,
@@ -72,7 +73,7 @@ _FINDERS: dict[str, Callable[[str, Path, str, bool], Files]] = {
 }
 
 
-def find(layout: str, option: str, root: Path, labels: str, train: bool) -> Files:
+def find(layout: str, option: str, root: Path, labels: str, train: bool, arrays: bool = False) -> Files:
     """Find the images of a source and the file of labels of each.
 
     Args:
@@ -81,8 +82,9 @@ def find(layout: str, option: str, root: Path, labels: str, train: bool) -> File
         root: folder.
         labels: folder of the labels beside `images`, of the layout `folders`.
         train: the training images, in layouts that have both.
+        arrays: NumPy files in `images` are images, of the layout `folders`.
 
     Raises:
         UserError: names what is missing.
     """
-    return _FINDERS[layout](option, root, labels, train)
+    return _FINDERS[layout](option, root, labels, train, arrays)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ijepa_ds.data.transforms import joined, read_layers
 from ijepa_ds.evals.dense.heads import (
     TrainingSet,
     add_over_ranks,
@@ -20,9 +21,8 @@ from ijepa_ds.evals.dense.heads import (
 from ijepa_ds.evals.dense.measures import Confusion, DepthErrors
 from ijepa_ds.evals.dense.pairs import DenseImages, DensePair
 from ijepa_ds.evals.dense.recipe import Recipe
-from ijepa_ds.evals.dense.tokens import Tokens, of_patches
+from ijepa_ds.evals.dense.tokens import ComputedTokens, Tokens, of_patches
 from ijepa_ds.evals.dense.windows import enlarge, merge
-from ijepa_ds.evals.folders import read_image
 from ijepa_ds.evals.ranks import agree
 from ijepa_ds.evals.session import Session
 from ijepa_ds.evals.shared import Scores
@@ -40,9 +40,9 @@ def segment(session: Session) -> Scores:
     pair, s = _pair(session), session.settings
     training = _training(session)
     classes = len(pair.names)
-    bank = fill_bank(training, classes, s.bank, s.seed)
+    bank = fill_bank(training, classes, s.bank, s.seed, _label(session, "bank of patches"))
     linear = train_head(
-        training, classes, torch.zeros(classes), cross_entropy, _recipe(session), _label(session, "linear head")
+        training, classes, torch.zeros(classes), cross_entropy, _recipe(session), _label(session, "linear head"), session.beat
     )
     tables = {"k-NN": Confusion(classes), "linear": Confusion(classes)}
 
@@ -74,13 +74,14 @@ def depth(session: Session) -> Scores:
     """A linear head on patch tokens that gives the logarithm of the depth; RMSE, AbsRel and delta1."""
     training = _training(session)
     sums = torch.zeros(2, dtype=torch.float64)
-    for position in range(len(training.mine)):
+    mine, label = range(len(training.mine)), _label(session, "mean depth")
+    for position in track(mine, label, "images"):
         for _, depths in training.images([position]):
             valid = depths[depths > 0].double()
             sums += torch.tensor([float(valid.log().sum()), float(len(valid))])
     add_over_ranks(sums, session.world)
     start = (sums[:1] / sums[1]).float()
-    head = train_head(training, 1, start, log_depth, _recipe(session), _label(session, "linear head"))
+    head = train_head(training, 1, start, log_depth, _recipe(session), _label(session, "linear head"), session.beat)
     errors = DepthErrors()
 
     def add(truth: np.ndarray, maps: dict[str, Tensor]) -> float:
@@ -104,7 +105,7 @@ def _pair(session: Session) -> DensePair:
 
 
 def _label(session: Session, what: str) -> str | None:
-    return f"{session.label}, {what}" if session.is_rank_zero else None
+    return f"{session.label}, {what}" if session.is_rank_zero and session.label else None
 
 
 def _recipe(session: Session) -> Recipe:
@@ -112,10 +113,12 @@ def _recipe(session: Session) -> Recipe:
 
 
 def _tokens(session: Session, images: DenseImages) -> Tokens:
-    return Tokens(
-        of_patches(session.encoder), images, _pair(session).reading, session.settings,
-        session.label if session.is_rank_zero else None,
-    )  # fmt: skip
+    reading, settings = _pair(session).reading, session.settings
+    if session.known is not None:
+        return ComputedTokens(session.known, images, reading, settings)
+    tokens = Tokens(of_patches(session.encoder), images, reading, settings, session.label if session.is_rank_zero else None)
+    tokens.filled = session.filled
+    return tokens
 
 
 def _training(session: Session) -> TrainingSet:
@@ -153,13 +156,14 @@ def _score(session: Session, methods: dict[str, Predict], add: Callable[[np.ndar
         return truth, maps
 
     def work() -> None:
-        for position in track(mine, f"{session.label}, test images", "images", show=session.is_rank_zero):
+        for position in track(mine, _label(session, "test images"), "images"):
             scores[position] = add(*predict(position))
+            session.beat()
 
     with torch.no_grad():
         agree(work, world)
     add_over_ranks(scores, world)
-    if not session.is_rank_zero:
+    if not session.is_rank_zero or session.known is not None:  # rank 0 has not the tokens of the others' images
         return []
     some = sorted({number * total // SHOWN for number in range(SHOWN)})
     worst = [int(i) for i in scores.argsort() if int(i) not in some][:SHOWN]
@@ -167,7 +171,8 @@ def _score(session: Session, methods: dict[str, Predict], add: Callable[[np.ndar
     for position in [*some, *worst]:
         with torch.no_grad():
             predicted = {name: _final(found) for name, found in predict(position)[1].items()}
-        picture = np.asarray(read_image(str(images.paths[position]), session.settings.max_pixels))
+        values = session.settings.values
+        picture = values.pictured(joined(read_layers(str(images.paths[position]), session.settings.max_pixels, values)))
         shown.append(Shown(picture, tokens.truth(position), predicted, float(scores[position]), worst=position in worst))
     return shown
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from ijepa_ds.evals.dense.pairs import DenseImages, Reading
-from ijepa_ds.evals.dense.windows import Box, cut, cut_truth
+from ijepa_ds.data.transforms import read_layers
+from ijepa_ds.evals.dense.labels import Reading
+from ijepa_ds.evals.dense.pairs import DenseImages
+from ijepa_ds.evals.dense.windows import Box, boxes_of, cut, cut_truth, resized
 from ijepa_ds.evals.features import ForwardOptions, check_finite, forward
-from ijepa_ds.evals.folders import read_image
 from ijepa_ds.evals.settings import LAYERS, Settings
 from ijepa_ds.evals.subject import Pixels
 from ijepa_ds.terminal import track
@@ -26,7 +28,7 @@ class Patches(nn.Module):
         self.patch = patch
 
     def forward(self, images: Tensor) -> Tensor:
-        """`images: [B, 3, S, S]` -> [B, N, 3 * patch**2]."""
+        """`images: [B, C, S, S]` -> [B, N, C * patch**2]."""
         return nn.functional.pixel_unshuffle(images, self.patch).flatten(2).transpose(1, 2).contiguous()
 
 
@@ -52,6 +54,7 @@ class Tokens:
         """
         self.encoder, self.images, self.reading = encoder, images, reading
         self.settings, self.progress = settings, progress
+        self.filled: dict[str, int] = {}  # as `Session.filled`
 
     def of_image(self, position: int) -> tuple[Tensor, list[Box], tuple[int, int]]:
         """Tokens of one image.
@@ -60,8 +63,12 @@ class Tokens:
             float32 [T, N, L * D] on the device; the corners of T windows; width and height of the resized image.
         """
         s = self.settings
-        windows, boxes, shape = cut(read_image(str(self.images.paths[position]), s.max_pixels), s.size)
+        windows, boxes, shape = cut(self._layers(position), s.size)
         return self._forward(windows), boxes, shape
+
+    def _layers(self, position: int) -> list[Image.Image]:
+        path, s = str(self.images.paths[position]), self.settings
+        return read_layers(path, s.max_pixels, s.values, filled=self.filled)
 
     def _forward(self, windows: np.ndarray) -> Tensor:
         s = self.settings
@@ -92,10 +99,31 @@ class Tokens:
             yield from ((part, torch.from_numpy(labels)) for part, (_, labels) in zip(parts, waiting, strict=True))
 
         for position in bar:
-            windows = cut(read_image(str(self.images.paths[position]), s.max_pixels), s.size)[0]
+            windows = cut(self._layers(position), s.size)[0]
             waiting.append((windows, cut_truth(self.truth(position), s.size)))
             if sum(len(windows) for windows, _ in waiting) >= s.batch_size:
                 yield from ready()
                 waiting = []
         if waiting:
             yield from ready()
+
+
+class ComputedTokens(Tokens):
+    """Tokens that are in memory already."""
+
+    def __init__(self, known: Mapping[str, Tensor], images: DenseImages, reading: Reading, settings: Settings) -> None:
+        """`known`: path -> tokens [T, N, D] of the windows of an image, on the CPU."""
+        super().__init__(nn.Identity(), images, reading, settings, None)
+        self.known = known
+
+    def of_image(self, position: int) -> tuple[Tensor, list[Box], tuple[int, int]]:
+        """As in `Tokens`."""
+        height, width = self.truth(position).shape
+        shape = resized(width, height, self.settings.size)
+        return self.known[str(self.images.paths[position])], boxes_of(*shape, self.settings.size), shape
+
+    def windows(self, positions: Sequence[int], shown: str | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """As in `Tokens`."""
+        for position in positions:
+            labels = cut_truth(self.truth(position), self.settings.size)
+            yield self.known[str(self.images.paths[position])], torch.from_numpy(labels)

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ijepa_ds.data.transforms import joined
+
 _STRIDE = 2 / 3  # of a window's side, at most, as in mmsegmentation's configurations of ADE20K (341 of 512)
 Box = tuple[int, int]  # top, left
 
@@ -31,14 +33,19 @@ def boxes_of(width: int, height: int, size: int) -> list[Box]:
     return [(top, left) for top in starts(height, size) for left in starts(width, size)]
 
 
-def cut(image: Image.Image, size: int) -> tuple[np.ndarray, list[Box], tuple[int, int]]:
-    """Resize an RGB image (bicubic) and cut it into windows.
+def cut(layers: Sequence[Image.Image], size: int) -> tuple[np.ndarray, list[Box], tuple[int, int]]:
+    """Resize an image (bicubic) and cut it into windows.
+
+    Args:
+        layers: one RGB image, or a plane for each channel (`data.transforms.read_layers`).
+        size: side of a window.
 
     Returns:
-        uint8 [T, size, size, 3]; the windows' corners; width and height of the resized image.
+        uint8 [T, size, size, 3], or float32 [T, size, size, C] in 0 .. 1; the windows' corners; width and height of the
+        resized image.
     """
-    shape = resized(*image.size, size)
-    pixels = np.asarray(image if image.size == shape else image.resize(shape, Image.Resampling.BICUBIC))
+    shape = resized(*layers[0].size, size)
+    pixels = joined([layer if layer.size == shape else layer.resize(shape, Image.Resampling.BICUBIC) for layer in layers])
     boxes = boxes_of(*shape, size)
     return np.stack([pixels[top : top + size, left : left + size] for top, left in boxes]), boxes, shape
 
