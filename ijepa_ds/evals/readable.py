@@ -29,7 +29,7 @@ def names_unreadable(error: BaseException) -> bool:
 
 def find_unreadable(
     paths: Sequence[str],
-    positions: Iterable[int],
+    positions: Sequence[int],
     threads: int,
     max_pixels: int,
     values: Values | None = None,
@@ -58,7 +58,7 @@ def find_unreadable(
 
     found: dict[int, str] = {}
     left = iter(positions)
-    bar = Bar(progress or "", 0, "images", show=progress is not None)
+    bar = Bar(progress or "", len(positions), "images", show=progress is not None)
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool, bar:
         while window := list(itertools.islice(left, _WINDOW)):
             found.update((at, text) for at, text in zip(window, pool.map(look, window), strict=True) if text)
