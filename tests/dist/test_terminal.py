@@ -22,7 +22,7 @@ if pid == 0:
     os.execv(sys.argv[1], sys.argv[1:])
 fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))  # room for a progress bar
 seen = b""
-while not re.search(rb"[^0-9][1-9]\\d*/5000", seen[-8192:]):  # the progress bar: it has taken a step
+while not re.search(rb"[^0-9][1-9]\\d*/5,000", seen[-8192:]):  # the progress bar: it has taken a step
     seen += os.read(terminal, 4096)
 os.close(terminal)
 print("closed")
