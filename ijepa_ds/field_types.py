@@ -66,6 +66,7 @@ Flag = StrictBool
 Text = StrictStr
 Path = Annotated[str, Field(strict=True, pattern=r"\S")]
 Whole = Annotated[int, Field(strict=True, ge=0)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]  # of a larger one the random numbers would use the low bits only
 Count = Annotated[int, Field(strict=True, ge=1)]
 Level = Annotated[int, Field(strict=True, ge=-20, le=20), AfterValidator(_check_level)]
 NotNegative = Annotated[float, _FINITE, Field(ge=0), _PARSED]

@@ -602,7 +602,10 @@ MUTATIONS = [
     Mutation("ijepa_ds/data/judge.py", "if not self._values.plain:", "if False:", "tests/data/test_channels.py -k data_check"),
     Mutation("ijepa_ds/telemetry/health.py", "elif value < share * highest:", "elif value < highest / 100:", _HEALTH),
     Mutation("ijepa_ds/telemetry/health.py", "self.limits.rest if message", "0 if message", _HEALTH),
-    Mutation("ijepa_ds/telemetry/health.py", "< self.limits.fall_share * high and rank < rank_then", "< 0.65 * high", _HEALTH),
+    Mutation("ijepa_ds/telemetry/health.py", "fall_share * high and rank < rank_then", "fall_share * high", _HEALTH),
+    Mutation(
+        "ijepa_ds/telemetry/health.py", "lower and std * rank < self.limits.fall_content * high * rank_then", "lower", _HEALTH
+    ),
     Mutation("ijepa_ds/telemetry/health.py", "self._raise_highest(std, rank)\n        assert", "assert", _HEALTH),
     # Features of earlier evaluations: none may be used for others.
     Mutation(

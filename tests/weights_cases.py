@@ -80,7 +80,7 @@ def small_config(folder: Path) -> Config:
     """A run of a few thousand parameters, 6 x 6 patches."""
     text = f"""
 run: {{dir: {folder}, seed: 3}}
-data: {{source: {folder}, crop_size: 48, mean: [0.4, 0.5, 0.6], std: [0.2, 0.25, 0.3]}}
+data: {{source: {folder}/images, crop_size: 48, mean: [0.4, 0.5, 0.6], std: [0.2, 0.25, 0.3]}}
 model:
   {{name: tiny, width: 48, depth: 2, heads: 3, patch_size: 8, precision: float32, predictor: {{depth: 2, width: 24, heads: 2}}}}
 masks: {{min_keep: 1, sampler: unbiased}}

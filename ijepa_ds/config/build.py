@@ -155,11 +155,10 @@ def _unknown(key: str) -> str:
     section, dot, name = key.rpartition(".")
     kind, prefix = ("unknown key" if section else "unknown section"), section + dot
     here = dict.fromkeys(known.removeprefix(prefix).partition(".")[0] for known in nodes() if known.startswith(prefix))
-    guess = suggest(name, here)
     homes = [known.rpartition(".")[0] for known in nodes() if known.rpartition(".")[2] == name]
-    if guess or not homes:
-        return kind + (guess or f"; remove it (known here: {', '.join(here)})")
-    return f"{kind}; '{name}' belongs in '{homes[0]}'"
+    if homes:
+        return f"{kind}; '{name}' belongs in '{homes[0]}'"
+    return kind + (suggest(name, here) or f"; remove it (known here: {', '.join(here)})")
 
 
 def expected(node: Mapping[str, Any]) -> str:

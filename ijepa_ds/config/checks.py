@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from itertools import islice
 from typing import Any
 
 from ijepa_ds.config import stages
@@ -15,6 +16,8 @@ from ijepa_ds.config.build import build, suggest
 from ijepa_ds.config.objective_checks import objective_problems
 from ijepa_ds.config.schema import Config, ConfigError, DataConfig, Problem
 from ijepa_ds.config.sizes import size_of
+
+_CROPS = 8  # possible crops on each side of a wrong one, among which one with large contexts is looked for
 
 
 def check(cfg: Config, world_size: int) -> BatchPlan:
@@ -74,15 +77,19 @@ def _contradictions(cfg: Config, world_size: int | None) -> Iterator[Problem]:
     yield from stages.resolution_problems(cfg, lambda early: [f"{p.keys[0]} {p.text}" for p in _masks(early)])
 
 
-def _possible_crops(cfg: Config) -> Iterator[int]:
-    """The nearest multiples of the patch size below and above, of those that the masks can be drawn on."""
+def _possible_crops(cfg: Config) -> list[int]:
+    """The nearest multiples of the patch size below and above that the masks can be drawn on, with contexts large enough.
+
+    Where no contexts are large enough, by other settings, the nearest that are possible.
+    """
     crop, patch = cfg.data.crop_size, cfg.model.patch_size
-    below = crop - crop % patch
+    below, healthy, possible = crop - crop % patch, list[int](), list[int]()
     for sizes in (range(below, 0, -patch), range(below + patch, 3 * below + 16 * patch, patch)):
-        for size in sizes:
-            if not list(_masks(replace(cfg, data=replace(cfg.data, crop_size=size)))):
-                yield size
-                break
+        drawn = (size for size in sizes if not list(_masks(replace(cfg, data=replace(cfg.data, crop_size=size)))))
+        found = list(islice(drawn, _CROPS))
+        possible += found[:1]
+        healthy += next(([size] for size in found if not _thin(cfg, size // patch)), [])
+    return healthy or possible
 
 
 def _run(cfg: Config) -> Iterator[Problem]:
@@ -198,6 +205,14 @@ def _networks(cfg: Config) -> Iterator[Problem]:
     if model.compile and model.activation_checkpointing and model.recompute == "selective":
         text = "selective does not go with model.compile, which leaves no single products to keep: use full"
         yield Problem(("model.recompute", "model.compile", "model.activation_checkpointing"), text)
+
+
+def _thin(cfg: Config, grid: int) -> bool:
+    """Whether contexts on a grid would be too small to teach much."""
+    from ijepa_ds.masks import sampler, thin  # late: it imports PyTorch
+
+    planner = sampler.build_sampler(cfg.masks, grid, 0, cfg.masks.truncation_group).planner
+    return thin.warning(planner, grid) != ""
 
 
 def _masks(cfg: Config) -> Iterator[Problem]:

@@ -78,8 +78,7 @@ def assemble(root: Item, found: Sequence[str], overrides: Sequence[str] = (), wo
     if lines:
         raise ConfigError(lines)
     run, model = cfg.run, cfg.model
-    if not is_text(absolute(run.dir)):  # by the current directory, or by a variable in it
-        text = "is not UTF-8, which TensorBoard requires; choose another folder"
+    if text := _unusable(absolute(run.dir), absolute(cfg.data.source)):
         raise ConfigError([f"{yaml_tree.where(root, 'run.dir')}: run.dir: {shown(absolute(run.dir))} {text}"])
     resume = run.resume if run.resume in ("auto", "never") else absolute(run.resume)
     branch = run.branch_from and absolute(run.branch_from)
@@ -89,6 +88,17 @@ def assemble(root: Item, found: Sequence[str], overrides: Sequence[str] = (), wo
         model=replace(model, init_from=model.init_from and absolute(model.init_from)),
         data=replace(cfg.data, source=absolute(cfg.data.source)),
     )
+
+
+def _unusable(run_dir: str, source: str) -> str:
+    """Why an absolute path cannot be the folder of a run on the images of `source`; empty if it can."""
+    if not is_text(run_dir):  # by the current directory, or by a variable in it
+        return "is not UTF-8, which TensorBoard requires; choose another folder"
+    if os.path.dirname(run_dir) == run_dir:
+        return "is the root of the file system; name a folder of its own, such as runs/first"
+    if run_dir == source:
+        return "is the folder of the images, data.source; name another, or the images of a later start are others"
+    return ""
 
 
 def placed(root: Item, problems: Sequence[Problem]) -> list[str]:

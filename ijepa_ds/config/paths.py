@@ -41,6 +41,10 @@ def expand(text: str, environment: Mapping[str, str]) -> tuple[str, str]:
         elif not environment.get(name):
             state = "is empty" if name in environment else "is not set"
             problems.append(f"{match[0]} {state} in the environment of this process; export {name}, or write the path")
+        elif "$" in environment[name] and not os.path.lexists(environment[name]):
+            problems.append(
+                f"{match[0]} is {environment[name]!r}, which is not expanded again; export {name} with its full path"
+            )
         return environment.get(name or "", "")
 
     found = _VARIABLE.sub(value, text)

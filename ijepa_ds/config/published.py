@@ -71,7 +71,8 @@ def load_any(
         world_size: number of devices, to check the batch against it.
 
     Returns:
-        The configuration; and notes: paths that were expanded, keys of a published file that have no meaning here.
+        The configuration; and notes: keys that are overridden twice, paths that were expanded, keys of a published file that
+        have no meaning here.
 
     Raises:
         ConfigError: one line for each problem.
@@ -107,7 +108,7 @@ def peek_source(path: Path, overrides: Sequence[str] = ()) -> str | None:
 def _tree(path: Path, overrides: Sequence[str], expand: bool) -> tuple[Item, list[str], list[str]]:
     """A file and the overrides as a tree of our keys, problems, and notes."""
     tree, found = yaml_tree.read(path)
-    ours, notes = list(overrides), list[str]()
+    ours, notes = list(overrides), yaml_tree.repeated(overrides)
     if is_published(tree):
         ours = [text for text in overrides if not text.startswith("published.")]
         theirs = Item({}, str(path))
@@ -115,7 +116,7 @@ def _tree(path: Path, overrides: Sequence[str], expand: bool) -> tuple[Item, lis
         made = _Translation(
             tree, (theirs.value.get("published") or theirs).section or {}, {text.partition("=")[0].strip() for text in ours}
         )
-        tree, notes = made.tree, made.notes
+        tree, notes = made.tree, [*notes, *made.notes]
         found += made.problems
     found += yaml_tree.apply_overrides(tree, ours)
     if expand:

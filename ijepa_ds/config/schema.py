@@ -30,6 +30,7 @@ from ijepa_ds.field_types import (
     Path,
     Positive,
     Probability,
+    Seed,
     Several,
     Share,
     Sigma,
@@ -65,7 +66,7 @@ class RunConfig:
     """Where the run is stored, and how often it reports and saves."""
 
     dir: Path = key(..., "folder of this run", free=True)
-    seed: Whole = key(0, "everything random follows from it")
+    seed: Seed = key(0, "everything random follows from it")
     resume: Text = key(
         "auto", "`auto`: the newest checkpoint in `run.dir`, else a fresh start; `never`; or a checkpoint", free=True
     )

@@ -135,7 +135,7 @@ def _ambiguous(loader: yaml.SafeLoader, node: yaml.Node) -> list[str]:
 
 
 def apply_overrides(root: Item, overrides: Sequence[str]) -> list[str]:
-    """Put `section.key=value` texts into the tree, in place; they replace values of the file, and the last one wins.
+    """Put `section.key=value` texts into the tree, in place; they replace values of the file; the last one wins (`repeated`).
 
     Returns:
         Problems, one line each.
@@ -159,6 +159,20 @@ def apply_overrides(root: Item, overrides: Sequence[str]) -> list[str]:
     return found
 
 
+def repeated(overrides: Sequence[str]) -> list[str]:
+    """Notes on keys that overrides give more than once, with different values."""
+    given: dict[str, list[str]] = {}
+    for text in overrides:
+        key, equals, written = text.partition("=")
+        if equals:
+            given.setdefault(key.strip(), []).append(written.strip())
+    return [
+        f"{key}: given {len(values)} times on the command line ({', '.join(map(shown, values))}); the last is used"
+        for key, values in given.items()
+        if len(set(values)) > 1
+    ]
+
+
 def _scalar(written: str) -> tuple[Any, str]:
     """The value of an override, and what is wrong with it."""
     loader = yaml.SafeLoader(written)
@@ -166,8 +180,10 @@ def _scalar(written: str) -> tuple[Any, str]:
         node = loader.get_single_node()
         if node is None:
             return None, ""
-        wrong = "; ".join(_ambiguous(loader, node))
-        return loader.construct_document(node), wrong
+        wrong = _ambiguous(loader, node)
+        if rest := written[node.end_mark.index :].strip():
+            wrong.append(f"YAML takes {shown(rest)} for a comment; put the value in quotes")
+        return loader.construct_document(node), "; ".join(wrong)
     finally:
         loader.dispose()
 

@@ -27,6 +27,7 @@ from ijepa_ds.data.sources import expand, open_source
 from ijepa_ds.doctor.probe import existing, list_gpus
 from ijepa_ds.doctor.rows import FAIL, HERE, OK, WARN, Row, table
 from ijepa_ds.errors import CheckpointError, StorageError, UserError
+from ijepa_ds.evals.dense import layouts
 from ijepa_ds.exits import USER_ERROR
 from ijepa_ds.model.work import work_of
 from ijepa_ds.plan.hardware import GIB
@@ -256,6 +257,9 @@ def _check_lock(out: Path) -> None:
 
 
 def _evaluation(found: Checked, cfg: Config) -> None:
+    if cfg.eval.task in layouts.USUAL:
+        found.note("evaluation", OK, layouts.listed(cfg.eval, cfg.data.arrays is not None))
+        return
     counts: Sequence[str] = ()
     for key, source in (("eval.train", cfg.eval.train), ("eval.test", cfg.eval.test)):
         try:

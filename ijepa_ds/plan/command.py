@@ -14,6 +14,7 @@ from ijepa_ds.config import Config, ConfigError, deepspeed_json, published
 from ijepa_ds.config.batch import capped_by
 from ijepa_ds.config.schedules import Schedule, steps_per_epoch
 from ijepa_ds.config.sizes import size_of
+from ijepa_ds.config.yaml_tree import repeated
 from ijepa_ds.durable import write_text
 from ijepa_ds.model.work import Work, work_of
 from ijepa_ds.plan import report, search
@@ -57,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     plan_of = _planner(args, cfg, device, steps)
     plan = plan_of(work, spread)
     cap, assumed = capped_by(cfg, world), _assumed(args, device)
+    if twice := repeated(args.overrides):
+        assumed["overrides"] = "; ".join(twice)
     result, fits = report.to_dict(plan) | {"micro_batch_capped_by": cap, "assumed": assumed}, plan.fits
     lines = "\n".join(f"  {what:12} {value}" for what, value in assumed.items())
     text = f"{report.table(plan)}\n\nmicro-batch    {spread.micro_batch}, kept from being larger by {cap}\nassumed\n{lines}"

@@ -32,8 +32,8 @@ def draw_bars(
     paired = any(first is not None for first, _ in scores.values())
     width = _SPAN / 2 if paired else _SPAN * 0.6
     size = 9 if len(scores) * (2 if paired else 1) <= 8 else 7.5
-    for position, (first, after) in enumerate(scores.values()):
-        shown = [(first, UNTRAINED, -width / 2, MUTED), (after, TRAINED, width / 2 if paired else 0.0, INK)]
+    for position, (first, second) in enumerate(scores.values()):
+        shown = [(first, UNTRAINED, -width / 2, MUTED), (second, TRAINED, width / 2 if paired else 0.0, INK)]
         for value, colour, offset, text in shown:
             if value is None:
                 continue

@@ -32,7 +32,8 @@ class Limits:
     least_rank: float = 2.0  # or below this
     std_share: float = 0.4  # standard deviation of target features below this share of the window's maximum
     least_std: float = 0.05  # or below this
-    fall_share: float = 0.65  # standard deviation below this share of the highest of the run, while the rank is lower, too
+    fall_share: float = 0.8  # standard deviation below this share of the highest of the run, while the rank is lower, too,
+    fall_content: float = 0.6  # and the product of both below this share of what it was then
     fall_probes: int = 2  # consecutive probes
     loss_factor: float = 2.0  # loss above this multiple of the window's median
     loss_deviations: float = 8.0  # and above the median by this many median absolute deviations
@@ -145,7 +146,8 @@ class Health:
         self._raise_highest(std, rank)
         assert self._highest is not None
         high, rank_then = self._highest
-        falls = std < self.limits.fall_share * high and rank < rank_then
+        lower = std < self.limits.fall_share * high and rank < rank_then
+        falls = lower and std * rank < self.limits.fall_content * high * rank_then
         text = (
             f"the standard deviation of the target's features has fallen from {high:.3g} to {std:.3g} during the run, and "
             f"their effective rank from {rank_then:.3g} to {rank:.3g}: features lose content, while positions alone predict "

@@ -28,13 +28,14 @@ def last_words(cfg: Config, steps: int, loss: float = math.nan) -> str:
     train, test = (
         shlex.quote(source) if source else word for source, word in ((cfg.eval.train, "TRAIN"), (cfg.eval.test, "TEST"))
     )
+    labels = f" --labels {shlex.quote(cfg.eval.labels)}" if cfg.eval.labels else ""
     shown = "" if math.isnan(loss) else f", loss {loss:.4f}"
     lines = [
         f"done: {steps:,} steps{shown}{_alarms(out)}",
         f"  run directory  {out}: config.yaml, {newest}{''.join(f', {name}' for name in files)}",
         f"  curves         tensorboard --logdir {named}",
-        f"  next           ijepa-ds eval knn --checkpoint {named} --train {train} --test {test} --baseline untrained "
-        f"--out {shlex.quote(str(out / 'eval'))}",
+        f"  next           ijepa-ds eval {cfg.eval.task}{labels} --checkpoint {named} --train {train} --test {test} "
+        f"--baseline untrained --out {shlex.quote(str(out / 'eval'))}",
         f"                 ijepa-ds report {named} --out {shlex.quote(str(out / 'report'))}",
         f"                 ijepa-ds export --run {named} --format hf --out {shlex.quote(str(out / 'export'))}",
     ]

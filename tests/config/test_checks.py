@@ -39,7 +39,7 @@ def test_a_good_run_has_no_problems() -> None:
 @pytest.mark.parametrize(
     ("section", "values", "line"),
     [
-        ("run", {"seed": -1}, "run.seed: must be at least 0, got -1"),
+        ("run", {"seed": -1}, "run.seed: must be at least 0 and below 9.22337e+18, got -1"),
         ("run", {"dir": " "}, "run.dir: is empty; name a folder"),
         ("run", {"keep_last": 0}, "run.keep_last: must be at least 1, got 0"),
         (

@@ -7,7 +7,7 @@ import pytest
 from ijepa_ds.config import ConfigError, published, yaml_tree
 from ijepa_ds.config.paths import expand
 
-HERE = {"SCRATCH": "/scratch/me", "EMPTY": ""}
+HERE = {"SCRATCH": "/scratch/me", "EMPTY": "", "TWICE": "$SCRATCH/x"}
 YAML = """run: {dir: %s}
 data: {source: images, crop_size: 64}
 model: {name: tiny, patch_size: 8}
@@ -39,6 +39,7 @@ def test_paths_that_are_understood(text: str, path: str) -> None:
         ("${NOWHERE}/x", "export NOWHERE"),
         ("$EMPTY/x", "$EMPTY is empty"),
         ("${SCRATCH:-/tmp}/x", "only $NAME and ${NAME} are expanded"),
+        ("$TWICE/y", "$TWICE is '$SCRATCH/x', which is not expanded again; export TWICE with its full path"),
         ("$1", "only $NAME"),
         ("runs/x$", "only $NAME"),
         ("~nobody_here/x", "~nobody_here is no user of this host"),
@@ -146,3 +147,43 @@ def test_numbers_that_are_texts_are_named_for_what_they_are(written: str, hint: 
     with pytest.raises(ConfigError, match=r"optimization\.lr: expected a number, found") as caught:
         load(tmp_path, "x", f"optimization.lr={written}")
     assert hint in str(caught.value)
+
+
+def test_a_key_overridden_twice_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(YAML % "runs/x")
+    cfg, notes = published.load_any(file, ["run.seed=3", "run.dir=a", "run.seed=3", " run.dir =b"])
+    assert cfg.run.dir.endswith("/b")
+    assert notes == ["run.dir: given 2 times on the command line (a, b); the last is used"]
+
+
+@pytest.mark.parametrize("folder", ["/", "//", "/tmp/.."])
+def test_the_root_is_no_folder_of_a_run(folder: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(YAML % folder)
+    with pytest.raises(ConfigError, match=r"run\.yaml:1: run\.dir: /+ is the root of the file system; name a folder"):
+        published.load_any(file)
+
+
+def test_the_folder_of_the_images_is_no_folder_of_a_run(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(YAML % "images/")
+    with pytest.raises(ConfigError, match=r"run\.yaml:1: run\.dir: \S+/images is the folder of the images, data\.source"):
+        published.load_any(file)
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("run.dir=runs/a #2", "YAML takes #2 for a comment; put the value in quotes"),
+        ("run.seed=1 # mine", "YAML takes # mine for a comment"),
+        ("run.seed=18446744073709551616", "run.seed: must be at least 0 and below 9.22337e+18"),
+    ],
+)
+def test_what_an_override_would_lose_is_refused(override: str, problem: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(YAML % "runs/x")
+    with pytest.raises(ConfigError) as error:
+        published.load_any(file, [override])
+    assert problem in str(error.value)
+    assert published.load_any(file, ["run.dir='runs/a #2'"])[0].run.dir.endswith("/runs/a #2")

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -318,6 +319,14 @@ def test_a_mixture_of_depths_is_found_across_formats(tmp_path: Path):
     Image.fromarray(np.zeros((20, 20), np.uint8)).convert("P").save(root / "y.png")
     bad = dict(open_source(str(root), ScanOptions.of(config(root, 1))).list_bad())
     assert "1 channel of uint8, but most" in bad[str(root / "x.png")] and "a palette" in bad[str(root / "y.png")]
+
+
+def test_dicom_without_pydicom_says_what_to_install(tmp_path: Path, monkeypatch):
+    root = folder(tmp_path / "a", ".png", 1)
+    (root / "x.dcm").write_bytes(bytes(128) + b"DICM" + bytes(100))
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    bad = dict(open_source(str(root), ScanOptions.of(config(root, 1))).list_bad())
+    assert "pip install 'ijepa_ds[dicom]'" in bad[str(root / "x.dcm")]
 
 
 def test_a_large_tile_costs_its_window(tmp_path: Path):

@@ -33,6 +33,20 @@ def test_a_run_made_to_fail_raises_its_alarm(name: str, place: Path) -> None:
     assert f"alarms/{name}/text_summary" in text_tags(place / "out")
 
 
+def test_the_advice_of_a_collapse_helps(place: Path) -> None:
+    """`Lower optimization.lr, raise optimization.ema`: of the run that raised the alarm, with both changed and nothing else."""
+    assert FAILURES["partial_collapse"][1][:2] == ["optimization.lr=0.05", "optimization.ema=[0.5, 0.9]"]
+    followed = [
+        "optimization.lr=0.0005",
+        "optimization.start_lr=0.0001",
+        "optimization.ema=[0.99, 1.0]",
+        "optimization.steps=24",
+    ]
+    done = start(place, "run.dir=out", "run.picture_every=0", "model.precision=float32", *followed, stage=0)
+    assert done.returncode == 0, done.stderr
+    assert [alarm for alarm in read_alarms(place / "out") if alarm.name == "partial_collapse"] == []
+
+
 def test_a_run_as_it_should_be_raises_none(place: Path) -> None:
     healthy = ["optimization.steps=12", "optimization.warmup_steps=4", "model.precision=float32"]
     done = start(place, "run.dir=out", *healthy, stage=3, ranks=2)

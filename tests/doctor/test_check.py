@@ -66,6 +66,7 @@ def test_five_mistakes_in_one_go(place: Path, capsys: pytest.CaptureFixture[str]
         ("model.init_from=run.yaml", "run.yaml"),
         ("run.dir=run.yaml/out", "is not a folder"),
         ("eval.every=1000 eval.train=images eval.test=nowhere", "eval.test: "),
+        ("eval.every=1000 eval.task=depth eval.train=images eval.test=images", "eval.train: there is no folder images/images"),
     ],
 )
 def test_what_is_found_in_files(place: Path, capsys: pytest.CaptureFixture[str], override: str, reason: str) -> None:

@@ -54,7 +54,18 @@ def test_a_collapse(values: tuple, words: str, tmp_path: Path) -> None:
 
 # target deviation, effective rank. The run with ImageNet's pixel deviation on scenes begins and ends as recorded (docs/LOG.md)
 SLOW = [(0.455 - 0.0192 * i, 38 - 0.2 * i) for i in range(11)]
+# The same with today's code, every 100 steps: the quickstart with that deviation, two predictor blocks, crops from 0.3
+FALLS = [(0.450, 36.7), (0.400, 36.2), (0.305, 37.7), (0.301, 29.3), (0.266, 26.1), (0.315, 23.3), (0.320, 20.3)]
 LEARN = {
+    "quickstart": [(0.585, 46.2), (0.730, 42.9), (0.870, 31.6), (0.878, 30.4), (0.877, 31.6), (0.867, 33.4), (0.864, 35.7)],
+    "quickstart, ImageNet's deviation": [
+        (0.450, 38.7),
+        (0.423, 37.3),
+        (0.441, 29.8),
+        (0.610, 27.1),
+        (0.722, 28.3),
+        (0.783, 30.9),
+    ],
     "cifar10_tiny": [(values[0], values[2]) for values in HEALTHY],
     "easy objects, 62.4 against 42.7 20-NN": [(0.442, 21.9), (0.811, 16.1), (0.853, 15.5), (0.825, 16.9)],
     "objects, deviation 0.1, 47.1 against 41.5 20-NN": [(0.582, 26.1), (0.667, 17.2), (0.710, 15.0)],
@@ -69,12 +80,22 @@ def test_a_slow_fall(tmp_path: Path) -> None:
     assert "from 0.455 to 0.263" in message and "from 38 to 36:" in message and "data.std" in message
 
 
+def test_a_slow_fall_that_was_recorded(tmp_path: Path) -> None:
+    assert names(Health(tmp_path), [probe(std, 0.2, rank, 0.97) for std, rank in FALLS]) == [(5, "slow_collapse")]
+
+
 def test_a_slow_fall_over_a_resume(tmp_path: Path) -> None:
     health = Health(tmp_path)
     health.remember(
         [{"step": 1, **probe(0.455, 0.2, 38.0, 0.9)}, {"step": 2, "probe/target_std": None}, {"step": 3, "loss": 1.0}]
     )
     assert names(health, [probe(std, 0.2, rank, 0.97) for std, rank in SLOW[8:]], first=8) == [(10, "slow_collapse")]
+
+
+@pytest.mark.parametrize(("std", "rank"), [(0.38, 38.0), (0.2, 41.0), (0.42, 20.0)])
+def test_a_small_fall_is_none(std: float, rank: float, tmp_path: Path) -> None:
+    """A little less of both, less deviation with a higher rank, a lower rank with the same deviation."""
+    assert names(Health(tmp_path), [probe(0.5, 0.2, 40.0, 0.97), *[probe(std, 0.2, rank, 0.97)] * 4]) == []
 
 
 @pytest.mark.parametrize("name", LEARN)

@@ -90,7 +90,7 @@ def test_pictures_pages_and_scores(run_dir: Path, tmp_path: Path, capsys: pytest
 
 def test_a_report_of_runs_with_odd_names(tmp_path: Path) -> None:
     runs = [tmp_path / os.fsdecode(name) for name in ODD[1:7]]  # of the first one, see below
-    write_images(tmp_path / "plain", {"a": 4}, size=48)
+    write_images(tmp_path / "plain" / "images", {"a": 4}, size=48)
     for number, run in enumerate(runs):
         run.mkdir()
         config.save_resolved(small_config(tmp_path / "plain"), run / "config.yaml")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ijepa_ds.config.schema import EvalConfig
 from ijepa_ds.errors import UserError
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+USUAL = {"segment": "masks", "depth": "depth"}  # folder of labels beside `images`, by task
 _ARRAYS = (".npy", ".npz")  # images too, if data.arrays is set
 _LABELS = (".png", ".npy", ".tif", ".tiff")
 Files = tuple[list[str], list[str]]  # images, and the file of labels of each
@@ -71,6 +73,26 @@ _FINDERS: dict[str, Callable[[str, Path, str, bool, bool], Files]] = {
     "voc2012": _voc2012,
     "cityscapes": _cityscapes,
 }
+
+
+def listed(cfg: EvalConfig, arrays: bool) -> str:
+    """List the images of a run's own evaluation of segment or depth, whose labels only a start reads.
+
+    Args:
+        cfg: of the run.
+        arrays: as in `find`.
+
+    Returns:
+        how many images there are.
+
+    Raises:
+        UserError: names what is missing.
+    """
+    labels, counts = cfg.labels or USUAL[cfg.task], []
+    for key, source in (("eval.train", cfg.train), ("eval.test", cfg.test)):
+        images, _ = find("folders", key, Path(str(source)), labels, key == "eval.train", arrays)
+        counts.append(f"{key}: {len(images):,} images with {labels}")
+    return "; ".join(counts)
 
 
 def find(layout: str, option: str, root: Path, labels: str, train: bool, arrays: bool = False) -> Files:

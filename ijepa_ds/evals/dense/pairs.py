@@ -153,7 +153,7 @@ def settle(pair: DensePair, world: World = ALONE) -> DensePair:
 
 def _labels(source: Source) -> str:
     """Folder of labels beside `images`."""
-    return source.labels or {"segment": "masks", "depth": "depth"}[source.task]
+    return source.labels or layouts.USUAL[source.task]
 
 
 def _images(paths: Sequence[str], truth: Sequence[str]) -> DenseImages:
