@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
-import logging
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ijepa_ds import __version__
+from ijepa_ds import __version__, terminal
 from ijepa_ds.arguments import TRAINING, with_example
 from ijepa_ds.exits import USER_ERROR
-from ijepa_ds.shown import print_any_name
 
 _RUN = "--config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json"
 
@@ -317,8 +315,7 @@ def build_parser(words: str) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; its exit code: 0 on success, 2 when the command line or a file has to be corrected."""
-    print_any_name()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    terminal.begin()
     arguments = list(sys.argv[1:] if argv is None else argv)
     words = next((words for words in VERBS if arguments[: len(words.split())] == words.split()), None)
     if words is None:
@@ -328,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return importlib.import_module(VERBS[words].module).run(args)
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"ijepa-ds {words}: {error}", file=sys.stderr)
+        terminal.error(f"ijepa-ds {words}", str(error))
         return USER_ERROR
 
 
@@ -342,7 +339,7 @@ def _no_verb(arguments: Sequence[str]) -> int:
     if not first and rest[0] == "--version":
         print(f"ijepa_ds {__version__}")
         return 0
-    print(f"ijepa-ds: {_unknown(first, rest[0])}", file=sys.stderr)
+    terminal.error("ijepa-ds", _unknown(first, rest[0]))
     return USER_ERROR
 
 

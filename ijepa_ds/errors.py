@@ -55,6 +55,17 @@ def text_of(error: BaseException) -> str:
     return str(error)
 
 
+def agreed(error: Exception) -> Exception:
+    """The error, marked as one that every rank raises."""
+    vars(error)["agreed"] = True
+    return error
+
+
+def is_agreed(error: Exception) -> bool:
+    """Whether every rank raises this error, so that rank 0 alone has to print it."""
+    return bool(vars(error).get("agreed"))
+
+
 def exit_code(error: BaseException) -> int:
     """The exit code of a run that ends with `error`: 2 (change something), 75 (start again) or 1 (a bug, or a device)."""
     if isinstance(error, (UserError, CheckpointError, TrainingError)):

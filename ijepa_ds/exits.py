@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-FAILED = 1  # an unexpected error, with its traceback
+FAILED = 1  # an unexpected error; its traceback is in the log
 USER_ERROR = 2  # an error that the user can fix, with one message
 LOST = 70  # EX_SOFTWARE: a rank died or hangs, so the job cannot continue
 STOPPED = 75  # EX_TEMPFAIL: the same command resumes. Stopped on request with everything saved, or storage or network failed

@@ -14,18 +14,17 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
+from ijepa_ds import terminal
 from ijepa_ds.arguments import TRAINING, add_local_rank, add_run, with_example
 from ijepa_ds.cluster import rank_log
 from ijepa_ds.cluster.environment import settle
 from ijepa_ds.cluster.leave import exit_within
 from ijepa_ds.cluster.stop import Stopped, StopRequests
-from ijepa_ds.errors import UserError, exit_code, text_of
+from ijepa_ds.errors import UserError, exit_code, is_agreed, text_of
 from ijepa_ds.exits import FAILED, STOPPED, note
-from ijepa_ds.shown import print_any_name
 from ijepa_ds.training import job
 
 if TYPE_CHECKING:
@@ -60,13 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(argv)
         note(code)
         return code
+    except BaseException:
+        rank_log.release()
+        raise
     finally:
         _close_broken_streams()
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    print_any_name()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    terminal.begin()
     arguments = parse_arguments(argv)
     if arguments.check:
         return _check(arguments)
@@ -74,8 +75,9 @@ def _run(argv: Sequence[str] | None) -> int:
         chosen = settle(os.environ)  # before torch is imported
     except UserError as error:
         return _refuse(error, "cannot run this", exit_code(error))
-    if chosen and _is_rank_zero():
-        logger.info("environment: %s (chosen here, as unset)", " ".join(chosen))
+    rank_log.hold(int(os.environ.get("RANK", "0")))  # what DeepSpeed and PyTorch print while they load
+    if chosen:
+        logger.debug("environment: %s (chosen here, as unset)", " ".join(chosen))
     from ijepa_ds.checkpoint import run_dir
     from ijepa_ds.cluster.watch import Watch
     from ijepa_ds.distributed.environment import world_from_environment
@@ -102,7 +104,7 @@ def _run(argv: Sequence[str] | None) -> int:
             code = STOPPED
             if _is_rank_zero():
                 run_dir.mark_stopped(Path(cfg.run.dir), str(reason))
-                _say(f"ijepa_ds: {reason}; saved: the same command continues. Exit code {code}", sys.stdout)
+                terminal.line(f"\nijepa_ds: {reason}; saved: the same command continues. Exit code {code}")
         except Exception as error:
             return _end(error, watch, "stopped")
         watch.close()
@@ -133,20 +135,24 @@ def _end(error: Exception, watch: Watch, what: str) -> int:
     """Report the error that ends this rank; the exit code says what has to happen next (`errors.exit_code`)."""
     code = exit_code(error)
     if code == FAILED:
-        return _fail(watch)
+        return _fail(error, watch)
     watch.close()  # most often every rank has the same error
     return _refuse(error, what, code)
 
 
-def _fail(watch: Watch) -> int:
-    """Report an unexpected error. If several ranks fail, only the first one shows its traceback."""
+def _fail(error: Exception, watch: Watch) -> int:
+    """Report an unexpected error, its reason last. If several ranks fail, only the first one speaks."""
     text = traceback.format_exc()
     rank_log.note(text)
     first = watch.claim_failure()
     # If another rank caused this (a broken connection), the watch reports that rank and ends this process meanwhile.
     time.sleep(4 if first else 15)
-    rank_log.show(f"\n{text}")
-    rank_log.say(f"\nijepa_ds failed: {_here()}, see above{rank_log.pointer()}\n")
+    log = rank_log.path()
+    if log is None:
+        rank_log.release()
+        rank_log.show(f"\n{text}")
+    where = f"its traceback is in {log}" if log else "its traceback is above"
+    rank_log.say(f"\n{type(error).__name__}: {error}\n", f"\nijepa_ds failed: {_here()}; {where}; exit code {FAILED}:")
     return FAILED
 
 
@@ -155,17 +161,14 @@ def _refuse(error: Exception, what: str, code: int) -> int:
     if os.environ.get("IJEPA_DS_TRACEBACK"):
         rank_log.show(traceback.format_exc())
     rank_log.note(traceback.format_exc())
-    where = "" if _is_rank_zero() else f" ({_here()})"
+    where = "" if _is_rank_zero() else f" on {_here()}"
     if where:
         time.sleep(5)
+        if is_agreed(error):
+            return code  # rank 0 has the same error
     then = "storage or network failed: the same command continues" if code == STOPPED else "IJEPA_DS_TRACEBACK=1 shows where"
-    rank_log.say(f"\nijepa_ds {what}{where}:\n{text_of(error)}\n({then}; exit code {code})\n\n")
+    rank_log.say(f"\n{text_of(error)}\n", f"\nijepa_ds {what}{where} ({then}; exit code {code}):")
     return code
-
-
-def _say(text: str, stream: TextIO) -> None:
-    with suppress(OSError):  # the terminal may be closed
-        print(f"\n{text}", file=stream, flush=True)
 
 
 def _close_broken_streams() -> None:

@@ -13,29 +13,33 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ijepa_ds import terminal
 from ijepa_ds.arguments import add_deepspeed_config, add_local_rank, check_at_least, with_example
+from ijepa_ds.cluster import rank_log
 from ijepa_ds.cluster.environment import settle
 from ijepa_ds.options.decoder import train as add_training
-
-if TYPE_CHECKING:
-    from ijepa_ds.decoder.network import Shape
 
 logger = logging.getLogger("ijepa_ds")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train or resume; exit code 2 for errors in the input."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    terminal.begin()
     settle(os.environ)  # before torch is imported
+    arguments = _parse(argv)
+    rank_log.hold(int(os.environ.get("RANK", "0")))  # what DeepSpeed and PyTorch print while they load
     try:
-        train(argv)
+        _run(arguments)
     except (ValueError, OSError) as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(5)  # rank 0 prints its error first, then the launcher ends this rank
-        print(f"ijepa_ds.train_decoder: {error}", file=sys.stderr, flush=True)
+        rank_log.say(f" {error}\n", "ijepa_ds.train_decoder:")
         return 2
+    except BaseException:
+        rank_log.release()
+        raise
     from ijepa_ds.distributed.world import barrier, shut_down_distributed
 
     barrier()
@@ -49,6 +53,10 @@ def train(argv: Sequence[str] | None) -> None:
     Raises:
         ValueError: errors in the input.
     """
+    _run(_parse(argv))
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m ijepa_ds.train_decoder", description="Train a decoder on many GPUs.")
     example = """deepspeed --num_gpus 8 --module ijepa_ds.train_decoder --deepspeed_config ds_configs/zero3.json \\
     --checkpoint runs/vith14 --data data/train --out runs/vith14/decoder --preset gpu"""
@@ -58,22 +66,21 @@ def train(argv: Sequence[str] | None) -> None:
     text = "largest number of images in a forward pass of a rank; smaller: less memory, more passes (32)"
     parser.add_argument("--max-micro-batch", type=int, default=32, help=text)
     add_local_rank(parser)
-    arguments = parser.parse_args(argv)
-    from ijepa_ds.decoder.options import shape_of
-
-    _run(arguments, shape_of(arguments))
+    return parser.parse_args(argv)
 
 
-def _run(arguments: argparse.Namespace, shape: Shape) -> None:
+def _run(arguments: argparse.Namespace) -> None:
     from ijepa_ds.cluster.meeting import meet
     from ijepa_ds.config import deepspeed_json
     from ijepa_ds.config.batch import plan_batch
     from ijepa_ds.decoder.engine import ShardedLearner
     from ijepa_ds.decoder.learner import CLIP
+    from ijepa_ds.decoder.options import shape_of
     from ijepa_ds.decoder.train import Trainer, open_inputs
     from ijepa_ds.distributed.environment import START_TIMEOUT, world_from_environment
     from ijepa_ds.distributed.world import initialise_distributed
 
+    shape = shape_of(arguments)
     rank, _, world_size = world_from_environment()
     check_at_least(arguments, max_micro_batch=1)
     try:

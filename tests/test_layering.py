@@ -13,7 +13,7 @@ PACKAGE = "ijepa_ds"
 # From the ground floor up. A package imports from floors below its own, and from itself; a new package gets a floor.
 FLOORS = (
     ("counter", "durable", "exits", "field_types", "machine", "shown"),
-    ("errors",),
+    ("errors", "terminal"),
     ("examples", "storage", "versions"),
     ("arguments",),
     ("masks", "distributed", "options"),

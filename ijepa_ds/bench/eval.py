@@ -9,7 +9,6 @@ from statistics import median
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ijepa_ds.arguments import check_at_least, device_of
 from ijepa_ds.data.reading import ImageFiles
@@ -19,6 +18,7 @@ from ijepa_ds.evals.features import extract
 from ijepa_ds.evals.folders import batches
 from ijepa_ds.evals.settings import PRECISIONS, Settings
 from ijepa_ds.evals.subject import Subject, open_subject
+from ijepa_ds.terminal import track
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,7 +54,7 @@ def compare(subject: Subject, paths: list[str], args: argparse.Namespace, device
 
     extract(subject.encoder, kept[:1], facts.mean, facts.std, device, dtype)  # warm-up
     forward, whole = [], []
-    for _ in tqdm(range(args.repeats), desc="features", unit="repeat", mininterval=5):
+    for _ in track(range(args.repeats), "features", "repeats"):
         forward.append(timed(lambda: iter(kept)))
         whole.append(timed(lambda: batches(paths, settings.size, args.batch_size, args.threads)))
     return forward, whole

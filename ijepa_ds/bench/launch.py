@@ -54,7 +54,8 @@ def command(args: argparse.Namespace, out: Path) -> list[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(args.ranks), "--master_port", str(port)]
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--log_level", "critical", "--num_gpus", str(args.ranks)]
+    launcher += ["--master_port", str(port)]
     files = ["--config", str(args.config), "--deepspeed_config", str(args.deepspeed_config)]
     own = [args.verb.removeprefix("bench "), "--steps", str(args.steps), "--out", str(out)]
     return [*launcher, "--module", "ijepa_ds.bench.rank", *own, *files, *args.overrides]

@@ -8,9 +8,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
+import time
 from collections.abc import Sequence
 
+from ijepa_ds import terminal
 from ijepa_ds.arguments import add_local_rank, add_out, add_run
 from ijepa_ds.distributed.environment import world_from_environment
 from ijepa_ds.distributed.exchange import gather_on_first
@@ -37,7 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         measure = importlib.import_module(f"ijepa_ds.bench.{arguments.measure}_rank").measure
         figures = measure(cfg, ds_config, plan, rank, arguments.steps)
     except (ValueError, OSError) as error:
-        print(f"\nijepa-ds bench {arguments.measure}: cannot run this:\n{error}\n", file=sys.stderr, flush=True)
+        if os.environ.get("RANK", "0") == "0":
+            terminal.error(f"ijepa-ds bench {arguments.measure}", str(error))
+        else:
+            time.sleep(5)  # rank 0 prints its error first, then the launcher ends this rank
+            terminal.error(f"ijepa-ds bench {arguments.measure}, rank {os.environ['RANK']}", str(error))
         return USER_ERROR
     every = gather_on_first(figures)
     if every is not None:

@@ -25,7 +25,7 @@ class State(Enum):
     """Whether a rank has failed by itself (an exception, not a fault that a watch found)."""
 
     WATCHING = auto()  # none has
-    OWN_FAILURE = auto()  # this one, first: its main thread prints the traceback and exits
+    OWN_FAILURE = auto()  # this one, first: its main thread prints the reason and exits
     PEER_FAILURE = auto()  # another one, first: this process exits after it
 
 

@@ -113,7 +113,7 @@ def report_dead(dead: Sequence[Peer]) -> NoReturn:
     more = f"; and {len(dead) - _NAMED} more" if len(dead) > _NAMED else ""
     rank_log.say(f"\nijepa_ds: {names}{more} (killed, out of memory, or by an error that it printed)\n")
     for peer in dead[:_STACKS]:  # after the names: the disk of the logs may hang
-        words = rank_log.last_words(peer.rank) if peer.rank else ""  # rank 0's are on the terminal
+        words = rank_log.last_words(peer.rank)
         if words:
             rank_log.say(f"\nijepa_ds: the last lines of {peer}:\n{words}\n")
     leave("the job ends")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from pathlib import Path
 
+from ijepa_ds import terminal
 from ijepa_ds.cluster import processes
 from ijepa_ds.cluster.processes import Process
 from ijepa_ds.exits import FAILED, environment_for_notes, first_noted
@@ -193,7 +193,7 @@ class Supervised:
 
 def say(text: str) -> None:
     """Print a message of the supervisor on stderr."""
-    print(f"ijepa_ds supervise: {text}", file=sys.stderr, flush=True)
+    terminal.line(f"ijepa_ds supervise: {text}", err=True)
 
 
 def _send(process: Process, number: int) -> None:

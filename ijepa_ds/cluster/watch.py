@@ -10,7 +10,7 @@ process keeps. When it finds a fault, it prints one message that names rank and 
     a rank before it meets    its configuration, and Python's packages          900 s            names its host
     a rank (neighbour ended)  its own `close`                                   0.5 s           the lowest rank left names it
     a rank that fails         the end of a neighbour that caused the failure    2 s             claims that it failed first
-    the other ranks           the first failed rank to print its traceback      8 s             leave
+    the other ranks           the first failed rank to print its reason         8 s             leave
     a rank on another host    rank 0's store to answer                          40 s            rank 0 cannot be reached
     a rank (store refused)    its own `close`, or a fault found in another way  5 s             rank 0 cannot be reached
     rank 0                    the next report of every rank on other hosts      30 s            names the silent ranks
@@ -47,7 +47,7 @@ _FIRST = 900.0  # to read the configuration and load packages, before a key can 
 _ANSWER = 40.0  # for rank 0's store on another host: the store has no timeout when a cable is cut
 _ALL_WATCH = 10.0  # for all ranks to come from their meeting
 _REFUSED = 5.0  # after an error of the store, in which `close` or a named death may come first
-_LAST_WORD = 8.0  # for the first failed rank to print its traceback
+_LAST_WORD = 8.0  # for the first failed rank to print its reason
 _CLOSING = 0.5  # a neighbour may have closed and ended when this rank is about to close
 
 
@@ -273,7 +273,7 @@ class Watch:
     def _note_failure(self, first: Failed, now: float) -> None:
         self._failure = _Failure(first, now)
         if self._state is State.PEER_FAILURE:
-            rank_log.mute()  # its traceback should be the last thing on the terminal
+            rank_log.mute()  # its reason should be the last thing on the terminal
 
     def _heed_failure(self, first: Failed | None, now: float) -> None:
         """Learn which rank failed first, if any, and later end after it."""

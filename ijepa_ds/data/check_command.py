@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ijepa_ds import config
 from ijepa_ds.arguments import check_at_least
 from ijepa_ds.data.headers import READ_ERRORS
@@ -26,6 +24,7 @@ from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
 from ijepa_ds.errors import UserError
 from ijepa_ds.examples import shipped
+from ijepa_ds.terminal import Bar
 
 logger = logging.getLogger(__name__)
 _WINDOW = 256  # images in flight
@@ -85,7 +84,7 @@ def check(index: ImageIndex, judge: Judge, threads: int) -> dict[int, Judgement]
             return Judgement(reason(error))
 
     positions = (position for position in range(len(index)) if position not in index.bad)
-    bar = tqdm(desc=f"check {index.source}", total=len(index) - len(index.bad), unit="image", disable=None)
+    bar = Bar(f"check {index.source}", len(index) - len(index.bad), "images")
     found = {}
     with ThreadPoolExecutor(threads, thread_name_prefix="check") as pool, bar:
         for window in _windows(positions):

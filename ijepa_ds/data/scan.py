@@ -20,9 +20,9 @@ from ijepa_ds.data.index import ImageIndex, build_index
 from ijepa_ds.data.index_file import ENTRY, Container, Part
 from ijepa_ds.data.inspecting import Candidate, Inspection, inspect_chunk
 from ijepa_ds.data.journal import Journal, chunk_key
-from ijepa_ds.data.progress import Progress
 from ijepa_ds.data.values import PLAIN, Values
 from ijepa_ds.storage import TIMEOUT, Storage
+from ijepa_ds.terminal import Bar
 
 logger = logging.getLogger(__name__)
 _THREADS = 16  # they mostly wait for the file system
@@ -108,8 +108,8 @@ def scan(
     table, names, bad, classes = bytearray(), bytearray(), {}, dict[bytes, int]()
     position = 0
     journal = Journal(options.journal) if journal is None else journal
-    progress = Progress(source, options.progress, options.beat)
-    progress.share = share
+    progress = Bar(f"index {source}", 0, "images", show=options.progress, share=share)
+    again = 0
     if len(journal):
         logger.info("index %s: an interrupted scan goes on (%s)", source, options.journal)
     with closing(progress), closing(journal):
@@ -126,7 +126,11 @@ def scan(
                     bad[position + i] = found.reason
             table += rows.tobytes()
             position += len(chunk)
-            progress.update(len(chunk), known)
+            options.beat()
+            if known:
+                again += len(chunk)
+                progress.note = f"{again:,} of them by an earlier scan"
+            progress.update(len(chunk))
     entries = np.frombuffer(table, ENTRY) if table else np.empty(0, ENTRY)
     ordered = _in_order(classes)
     renumber = np.full(len(classes) + 1, -1, dtype=np.int32)  # index -1 is the last entry

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ijepa_ds.data.image_header import KINDS
 from ijepa_ds.data.index import ImageIndex, build_index
@@ -24,6 +23,7 @@ from ijepa_ds.data.sources import SHARD_INDEX
 from ijepa_ds.data.tars import fingerprint
 from ijepa_ds.data.walk import is_image
 from ijepa_ds.errors import ContentError, UserError
+from ijepa_ds.terminal import Bar
 
 logger = logging.getLogger(__name__)
 _PROGRESS = "shards.partial.json"  # digests of the finished shards; deleted at the end
@@ -127,8 +127,7 @@ def _write(index: ImageIndex, out: Path, size: int, progress: bool, kind: Tars) 
     done = _progress_of(out, {"source": index.checksum, "bad": sorted(index.bad), "size": size, **kind.task})
     checksums = np.zeros(len(planned.positions), "<u8")
     reader = Reader(index)
-    disable = None if progress else True
-    with tqdm(total=len(checksums), desc=f"shard {index.source}", unit="image", disable=disable) as bar:
+    with Bar(f"shard {index.source}", len(checksums), "images", show=progress) as bar:
         for number in range(len(planned.firsts) - 1):
             path, members = out / f"images-{number:05d}{kind.ending}", planned.members(number)
             positions, offsets = planned.positions[members], planned.offsets[members]

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from ijepa_ds.data.headers import READ_ERRORS
 from ijepa_ds.data.image_header import FORMATS
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.pillow import decode, reason
 from ijepa_ds.data.reading import Reader
+from ijepa_ds.terminal import Bar
 
 CONSTANT = 1.0  # deviation of the pixels, of 255, below which an image shows nothing
 _CHUNK = 64  # images a task
@@ -119,7 +119,7 @@ def measure(
     whole = _empty(*work[:2])
     with (
         tempfile.TemporaryDirectory() as folder,
-        tqdm(desc=f"stats {index.source}", total=len(positions), unit="image", disable=None if progress else True) as bar,
+        Bar(f"stats {index.source}", len(positions), "images", show=progress) as bar,
     ):
         index.save(Path(folder) / "images.index")
         for part in _parts(str(Path(folder) / "images.index"), positions, workers, work):

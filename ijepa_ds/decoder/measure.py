@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ijepa_ds.arguments import (
     check_at_least,
@@ -24,6 +23,7 @@ from ijepa_ds.decoder import network
 from ijepa_ds.decoder.condition import PLACE, Conditioner
 from ijepa_ds.decoder.pictures import decoder_pixels, encoder_input, open_images
 from ijepa_ds.durable import write_text
+from ijepa_ds.terminal import track
 from ijepa_ds.weights import open_source
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def _distances(
     """
     pixels, vectors, blocks = images
     found: dict[str, list[Tensor]] = {}
-    for number, start in enumerate(tqdm(range(0, len(pixels), args.batch_size), desc=name, unit="batch", mininterval=5)):
+    for number, start in enumerate(track(range(0, len(pixels), args.batch_size), name, "batches")):
         part = slice(start, start + args.batch_size)
         conditions = vectors[part].to(conditioner.device)
         seeds = [args.seed * 1_000_003 + start + i for i in range(len(conditions))]

@@ -6,7 +6,7 @@ import argparse
 import json
 import logging
 import math
-import sys
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ijepa_ds.arguments import device_of
 from ijepa_ds.decoder import network
@@ -25,6 +24,7 @@ from ijepa_ds.decoder.options import shape_of
 from ijepa_ds.decoder.pictures import Pictures, decoder_pixels, encoder_input, image_numbers, open_images, training_batches
 from ijepa_ds.durable import replacing
 from ijepa_ds.telemetry.event_log import Log
+from ijepa_ds.terminal import Bar, track
 from ijepa_ds.weights import open_source
 
 logger = logging.getLogger(__name__)
@@ -115,10 +115,7 @@ class Trainer:
         batches = training_batches(
             self.pictures, self.shape.batch_size, self.args.seed, self.done, rank, self.learner.world_size
         )
-        bar = tqdm(
-            total=self.shape.steps, initial=self.done, unit="step", desc="decoder", disable=rank > 0,
-            mininterval=0.5 if sys.stderr.isatty() else 15,
-        )  # fmt: skip
+        bar = Bar("decoder", self.shape.steps, "steps", done=self.done, show=rank == 0, always=True)
         try:
             while self.done < self.shape.steps:
                 numbers, pixels = next(batches)
@@ -131,13 +128,18 @@ class Trainer:
                     total.zero_()
                     self._check(loss)
                     log.scalars(self.done, {"decoder/loss": loss})
-                    bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+                    bar.note = f"loss {loss:.4f}"
                 if self.done % self.args.save_every == 0 or last:
                     self._save(log)
         finally:
             batches.close()
             bar.close()
             log.close()
+        if rank == 0:
+            logger.info("done: %d steps, in %s", self.done, self.args.out)
+            logger.info(
+                "  next  ijepa-ds visualize decode --decoder %s --images IMAGES --out PICTURES", shlex.quote(str(self.args.out))
+            )
 
     def _check(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -182,7 +184,7 @@ class Trainer:
         conditions = []
         order = np.arange(total)
         parts = [order[start : start + 64] for start in range(0, total, 64)]
-        for numbers in tqdm(parts, desc="conditions", unit="batch", disable=self.learner.rank > 0, mininterval=15):
+        for numbers in track(parts, "conditions", "batches", show=self.learner.rank == 0):
             pixels = self.pictures.read(numbers).to(self.device)
             conditions.append(self.conditioner.compute(encoder_input(pixels, self.source), 0).vectors)
         self._kept = torch.cat(conditions)

@@ -10,7 +10,7 @@ import torch
 from torch import distributed as dist
 
 from ijepa_ds.distributed.exchange import Group, decide, host_group, max_over_ranks
-from ijepa_ds.errors import CheckpointError, NetworkError, StorageError, UserError, exit_code, text_of
+from ijepa_ds.errors import CheckpointError, NetworkError, StorageError, UserError, agreed, exit_code, text_of
 from ijepa_ds.exits import STOPPED
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ def agree(work: Callable[[], T], errors: tuple[type[Exception], ...] = EXCHANGED
     if not max_over_ranks(problem is not None, group):
         return result  # type: ignore[return-value]
     kind, text = decide(problem, _first, group)
-    raise kind(text)
+    raise agreed(kind(text))
 
 
 _Problem = tuple[type[Exception], str, str]  # its kind, its text, the host

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 import time
 from collections.abc import Sequence
 
+from ijepa_ds import terminal
 from ijepa_ds.arguments import add_local_rank, with_example
+from ijepa_ds.cluster import rank_log
 from ijepa_ds.options.evals import add_arguments
-from ijepa_ds.shown import print_any_name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run an evaluation; exit code 2 for errors in the input."""
-    print_any_name()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    terminal.begin()
     parser = argparse.ArgumentParser(prog="python -m ijepa_ds.evals", description="Evaluate an encoder on several ranks.")
     with_example(
         parser,
@@ -28,16 +27,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_local_rank(parser)
     add_arguments(parser)
     arguments = parser.parse_args(argv)
+    rank = int(os.environ.get("RANK", "0"))
+    rank_log.hold(rank)  # what DeepSpeed and PyTorch print while they load; other ranks are silent
     from ijepa_ds.evals.run import run  # late: it imports PyTorch
 
     try:
         return run(arguments)
     except (ValueError, OSError, RuntimeError) as error:
-        if os.environ.get("RANK", "0") != "0":
+        if rank:
             time.sleep(5)  # rank 0 prints the error, then the launcher ends this rank
         else:
-            print(f"ijepa_ds.evals: {error}", file=sys.stderr, flush=True)
+            terminal.error("ijepa_ds.evals", str(error))
         return 2
+    except BaseException:
+        rank_log.release()
+        raise
 
 
 if __name__ == "__main__":

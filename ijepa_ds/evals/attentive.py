@@ -15,7 +15,8 @@ import torch
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
+
+from ijepa_ds.terminal import track
 
 Batches = Callable[[Tensor], Iterable[Tensor]]  # positions [n] -> batches of their tokens [B, N, D], in this order
 
@@ -109,7 +110,7 @@ def evaluate(
     optimizer = torch.optim.AdamW(groups)
     labels, generator = train_labels.to(device), torch.Generator().manual_seed(recipe.seed)
     steps, step = recipe.epochs * math.ceil(len(labels) / recipe.batch_size), 0
-    for _ in tqdm(range(recipe.epochs), desc=progress, unit="epoch", disable=None if progress else True, leave=False):
+    for _ in track(range(recipe.epochs), progress, "epochs"):
         order, seen = torch.randperm(len(labels), generator=generator), 0
         for tokens in rebatched(train_batches(order), recipe.batch_size):
             targets = labels[order[seen : seen + len(tokens)].to(device)]

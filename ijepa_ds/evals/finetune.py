@@ -20,13 +20,13 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
-from tqdm import tqdm
 
 from ijepa_ds.data.pillow import MAX_PIXELS
 from ijepa_ds.data.transforms import normalize
 from ijepa_ds.data.values import PLAIN, Values
 from ijepa_ds.evals.augmented import Augmented, Images, augmentation
 from ijepa_ds.evals.folders import batches
+from ijepa_ds.terminal import track
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +211,7 @@ def _fit(
     per_epoch = steps // recipe.epochs
     losses: list[Tensor] = []
     positions = iter(order)
-    for step, drawn in enumerate(tqdm(loader, desc=progress, unit="step", disable=None if progress else True, leave=False)):
+    for step, drawn in enumerate(track(loader, progress, "steps")):
         chosen = torch.tensor([position for _, position in next(positions)])
         pixels, targets = drawn.to(device), labels[chosen].to(device)
         if mix:

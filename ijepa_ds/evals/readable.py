@@ -10,13 +10,13 @@ from dataclasses import replace
 
 import numpy as np
 import torch.distributed as dist
-from tqdm import tqdm
 
 from ijepa_ds.data.index import describe
 from ijepa_ds.data.transforms import UNREADABLE, UnreadableError, read_layers
 from ijepa_ds.data.values import Values
 from ijepa_ds.evals.folders import Labelled, Pair
 from ijepa_ds.evals.ranks import ALONE, World
+from ijepa_ds.terminal import Bar
 
 logger = logging.getLogger(__name__)
 _WINDOW = 256  # images in flight
@@ -29,7 +29,7 @@ def names_unreadable(error: BaseException) -> bool:
 
 def find_unreadable(
     paths: Sequence[str],
-    positions: Iterable[int],
+    positions: Sequence[int],
     threads: int,
     max_pixels: int,
     values: Values | None = None,
@@ -58,7 +58,7 @@ def find_unreadable(
 
     found: dict[int, str] = {}
     left = iter(positions)
-    bar = tqdm(desc=progress, unit="image", leave=False, disable=None if progress else True)
+    bar = Bar(progress or "", len(positions), "images", show=progress is not None)
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool, bar:
         while window := list(itertools.islice(left, _WINDOW)):
             found.update((at, text) for at, text in zip(window, pool.map(look, window), strict=True) if text)

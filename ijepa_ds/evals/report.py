@@ -38,7 +38,8 @@ def write_result(out: Path, result: dict[str, Any], shown: Sequence[Shown] = ())
     if percent:
         before = (result["baseline"] or {"scores": {}})["scores"]
         pairs = {name: (before.get(name), score) for name, score in percent.items()}
-        write_bars(out / CHART, pairs, title=title, chance=result["chance"], before=(result["baseline"] or {}).get("which"))
+        names = {"before": (result["baseline"] or {}).get("which"), "after": result["checkpoint"]["which"]}
+        write_bars(out / CHART, pairs, title=title, chance=result["chance"], **names)
         written.append(out / CHART)
     if "spectrum" in result["details"]:
         spectra = {which: other["details"]["spectrum"] for which, other in result["baselines"].items()}
@@ -49,9 +50,9 @@ def write_result(out: Path, result: dict[str, Any], shown: Sequence[Shown] = ())
         write_neighbours(out / NEIGHBOURS, neighbours, *reading_of(result))
         written.append(out / NEIGHBOURS)
     if shown:
-        names = result["data"]["classes"] if result["task"] == "segment" else ()
+        classes = result["data"]["classes"] if result["task"] == "segment" else ()
         written.append(out / f"{result['task']}.png")
-        write_dense(written[-1], shown, names, title)
+        write_dense(written[-1], shown, classes, title)
     _write_events(out, result)
     return written
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ijepa_ds.distributed.exchange import broadcast_object
 from ijepa_ds.evals.cache import FeatureCache, digest_of, encoder_identity, images_identity
@@ -19,6 +18,7 @@ from ijepa_ds.evals.features import ForwardOptions, extract, forward, num_layers
 from ijepa_ds.evals.folders import Labelled, Pair, batches, crop_batches
 from ijepa_ds.evals.ranks import ALONE, World, agree, gather_rows
 from ijepa_ds.evals.settings import CELLS, Settings
+from ijepa_ds.terminal import track
 
 logger = logging.getLogger(__name__)
 CROP_SCALE = (0.08, 1.0)  # of augmented training images, as usual for linear probes
@@ -167,10 +167,13 @@ class Session:
 
     def _gathered(self, read: Iterable[np.ndarray], mine: int, total: int, layers: int, what: str) -> Tensor | None:
         s = self.settings
-        bar = tqdm(
-            read, desc=f"{self.label}, {what}", total=-(-mine // s.batch_size), unit="batch",
-            disable=None if self.is_rank_zero else True, leave=False,
-        )  # fmt: skip
+        bar = track(
+            read,
+            f"{self.label}, {what}",
+            "batches",
+            total=-(-mine // s.batch_size),
+            show=self.is_rank_zero and bool(self.label),
+        )
 
         def work() -> Tensor:
             if not mine:  # fewer images than ranks

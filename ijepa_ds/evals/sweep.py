@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ijepa_ds.model.cpu import linear
+from ijepa_ds.terminal import track
 
 OPTIMIZERS = ("sgd", "lars")
 LAYERS = ("last", "last4")
@@ -254,7 +254,7 @@ def train(
     ]  # fmt: skip
     generator = torch.Generator().manual_seed(recipe.seed)
     steps = n // batch
-    for epoch in tqdm(range(recipe.epochs), desc=progress, unit="epoch", disable=None if progress else True, leave=False):
+    for epoch in track(range(recipe.epochs), progress, "epochs"):
         x = features(epoch).to(device)
         if len(x) != n:
             raise ValueError(f"epoch {epoch}: {len(x)} features for {n} labels")

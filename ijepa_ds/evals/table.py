@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from ijepa_ds import terminal
+
 Scores = dict[str, dict[str, list[float]]]  # score -> encoder (trained, untrained, ...) -> a value a run
 
 
@@ -21,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         print(table(collect(runs), len(runs)))
     except ValueError as error:
-        print(f"ijepa_ds.evals.table: {error}", file=sys.stderr)
+        terminal.error("ijepa_ds.evals.table", str(error))
         return 2
     return 0
 

@@ -67,7 +67,8 @@ def write_dense(path: Path, shown: Sequence[Shown], names: Sequence[str], title:
         for axes, part in zip(row[1:], values, strict=True):
             drawn = _frame(axes, _colours(part) if names else np.where(part > 0, part, np.nan), None if names else limits)
         what = "worst" if item.worst else "some"
-        row[0].set_ylabel(f"{what}\n{item.score:.0f} %", fontsize=8, color=MUTED, rotation=0, ha="right", va="center")
+        span = "" if names else f"\n{limits[0]:.3g} to {limits[1]:.3g}"
+        row[0].set_ylabel(f"{what}\n{item.score:.0f} %{span}", fontsize=8, color=MUTED, rotation=0, ha="right", va="center")
     for axes, name in zip(grid[0], columns, strict=True):
         axes.set_title(name, fontsize=9, color=INK)
     if names:
@@ -79,7 +80,7 @@ def write_dense(path: Path, shown: Sequence[Shown], names: Sequence[str], title:
     elif drawn is not None:
         bar = figure.colorbar(drawn, cax=figure.add_axes((0.3, 0.3 / height, 0.5, 0.12 / height)), orientation="horizontal")
         bar.set_ticks([])
-        bar.set_label("depth: nearest to farthest of each image", fontsize=8, color=MUTED)
+        bar.set_label("depth: least to largest of each image, as written beside it", fontsize=8, color=MUTED)
     save(figure, path)
 
 

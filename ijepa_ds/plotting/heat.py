@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from ijepa_ds.plotting.style import INK, MUTED, literal, save
+from ijepa_ds.plotting.style import INK, MUTED, literal, literal_lines, save
 
 COLOURS = "viridis"  # perceptually uniform, also for colour-blind readers and in greyscale
 _SIDE = 1.9  # inches per panel
@@ -37,7 +38,7 @@ class Panel:
     marks: tuple[tuple[int, int, int, int], ...] = ()
 
 
-def draw_row(path: Path, panels: Sequence[Panel], legend: str = "", columns: int = 8) -> None:
+def draw_row(path: Path, panels: Sequence[Panel], legend: str = "", columns: int = 8, title: str = "") -> None:
     """Write panels as a PNG.
 
     Args:
@@ -45,10 +46,15 @@ def draw_row(path: Path, panels: Sequence[Panel], legend: str = "", columns: int
         panels: The panels, in reading order.
         legend: Label of the colour bar; empty: no colour bar.
         columns: Panels per row.
+        title: Title of the picture: what is drawn, and which encoder.
     """
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(_SIDE * columns + 0.5, (_SIDE + 0.28) * rows), layout="constrained")
+    width, lines = _SIDE * columns + 0.5, fill(title, max(28, 14 * columns), break_long_words=False)
+    above = 0.2 * (lines.count("\n") + 1) if lines else 0.0
+    figure = Figure(figsize=(width, (_SIDE + 0.28) * rows + above), layout="constrained")
+    if lines:
+        figure.suptitle(literal_lines(lines), x=0.01, ha="left", fontsize=9.5, color=INK, fontweight="bold")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")

@@ -16,8 +16,8 @@ _DIM = 0.35  # share of the image left outside the target blocks
 _GAP = 6  # pixels between panels; the gap between images is larger
 
 
-def draw_masks(image: np.ndarray, context: ArrayLike, targets: ArrayLike, patch: int) -> np.ndarray:
-    """Draw an image, each of its contexts with the rest grey, and its target blocks in colours, as panels in a row.
+def mask_panels(image: np.ndarray, context: ArrayLike, targets: ArrayLike, patch: int) -> list[np.ndarray]:
+    """An image, each of its contexts with the rest grey, and its target blocks in colours.
 
     Args:
         image: uint8 [S, S, 3].
@@ -26,7 +26,7 @@ def draw_masks(image: np.ndarray, context: ArrayLike, targets: ArrayLike, patch:
         patch: Side of a patch in pixels.
 
     Returns:
-        uint8 [P, (2 + C) * P + (1 + C) * gap, 3] with panels of P >= 160 pixels.
+        2 + C panels, uint8 [P, P, 3] with P >= 160 pixels.
 
     Raises:
         ValueError: The image is not a square of whole patches, or a patch index is outside it.
@@ -46,7 +46,12 @@ def draw_masks(image: np.ndarray, context: ArrayLike, targets: ArrayLike, patch:
     panels = [large]
     panels += [np.where(mask[..., None], large, np.uint8(HIDDEN)) for mask in shown]
     panels.append(_draw_blocks(large, asked))
-    return _join(panels, _GAP, axis=1)
+    return panels
+
+
+def draw_masks(image: np.ndarray, context: ArrayLike, targets: ArrayLike, patch: int) -> np.ndarray:
+    """Draw the panels of `mask_panels` in a row: uint8 [P, (2 + C) * P + (1 + C) * gap, 3]."""
+    return _join(mask_panels(image, context, targets, patch), _GAP, axis=1)
 
 
 def draw_batch(images: Tensor, masks: Masks, patch: int, columns: int = 2) -> np.ndarray:

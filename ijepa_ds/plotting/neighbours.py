@@ -14,10 +14,11 @@ from matplotlib.patches import Rectangle
 from ijepa_ds.data.pillow import MAX_PIXELS
 from ijepa_ds.data.transforms import load_eval_images
 from ijepa_ds.data.values import PLAIN, Values
-from ijepa_ds.plotting.style import INK, MUTED, TRAINED, save
+from ijepa_ds.plotting.style import INK, MUTED, TRAINED, literal, save
 
 Found = Sequence[Mapping[str, Any]]  # what `evals.neighbours.nearest` returns
 ROW = 0.62  # inches
+TITLE = "Test images and the training images nearest to them (blue frame: same class, red: another)"
 _PIXELS = 96  # side of a thumbnail
 _OTHER_CLASS = "#d64545"
 _GAP = 0.35  # between groups of images, in images
@@ -77,7 +78,8 @@ def draw_neighbours(axes: Axes, found: Mapping[str, Found], max_pixels: int, val
 def neighbours_of(result: Mapping[str, Any]) -> dict[str, Found]:
     """The neighbours in an evaluation's result, by encoder, baselines first; empty if there are none."""
     found = {f"{which} encoder": other["details"].get("neighbours") for which, other in result.get("baselines", {}).items()}
-    found["trained encoder"] = result.get("details", {}).get("neighbours")
+    which = result.get("checkpoint", {}).get("which", "trained")
+    found[f"{which} encoder"] = result.get("details", {}).get("neighbours")
     return {name: rows for name, rows in found.items() if rows}
 
 
@@ -89,8 +91,12 @@ def reading_of(result: Mapping[str, Any]) -> tuple[int, Values]:
     return settings.get("max_pixels", MAX_PIXELS), Values(**given)
 
 
-def write_neighbours(path: Path, found: Mapping[str, Found], max_pixels: int, values: Values = PLAIN) -> None:
+def write_neighbours(
+    path: Path, found: Mapping[str, Found], max_pixels: int, values: Values = PLAIN, *, title: str = TITLE
+) -> None:
     """Write the picture as PNG; arguments as in `draw_neighbours`."""
-    figure = Figure(figsize=(11.4, ROW * (rows_of(found) + 0.45)))
-    draw_neighbours(figure.add_axes((0, 0, 1, 1)), found, max_pixels, values)
+    height = ROW * (rows_of(found) + 0.45) + 0.35
+    figure = Figure(figsize=(11.4, height))
+    figure.text(0.005, 1 - 0.18 / height, literal(title), fontsize=10, color=INK, fontweight="bold", va="center")
+    draw_neighbours(figure.add_axes((0, 0, 1, 1 - 0.35 / height)), found, max_pixels, values)
     save(figure, path)

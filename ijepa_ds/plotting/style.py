@@ -23,6 +23,11 @@ def literal(text: str) -> str:
     return shown(text).replace("$", r"\$")
 
 
+def literal_lines(text: str) -> str:
+    """The same for a text of several lines."""
+    return "\n".join(literal(line) for line in text.split("\n"))
+
+
 def plain_axes(axes: Axes, title: str) -> None:
     """Set a left-aligned title, remove the box, and add faint horizontal grid lines."""
     axes.set_title(literal(title), loc="left", fontsize=11, color=INK, fontweight="bold", pad=10)

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from ijepa_ds.arguments import add_out
 from ijepa_ds.errors import UserError
 from ijepa_ds.scenes import dense, layout, objects
 from ijepa_ds.scenes.paint import Traced
+from ijepa_ds.terminal import Bar
 
 _MIN_SIZE, _MAX_SIZE = 16, 512  # pixels; larger images would need too much memory
 _QUALITY = 92
@@ -142,7 +142,7 @@ def render(
             for part in parts:
                 (part / name).mkdir(parents=True)
         scenes: list[dict[str, Any]] = []
-        with tqdm(total=num, unit="image", disable=None if progress else True) as bar:
+        with Bar(f"render {out.name}", num, "images", show=progress) as bar:
             for chunk in _chunks(
                 workers, num, classes=classes, folder=folder, images=images, size=size, seed=seed, split=split
             ):

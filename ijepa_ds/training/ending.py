@@ -31,7 +31,7 @@ def last_words(cfg: Config, steps: int, loss: float = math.nan) -> str:
     labels = f" --labels {shlex.quote(cfg.eval.labels)}" if cfg.eval.labels else ""
     shown = "" if math.isnan(loss) else f", loss {loss:.4f}"
     lines = [
-        f"finished: {steps:,} steps{shown}{_alarms(out)}",
+        f"done: {steps:,} steps{shown}{_alarms(out)}",
         f"  run directory  {out}: config.yaml, {newest}{''.join(f', {name}' for name in files)}",
         f"  curves         tensorboard --logdir {named}",
         f"  next           ijepa-ds eval {cfg.eval.task}{labels} --checkpoint {named} --train {train} --test {test} "

@@ -56,7 +56,7 @@ def _choose(cfg: Config, device: torch.device) -> Precision:
         else:
             rates = _rates(cfg)
             precision, reason = rates.faster, str(rates)
-    logger.info("model.precision auto: %s (%s)", precision, reason)
+    logger.debug("model.precision auto: %s (%s)", precision, reason)
     return precision
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ijepa_ds import config
 from ijepa_ds.config import Config
@@ -31,8 +29,8 @@ from ijepa_ds.telemetry import metrics_file
 from ijepa_ds.telemetry.dashboard import LAYOUT
 from ijepa_ds.telemetry.event_log import Log
 from ijepa_ds.telemetry.health import Health
-from ijepa_ds.telemetry.lines import NewLines
 from ijepa_ds.telemetry.metrics import Clock, effective_rank, feature_std, peak_memory_gib
+from ijepa_ds.terminal import Bar
 from ijepa_ds.training.engine import Engine
 from ijepa_ds.training.slowest import Figures
 
@@ -70,18 +68,7 @@ class Reporter:
             self._loss += torch.tensor(window, device=engine.device)
         self._steps, self._since = 0, time.perf_counter()
         self._skipped, self._warned, self._settled = 0, False, False
-        terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=schedule.total_steps,
-            initial=start,
-            unit="step",
-            desc="pretraining",
-            disable=rank != 0,
-            file=sys.stderr if terminal else NewLines(sys.stderr),
-            mininterval=0.5 if terminal else 15,
-            maxinterval=1 if terminal else 30,
-            dynamic_ncols=terminal,
-        )
+        self._bar = Bar("pretraining", schedule.total_steps, "steps", done=start, show=rank == 0, always=True)
 
     def add(self, loss: Tensor) -> None:
         """Add a micro-batch's loss if it is finite; it stays on the device."""
@@ -133,8 +120,7 @@ class Reporter:
             )
             self._log.image(done, "images/masks", torch.from_numpy(picture))
         self.clock.mark("report")
-        with suppress(OSError):  # the terminal is closed, or the disk of the output is full
-            self._bar.update()
+        self._bar.update()
 
     def _pictured(self, pixels: Tensor) -> Tensor:
         values = Values.of(self.cfg.data)
@@ -173,7 +159,7 @@ class Reporter:
             | self._utilisation(images / spent, masks, step)
             | {f"time/{name}": seconds / total for name, seconds in parts.items()},
         )
-        self._bar.set_postfix_str(f"loss {loss:.4f}, {images / spent:.0f} images/s", refresh=False)
+        self._bar.note = f"loss {loss:.4f}, {images / spent:,.0f} images/s"
         if not math.isfinite(loss):
             raise TrainingError(f"the loss is {loss} at step {step + 1}: lower optimization.lr, or set optimization.clip_grad")
         self._warn_of_stalls(figures.waiting.value / spent, figures.waiting.rank)
@@ -255,6 +241,5 @@ class Reporter:
 
     def close(self) -> None:
         """Write pending points; also called after a failure."""
-        with suppress(OSError):
-            self._bar.close()
+        self._bar.close()
         self._log.close()

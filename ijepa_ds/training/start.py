@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import socket
 import time
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import IO, Any
 
 import torch
 
-from ijepa_ds import config
+from ijepa_ds import __version__, config
 from ijepa_ds.checkpoint import restore, run_dir, run_lock, writer
 from ijepa_ds.checkpoint.reader import CheckpointReader
 from ijepa_ds.cluster import rank_log
@@ -126,7 +127,7 @@ def _prepare(cfg: Config, ds_config: dict[str, Any], plan: BatchPlan, rank: int,
     agree(lambda: run_dir.write_facts(cfg, ds_config, facts) if rank == 0 else None)
     if rank == 0:
         writer.sweep(Path(cfg.run.dir))
-        logger.info(_banner(cfg, plan, engine, folder, schedule, reader, start, watch.where()))
+        _announce(cfg, plan, engine, folder, schedule, _beginning(reader, start), watch.where())
     barrier()
     return Run(
         cfg=cfg,
@@ -234,32 +235,37 @@ def _facts(cfg: Config, plan: BatchPlan, folder: ImageIndex) -> dict[str, Any]:
     }
 
 
-def _banner(
+def _announce(
     cfg: Config,
     plan: BatchPlan,
     engine: Engine,
     folder: ImageIndex,
     schedule: Schedule,
-    reader: CheckpointReader | None,
-    start: Start | None,
+    begin: str,
     where: str,
-) -> str:
-    begin = f"a fresh start from the weights of {start.source.path}" if start else "a fresh start"
-    if reader:
-        begin = f"continuing {reader.folder} (step {reader.manifest['step']})"
-    threads = torch.get_num_threads()
-    note = f"  {engine.note}\n" if engine.note else ""
-    sampler = build_sampler(cfg.masks, cfg.grid, cfg.run.seed, cfg.optimization.batch_size)
-    if thin := warning(sampler.planner, cfg.grid):
-        note += f"  WARNING: {thin}\n"
-    if text := hostfile_warning():
-        note += f"  WARNING: {text}\n"
-    return (
-        f"ijepa_ds: {engine.describe()}\n{note}"
-        f"  {len(folder):,} images from {cfg.data.source}, {describe_classes(folder)}\n"
-        f"  global batch {cfg.optimization.batch_size} = {plan.world_size} ranks x {plan.micro_batch} x "
-        f"{plan.accumulation} accumulated; {threads} CPU threads a rank\n"
-        f"  {where}; each rank writes {cfg.run.dir}/logs/rank_NNNNN.log, rank 0 the terminal too\n"
-        f"  {schedule.total_steps:,} steps of {len(folder) // cfg.optimization.batch_size:,} an epoch; {begin}\n"
-        f"  run directory {cfg.run.dir}   (tensorboard --logdir {cfg.run.dir})"
+) -> None:
+    """Five lines on the terminal, details in the log of rank 0, warnings in both."""
+    model, (encoder, predictor) = cfg.model, engine.num_parameters.values()
+    batch = f"{plan.world_size} ranks x {plan.micro_batch} x {plan.accumulation} accumulated"
+    of_encoder = f"{encoder / 1e6:,.1f} M parameters" if encoder >= 1e5 else f"{encoder:,} parameters"
+    logger.info(
+        "%s",
+        f"ijepa_ds {__version__}: {model.name}/{model.patch_size} ({of_encoder}), ZeRO-{engine.stage}, "
+        f"{plan.world_size} x {engine.device.type}, {model.precision}; {begin}\n"
+        f"  images         {len(folder):,} from {cfg.data.source}, {describe_classes(folder)}\n"
+        f"  steps          {schedule.total_steps:,} of {len(folder) // cfg.optimization.batch_size:,} an epoch, each "
+        f"{cfg.optimization.batch_size:,} images = {batch}\n"
+        f"  run directory  {cfg.run.dir} (details: logs/rank_00000.log in it)\n"
+        f"  curves         tensorboard --logdir {shlex.quote(cfg.run.dir)}",
     )
+    logger.debug("%s", engine.describe())
+    logger.debug("predictor %s parameters; %d CPU threads a rank; %s", f"{predictor:,}", torch.get_num_threads(), where)
+    sampler = build_sampler(cfg.masks, cfg.grid, cfg.run.seed, cfg.optimization.batch_size)
+    for text in filter(None, (engine.note, warning(sampler.planner, cfg.grid), hostfile_warning())):
+        logger.warning("%s", text)
+
+
+def _beginning(reader: CheckpointReader | None, start: Start | None) -> str:
+    if reader:
+        return f"continuing {reader.folder} (step {reader.manifest['step']})"
+    return f"a fresh start from the weights of {start.source.path}" if start else "a fresh start"

@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
         drawn.append(network.sample(decoder, vectors, seeds, args.sampler_steps).numpy())
         limit = max(limit, float(_spread(drawn[-1]).max()))
     rows = []
+    given = "predictor's output for the outlined block" if facts["condition"] == "block" else "target encoder's output"
+    title = f"Decoder samples from the {given}"
     for i, name in enumerate(pictures.names):
         top, left, height, width = (float(x) * side for x in conditions.boxes[i])
         marks = () if conditions.masks is None else ((round(top), round(left), round(height), round(width)),)
@@ -52,10 +54,11 @@ def run(args: argparse.Namespace) -> int:
         rows.append(panels)
         if not args.sheet:
             file = f"{i:03d}.png"
-            draw_row(args.out / file, panels, "deviation across samples", columns=len(panels))
+            draw_row(args.out / file, panels, "deviation across samples", columns=len(panels), title=title)
             shown.append(Shown(file, name, f"mean deviation across samples {_spread(drawn[i]).mean():.3f}"))
     if args.sheet:
-        draw_row(args.out / "sheet.png", [p for row in rows for p in row], "deviation across samples", columns=len(rows[0]))
+        every = [panel for row in rows for panel in row]
+        draw_row(args.out / "sheet.png", every, "deviation across samples", columns=len(rows[0]), title=title)
         shown.append(Shown("sheet.png", f"{len(rows)} images", "a row each"))
     write_index(args.out, "What the representation tells", _words(facts["condition"]), shown, _facts(args, source, facts))
     logger.info("written: %s and %d PNGs beside it", args.out / "index.html", len(shown))

@@ -8,15 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ijepa_ds.durable import replacing
 from ijepa_ds.masks.sampler import Masks
 from ijepa_ds.model import attention
 from ijepa_ds.model.ijepa import IJEPA
 from ijepa_ds.plotting.heat import Panel, draw_row
-from ijepa_ds.plotting.masks import draw_masks as mask_panels
+from ijepa_ds.plotting.masks import mask_panels
 from ijepa_ds.visualize import patches
 from ijepa_ds.visualize.gallery import Shown
 from ijepa_ds.visualize.looking import Pictures, encoder_of, tokens_of
@@ -63,17 +61,22 @@ def draw_masks(look: Look, args: argparse.Namespace) -> Page:
     shown = []
     for i, name in enumerate(look.pictures.names):
         context, targets = masks.context[i].numpy(), masks.targets[i].numpy()
-        panels = mask_panels(look.pictures.pixels[i], context, targets, look.source.patch_size)
-        _save_pixels(panels, look.out / look.name(i))
+        drawn = mask_panels(look.pictures.pixels[i], context, targets, look.source.patch_size)
+        sees = f"context encoder: {context.shape[-1]} of {look.grid**2}"
+        names = [name[:28], *([sees] * len(context)), f"{len(targets)} target blocks"]
+        panels = [Panel(what, picture) for what, picture in zip(names, drawn, strict=True)]
+        draw_row(look.out / look.name(i), panels, title="Masks: what the context shows, what has to be predicted")
         shown.append(Shown(look.name(i), name, f"context {masks.context.shape[-1]} of {look.grid**2} patches"))
     words = "From left to right: the image, the context encoder's input, and the target blocks to predict."
     blocks = f"{masks.targets.shape[1]} of {masks.targets.shape[2]} patches each"
     return Page("Masks", words, shown, {"seed of the masks": look.seed, "target blocks": blocks})
 
 
-def _save_pixels(pixels: np.ndarray, path: Path) -> None:
-    with replacing(path) as partial:
-        Image.fromarray(pixels).save(partial, format="PNG")
+def _title(what: str, facts: dict[str, object], source: Source) -> str:
+    """Title of a picture: what is drawn, of which encoder, at which step."""
+    part = facts["encoder"]
+    step = "" if source.step is None or part == "untrained" else f", step {source.step:,}"
+    return f"{what}, {part} encoder{step}"
 
 
 def _features(look: Look, args: argparse.Namespace) -> tuple[Tensor, dict[str, object]]:
@@ -92,7 +95,7 @@ def draw_pca(look: Look, args: argparse.Namespace) -> Page:
     for i, name in enumerate(look.pictures.names):
         panels = [Panel(name[:28], look.pictures.pixels[i]), Panel("first three components", colours[i])]
         share = "" if args.background else f"{100 * foreground[i].mean():.0f} % of the patches are foreground"
-        draw_row(look.out / look.name(i), panels)
+        draw_row(look.out / look.name(i), panels, title=_title("PCA of patch features", facts, look.source))
         shown.append(Shown(look.name(i), name, share))
     words = (
         "Patches of similar colour have similar representations. Components are computed on the patches of all images, so "
@@ -116,7 +119,8 @@ def draw_similarity(look: Look, args: argparse.Namespace) -> Page:
         for (row, column), values in zip(chosen, maps, strict=True):
             marks = ((row, column, 1, 1),)
             panels.append(Panel(f"to patch {row},{column}", look.pictures.pixels[i], values[i], (-1.0, 1.0), marks))
-        draw_row(look.out / look.name(i), panels, "cosine similarity")
+        title = _title("Similarity of patches", facts, look.source)
+        draw_row(look.out / look.name(i), panels, "cosine similarity", title=title)
         spread = ", ".join(f"{values[i].min():.2f} to {values[i].max():.2f}" for values in maps)
         shown.append(Shown(look.name(i), name, f"cosine from {spread}"))
     words = "Cosine similarity of the outlined patch's representation to that of every patch; all maps share one colour scale."
@@ -148,7 +152,8 @@ def draw_attention(look: Look, args: argparse.Namespace) -> Page:
             panels = [Panel(look.pictures.names[i][:28], pixels)]
             panels.append(Panel("mean of heads", pixels, values.mean(axis=0), limits, marks))
             panels += [Panel(f"head {h}", None, one, limits, marks) for h, one in enumerate(values[:_MOST_HEADS])]
-            draw_row(look.out / look.name(i), panels, "attention x number of patches")
+            title = _title(f"Attention of block {args.layer}", {"encoder": part}, look.source)
+            draw_row(look.out / look.name(i), panels, "attention x number of patches", title=title)
             shown.append(Shown(look.name(i), look.pictures.names[i], f"entropy {spread:.2f} of 1"))
     whose = "on average over all patches" if query is None else f"by patch {args.patch[0]},{args.patch[1]} (outlined)"
     words = (
@@ -166,7 +171,8 @@ def draw_predict(look: Look, args: argparse.Namespace) -> Page:
     own_cosine, others = patches.agreement(prediction, whole, masks.targets)
     shown = []
     for i, name in enumerate(look.pictures.names):
-        draw_row(look.out / look.name(i), _predict_panels(look, masks, i, own_cosine[i]), "cosine, predicted and true")
+        title = _title("Predictions from the context against the output", {"encoder": "target"}, look.source)
+        draw_row(look.out / look.name(i), _predict_panels(look, masks, i, own_cosine[i]), "cosine", title=title)
         shown.append(Shown(look.name(i), name, _predict_caption(own_cosine[i], None if others is None else others[i])))
     words = (
         "From left to right: the image, the context encoder's input, each target block. Colour is the cosine between the "

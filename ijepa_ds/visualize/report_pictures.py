@@ -60,13 +60,13 @@ def write_pca(path: Path, run_dir: Path, images: Sequence[Path] | None, num: int
         tokens = tokens_of(encoder, pictures.batches(opened, _BATCH, device))
         if removed:
             tokens = without_position(tokens)
-        columns.append((f"step {step}", pca_colours(tokens, foreground=False)[0]))
+        columns.append((f"step {step}" if step else "step 0, untrained", pca_colours(tokens, foreground=False)[0]))
     panels = []
     shown = np.unique(np.linspace(0, len(pictures.names) - 1, min(num, len(pictures.names))).round().astype(int))
     for i, name in ((int(i), pictures.names[i]) for i in shown):
         panels.append(Panel(name[:24], pictures.pixels[i]))
         panels += [Panel(title, colours[i]) for title, colours in columns]
-    draw_row(path, panels, columns=1 + len(columns))
+    draw_row(path, panels, columns=1 + len(columns), title="PCA of patch features, target encoder")
     kept = "only the checkpoints that the run kept are shown (run.keep_last)"
     what = f"the mean over {len(pictures.names)} images at each position is subtracted" if removed else "unchanged"
     return f"Target encoder, {what}; first three components, computed per column; step 0 is the start; {kept}."

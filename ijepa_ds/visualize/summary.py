@@ -18,7 +18,7 @@ from ijepa_ds.data.pillow import MAX_PIXELS
 from ijepa_ds.data.transforms import UnreadableError
 from ijepa_ds.data.values import PLAIN, Values
 from ijepa_ds.plotting.bars import Scores, draw_bars
-from ijepa_ds.plotting.neighbours import ROW, Found, draw_neighbours, neighbours_of, reading_of, rows_of
+from ijepa_ds.plotting.neighbours import ROW, TITLE, Found, draw_neighbours, neighbours_of, reading_of, rows_of
 from ijepa_ds.plotting.style import INK, MUTED, TRAINED, literal, plain_axes, save
 from ijepa_ds.telemetry.events import read_picture, read_scalars
 
@@ -28,7 +28,6 @@ _WIDTH = 12.0  # inches
 _LOG_FROM = 20.0  # a loss with a larger range (factor) gets a logarithmic axis
 _SMOOTH_FROM = 60  # points: longer curves also get a running mean
 _MASKS = "Masks: image, context seen, targets predicted"
-_ALIKE = "Test images and the training images nearest to them (blue frame: same class, red: another)"
 
 
 def write_summary(
@@ -40,6 +39,7 @@ def write_summary(
     title: str,
     subtitle: str = "",
     chance: float | None = None,
+    encoders: tuple[str, str] | None = None,
     neighbours: Mapping[str, Found] | None = None,
     max_pixels: int = MAX_PIXELS,
     values: Values = PLAIN,
@@ -54,6 +54,7 @@ def write_summary(
         title: large text.
         subtitle: small text below the title.
         chance: chance level of the scores in percent.
+        encoders: names of the two that `scores` compares.
         neighbours: encoder -> nearest training images of some test images (`evals.neighbours.nearest`); empty: left out.
         max_pixels: largest image that is decoded for `neighbours`.
         values: how its images become channels.
@@ -70,7 +71,7 @@ def write_summary(
     columns = figure.add_gridspec(1, 2 if scores else 1, left=0.06, right=0.97, top=top, bottom=bottom, wspace=0.16)
     _draw_loss(figure.add_subplot(columns[0]), *losses)
     if scores:
-        draw_bars(figure.add_subplot(columns[1]), scores, "Frozen-encoder scores", chance)
+        draw_bars(figure.add_subplot(columns[1]), scores, "Frozen-encoder scores", chance, *(encoders or ()))
     if pictures is not None:
         axes = figure.add_axes((0.03, (alike + 0.3) / height, 0.94, (below - alike - 0.6) / height))
         axes.imshow(pictures, interpolation="antialiased", aspect="equal")
@@ -78,7 +79,7 @@ def write_summary(
         axes.axis("off")
         figure.text(0.03, (below - 0.1) / height, _MASKS, fontsize=11, color=INK, fontweight="bold", va="center")
     if neighbours:
-        figure.text(0.03, (alike - 0.1) / height, _ALIKE, fontsize=11, color=INK, fontweight="bold", va="center")
+        figure.text(0.03, (alike - 0.1) / height, TITLE, fontsize=11, color=INK, fontweight="bold", va="center")
         space = figure.add_axes((0.03, 0.1 / height, 0.94, (alike - 0.4) / height))
         draw_neighbours(space, neighbours, max_pixels, values)
     save(figure, Path(path))
@@ -134,6 +135,7 @@ def run(args: argparse.Namespace) -> int:
         title=args.title or Path(args.run).resolve().name,
         subtitle="  ·  ".join(facts),
         chance=result["chance"] if result else None,
+        encoders=((result["baseline"] or {}).get("which", "untrained"), result["checkpoint"]["which"]) if result else None,
         max_pixels=max_pixels,
         values=values,
     )

@@ -13,12 +13,22 @@ from tests.waiting import limit
 SPEAK = """
 import logging, os, sys
 from pathlib import Path
-logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+from ijepa_ds import terminal
 from ijepa_ds.cluster import rank_log
+terminal.begin()
+log = logging.getLogger("ijepa_ds.x")
+other = logging.getLogger("DeepSpeed")
+other.addHandler(logging.StreamHandler(sys.stdout))
+other.propagate = False  # as DeepSpeed does
 print("before")
+rank_log.hold(int(sys.argv[1]))
+other.warning("while it loads")
 rank_log.open_log(Path("run"), int(sys.argv[1]), 2)
 print("printed")
-logging.info("logged")
+log.info("logged")
+log.debug("detailed")
+other.warning("by another package")
+logging.getLogger("torch.x").warning("of torch")
 sys.stderr.write("to stderr\\n")
 os.system("echo from another program")
 rank_log.note("noted\\n")
@@ -38,15 +48,24 @@ def speak(place: Path, rank: int, code: str = SPEAK) -> tuple[str, str]:
 
 def test_rank_0_speaks_on_the_terminal_and_into_its_file(tmp_path: Path) -> None:
     terminal, file = speak(tmp_path, 0)
-    for word in ("printed", "logged", "to stderr", "said"):
+    for word in ("logged", "said"):
         assert terminal.count(word) == file.count(word) == 1, word
-    assert "from another program" in terminal
+    for word in (  # of libraries, other programs, and details
+        "printed",
+        "detailed",
+        "to stderr",
+        "from another program",
+        "by another package",
+        "while it loads",
+        "of torch",
+    ):
+        assert file.count(word) == 1 and word not in terminal, word
     assert "noted" in file and "noted" not in terminal and "shown" in terminal and "shown" not in file
 
 
 def test_other_ranks_are_silent_down_to_other_programs(tmp_path: Path) -> None:
     terminal, file = speak(tmp_path, 1)
-    for word in ("printed", "logged", "to stderr", "from another program", "noted"):
+    for word in ("printed", "logged", "to stderr", "from another program", "by another package", "while it loads", "noted"):
         assert file.count(word) == 1 and word not in terminal, word
     assert sorted(terminal.split()) == ["before", "said", "shown"] and "said" in file
     header = file.splitlines()[0]
@@ -62,15 +81,24 @@ def test_a_later_start_appends(tmp_path: Path) -> None:
 def test_last_words_are_those_of_the_last_start(tmp_path: Path) -> None:
     code = "from pathlib import Path\nfrom ijepa_ds.cluster import rank_log\nrank_log.open_log(Path('run'), 0, 2)\n"
     speak(tmp_path, 1)
-    terminal, _ = speak(tmp_path, 0, code + "print(repr(rank_log.last_words(1, 2)), repr(rank_log.last_words(7)))")
+    words = "f'{rank_log.last_words(1, 2)!r} {rank_log.last_words(7)!r}'"
+    terminal, _ = speak(tmp_path, 0, f"{code}rank_log.show({words})")
     assert terminal.strip() == r"'noted\nsaid' ''"
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "logs").write_text("a file in the way")
-    done = subprocess.run([sys.executable, "-c", SPEAK, "1"], cwd=tmp_path, capture_output=True, text=True)
+    code = "from pathlib import Path\nfrom ijepa_ds.cluster import rank_log\n"
+    code += "try:\n    rank_log.open_log(Path('run'), 1, 2)\nexcept ValueError as error:\n    rank_log.say(str(error))\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "rank_00001.log cannot be written" in done.stderr
+
+
+def test_what_was_held_is_shown_if_there_is_never_a_log(tmp_path: Path) -> None:
+    code = "from ijepa_ds.cluster import rank_log\nrank_log.hold(0)\nprint('of a library')\nrank_log.release()\nprint('after')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stderr == "of a library\n" and done.stdout == "after\n"
 
 
 TASK = {"LOCAL_SIZE": "4", "WORLD_SIZE": "8", "RANK": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5"}

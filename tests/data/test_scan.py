@@ -14,7 +14,6 @@ from ijepa_ds.data import inspecting, tars
 from ijepa_ds.data import scan as scanning
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.journal import Journal
-from ijepa_ds.data.progress import Progress
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.tars import ahead
@@ -148,17 +147,6 @@ def test_a_scan_beats_for_those_who_wait(folder):
     beats = []
     open_source(str(folder), ScanOptions(beat=lambda: beats.append(1)))
     assert len(beats) >= FOLDERS
-
-
-def test_progress_names_rate_and_remaining_time():
-    now = [0.0]
-    progress = Progress("images", False, lambda: None, clock=lambda: now[0])
-    progress.update(900)
-    progress.update(100, known=True)
-    assert progress.line(10.0) == "index images: 1,000 images (100 of them by an earlier scan), 100/s"
-    progress.share = lambda: 0.25
-    assert progress.line(3600.0).endswith("; about 3.0 h left (25% done)")
-    progress.close()
 
 
 def test_tars_are_read_at_the_same_time_and_come_in_order(tmp_path):

@@ -29,7 +29,7 @@ def test_two_ranks_zero3_through_the_launcher_then_resume_exactly(place: Path) -
     shutil.rmtree(place / "broken" / "checkpoints" / "step_00000006")
     again = start(place, "run.dir=broken", "run.checkpoint_every=3", ranks=2, stage=3, command=True)
     assert again.returncode == 0 and "step 3" in again.stdout, again.stdout + again.stderr
-    assert "finished: 6 steps, loss " in again.stdout and "checkpoints/step_00000006, metrics.jsonl, logs" in again.stdout
+    assert "done: 6 steps, loss " in again.stdout and "checkpoints/step_00000006, metrics.jsonl, logs" in again.stdout
     assert f"next           ijepa-ds eval knn --checkpoint {place / 'broken'} --train TRAIN" in again.stdout
     for run in ("straight", "broken"):
         assert json.loads((place / run / "completed.json").read_text())["steps"] == 6
@@ -59,12 +59,13 @@ def test_the_precision_is_chosen_once_and_kept(place: Path) -> None:
     first = start(place, *arguments, ranks=2)
     assert first.returncode == 0, first.stdout + first.stderr
     chosen = config.load(place / "out" / "config.yaml").model.precision
-    assert f"model.precision auto: {chosen} (float32 " in first.stdout
+    log = place / "out" / "logs" / "rank_00000.log"
+    assert f"model.precision auto: {chosen} (float32 " in log.read_text() and f", {chosen}; " in first.stdout
     assert ("bf16" in json.loads((place / "out" / "deepspeed.json").read_text())) == (chosen == "bfloat16")
     shutil.rmtree(place / "out" / "checkpoints" / "step_00000004")
     again = start(place, *arguments, ranks=2)
     assert again.returncode == 0 and "step 2" in again.stdout, again.stdout + again.stderr
-    assert f"model.precision auto: {chosen} (as in " in again.stdout
+    assert f"model.precision auto: {chosen} (as in " in log.read_text()
     other = {"float32": "bfloat16", "bfloat16": "float32"}[chosen]
     assert f"model.precision: {chosen} -> {other}" in refused(start(place, *arguments[1:], f"model.precision={other}"))
 

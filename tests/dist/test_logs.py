@@ -16,12 +16,13 @@ def test_the_first_failing_rank_speaks_last_and_all_is_in_the_logs(place: Path) 
     assert run.wait() == [LOST, 1], run.output
     logs = place / "out" / "logs"
     name = f"rank 1 on host {socket.gethostname()}"
-    lines = run.output.rpartition("Traceback (most recent call last):")[2].strip("\n").splitlines()
-    assert lines[-3:-1] == ["RuntimeError: as a bug would", ""], run.output
-    assert lines[-1].startswith(f"ijepa_ds failed: {name}, see above") and "rank_00001.log" in lines[-1]
-    assert all(line.startswith("  ") for line in lines[:-3]), run.output  # nothing of another rank in between
-    assert run.output.count("Traceback") == 1
+    reason = f"ijepa_ds failed: {name}; its traceback is in {logs}/rank_00001.log; exit code 1:"
+    assert run.output.splitlines()[-2:] == [reason, "RuntimeError: as a bug would"], run.output
+    assert "Traceback" not in run.output and run.output.count("as a bug would") == 1
     zero, one = ((logs / f"rank_0000{rank}.log").read_text() for rank in (0, 1))
-    assert "as a bug would" in one and "pretraining:" not in one
+    assert one.count("Traceback (most recent call last)") == 1 and "as a bug would" in one and "pretraining:" not in one
     assert 0 < run.output.count("pretraining:") <= zero.count("pretraining:")
-    assert f"{socket.gethostname()}: ranks 0-1" in run.output
+    assert f"{socket.gethostname()}: ranks 0-1" in zero and "\r" not in zero + one and "\x1b" not in zero + one
+    banner = run.output.splitlines()[:5]
+    assert banner[0].startswith("ijepa_ds ") and "2 x cpu" in banner[0] and "a fresh start" in banner[0], run.output
+    assert [line[:17].strip() for line in banner[1:]] == ["images", "steps", "run directory", "curves"], run.output

@@ -86,7 +86,7 @@ def test_a_mount_that_stays_lost_stops_the_run_with_75(place: Path, disk: Mount)
 
     again = Run(place, *LONG, "data.storage_timeout=2")  # nothing is mended yet: it waits, says it, and stops too
     assert STOPPED in again.wait() and "exit code 75" in again.output, again.output
-    assert f"ijepa_ds cannot run this:\n'{place}/disk/images': Transport endpoint is not connected for" in again.output
+    assert f"exit code 75):\n'{place}/disk/images': Transport endpoint is not connected for" in again.output
     assert "storage does not answer" in again.output
     disk.come_back()
     last = Run(place, *LONG)
@@ -161,5 +161,5 @@ def test_a_host_that_does_not_see_the_images_is_named(source: str, place: Path) 
     run = Run(place, *LONG[:-1], f"data.source={source}", faults=[cover])
     assert run.wait() == [USER_ERROR, USER_ERROR], run.output
     seen = "does not exist" if source.endswith("index") else r"changed since its index .* was made: .*No such file"
-    assert re.search(f"ijepa_ds cannot run this:\ndata.source: '.*{source}' {seen}", run.output), run.output
+    assert re.search(f"ijepa_ds cannot run this .*:\ndata.source: '.*{source}' {seen}", run.output), run.output
     assert f"(only rank 1 on host {HOST})" in run.output and "Traceback" not in run.output

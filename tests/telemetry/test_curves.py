@@ -1,6 +1,5 @@
 """Curves survive restarts: with a clock that is behind, in `metrics.jsonl`, and in the mean of a window of steps."""
 
-import io
 import json
 import time
 from pathlib import Path
@@ -12,7 +11,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ijepa_ds.errors import UserError
 from ijepa_ds.telemetry.event_log import Log
 from ijepa_ds.telemetry.events import read_scalars, read_seconds
-from ijepa_ds.telemetry.lines import NewLines
 from ijepa_ds.telemetry.metrics_file import NAME, MetricsFile
 
 
@@ -76,12 +74,3 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     (tmp_path / NAME).write_text('{"step": 1, "time": 1, "loss": 1}\nnonsense\n{"step": 2, "time": 1, "loss": 1}\n')
     with pytest.raises(UserError, match=rf"{NAME}:2: damaged"):
         read_scalars(tmp_path)
-
-
-def test_bars_in_files_have_no_carriage_returns() -> None:
-    from tqdm import tqdm
-
-    stream = io.StringIO()
-    for _ in tqdm(range(20), file=NewLines(stream), mininterval=0, desc="x"):
-        pass
-    assert "\r" not in stream.getvalue() and stream.getvalue().splitlines()[-1].startswith("x: 100%")

@@ -51,7 +51,7 @@ def test_a_fresh_start_on_a_cpu_takes_the_faster_type(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     measured(float32, bfloat16)
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG")
     cfg, ds_config = precision.resolve(auto(tmp_path), DS_CONFIG, 0, CPU)
     assert cfg == replace(auto(tmp_path), model=replace(cfg.model, precision=taken))
     assert ds_config == DS_CONFIG | (

@@ -305,19 +305,25 @@ class SimpleImages(list[int]):
         return np.array(self)
 
 
-def test_the_banner_has_the_note_on_a_line_of_its_own() -> None:
-    from ijepa_ds.training.start import _banner
+def test_the_banner_has_five_lines_and_the_note_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    from ijepa_ds.training.start import _announce
     from tests.dist import jobs
 
     cfg, plan = jobs.tiny_config(), SimpleNamespace(world_size=1, micro_batch=8, accumulation=1)
     images: Any = SimpleImages([0] * 80)
-    lines = {}
+    schedule: Any = SimpleNamespace(total_steps=60)
+    parts = {"encoder": 85_000_000, "predictor": 7_000}
     for note in ("", "DeepSpeed 9 has another wait"):
-        engine: Any = SimpleNamespace(describe=lambda: "ZeRO-3", note=note)
-        schedule: Any = SimpleNamespace(total_steps=60)
-        lines[note] = _banner(cfg, plan, engine, images, schedule, None, None, "here").splitlines()  # type: ignore[arg-type]
-    with_note, without = lines.pop("DeepSpeed 9 has another wait"), lines.pop("")
-    assert with_note == [without[0], "  DeepSpeed 9 has another wait", *without[1:]]
+        caplog.clear()
+        caplog.set_level("DEBUG", logger="ijepa_ds")
+        engine: Any = SimpleNamespace(
+            describe=lambda: "details", note=note, stage=3, num_parameters=parts, device=torch.device("cpu")
+        )
+        _announce(cfg, plan, engine, images, schedule, "a fresh start", "here")  # type: ignore[arg-type]
+        by_level = {level: [r.getMessage() for r in caplog.records if r.levelname == level] for level in ("INFO", "WARNING")}
+        (banner,) = by_level["INFO"]
+        assert len(banner.splitlines()) == 5 and "85.0 M parameters), ZeRO-3, 1 x cpu" in banner.splitlines()[0], banner
+        assert (note in by_level["WARNING"]) == bool(note) and "details" in caplog.messages
 
 
 def test_a_digest_is_of_the_source_with_its_decorators() -> None:

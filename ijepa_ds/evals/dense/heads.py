@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ijepa_ds.evals.dense.recipe import Recipe
 from ijepa_ds.evals.dense.tokens import Tokens
 from ijepa_ds.evals.dense.windows import enlarge
 from ijepa_ds.evals.ranks import World, agree
+from ijepa_ds.terminal import track
 
 _BLOCK_VALUES = 1 << 24  # similarities in memory at a time: 64 MiB
 _LEAST = 1e-6  # deviation of a token's value
@@ -139,7 +139,7 @@ def train_head(
     steps = recipe.epochs * (training.total // batch)
     generator = torch.Generator().manual_seed(recipe.seed)
     order = torch.randperm(training.total, generator=generator)
-    for step in tqdm(range(steps), desc=progress, unit="update", leave=False, disable=None if progress else True):
+    for step in track(range(steps), progress, "updates"):
         place = step % (training.total // batch)
         if place == 0 and step:
             order = torch.randperm(training.total, generator=generator)
@@ -224,7 +224,7 @@ def fill_bank(training: TrainingSet, classes: int, most: int, seed: int, progres
     """
     world, quota = training.world, max(1, most // training.total)
     tokens, labels = [torch.empty(0, len(training.mean))], [torch.empty(0, dtype=torch.int64)]
-    bar = tqdm(training.mine, desc=progress, unit="image", leave=False, disable=None if progress else True)
+    bar = track(training.mine, progress, "images")
     for position, number in enumerate(bar):
         part, of_pixels = training.images([position])[0]
         found = patch_labels(of_pixels, part.shape[1]).flatten()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 from ijepa_ds.data.image_header import read_header
 from ijepa_ds.data.index import describe
@@ -19,6 +18,7 @@ from ijepa_ds.evals.dense import layouts
 from ijepa_ds.evals.dense.labels import Reading
 from ijepa_ds.evals.folders import Labelled, Pair
 from ijepa_ds.evals.ranks import ALONE, World
+from ijepa_ds.terminal import track
 
 TASKS = ("segment", "depth")
 _LONGEST = 8.0  # aspect ratio; the windows of a longer strip would take much memory
@@ -218,8 +218,7 @@ def _check(
 
     with ThreadPoolExecutor(threads, thread_name_prefix="labels") as pool:
         looked, every = [], pool.map(look, range(len(images.labels)))
-        bar = {"total": len(images.labels), "desc": f"{option}, labels", "unit": "image", "leave": False}
-        for one in tqdm(every, disable=True if quiet else None, **bar):
+        for one in track(every, f"{option}, labels", "images", total=len(images.labels), show=not quiet):
             looked.append(one)
             beat()
     wrong = [(str(images.truth[at]), text) for at, (text, _, _) in enumerate(looked) if text]

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ijepa_ds.data.transforms import joined, read_layers
 from ijepa_ds.evals.dense.heads import (
@@ -28,6 +27,7 @@ from ijepa_ds.evals.ranks import agree
 from ijepa_ds.evals.session import Session
 from ijepa_ds.evals.shared import Scores
 from ijepa_ds.plotting.dense import Shown
+from ijepa_ds.terminal import track
 
 SHOWN = 4  # images in a picture, and as many that have the worst scores
 
@@ -75,7 +75,7 @@ def depth(session: Session) -> Scores:
     training = _training(session)
     sums = torch.zeros(2, dtype=torch.float64)
     mine, label = range(len(training.mine)), _label(session, "mean depth")
-    for position in tqdm(mine, desc=label, unit="image", leave=False, disable=None if label else True):
+    for position in track(mine, label, "images"):
         for _, depths in training.images([position]):
             valid = depths[depths > 0].double()
             sums += torch.tensor([float(valid.log().sum()), float(len(valid))])
@@ -156,10 +156,7 @@ def _score(session: Session, methods: dict[str, Predict], add: Callable[[np.ndar
         return truth, maps
 
     def work() -> None:
-        for position in tqdm(
-            mine, desc=_label(session, "test images"), unit="image", leave=False,
-            disable=None if _label(session, "") else True,
-        ):  # fmt: skip
+        for position in track(mine, _label(session, "test images"), "images"):
             scores[position] = add(*predict(position))
             session.beat()
 

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ijepa_ds.data.transforms import read_layers
 from ijepa_ds.evals.dense.labels import Reading
@@ -17,6 +16,7 @@ from ijepa_ds.evals.dense.windows import Box, boxes_of, cut, cut_truth, resized
 from ijepa_ds.evals.features import ForwardOptions, check_finite, forward
 from ijepa_ds.evals.settings import LAYERS, Settings
 from ijepa_ds.evals.subject import Pixels
+from ijepa_ds.terminal import track
 
 
 class Patches(nn.Module):
@@ -89,10 +89,7 @@ class Tokens:
 
         Several images share a forward pass.
         """
-        bar = tqdm(
-            positions, desc=f"{self.progress}, {shown}", unit="image", leave=False,
-            disable=None if self.progress and shown else True,
-        )  # fmt: skip
+        bar = track(positions, f"{self.progress}, {shown}", "images", show=bool(self.progress and shown))
         s = self.settings
         waiting: list[tuple[np.ndarray, np.ndarray]] = []
 
