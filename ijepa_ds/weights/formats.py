@@ -193,7 +193,8 @@ def timm_config(source: Source) -> dict[str, Any]:
         "std": list(source.std),
         "num_classes": 0,
         "pool_size": None,
-        "first_conv": "patch_embed.proj",
+        # timm before 1.0.31 takes every first convolution for one of 3 channels, and draws new weights for it
+        "first_conv": "patch_embed.proj" if source.size.channels == 3 else None,
         "classifier": "head",
     }
     return {

@@ -164,6 +164,7 @@ def test_timm_gets_the_channels(tmp_path: Path, channels: int):
     export(source, tmp_path / "t", "timm", "target", "float32")
     described = json.loads((tmp_path / "t" / "config.json").read_text())
     assert described["pretrained_cfg"]["input_size"] == [channels, 48, 48]
+    assert described["pretrained_cfg"]["first_conv"] is None  # older versions of timm would replace its weights
     model = timm.create_model(f"local-dir:{tmp_path / 't'}", pretrained=True).eval()
     images = batch(channels=channels)
     with torch.no_grad():
