@@ -40,7 +40,7 @@ WARM = 4  # steps: ZeRO-3 records the order of the modules, a compiler compiles
 # So narrow that arithmetic costs next to nothing; one image a rank. Depths, groups and options stay.
 NARROW = (
     "model.width=16 model.heads=1 model.mlp_hidden=32 model.predictor.width=16 model.predictor.heads=1 model.init_from=null "
-    "masks.truncation_group=1 optimization.max_micro_batch=1 data.source=unused run.dir=unused eval.every=0"
+    "masks.truncation_group=1 optimization.max_micro_batch=1 data.source=no_images run.dir=no_run eval.every=0"
 ).split()
 
 
