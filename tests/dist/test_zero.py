@@ -179,9 +179,7 @@ def test_resume_is_exact_to_the_last_bit(stage: int, ranks: Ranks, tmp_path: Pat
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_a_bfloat16_residual_stream(
-    stage: int, ranks: Ranks, tmp_path: Path, images: Path, plain: reference.Trained
-) -> None:
+def test_a_bfloat16_residual_stream(stage: int, ranks: Ranks, tmp_path: Path, images: Path, plain: reference.Trained) -> None:
     """Losses are those of float32 as far as bfloat16 goes, a resumed run has the same bits, and the weights open."""
     settings: dict = {"place": str(images), "stage": stage, "precision": "bfloat16", "until": 8, "every": 4, **TRAIN}
     settings |= {"model": {"residual": "bfloat16", "compile": True}, "backend": "aot_eager"}
