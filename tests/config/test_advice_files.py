@@ -260,9 +260,8 @@ def test_batches_and_epochs_of_few_images(tmp_path: Path) -> None:
 
 def test_the_proposal_of_a_plan_fits(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`use ds_configs/zero3.json and optimization.max_micro_batch=...` of `plan --search`."""
-    config = ["--config", str(repository / "configs" / "in1k_vith14.yaml"), "data.source=x"]
-    given = ["--gpus-per-node", "8", "--gpu", "a100-80g"]
-    cli.main(["plan", *config, "--deepspeed_config", str(repository / "ds_configs" / "zero0.json"), *given, "--search"])
+    config = ["plan", "--config", str(repository / "configs" / "in1k_vith14.yaml"), "--gpus-per-node", "8", "--gpu", "a100-80g"]
+    cli.main([*config, "--search", "--deepspeed_config", str(repository / "ds_configs" / "zero0.json"), "data.source=x"])
     advice = re.search(r"^use (ds_configs/zero\d\.json) and (.*)$", capsys.readouterr().out, re.MULTILINE)
     assert advice
-    assert cli.main(["plan", *config, "--deepspeed_config", str(repository / advice[1]), *given, *advice[2].split()]) == 0
+    assert cli.main([*config, "--deepspeed_config", str(repository / advice[1]), "data.source=x", *advice[2].split()]) == 0
