@@ -33,7 +33,6 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 IMAGES = REPOSITORY / "docs" / "images"
 COLUMNS = 112
 WIDTHS = (1280, 400)
-TINY = "model.name=tiny model.width=96 model.depth=4 model.heads=3 model.predictor.width=48 model.predictor.depth=2"
 STYLE = """body { font: 16px/1.5 sans-serif; color: #1f2328; max-width: 900px; margin: 24px auto; padding: 0 24px }
 img { max-width: 100% } pre, code { font: 13.5px monospace; background: #f6f8fa } pre { padding: 12px; overflow: auto }
 table { border-collapse: collapse; display: block; overflow: auto } th, td { border: 1px solid #d0d7de; padding: 5px 11px }"""
@@ -74,12 +73,12 @@ def shot(name: str, command: str, place: Path, until: str = "") -> None:
 
 def terminals(place: Path) -> None:
     """The output of three verbs."""
-    run = f"run/config.yaml --deepspeed_config run/deepspeed.json {TINY}"
-    quiet = "--log_level critical --num_gpus 2 --module ijepa_ds.train"
-    shot("init", "ijepa-ds init run --data images", place)
-    shot("train", f"deepspeed {quiet} --config {run} optimization.steps=300", place, r"pretraining [^\r]* (6|7)\d%")
-    scores = "--train images --test images --baseline untrained --out run/eval"
-    shot("eval", f"ijepa-ds eval knn --checkpoint run/run {scores}", place)
+    quiet = "--log_level critical --num_gpus 2 --module ijepa_ds.train --config configs/quickstart.yaml"
+    where = "data.source=images run.dir=run optimization.steps=300"
+    shot("init", "ijepa-ds init mine --data images", place)
+    command = f"deepspeed {quiet} --deepspeed_config ds_configs/zero2.json {where}"
+    shot("train", command, place, r"pretraining [^\r]* (6|7)\d%")
+    shot("eval", "ijepa-ds eval knn --checkpoint run --train images --test images --baseline untrained --out run/eval", place)
 
 
 def browse(address: str, width: int, height: int, path: Path, profile: Path, milliseconds: int = 4000) -> None:
@@ -98,7 +97,7 @@ def tensorboard(place: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", "run/run", "--port", str(port)]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", "run", "--port", str(port)]
     server = subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         address = f"http://127.0.0.1:{port}/"
@@ -116,7 +115,9 @@ def tensorboard(place: Path) -> None:
 
 def pages(place: Path) -> None:
     """The README, as a repository shows it, and the first page of the site."""
-    text = markdown.markdown((REPOSITORY / "README.md").read_text("utf-8"), extensions=["tables", "fenced_code"])
+    lines = (REPOSITORY / "README.md").read_text("utf-8").splitlines()
+    local = "\n".join(line for line in lines if not re.match(r"!\[[^]]*\]\(https?:", line))  # badges need the network
+    text = markdown.markdown(local, extensions=["tables", "fenced_code"])
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><base href="{REPOSITORY.as_uri()}/">'
     (place / "readme.html").write_text(f"<!doctype html>{head}<style>{STYLE}</style>{text}", encoding="utf-8")
     subprocess.run([sys.executable, "-m", "mkdocs", "build", "-q", "-d", str(place / "site")], cwd=REPOSITORY, check=True)
@@ -139,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         place.mkdir(parents=True, exist_ok=True)
         what = arguments.what or ["terminals", "tensorboard", "pages"]
         if "terminals" in what:
-            images = "data objects --out images --num 600 --size 64".split()
+            images = "data objects --out images --num 1200 --size 64".split()
             subprocess.run([_program("ijepa-ds"), *images], cwd=place, check=True, env=_environment())
             terminals(place)
         if "tensorboard" in what:
