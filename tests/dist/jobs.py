@@ -41,7 +41,7 @@ def tiny_config(
     """A model small enough for every test: 4 x 4 ... 6 x 6 patches, a few thousand parameters."""
     settings: dict[str, Any] = dict(batch_size=8, steps=60, warmup_steps=6, lr=1e-3, ema=(0.99, 1.0))
     return Config(
-        run=RunConfig(dir="unused", seed=3),
+        run=RunConfig(dir="unused-run", seed=3),
         data=DataConfig(source="unused", crop_size=48, early_crop_size=32 if early_steps else None, early_steps=early_steps),
         model=ModelConfig(
             **{

@@ -29,7 +29,7 @@ def config_of(
 ) -> Config:
     """A full-size encoder of `SIZES` with a predictor of four blocks; contexts have 70 of the 196 patches of 224 pixels."""
     return Config(
-        run=RunConfig(dir="unused"),
+        run=RunConfig(dir="unused-run"),
         data=DataConfig(source="unused", crop_size=crop_size),
         model=ModelConfig(
             name=name,

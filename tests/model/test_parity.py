@@ -19,7 +19,7 @@ from tests.reference import EMA, make_optimizer
 def config_of(c: dict) -> Config:
     """Our configuration of an oracle run."""
     return Config(
-        run=RunConfig(dir="unused"),
+        run=RunConfig(dir="unused-run"),
         data=DataConfig(source="unused", crop_size=c["image_size"]),
         model=ModelConfig(
             name="tiny",
