@@ -205,6 +205,9 @@ def _networks(cfg: Config) -> Iterator[Problem]:
     if model.compile and model.activation_checkpointing and model.recompute == "selective":
         text = "selective does not go with model.compile, which leaves no single products to keep: use full"
         yield Problem(("model.recompute", "model.compile", "model.activation_checkpointing"), text)
+    if model.residual == "bfloat16" and model.precision != "bfloat16":
+        text = f"bfloat16 needs model.precision: bfloat16 (it is {model.precision}); set that, or leave model.residual out"
+        yield Problem(("model.residual", "model.precision"), text)
 
 
 def _thin(cfg: Config, grid: int) -> bool:

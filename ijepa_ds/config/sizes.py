@@ -81,6 +81,12 @@ class ModelConfig:
         "`bfloat16`: the target encoder's matrix products where `precision` is `float32`; its weights stay float32",
         later=True,
     )
+    residual: Literal["float32", "bfloat16"] = key(
+        "float32",
+        "type of the values between blocks; `bfloat16` moves fewer bytes where `precision` is `bfloat16` "
+        "(`docs/performance.md`)",
+        later=True,
+    )
     activation_checkpointing: Flag = key(
         False, "recompute activations per block: less memory, about a third more time", free=True
     )

@@ -11,6 +11,7 @@ from torch import nn
 from ijepa_ds.config.sizes import ModelConfig
 from ijepa_ds.errors import UserError
 from ijepa_ds.model.blocks import BLOCKS
+from ijepa_ds.model.ijepa import IJEPA
 
 BACKEND = "inductor"  # of torch.compile
 
@@ -39,11 +40,13 @@ def describe(cfg: ModelConfig, device: torch.device) -> str:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compile what the blocks of a model compute, in place; the compiler fuses norms, casts, GELU and sums.
+    """Compile what the blocks of a model compute, and its loss, in place; the compiler fuses norms, casts, GELU and sums.
 
     Only the forward function of a block is compiled. Its hooks stay outside, so that ZeRO-3 gathers the weights before it
     runs and releases them afterwards. Blocks of the same shape share one compilation, for any number of sequences and patches.
     """
+    if isinstance(model, IJEPA):
+        model.compare = torch.compile(model.compare, dynamic=True, backend=BACKEND)
     for module in model.modules():
         if isinstance(module, BLOCKS):
             module.forward = torch.compile(module.forward, dynamic=True, backend=BACKEND)  # type: ignore[method-assign]

@@ -8,12 +8,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ijepa_ds.config import Config, ObjectiveConfig, TargetsConfig
 from ijepa_ds.config.sizes import size_of
-from ijepa_ds.masks.sampler import Masks, take
-from ijepa_ds.model.objective import context_loss, normalised
+from ijepa_ds.masks.sampler import Masks
+from ijepa_ds.model.objective import compare, context_loss, targets_of
 from ijepa_ds.model.vit import Encoder, Predictor
 
 
@@ -52,6 +51,7 @@ class IJEPA(nn.Module):
         self.target_options, self.objective = targets or TargetsConfig(), objective or ObjectiveConfig()
         self.encoder, self.predictor, self.target_encoder = encoder, predictor, target_encoder
         self.target_encoder.requires_grad_(False)
+        self.compare = compare  # `compiling.compile_blocks` replaces it
 
     def forward(
         self, images: Tensor, masks: Masks, mark: Callable[[str], None] | None = None, context_share: float = 1.0
@@ -64,8 +64,7 @@ class IJEPA(nn.Module):
             mark: Called with the name of each finished part, for timing.
             context_share: Share of `objective.context_weight` that counts in this step.
         """
-        whole = self.target_map(images)
-        target = blocks_of(whole, masks.targets)
+        outputs = self._target_outputs(images)
         if mark:
             mark("target")
         encoded = self.encoder(images, masks.context)
@@ -76,9 +75,10 @@ class IJEPA(nn.Module):
             of_context, prediction = both.split((masks.context.shape[-1], masks.targets.shape[-1]), dim=3)
         else:
             prediction = self.predictor(encoded, masks.context, masks.targets)
-        loss = F.smooth_l1_loss(prediction.float(), target[:, None].expand(prediction.shape))
+        loss, target = self.compare(outputs, prediction, masks.targets, self.target_options)
         if weight:
-            loss = loss + weight * context_share * context_loss(of_context, whole, masks, self.encoder.grid)
+            own = context_loss(of_context, outputs, masks, self.encoder.grid, self.target_options)
+            loss = loss + weight * context_share * own
         if mark:
             mark("predictor")
         return Output(loss, prediction.detach(), target)
@@ -90,26 +90,20 @@ class IJEPA(nn.Module):
 
     @torch.no_grad()
     def targets(self, images: Tensor, masks: Masks) -> Tensor:
-        """Return the prediction targets, float32 `[B, M, Kt, T]`."""
-        return blocks_of(self.target_map(images), masks.targets)
-
-    @torch.no_grad()
-    def target_map(self, images: Tensor) -> Tensor:
-        """Return the targets of all patches, float32 `[B, N, T]`.
+        """Return the prediction targets, float32 `[B, M, Kt, T]`.
 
         The target encoder sees the whole image. Its output is layer-normed over D without affine parameters (published
         runs), unless the section `targets` of the configuration says otherwise.
         """
+        return targets_of(self._target_outputs(images), masks.targets, self.target_options)
+
+    @torch.no_grad()
+    def _target_outputs(self, images: Tensor) -> Tensor:
+        """Outputs of the target encoder, `[B, N, D]`, or `[B, N, K, D]` with `targets.layers`."""
         device, layers = images.device.type, self.target_options.layers
         with torch.autocast(device, torch.bfloat16, cache_enabled=False) if self.target_bfloat16 else nullcontext():
-            whole = self.target_encoder(images, layers=layers) if layers else self.target_encoder(images)
-        return normalised(whole, self.target_options)
-
-
-def blocks_of(whole: Tensor, targets: Tensor) -> Tensor:
-    """Return the patches `targets: [B, M, Kt]` of `whole: [B, N, T]`, as `[B, M, Kt, T]`."""
-    b, m, k = targets.shape
-    return take(whole, targets.flatten(1)).reshape(b, m, k, -1)
+            outputs: Tensor = self.target_encoder(images, layers=layers) if layers else self.target_encoder(images)
+        return outputs
 
 
 def build(cfg: Config) -> IJEPA:
@@ -117,9 +111,10 @@ def build(cfg: Config) -> IJEPA:
     model, size = cfg.model, size_of(cfg.model)
     grid = cfg.data.crop_size // model.patch_size
     checkpointing = model.recompute if model.activation_checkpointing else "none"
+    residual = {"bfloat16": torch.bfloat16, "float32": torch.float32}[model.residual]
 
     def encoder() -> Encoder:
-        return Encoder(size, model.patch_size, grid, checkpointing, model.position_grid)
+        return Encoder(size, model.patch_size, grid, checkpointing, model.position_grid, residual)
 
     predictor = Predictor(
         size.width,
@@ -130,6 +125,7 @@ def build(cfg: Config) -> IJEPA:
         checkpointing,
         model.position_grid,
         cfg.targets.width(size.width),
+        residual,
     )
     narrow = model.target_precision == "bfloat16" and model.precision != "bfloat16"
     return IJEPA(encoder(), predictor, encoder(), narrow, cfg.targets, cfg.objective)

@@ -1,7 +1,8 @@
-"""Targets and losses beyond the published ones (`docs/objective.md`).
+"""Targets and losses; those beyond the published ones are in `docs/objective.md`.
 
 Shapes: B images, N = G*G patches, D encoder width, K layers, T values of a target, C contexts and M target blocks per
-image, Kc / Kt patches in a context / a target block.
+image, Kc / Kt patches in a context / a target block. Outputs of the target encoder are `[B, N, D]`, or with
+`targets.layers` those of its blocks `[B, N, K, D]`.
 """
 
 from __future__ import annotations
@@ -14,36 +15,54 @@ from ijepa_ds.config.objective import TargetsConfig
 from ijepa_ds.masks.sampler import Masks, take
 
 
-def normalised(x: Tensor, cfg: TargetsConfig) -> Tensor:
-    """Return targets from outputs of the target encoder, float32 `[B, N, T]`.
+def compare(outputs: Tensor, prediction: Tensor, targets: Tensor, cfg: TargetsConfig) -> tuple[Tensor, Tensor]:
+    """Return the published loss and the targets; a compiler makes few kernels of it (`compiling.compile_blocks`).
 
     Args:
-        x: Its output `[B, N, D]`, or with `targets.layers` those of its blocks `[B, N, K, D]`.
+        outputs: Of the target encoder.
+        prediction: `[B, C, M, Kt, T]`.
+        targets: int64 `[B, M, Kt]`, patch indices.
+        cfg: What the targets are.
+
+    Returns:
+        The smooth L1 loss, a float32 scalar, and `targets_of`.
+    """
+    target = targets_of(outputs, targets, cfg)
+    return F.smooth_l1_loss(prediction.float(), target[:, None].expand(prediction.shape)), target
+
+
+def targets_of(outputs: Tensor, patches: Tensor, cfg: TargetsConfig) -> Tensor:
+    """Return the targets of some patches, float32 `[B, M, Kt, T]`.
+
+    Args:
+        outputs: Of the target encoder.
+        patches: int64 `[B, M, Kt]`, patch indices.
         cfg: Each layer is normalised by itself; then they are put side by side (T = K * D) or averaged (T = D).
     """
-    x = x.float()
+    (b, m, k), inner = patches.shape, outputs.shape[2:]
+    x = take(outputs.flatten(2), patches.flatten(1)).reshape(b, m, k, *inner).float()
     if cfg.norm == "layer":
         x = F.layer_norm(x, x.shape[-1:])
     elif cfg.norm == "tanh":
         x = x.tanh()
     if cfg.layers:
-        x = x.mean(dim=2) if cfg.combine == "mean" else x.flatten(2)
+        x = x.mean(dim=-2) if cfg.combine == "mean" else x.flatten(-2)
     return x
 
 
-def context_loss(prediction: Tensor, whole: Tensor, masks: Masks, grid: int) -> Tensor:
+def context_loss(prediction: Tensor, outputs: Tensor, masks: Masks, grid: int, cfg: TargetsConfig) -> Tensor:
     """Return the loss on the context's own patches, a float32 scalar.
 
     It is the smooth L1 loss of each patch times `nearness`, averaged over contexts, target blocks and patches.
 
     Args:
         prediction: `[B, C, M, Kc, T]`: every target block is a sequence of its own, with its own prediction of the context.
-        whole: Targets of all patches, `[B, N, T]`.
+        outputs: Of the target encoder.
         masks: Contexts `[B, C, Kc]` and targets `[B, M, Kt]`.
         grid: G.
+        cfg: What the targets are.
     """
-    (b, c, kc), t = masks.context.shape, whole.shape[-1]
-    target = take(whole, masks.context.flatten(1)).reshape(b, c, 1, kc, t)
+    target = targets_of(outputs, masks.context, cfg)[:, :, None]  # [B, C, 1, Kc, T]
     loss = F.smooth_l1_loss(prediction.float(), target.expand(prediction.shape), reduction="none").mean(dim=-1)
     return (loss * nearness(masks, grid)).mean()
 

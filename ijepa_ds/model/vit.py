@@ -4,8 +4,8 @@ Shapes: B images, N = G*G patches, D encoder width, P predictor width, T values 
 blocks per image, Kc / Kt patches in a context / a target block. Parameter names are those of timm and of the published
 checkpoints.
 
-Precision: parameters are bfloat16 or float32. The residual stream, LayerNorm and softmax (inside the fused kernel) are
-always float32; only the inputs of matrix products have the parameters' type.
+Precision: parameters are bfloat16 or float32. LayerNorm and softmax (inside the fused kernel) are always computed in
+float32. So is the residual stream unless `residual` is another type. Inputs of matrix products have the parameters' type.
 """
 
 from __future__ import annotations
@@ -63,7 +63,13 @@ class Encoder(nn.Module):
     """A ViT without class token that encodes all patches, or only those of the contexts."""
 
     def __init__(
-        self, size: Size, patch_size: int, grid: int, checkpointing: str = "none", position_grid: int | None = None
+        self,
+        size: Size,
+        patch_size: int,
+        grid: int,
+        checkpointing: str = "none",
+        position_grid: int | None = None,
+        residual: torch.dtype = torch.float32,
     ) -> None:
         """Build an uninitialised network.
 
@@ -73,10 +79,11 @@ class Encoder(nn.Module):
             grid: Patches along a side of an image.
             checkpointing: Activations to recompute in the backward pass (`blocks.run_blocks`).
             position_grid: Grid on which the positions are trained, if not `grid` (`sincos_position_embedding`).
+            residual: Type of the residual stream.
         """
         super().__init__()
         self.size, self.patch_size, self.grid, self.checkpointing = size, patch_size, grid, checkpointing
-        self.position_grid = position_grid or grid
+        self.position_grid, self.residual = position_grid or grid, residual
         self.patch_embed = PatchEmbed(patch_size, size.width, size.channels)
         self.pos_embed: Tensor
         self.register_buffer("pos_embed", sincos_position_embedding(size.width, grid, self.position_grid))
@@ -106,7 +113,7 @@ class Encoder(nn.Module):
                 the last one do not run. Not with `context`.
 
         Returns:
-            float32 `[B, C, Kc, D]`; without `context` `[B, N, D]`; with `layers` `[B, N, K, D]`.
+            float32 `[B, C, Kc, D]`; without `context` `[B, N, D]`; with `layers` `[B, N, K, D]` of the residual stream's type.
         """
         x = self._embed(images)  # [B, N, D]
         if layers:
@@ -118,7 +125,7 @@ class Encoder(nn.Module):
         return self._encode(x, context.flatten(0, 1)).reshape(b, c, k, -1)
 
     def embed(self, images: Tensor) -> Tensor:
-        """What the first block gets of whole images `[B, 3, H, W]`: registers and patches, float32 `[B, R + N, D]`."""
+        """What the first block gets of whole images `[B, 3, H, W]`: registers and patches `[B, R + N, D]`."""
         return self._with_registers(self._embed(images))
 
     def positions(self, patches: Tensor | None = None) -> list[Tensor]:
@@ -130,7 +137,7 @@ class Encoder(nn.Module):
 
     def _embed(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images)
-        return x.float() if self.size.rope else x + self.pos_embed  # the residual stream is float32
+        return (x if self.size.rope else x + self.pos_embed).to(self.residual)
 
     def _with_registers(self, x: Tensor) -> Tensor:
         if not self.size.registers:
@@ -169,6 +176,7 @@ class Predictor(nn.Module):
         checkpointing: str = "none",
         position_grid: int | None = None,
         outputs: int | None = None,
+        residual: torch.dtype = torch.float32,
     ) -> None:
         """Build an uninitialised network.
 
@@ -181,9 +189,10 @@ class Predictor(nn.Module):
             checkpointing: As in `Encoder`.
             position_grid: As in `Encoder`.
             outputs: T, values of a prediction; None: D.
+            residual: As in `Encoder`.
         """
         super().__init__()
-        self.checkpointing = checkpointing
+        self.checkpointing, self.residual = checkpointing, residual
         self.grid, self.position_grid = grid, position_grid or grid
         self.predictor_embed = nn.Linear(encoder_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -219,7 +228,7 @@ class Predictor(nn.Module):
         query = self.mask_token + take(position, targets.flatten(1))
         query = query.reshape(b, 1, m, kt, -1).expand(-1, c, -1, -1, -1)
         x = torch.cat([x[:, :, None].expand(-1, -1, m, -1, -1), query], dim=3)  # [B, C, M, Kc + Kt, P]
-        x = run_blocks(self.predictor_blocks, x.flatten(0, 2), self.checkpointing)
+        x = run_blocks(self.predictor_blocks, x.flatten(0, 2).to(self.residual), self.checkpointing)
         x = self.predictor_proj(self.predictor_norm(x if with_context else x[:, kc:]))
         return x.reshape(b, c, m, -1, x.shape[-1])
 

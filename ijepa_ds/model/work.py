@@ -59,6 +59,7 @@ class Work:
         checkpointing: none, selective or full (`blocks.run_blocks`).
         weight_bytes: Bytes of a weight, a matrix product's input, and a gradient: 2 or 4.
         compiled: Whether the blocks go through `torch.compile`.
+        residual_bytes: Bytes of a value of the residual stream; 4 unless blocks are compiled: eager norms make float32 copies.
         hidden_targets: K, blocks whose outputs are targets; 0: the encoder's output is.
         target_depth: Blocks that the target encoder runs; None: all.
         outputs: T, values of a prediction; None: D.
@@ -76,6 +77,7 @@ class Work:
     checkpointing: str
     weight_bytes: int
     compiled: bool = False
+    residual_bytes: int = 4
     hidden_targets: int = 0
     target_depth: int | None = None
     outputs: int | None = None
@@ -133,6 +135,8 @@ def work_of(cfg: Config, tokens: Tokens | None = None) -> Work:
     size, model = size_of(cfg.model), cfg.model
     checkpointing = model.recompute if model.activation_checkpointing else "none"
     p = model.predictor
+    # auto: compiled blocks, as on a GPU (`compiling.is_compiled`)
+    compiled = checkpointing != "selective" if model.compile is None else model.compile
     return Work(
         size=size,
         predictor=Size(p.width, p.depth, p.heads or size.heads, 4 * p.width),
@@ -142,9 +146,9 @@ def work_of(cfg: Config, tokens: Tokens | None = None) -> Work:
         targets=cfg.masks.num_targets,
         tokens=tokens or drawn_tokens(cfg),
         checkpointing=checkpointing,
-        # auto: bfloat16 and compiled blocks, as on a GPU (`compiling.is_compiled`)
-        weight_bytes=4 if model.precision == "float32" else 2,
-        compiled=checkpointing != "selective" if model.compile is None else model.compile,
+        weight_bytes=4 if model.precision == "float32" else 2,  # auto: bfloat16, as on a GPU
+        compiled=compiled,
+        residual_bytes=2 if model.residual == "bfloat16" and compiled else 4,
         hidden_targets=len(cfg.targets.layers or ()),
         target_depth=cfg.targets.depth(size.depth),
         outputs=cfg.targets.width(size.width),

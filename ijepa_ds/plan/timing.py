@@ -156,13 +156,13 @@ def elementwise_bytes(work: Work) -> float:
 def _moved(size: Size, work: Work) -> float:
     """Return the bytes per token in the forward pass of all blocks: two norms, two residual sums, GELU.
 
-    Eager: a norm reads and writes float32, and a cast follows; a sum reads the stream (4) and a branch (b), and writes the
+    Eager: a norm reads and writes float32, and a cast follows; a sum reads the stream (r) and a branch (b), and writes the
     stream. Compiled: a sum also computes the norm after it.
     """
-    b, d = work.weight_bytes, size.width
+    b, r, d = work.weight_bytes, work.residual_bytes, size.width
     gelu = 2 * b * size.mlp_hidden
     if work.compiled:
-        return size.depth * float(2 * (8 + 2 * b) * d + gelu)
+        return size.depth * float(4 * (r + b) * d + gelu)
     cast = 8 if b == 2 else 0
     return size.depth * float(2 * (4 + b + cast) * d + 2 * (8 + b) * d + gelu)
 

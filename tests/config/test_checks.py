@@ -67,6 +67,12 @@ def test_a_good_run_has_no_problems() -> None:
         ("model", {"precision": "bf16"}, "model.precision: 'bf16' is not known"),
         (
             "model",
+            {"residual": "bfloat16", "precision": "float32"},
+            "model.residual: bfloat16 needs model.precision: bfloat16 (it is float32); set that, or leave model.residual out",
+        ),
+        ("model", {"residual": "bfloat16", "precision": "auto"}, "model.residual: bfloat16 needs model.precision: bfloat16 (it"),
+        (
+            "model",
             {"precision": "bfloat"},
             "model.precision: 'bfloat' is not known; did you mean 'bfloat16'?",
         ),

@@ -15,6 +15,8 @@ from ijepa_ds.model.flops import training_flops
 from ijepa_ds.model.ijepa import IJEPA
 from ijepa_ds.model.vit import initial_value
 from ijepa_ds.telemetry.events import read_scalars
+from ijepa_ds.weights import open_source
+from ijepa_ds.weights.encoder import build_encoder
 from tests import reference
 from tests.dist import loop
 from tests.dist.pool import Pool
@@ -174,6 +176,22 @@ def test_resume_is_exact_to_the_last_bit(stage: int, ranks: Ranks, tmp_path: Pat
         for rank in range(2):
             assert resumed[rank]["losses"] == straight[rank]["losses"][6:]
         assert_same_bits(straight[0]["folder"], resumed[0]["folder"])
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_bfloat16_residual_stream_at_every_stage(
+    stage: int, ranks: Ranks, tmp_path: Path, images: Path, plain: reference.Trained
+) -> None:
+    """Losses are those of float32 as far as bfloat16 goes, a resumed run has the same bits, and the weights open."""
+    settings: dict = {"place": str(images), "stage": stage, "precision": "bfloat16", "until": 8, "every": 4, **TRAIN}
+    settings |= {"model": {"residual": "bfloat16", "compile": True}, "backend": "aot_eager"}
+    straight = ranks(2).run("train", run=str(tmp_path / "whole"), **settings)
+    np.testing.assert_allclose(mean_losses(straight), plain.losses[:8], rtol=0.02)
+    resumed = ranks(2).run("train", run=str(tmp_path / "half"), resume=straight[0]["saved"][0], **settings)
+    assert_same_bits(straight[0]["folder"], resumed[0]["folder"])
+    source = open_source(Path(straight[0]["folder"]))
+    assert source.config is not None and source.config.model.residual == "bfloat16"
+    assert build_encoder(source, "target").residual == torch.float32  # evaluations
 
 
 @pytest.mark.parametrize("stage", [0, 3])

@@ -1,4 +1,4 @@
-"""Which runs compile their blocks, and that no step compiles again."""
+"""Which runs compile their blocks, that no step compiles again, and that a compiled loss is the loss."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from unittest import mock
 import pytest
 import torch
 
-from ijepa_ds.config import MasksConfig, ModelConfig
+from ijepa_ds.config import MasksConfig, ModelConfig, TargetsConfig
 from ijepa_ds.config.sizes import Size
 from ijepa_ds.masks.sampler import build_sampler
 from ijepa_ds.model import compiling
 from ijepa_ds.model.blocks import flatten_blocks
 from ijepa_ds.model.ijepa import IJEPA
+from ijepa_ds.model.objective import compare
 from ijepa_ds.model.vit import Encoder, Predictor, initialise
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -66,3 +67,29 @@ def test_no_step_of_fifty_with_published_masks_compiles_again(options: dict) -> 
         model(images, masks).loss.backward()
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert len(lengths) > 10 and graphs[2] > 0 and graphs[-1] == graphs[2], graphs
+
+
+@pytest.mark.parametrize("backend", ["aot_eager_decomp_partition", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "options", [TargetsConfig(), TargetsConfig(layers=(1, 2), combine="mean"), TargetsConfig(layers=(1, 2), norm="tanh")], ids=str
+)
+def test_the_compiled_loss_is_the_loss(options: TargetsConfig, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Targets, loss and gradient in float32, for several sizes; two contexts."""
+    torch._dynamo.reset()
+    model = IJEPA(Encoder(Size(16, 1, 1, 16), 8, 4), Predictor(16, 16, 1, 1, 4), Encoder(Size(16, 1, 1, 16), 8, 4))
+    monkeypatch.setattr(compiling, "BACKEND", backend)
+    compiling.compile_blocks(model)
+    assert model.compare is not compare
+    width = options.width(16)
+    for images, targets in ((2, 3), (5, 7)):
+        outputs = 3 * torch.randn(images, 16, *([2] if options.layers else []), 16)
+        prediction, patches = torch.randn(images, 2, 4, targets, width), torch.randint(16, (images, 4, targets))
+        found = []
+        for one in (compare, model.compare):
+            inputs = prediction.clone().requires_grad_()
+            loss, target = one(outputs, inputs, patches, options)
+            loss.backward()
+            assert inputs.grad is not None and not target.requires_grad
+            found.append((loss.detach(), target, inputs.grad))
+        torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-6)
+        assert torch.equal(found[0][1][1, 2, 1], compare(outputs[1:2], prediction[1:2], patches[1:2], options)[1][0, 2, 1])

@@ -276,5 +276,26 @@ def test_forward_on_a_fake_gpu(dtype: torch.dtype) -> None:
         assert output.loss.device.type == "cuda" and output.loss.dtype == torch.float32
 
 
+@pytest.mark.parametrize("options", [{}, {"rope": True, "registers": 2, "layer_scale": 0.1, "drop_path": 0.2}], ids=str)
+def test_the_type_of_the_residual_stream(options: dict) -> None:
+    """`bfloat16` holds before and after every block of all three networks; results stay float32 and close."""
+    outputs, size = [], dataclasses.replace(SMALL, **options)
+    images, masks = torch.randn(2, 3, 32, 32), Masks(torch.arange(5).expand(2, 1, 5), torch.arange(3).expand(2, 4, 3))
+    for kind in (torch.float32, torch.bfloat16):
+        types: set[torch.dtype] = set()
+        parts = [Encoder(size, 8, 4, residual=kind) for _ in range(2)]
+        model = IJEPA(parts[0], Predictor(48, 24, 2, 3, 4, residual=kind), parts[1])
+        initialise(model, 0, layer_scale=size.layer_scale)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+        for block in [*model.encoder.blocks, *model.target_encoder.blocks, *model.predictor.predictor_blocks]:
+            block.register_forward_hook(lambda _, inputs, output, types=types: types.update((inputs[0].dtype, output.dtype)))
+        outputs.append(model(images.bfloat16(), masks))
+        assert types == {kind} and outputs[-1].target.dtype == outputs[-1].loss.dtype == torch.float32
+        assert model.encoder(images.bfloat16(), layers=(1, 2)).dtype == kind
+    assert torch.equal(outputs[0].loss, outputs[1].loss) is False
+    torch.testing.assert_close(outputs[1].loss, outputs[0].loss, rtol=0.01, atol=0.0)
+
+
 def test_predictor_defaults() -> None:
     assert PredictorConfig().width == 384 and PredictorConfig().depth == 12
