@@ -70,7 +70,7 @@ def test_a_good_run_has_no_problems() -> None:
             {"residual": "bfloat16", "precision": "float32"},
             "model.residual: bfloat16 needs model.precision: bfloat16 (it is float32); set that, or leave model.residual out",
         ),
-        ("model", {"residual": "bfloat16", "precision": "auto"}, "model.residual: bfloat16 needs model.precision: bfloat16 (it"),
+        ("model", {"residual": "bfloat16", "precision": "auto"}, "model.residual: bfloat16 needs model.precision: bfloat16"),
         (
             "model",
             {"precision": "bfloat"},

@@ -71,7 +71,9 @@ def test_no_step_of_fifty_with_published_masks_compiles_again(options: dict) -> 
 
 @pytest.mark.parametrize("backend", ["aot_eager_decomp_partition", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "options", [TargetsConfig(), TargetsConfig(layers=(1, 2), combine="mean"), TargetsConfig(layers=(1, 2), norm="tanh")], ids=str
+    "options",
+    [TargetsConfig(), TargetsConfig(layers=(1, 2), combine="mean"), TargetsConfig(layers=(1, 2), norm="tanh")],
+    ids=["published", "mean", "tanh"],
 )
 def test_the_compiled_loss_is_the_loss(options: TargetsConfig, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Targets, loss and gradient in float32, for several sizes; two contexts."""
