@@ -38,6 +38,15 @@ POOL = {  # files whose tests use the fixture `ranks` of tests/dist/conftest.py
 }
 
 
+@pytest.fixture(autouse=True)
+def _messages_are_seen() -> Iterator[None]:
+    """A run inside this process sends its messages to a log; those of the next test go to the standard streams again."""
+    from ijepa_ds.terminal.screen import screen
+
+    yield
+    screen.__init__()  # type: ignore[misc]
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The checkout."""

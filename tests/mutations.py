@@ -335,7 +335,7 @@ MUTATIONS = [
     ),
     Mutation("ijepa_ds/config/schedules.py", "max(0, t - self.cooldown)", "max(0, t - self.cooldown - 1)", _SCHEDULES),
     # The method.
-    Mutation("ijepa_ds/model/ijepa.py", "F.smooth_l1_loss(", "F.mse_loss(", _PARITY),
+    Mutation("ijepa_ds/model/objective.py", "return F.smooth_l1_loss(", "return F.mse_loss(", _PARITY),
     Mutation("ijepa_ds/model/vit.py", "10000.0 **", "1000.0 **", _VIT),
     Mutation(
         "ijepa_ds/model/vit.py", "np.concatenate([columns, rows], axis=2)", "np.concatenate([rows, columns], axis=2)", _VIT
@@ -525,11 +525,11 @@ MUTATIONS = [
     ),
     Mutation("ijepa_ds/masks/published.py", "short = left <= cfg.min_keep", "short = left < cfg.min_keep", _RELAX),
     Mutation("ijepa_ds/model/objective.py", "x.shape[-1:])", "x.shape[-1:], eps=1e-6)", _TARGET),
-    Mutation("ijepa_ds/model/objective.py", "x.mean(dim=2)", "x.sum(dim=2)", _OBJECTIVE),
-    Mutation("ijepa_ds/model/objective.py", "x.flatten(2)", "x.transpose(2, 3).flatten(2)", _OBJECTIVE),
+    Mutation("ijepa_ds/model/objective.py", "x.mean(dim=-2)", "x.sum(dim=-2)", _OBJECTIVE),
+    Mutation("ijepa_ds/model/objective.py", "x.flatten(-2)", "x.transpose(-2, -1).flatten(-2)", _OBJECTIVE),
     Mutation("ijepa_ds/model/objective.py", ".pow(-0.25)", ".pow(-0.5)", _OBJECTIVE),
     Mutation("ijepa_ds/model/objective.py", "clamp(min=1)", "clamp(min=0)", _OBJECTIVE),
-    Mutation("ijepa_ds/model/ijepa.py", "weight * context_share * context_loss", "weight * context_loss", _OBJECTIVE),
+    Mutation("ijepa_ds/model/ijepa.py", "weight * context_share * own", "weight * own", _OBJECTIVE),
     Mutation("ijepa_ds/model/vit.py", "found.append(x[:, self.size.registers :])", "found.append(x)", _OBJECTIVE_LOOP),
     Mutation("ijepa_ds/model/flops.py", "blocks(work.target_size", "blocks(work.size", _OBJECTIVE),
     Mutation("ijepa_ds/config/saving.py", " and not cfg.objective.context_warmup", "", _OBJECTIVE),

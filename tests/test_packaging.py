@@ -94,7 +94,7 @@ def test_the_two_builds_of_dali_never_come_together(metadata: Message) -> None:
 
 def test_everything_imported_is_a_dependency(metadata: Message, repository: Path) -> None:
     spelling = {"yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn", "nvidia": "nvidia-dali-cuda130"}
-    declared = {name.lower() for extra in ("dali", "decoder") for name in requirements(metadata, extra)} | {"ijepa_ds"}
+    declared = {name.lower() for extra in ("dali", "decoder", "dicom") for name in requirements(metadata, extra)} | {"ijepa_ds"}
     missing = set()
     for file in (repository / "ijepa_ds").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

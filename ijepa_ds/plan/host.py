@@ -15,7 +15,7 @@ from ijepa_ds.plan.traffic import Message
 
 # Operations of one block without views: forward, backward; eager, and what remains when the compiler has fused casts, norms,
 # sums and GELU. Eager ones are counted by tests/plan/test_host.py; compiled: 5 + 4 fused kernels, 13 + 8 backward.
-_EAGER, _COMPILED = (18, 28), (9, 21)
+_EAGER, _COMPILED = (16, 28), (9, 21)
 _OF_GRADIENT = 2  # copies of a gradient: into the bucket, and out of it
 _JOINS = 2  # concatenations of the gradients of a block's two tensors (model.flat)
 _REST = 150  # embedding, masks, loss, optimizer and EMA
