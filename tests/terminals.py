@@ -27,7 +27,8 @@ def run_in(
         signal.alarm(int(limit(seconds)))
         os.chdir(folder)
         fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("4H", 40 if columns else 0, columns, 0, 0))
-        os.execve(command[0], list(command), dict(environment))
+        size = ("COLUMNS", "LINES")  # where they are set, programs believe them, not the terminal
+        os.execve(command[0], list(command), {key: value for key, value in environment.items() if key not in size})
     parts = []
     while True:
         try:
