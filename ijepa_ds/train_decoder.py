@@ -91,7 +91,7 @@ def _run(arguments: argparse.Namespace) -> None:
     meeting = meet(rank, world_size, START_TIMEOUT)  # the process group uses its store
     device = initialise_distributed()
     del meeting
-    conditioner, images = open_inputs(arguments, shape, device)
+    shape, conditioner, images = open_inputs(arguments, shape, device)
     learner = ShardedLearner(shape, conditioner.width, device, ds_config, arguments.seed)
     if rank == 0:
         logger.info("%s; %d x %d images a step of each rank", learner.describe(), plan.accumulation, plan.micro_batch)

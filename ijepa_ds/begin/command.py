@@ -98,7 +98,7 @@ data:
 model:
   name: {choice.model}  # {found.images:,} images
   patch_size: {choice.patch}  # {choice.grid} x {choice.grid} patches
-{"" if found.gpus else _ON_CPU}  precision: {"bfloat16" if found.gpus else "auto"}
+{"" if found.gpus else _ON_CPU}  precision: auto  # bfloat16 on GPUs that have it
   predictor: {predictor}
 
 masks:

@@ -1,4 +1,4 @@
-"""Conditions of a decoder: an average-pooled representation and the position of its patches in the image."""
+"""Conditions of a decoder: an average-pooled representation with its position, or the tokens of a block's patches."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ class Conditions:
     """Conditions of B images.
 
     Attributes:
-        vectors: float32 [B, D + 4].
-        masks: for the variant `block`: the predictor sees the first context and predicts the first target block.
+        vectors: float32 [B, D + 4]; for the variant `patches` [B, N * (D + 1)]: every patch of the image with its token and
+            1, or zeros outside the block.
+        masks: for `block` and `patches`: the predictor sees the first context and predicts the first target block.
         boxes: float32 [B, 4]: top, left, height, width of the represented region, as shares of the image.
     """
 
@@ -40,17 +41,19 @@ class Conditioner:
         Args:
             source: opened weights with all three networks.
             variant: `image`: the target encoder's output, pooled over the image (layer-normed patch by patch, as in training);
-                `block`: the predictor's output for one target block, pooled over the block.
+                `block`: the predictor's output for one target block, pooled over the block;
+                `patches`: that output patch by patch, predicted from all patches outside the block.
             device: of the networks.
             predictor: trained, or untrained for its initial values.
 
         Raises:
-            WeightsError: for `block`, the run's predictor does not predict the encoder's layer-normed output.
+            WeightsError: for `block` and `patches`, the run's predictor does not predict the encoder's layer-normed output.
         """
-        if variant == "block" and source.config and not source.config.targets.is_published:
+        if variant != "image" and source.config and not source.config.targets.is_published:
             raise WeightsError(
-                f"{source.path}: --condition block needs a predictor of the encoder's output, but this run has targets.layers "
-                f"{source.config.targets.layers} and targets.norm {source.config.targets.norm}; use --condition image"
+                f"{source.path}: --condition {variant} needs a predictor of the encoder's output, but this run has "
+                f"targets.layers {source.config.targets.layers} and targets.norm {source.config.targets.norm}; "
+                "use --condition image"
             )
         self.source, self.variant, self.device = source, variant, device
         self.model: IJEPA = build_ijepa(source)
@@ -63,7 +66,13 @@ class Conditioner:
     @property
     def width(self) -> int:
         """Number of values in a condition."""
-        return self.source.size.width + PLACE
+        size = self.source.size.width
+        return self.grid**2 * (size + 1) if self.grid else size + PLACE
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side of the conditions that are tokens; 0 for pooled ones."""
+        return self.source.grid if self.variant == "patches" else 0
 
     @torch.no_grad()
     def features(self, images: Tensor, block: Tensor | None = None) -> Tensor:
@@ -80,8 +89,8 @@ class Conditioner:
 
         Args:
             images: `[B, 3, S, S]`, normalised.
-            seed: of the masks, for the variant `block`.
-            oracle: for `block`: use the target encoder's representation instead of the predictor's.
+            seed: of the masks, for the variants `block` and `patches`.
+            oracle: for these two: use the target encoder's representation instead of the predictor's.
             first: position of these images in the batch, which ranks share.
             of: size of that batch; None: B.
         """
@@ -91,14 +100,39 @@ class Conditioner:
             return Conditions(torch.cat([self.features(images), boxes], dim=1), None, boxes)
         drawn = masks_for(self.source, self.source.grid, of or count, seed)
         mine = slice(first, first + count)
-        masks = Masks(drawn.context[mine, :1].to(self.device), drawn.targets[mine, :1].to(self.device))
+        context, block = drawn.context[mine, :1], drawn.targets[mine, :1]
+        if self.variant == "patches":
+            context = _outside(block[:, 0], self.source.grid)[:, None]
+        return self.predict(images, Masks(context.to(self.device), block.to(self.device)), oracle)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, masks: Masks, oracle: bool = False) -> Conditions:
+        """The conditions of one block an image.
+
+        Args:
+            images: `[B, 3, S, S]`, normalised.
+            masks: what the predictor sees, context `[B, 1, Kc]`, and the block, targets `[B, 1, Kt]`.
+            oracle: use the target encoder's representation instead of the predictor's.
+        """
         if oracle:
-            pooled = self.model.targets(images, masks)[:, 0].mean(dim=1)
+            tokens = self.model.targets(images, masks)[:, 0]
         else:
             seen = self.model.encoder(images, masks.context)
-            pooled = self.model.predictor(seen, masks.context, masks.targets)[:, 0, 0].float().mean(dim=1)
-        boxes = _boxes(masks.targets[:, 0], self.source.grid)
-        return Conditions(torch.cat([pooled, boxes], dim=1), masks, boxes)
+            tokens = self.model.predictor(seen, masks.context, masks.targets)[:, 0, 0].float()
+        block = masks.targets[:, 0]
+        boxes = _boxes(block, self.source.grid)
+        if not self.grid:
+            return Conditions(torch.cat([tokens.mean(dim=1), boxes], dim=1), masks, boxes)
+        marked = F.pad(tokens, (0, 1), value=1.0)
+        whole = marked.new_zeros(len(marked), self.grid**2, marked.shape[-1])
+        whole.scatter_(1, block[:, :, None].expand_as(marked), marked)
+        return Conditions(whole.flatten(1), masks, boxes)
+
+
+def _outside(block: Tensor, grid: int) -> Tensor:
+    """The patches that are not in blocks [B, Kt], in order: [B, N - Kt]."""
+    free = torch.ones(len(block), grid * grid, dtype=torch.bool).scatter_(1, block, False)
+    return free.nonzero()[:, 1].view(len(block), -1)
 
 
 def _boxes(block: Tensor, grid: int) -> Tensor:

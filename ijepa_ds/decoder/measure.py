@@ -42,8 +42,8 @@ def open_decoder(folder: Path, checkpoint: Path | None, device: torch.device, pr
     conditioner = Conditioner(source, facts["condition"], device, predictor)
     if conditioner.width != decoder.width:
         raise ValueError(
-            f"{source.path}: representations of {conditioner.width - PLACE} numbers, the decoder {folder} takes "
-            f"{decoder.width - PLACE}; give the --checkpoint it was trained for"
+            f"{source.path}: conditions of {conditioner.width} numbers, the decoder {folder} takes {decoder.width}; "
+            "give the --checkpoint it was trained for"
         )
     return decoder.to(device), conditioner, facts
 
@@ -58,6 +58,10 @@ def run(args: argparse.Namespace) -> int:
     if len(chosen) < 2:
         raise ValueError(f"--images: {args.images} has {len(chosen)} image; at least 2 are compared")
     source = conditioner.source
+    if facts["condition"] == "patches" and len(chosen) % args.batch_size == 1:  # tokens are exchanged within a batch
+        if args.batch_size == 1:
+            raise ValueError("--batch-size 1: images of a batch exchange their tokens; give 2 or more")
+        chosen = chosen[:-1]
     size = max(source.grid * source.patch_size, decoder.shape.image_size)
     pixels = torch.from_numpy(load_eval_images([found[int(i)] for i in chosen], size, threads=2))
     conditions = {}
@@ -67,6 +71,10 @@ def run(args: argparse.Namespace) -> int:
     conditions["shuffled"] = conditions["true"][torch.from_numpy(other)]
     if facts["condition"] == "block":  # another image's content, this image's place
         conditions["shuffled"] = torch.cat([conditions["shuffled"][:, :-PLACE], conditions["true"][:, -PLACE:]], dim=1)
+    if facts["condition"] == "patches":
+        batches = zip(conditions["true"].split(args.batch_size), blocks or [], strict=True)
+        conditions["shuffled"] = torch.cat([exchanged(vectors, block.cpu(), source.grid) for vectors, block in batches])
+    if facts["condition"] != "image":
         _, untrained, _ = open_decoder(args.decoder, args.checkpoint, device, "untrained")
         conditions["untrained predictor"], _ = _conditions(untrained, pixels, args)
     distances = {
@@ -104,6 +112,13 @@ def _conditions(conditioner: Conditioner, pixels: Tensor, args: argparse.Namespa
         parts.append(conditions.vectors)
         blocks += [conditions.masks.targets[:, 0]] if conditions.masks else []
     return torch.cat(parts).cpu(), blocks or None
+
+
+def exchanged(vectors: Tensor, block: Tensor, grid: int) -> Tensor:
+    """The tokens of the image before, put at this image's block: conditions [B, N * (D + 1)], blocks of one size [B, Kt]."""
+    tokens = vectors.view(len(vectors), grid**2, -1)
+    places = block[:, :, None].expand(-1, -1, tokens.shape[-1])
+    return torch.zeros_like(tokens).scatter_(1, places, tokens.gather(1, places).roll(1, dims=0)).flatten(1)
 
 
 def _distances(

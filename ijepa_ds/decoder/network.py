@@ -35,6 +35,7 @@ class Shape:
     lr: float  # maximum: linear warm-up over 5 % of the steps, then cosine decay to 0
     ema: float  # of the decoder's weights
     patch: int = 1  # pixel unshuffle by this factor at input and output: cheaper convolutions
+    grid: int = 0  # conditions are the tokens of so many patches along a side; 0: one pooled vector
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, from 0."""
@@ -70,7 +71,9 @@ def diffusers() -> Any:
 
 
 class Decoder(nn.Module):
-    """Predicts the clean image from a noisy one, conditioned on a representation (FiLM: scale and shift in every block).
+    """Predicts the clean image from a noisy one, conditioned on a representation.
+
+    A pooled vector scales and shifts every residual block (FiLM). Tokens enter beside the image, at their patches.
 
     It does not predict the noise: a small network cannot reproduce it, and the residual shows as grain.
     """
@@ -82,33 +85,50 @@ class Decoder(nn.Module):
         inner = 4 * shape.channels[0]  # width of the UNet's time embedding
         self.mean: Tensor
         self.scale: Tensor
-        self.register_buffer("mean", torch.zeros(width))  # of the conditions, which are standardised
-        self.register_buffer("scale", torch.ones(width))
-        self.embed = nn.Sequential(nn.Linear(width, inner), nn.SiLU(), nn.Linear(inner, inner))
+        size = width // shape.grid**2 - 1 if shape.grid else width  # of a token, or of the pooled vector
+        shown = shape.channels[0] if shape.grid else 0
+        self.register_buffer("mean", torch.zeros(size))  # of the conditions, which are standardised
+        self.register_buffer("scale", torch.ones(size))
+        self.embed = nn.Sequential(nn.Linear(size, inner), nn.SiLU(), nn.Linear(inner, shown or inner))
         self.unet = diffusers().UNet2DModel(
             sample_size=shape.image_size // shape.patch,
-            in_channels=3 * shape.patch**2,
+            in_channels=3 * shape.patch**2 + shown,
             out_channels=3 * shape.patch**2,
             block_out_channels=shape.channels,
             layers_per_block=shape.layers,
             down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in shape.attention),
             up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(shape.attention)),
             norm_num_groups=8,
-            class_embed_type="identity",
+            class_embed_type=None if shape.grid else "identity",
             resnet_time_scale_shift="scale_shift",
         )
 
     def set_scale(self, conditions: Tensor) -> None:
-        """Set mean and standard deviation from conditions [n, width]."""
+        """Set mean and standard deviation from conditions [n, width]; of tokens, those in a block count."""
+        if self.shape.grid:
+            tokens = conditions.view(-1, len(self.mean) + 1)
+            conditions = tokens[tokens[:, -1] > 0, :-1]
         self.mean.copy_(conditions.mean(dim=0))
         self.scale.copy_(conditions.std(dim=0).clamp(min=1e-3))
 
     def forward(self, noisy: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """`noisy: [B, 3, S, S]`, `time: [B]`, `condition: [B, width]` -> the image `[B, 3, S, S]`; all float32."""
         dtype: torch.dtype = self.unet.dtype
-        embedded = self.embed(((condition - self.mean) / self.scale).to(dtype))
         squares = F.pixel_unshuffle(noisy, self.shape.patch).to(dtype)
-        return F.pixel_shuffle(self.unet(squares, time, class_labels=embedded).sample, self.shape.patch).float()
+        if self.shape.grid:
+            squares = torch.cat([squares, self._tokens(condition, squares.shape[-1], dtype)], dim=1)
+            labels = None
+        else:
+            labels = self.embed(((condition - self.mean) / self.scale).to(dtype))
+        return F.pixel_shuffle(self.unet(squares, time, class_labels=labels).sample, self.shape.patch).float()
+
+    def _tokens(self, condition: Tensor, side: int, dtype: torch.dtype) -> Tensor:
+        """Tokens `[B, N * (D + 1)]` as channels at their patches `[B, C, side, side]`; zeros outside the block."""
+        grid = self.shape.grid
+        whole = condition.view(len(condition), grid, grid, len(self.mean) + 1)
+        tokens, inside = whole[..., :-1], whole[..., -1:]
+        embedded = self.embed(((tokens - self.mean) / self.scale).to(dtype)) * inside.to(dtype)
+        return F.interpolate(embedded.permute(0, 3, 1, 2), size=(side, side), mode="nearest")
 
 
 def noise_schedule(kind: str) -> Any:

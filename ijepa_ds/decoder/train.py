@@ -8,7 +8,7 @@ import logging
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -40,13 +40,13 @@ def run(args: argparse.Namespace) -> int:
     """Train or resume; return exit code 0."""
     shape = shape_of(args)
     device = device_of(args.device)
-    conditioner, images = open_inputs(args, shape, device)
+    shape, conditioner, images = open_inputs(args, shape, device)
     Trainer(args, shape, conditioner, images, Learner(shape, conditioner.width, device, args.precision, args.seed)).train()
     return 0
 
 
-def open_inputs(args: argparse.Namespace, shape: Shape, device: torch.device) -> tuple[Conditioner, Sequence[str]]:
-    """The frozen networks, and the images to learn to draw.
+def open_inputs(args: argparse.Namespace, shape: Shape, device: torch.device) -> tuple[Shape, Conditioner, Sequence[str]]:
+    """The network's shape with the grid of its conditions, the frozen networks, and the images to learn to draw.
 
     Raises:
         ValueError: the options name something that cannot be used.
@@ -59,7 +59,7 @@ def open_inputs(args: argparse.Namespace, shape: Shape, device: torch.device) ->
     images = open_images(args.data, "--data")
     if len(images) < shape.batch_size:
         raise ValueError(f"--data: {args.data} has {len(images)} images, fewer than a batch of {shape.batch_size}")
-    return conditioner, images
+    return replace(shape, grid=conditioner.grid), conditioner, images
 
 
 class Trainer:
@@ -83,8 +83,9 @@ class Trainer:
 
     def _task(self) -> dict[str, Any]:
         """Settings that must match to resume."""
+        shape = json.loads(json.dumps(asdict(self.shape)))
         return {
-            "shape": json.loads(json.dumps(asdict(self.shape))),
+            "shape": {key: value for key, value in shape.items() if key != "grid" or value},  # older states have no grid
             "condition": self.args.condition,
             "checkpoint": str(self.source.path.resolve()),
             "seed": self.args.seed,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ijepa_ds.arguments import add_batch_size, add_decoder, add_device, add_heads, add_out, add_seed
 
-VARIANTS = ("image", "block")
+VARIANTS = ("image", "block", "patches")
 PRESETS = ("cpu", "gpu")
 
 
@@ -16,7 +16,7 @@ def train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, type=Path, help="run, or other weights with encoders and predictor")
     parser.add_argument("--data", required=True, help="folder of training images")
     add_out(parser, "folder of the decoder; the same command resumes there")
-    text = "condition: pooled target representation of the whole image, or pooled prediction of one block"
+    text = "condition: pooled target representation of the whole image, pooled prediction of one block, or its patches' tokens"
     parser.add_argument("--condition", choices=VARIANTS, default="block", help=text)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu", help="cpu: 32-64 pixels; gpu: 128-256 (cpu)")
     parser.add_argument("--size", type=int, help="pixels of a sample; default: the preset's")

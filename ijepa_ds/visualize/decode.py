@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         drawn.append(network.sample(decoder, vectors, seeds, args.sampler_steps).numpy())
         limit = max(limit, float(_spread(drawn[-1]).max()))
     rows = []
-    given = "predictor's output for the outlined block" if facts["condition"] == "block" else "target encoder's output"
+    given = "target encoder's output" if facts["condition"] == "image" else "predictor's output for the outlined block"
     title = f"Decoder samples from the {given}"
     for i, name in enumerate(pictures.names):
         top, left, height, width = (float(x) * side for x in conditions.boxes[i])
@@ -71,11 +71,11 @@ def _spread(samples: np.ndarray) -> np.ndarray:
 
 
 def _words(condition: str) -> str:
-    what = (
-        "the predictor's average-pooled output for the outlined block, computed from the context"
-        if condition == "block"
-        else "the target encoder's average-pooled output for the whole image"
-    )
+    what = {
+        "image": "the target encoder's average-pooled output for the whole image",
+        "block": "the predictor's average-pooled output for the outlined block, computed from the context",
+        "patches": "the predictor's output for the patches of the outlined block, computed from all other patches",
+    }[condition]
     return (
         f"Each sample comes from a diffusion model conditioned only on {what}. Features common to all samples are in the "
         "representation. Features that differ (bright in the last column) are not in it, or the decoder has not learnt them."

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +41,11 @@ def train(place: Path, out: Path, *more: object) -> int:
 
 @pytest.fixture(scope="module")
 def trained(place: Path) -> dict[str, Path]:
-    """A few steps of both variants."""
-    folders = {"image": place / "d_image", "block": place / "d_block"}
+    """A few steps of every variant."""
+    folders = {name: place / f"d_{name}" for name in ("image", "block", "patches")}
     assert train(place, folders["image"], "--condition", "image", "--steps", 120, "--save-every", 60) == 0
-    assert train(place, folders["block"], "--condition", "block", "--steps", 6) == 0
+    for name in ("block", "patches"):
+        assert train(place, folders[name], "--condition", name, "--steps", 6) == 0
     return folders
 
 
@@ -66,17 +68,21 @@ def test_true_conditions_draw_better_than_shuffled_ones(trained: dict[str, Path]
 
 
 @pytest.mark.slow
-def test_the_predictor_is_compared_with_an_untrained_one(trained: dict[str, Path], place: Path, tmp_path: Path) -> None:
-    fixed = ["--decoder", str(trained["block"]), "--images", str(place / "images"), "--out", str(tmp_path), "--device", "cpu"]
+@pytest.mark.parametrize("variant", ["block", "patches"])
+def test_the_predictor_is_compared_with_an_untrained_one(
+    variant: str, trained: dict[str, Path], place: Path, tmp_path: Path
+) -> None:
+    fixed = ["--decoder", str(trained[variant]), "--images", str(place / "images"), "--out", str(tmp_path), "--device", "cpu"]
     assert cli.main(["decoder", "evaluate", *fixed, "--num", "4", "--sampler-steps", "2", "--batch-size", "3"]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
+    assert result["images"] == (3 if variant == "patches" else 4)  # a batch of one image has no other to exchange with
     assert set(result["differences"]) == {"shuffled - true", "untrained predictor - true"}
     of_blocks = {"pixels of the block", "features of the block"}
     assert set(result["mean"]["true"]) == set(result["differences"]["shuffled - true"]) == {"pixels", "features"} | of_blocks
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["image", "block"])
+@pytest.mark.parametrize("variant", ["image", "block", "patches"])
 def test_decode_draws_a_page(variant: str, trained: dict[str, Path], place: Path, tmp_path: Path) -> None:
     fixed = ["--decoder", str(trained[variant]), "--images", str(place / "images"), "--out", str(tmp_path), "--device", "cpu"]
     assert cli.main(["visualize", "decode", *fixed, "--num", "2", "--samples", "2", "--sampler-steps", "2"]) == 0
@@ -154,6 +160,29 @@ def test_a_block_is_told_with_its_place(place: Path) -> None:
     pixels = torch.full((3, 48, 48, 3), 9, dtype=torch.uint8)
     shown = (context_only(pixels, told.masks, 6) == 9).all(dim=-1).sum(dim=(1, 2))
     assert shown.tolist() == [told.masks.context.shape[-1] * 64] * 3
+
+
+def test_tokens_lie_at_their_patches(place: Path) -> None:
+    conditioner = Conditioner(open_source(place / "run"), "patches", torch.device("cpu"))
+    images = torch.randn(3, 3, 48, 48)
+    told = conditioner.compute(images, seed=4)
+    assert told.masks is not None and told.vectors.shape == (3, 36 * 49)
+    tokens = told.vectors.view(3, 36, 49)
+    output = conditioner.model(images, told.masks)
+    for i in range(3):
+        block = told.masks.targets[i, 0]
+        assert sorted([*block.tolist(), *told.masks.context[i, 0].tolist()]) == list(range(36))  # it sees all the rest
+        torch.testing.assert_close(tokens[i, block, :48], output.prediction[i, 0, 0])
+        assert tokens[i, block, 48].eq(1).all() and tokens[i].any(dim=1).sum() == len(block)
+    exchanged = measure.exchanged(told.vectors, told.masks.targets[:, 0], 6).view(3, 36, 49)
+    for i in range(3):
+        mine, other = (told.masks.targets[j, 0] for j in (i, i - 1))
+        assert torch.equal(exchanged[i, mine], tokens[i - 1, other]) and exchanged[i].any(dim=1).sum() == len(mine)
+    decoder = network.Decoder(replace(network.PRESETS["cpu"], grid=6, image_size=48), conditioner.width)
+    decoder.set_scale(told.vectors)
+    inside = tokens[tokens[..., -1] > 0][:, :48]
+    torch.testing.assert_close(decoder.mean, inside.mean(dim=0))
+    torch.testing.assert_close(decoder.scale, inside.std(dim=0))
 
 
 def test_batches_are_a_function_of_the_step(place: Path) -> None:
