@@ -76,11 +76,12 @@ train() {
         number=(--num_gpus "$ranks")
     fi
     port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+    # ZeRO-1: a network of this size needs no sharded parameters, and gathering them would double the time of a step.
     # --hostfile '': ignore a cluster's hostfile in /job; this script uses one machine.
     phase "training with $ranks ranks on $([ "$gpus" -gt 0 ] && echo GPUs || echo "the CPU")" \
         deepspeed --log_level warning --hostfile '' --master_port "$port" ${number[@]+"${number[@]}"} \
         --module ijepa_ds.train --config "$IJEPA_DS_REPO/configs/quickstart.yaml" \
-        --deepspeed_config "$IJEPA_DS_REPO/ds_configs/zero3.json" "data.source=$work/objects/train" "run.dir=$run"
+        --deepspeed_config "$IJEPA_DS_REPO/ds_configs/zero1.json" "data.source=$work/objects/train" "run.dir=$run"
     # The launcher returns 0 when its child died of a signal, so check the trainer's own marker.
     [ -f "$run/completed.json" ] || { echo "quickstart.sh: training ended without $run/completed.json" >&2; exit 1; }
 }

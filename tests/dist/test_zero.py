@@ -178,7 +178,7 @@ def test_resume_is_exact_to_the_last_bit(stage: int, ranks: Ranks, tmp_path: Pat
         assert_same_bits(straight[0]["folder"], resumed[0]["folder"])
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_bfloat16_residual_stream(stage: int, ranks: Ranks, tmp_path: Path, images: Path, plain: reference.Trained) -> None:
     """Losses are those of float32 as far as bfloat16 goes, a resumed run has the same bits, and the weights open."""
     settings: dict = {"place": str(images), "stage": stage, "precision": "bfloat16", "until": 8, "every": 4, **TRAIN}
