@@ -6,9 +6,9 @@
 
 The decoder is one of `--condition patches` or `block`. A block has the size of a training target; it lies where it covers
 the share of the object that is nearest to a half. Only the block's pixels are compared: by their root mean square difference
-to the image, and by the shape that a classifier names. The classifier sees the block alone, the rest of its input is grey;
-it is trained on blocks of real training images. Samples come from the predictor's output (`true`), from another image's at
-this place (`shuffled`), from an untrained predictor, and from the target encoder's own tokens (`target`), the upper bound.
+to the image, and by the shape that a classifier names. The classifier sees the block alone; it is trained on blocks of real
+training images, half of them blurred. Samples come from the predictor's output (`true`), from another image's at this place
+(`shuffled`), from an untrained predictor, and from the target encoder's own tokens (`target`), the upper bound.
 """
 
 from __future__ import annotations
@@ -93,26 +93,51 @@ def inside_blocks(blocks: Tensor, grid: int, size: int) -> Tensor:
     return F.interpolate(marked, size=(size, size), mode="nearest")[:, 0]
 
 
-def only(pixels: Tensor, inside: Tensor) -> Tensor:
-    """A classifier's input [n, 4, S, S]: the block's pixels, grey elsewhere, and where the block is."""
+def only(pixels: Tensor, blocks: Tensor, grid: int) -> Tensor:
+    """A classifier's input: the block's pixels alone, and where it is.
+
+    Args:
+        pixels: uint8 [n, S, S, 3].
+        blocks: patches of the blocks [n, Kt].
+        grid: patches along a side.
+
+    Returns:
+        float [n, 6, W, W], W the longer side of a block: RGB (grey beside the block), 1 in the block, its top and its left.
+    """
+    side = pixels.shape[1] // grid
+    window = max(max(size) for size in SIZES) * side
+    inside = inside_blocks(blocks, grid, pixels.shape[1])
     shown = torch.where(inside[..., None] > 0, pixels.float(), torch.full_like(pixels, GREY, dtype=torch.float32))
-    return torch.cat([shown.permute(0, 3, 1, 2) / 127.5 - 1, inside[:, None]], dim=1)
+    found = F.pad(torch.cat([shown.permute(0, 3, 1, 2) / 127.5 - 1, inside[:, None]], dim=1), (0, window, 0, window))
+    top, left = blocks[:, 0] // grid, blocks[:, 0] % grid
+    cut = [x[:, t : t + window, n : n + window] for x, t, n in zip(found, top * side, left * side, strict=True)]
+    place = torch.stack([top, left], dim=1).float() / grid
+    return torch.cat([torch.stack(cut), place[:, :, None, None].expand(-1, -1, window, window)], dim=1)
 
 
 def classifier(classes: int) -> nn.Module:
-    """A small network for 32 x 32 pixels."""
+    """A small network for blocks of some 16 x 16 pixels."""
 
     def part(before: int, after: int) -> list[nn.Module]:
         return [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
 
     return nn.Sequential(
-        *part(4, 32), *part(32, 32), nn.MaxPool2d(2), *part(32, 64), *part(64, 64), nn.MaxPool2d(2),
-        *part(64, 128), *part(128, 128), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.3), nn.Linear(512, classes),
+        *part(6, 48), *part(48, 48), nn.MaxPool2d(2), *part(48, 96), *part(96, 96), nn.MaxPool2d(2),
+        *part(96, 128), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.3), nn.Linear(512, classes),
     )  # fmt: skip
 
 
+def worn(x: Tensor) -> Tensor:
+    """Half of the inputs blurred, all with some noise and another brightness: so that shapes count, not sharp edges."""
+    colours, rest = x[:, :3], x[:, 3:]
+    blurred = F.avg_pool2d(F.pad(colours, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    colours = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, blurred, colours)
+    colours = colours + 0.1 * torch.randn(len(x), 1, 1, 1) + 0.06 * torch.rand(len(x), 1, 1, 1) * torch.randn_like(colours)
+    return torch.cat([colours, rest], dim=1)
+
+
 def fit(inputs: Tensor, labels: Tensor, epochs: int) -> nn.Module:
-    """Train a classifier on inputs [n, 4, S, S] and their mirror images."""
+    """Train a classifier on inputs [n, 6, W, W]."""
     torch.manual_seed(0)
     model, batch = classifier(int(labels.max()) + 1), 64
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
@@ -121,9 +146,7 @@ def fit(inputs: Tensor, labels: Tensor, epochs: int) -> nn.Module:
         order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(epoch))
         for start in range(0, len(order) - batch + 1, batch):
             chosen = order[start : start + batch]
-            x = inputs[chosen]
-            x = torch.where(torch.rand(batch, 1, 1, 1) < 0.5, x.flip(3), x)
-            F.cross_entropy(model(x), labels[chosen], label_smoothing=0.05).backward()
+            F.cross_entropy(model(worn(inputs[chosen])), labels[chosen], label_smoothing=0.05).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             schedule.step()
@@ -201,14 +224,13 @@ def main() -> None:
     train, test = (read(folder, size, source.grid, most) for folder, most in ((args.train, 10**9), (args.test, args.num)))
     args.out.mkdir(parents=True, exist_ok=True)
 
-    at_side = inside_blocks(train.blocks, source.grid, side)
     saved = args.out / "classifier.pt"
     if saved.is_file():
         model = classifier(int(train.labels.max()) + 1)
         model.load_state_dict(torch.load(saved, weights_only=True))
         model.eval()
     else:
-        model = fit(only(decoder_pixels(train.pixels, side), at_side), train.labels, args.epochs)
+        model = fit(only(decoder_pixels(train.pixels, side), train.blocks, source.grid), train.labels, args.epochs)
         torch.save(model.state_dict(), saved)
 
     inside, real = inside_blocks(test.blocks, source.grid, side), decoder_pixels(test.pixels, side)
@@ -238,8 +260,10 @@ def main() -> None:
     result = {
         "images": len(real),
         "share of the object that is hidden": float(test.covered.mean()),
-        "shape named, %": {"real block": named(model, only(real, inside), test.labels)}
-        | {name: named(model, only(one[0], inside), test.labels) for name, one in drawn.items()},
+        "shape named, %": {
+            name: named(model, only(one, test.blocks, source.grid), test.labels)
+            for name, one in {"real block": real, **{name: one[0] for name, one in drawn.items()}}.items()
+        },
         "pixels of the block": {name: distance(one[0]) for name, one in drawn.items()},
         "decoder": facts,
     }
