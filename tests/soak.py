@@ -33,7 +33,9 @@ from tests.dist.pool import free_port
 from tests.dist.soak_log import check_samples
 
 IMAGES, BATCH = 96, 8
-TOLERANCE = 1e-3  # norm of the difference over the norm, of all weights together (moments: not compared)
+TOLERANCE = 1e-5  # norm of the difference over the norm, of all weights together (moments: not compared)
+# At the usual 1e-3 this run amplifies rounding: undisturbed runs on 1, 2 and 4 ranks end up to 6e-4 apart, at this rate 1e-7.
+LR = "optimization.lr=2e-4"
 GONE_WITHIN = 60.0  # seconds after a kill
 LAST_NOT_SAVED = "the last state could not be saved"  # then a run ends with code 75
 START = "run.start_timeout=20"  # when a rank was killed before the ranks met, the others wait so long for it
@@ -121,7 +123,7 @@ class Round:
         (self.place / "samples").mkdir()
         self.source = gather_images(self.place / "images", args.data)
         self._outages = 0
-        self._common = [f"run.seed={self.seed}", f"optimization.steps={args.steps}", f"optimization.batch_size={BATCH}"]
+        self._common = [f"run.seed={self.seed}", f"optimization.steps={args.steps}", f"optimization.batch_size={BATCH}", LR]
 
     def run(self, kills: int) -> int:
         """Kill up to so many times, run to the end, compare; how many kills there were."""
