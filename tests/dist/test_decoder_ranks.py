@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 def options(place: Path, out: str, steps: int) -> list[str]:
     """A decoder of 16 pixels; --steps would change the schedule, so shorter trainings are cut off by a full disk."""
     fixed = ["--checkpoint", str(place / "run"), "--data", str(place / "images"), "--out", str(place / out)]
-    small = ["--size", "16", "--channels", "16,16", "--batch-size", "8", "--device", "cpu", "--condition", "block"]
+    small = ["--size", "16", "--channels", "16,16", "--batch-size", "8", "--device", "cpu", "--condition", "patches"]
     return [*fixed, *small, "--steps", str(steps), "--save-every", "2"]
 
 
