@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,6 +15,7 @@ from ijepa_ds import __version__, terminal
 from ijepa_ds.arguments import TRAINING, with_example
 from ijepa_ds.exits import USER_ERROR
 
+_SIGPIPE = 141  # the exit code of a program whose output is closed, as a shell sees it
 _RUN = "--config configs/in1k_vith14.yaml --deepspeed_config ds_configs/zero3.json"
 
 
@@ -316,17 +319,41 @@ def build_parser(words: str) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; its exit code: 0 on success, 2 when the command line or a file has to be corrected."""
     terminal.begin()
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        if _reader_left():
+            return _SIGPIPE
+        terminal.error("ijepa-ds", str(error))
+        return USER_ERROR
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     words = next((words for words in VERBS if arguments[: len(words.split())] == words.split()), None)
     if words is None:
         return _no_verb(arguments)
     parser = build_parser(words)
     args = parser.parse_args(arguments[len(words.split()) :])
     try:
-        return importlib.import_module(VERBS[words].module).run(args)
+        code: int = importlib.import_module(VERBS[words].module).run(args)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, RuntimeError) as error:
         terminal.error(f"ijepa-ds {words}", str(error))
         return USER_ERROR
+    return code
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads the output any more (`ijepa-ds ... | head`); what is still buffered then goes nowhere."""
+    output, poll = sys.stdout.fileno(), select.poll()
+    poll.register(output, 0)  # errors only: a pipe without a reader has one
+    left = bool(poll.poll(0))
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return left
 
 
 def _no_verb(arguments: Sequence[str]) -> int:

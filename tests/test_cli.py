@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,6 +106,18 @@ def test_choices_in_a_command_line_are_those_of_the_code() -> None:
     assert evals.LAYERS == tuple(settings.LAYERS) and evals.PRECISIONS == tuple(settings.PRECISIONS)
     assert decoder.PRESETS == tuple(network.PRESETS) and weights.DTYPES == tuple(formats.DTYPES)
     assert visualize.KINDS.keys() == command.DRAW.keys()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["plan", "--config", "configs/in1k_vith14.yaml", "--search"]])
+def test_a_reader_that_leaves_is_no_error(words: list[str], repository: Path) -> None:
+    """As `ijepa-ds ... | head`: nothing is said, and the exit code is that of a closed pipe."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    options = ["--deepspeed_config", "ds_configs/zero2.json", "--nodes", "2", "--gpus-per-node", "8", "--gpu", "a100-80g"]
+    command = [sys.executable, "-m", "ijepa_ds.cli", *words, *(options if words[0] == "plan" else [])]
+    done = subprocess.run(command, cwd=repository, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_the_version(capsys: pytest.CaptureFixture) -> None:
