@@ -26,15 +26,38 @@ def with_example(parser: argparse.ArgumentParser, example: str, page: str) -> No
     parser.epilog = f"example: {example}\npage: {page}"
 
 
+class Once(argparse.Action):
+    """An option that is refused when it is given twice; argparse would silently take the last."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        """Store the value."""
+        before = getattr(namespace, self.dest, None)
+        if before is not None:
+            parser.error(f"{option_string} is given twice, {before} and {values}; give it once")
+        setattr(namespace, self.dest, values)
+
+
+def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Parse arguments whose overrides may stand anywhere between the options."""
+    try:
+        return parser.parse_intermixed_args(arguments)
+    except TypeError:  # not for parsers that pass the rest of the line on
+        return parser.parse_args(arguments)
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     """`--config`, and overrides of its keys."""
-    parser.add_argument("--config", required=True, type=shipped, help="YAML of the run (ours, or a published experiment)")
+    text = "YAML of the run (ours, or a published experiment)"
+    parser.add_argument("--config", required=True, type=shipped, action=Once, help=text)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override keys of the YAML")
 
 
 def add_deepspeed_config(parser: argparse.ArgumentParser) -> None:
     """`--deepspeed_config`."""
-    parser.add_argument("--deepspeed_config", required=True, type=shipped, help="DeepSpeed JSON: ZeRO stage, offload, buckets")
+    text = "DeepSpeed JSON: ZeRO stage, offload, buckets"
+    parser.add_argument("--deepspeed_config", required=True, type=shipped, action=Once, help=text)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

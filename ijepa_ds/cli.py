@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ijepa_ds import __version__, terminal
-from ijepa_ds.arguments import TRAINING, with_example
+from ijepa_ds.arguments import TRAINING, parse, with_example
 from ijepa_ds.exits import USER_ERROR
 
 _SIGPIPE = 141  # the exit code of a program whose output is closed, as a shell sees it
@@ -335,7 +335,7 @@ def _run(arguments: list[str]) -> int:
     if words is None:
         return _no_verb(arguments)
     parser = build_parser(words)
-    args = parser.parse_args(arguments[len(words.split()) :])
+    args = parse(parser, arguments[len(words.split()) :])
     try:
         code: int = importlib.import_module(VERBS[words].module).run(args)
     except BrokenPipeError:

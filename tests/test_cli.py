@@ -108,6 +108,28 @@ def test_choices_in_a_command_line_are_those_of_the_code() -> None:
     assert visualize.KINDS.keys() == command.DRAW.keys()
 
 
+def test_a_configuration_given_twice_is_refused(capsys: pytest.CaptureFixture) -> None:
+    words = ["plan", "--config", "configs/in1k_vith14.yaml", "--config", "configs/quickstart.yaml"]
+    with pytest.raises(SystemExit) as refused:
+        cli.main(words)
+    assert refused.value.code == 2
+    said = capsys.readouterr().err
+    assert "--config is given twice" in said and "in1k_vith14.yaml" in said and "quickstart.yaml" in said, said
+
+
+def test_overrides_stand_anywhere(capsys: pytest.CaptureFixture, repository: Path) -> None:
+    files = ["--config", str(repository / "configs/in1k_vith14.yaml")]
+    rest = ["--deepspeed_config", str(repository / "ds_configs/zero2.json"), "--gpu", "a100-80g"]
+    said = []
+    for words in (
+        ["data.crop_size=280", *files, "model.patch_size=20", *rest],
+        [*files, *rest, "data.crop_size=280", "model.patch_size=20"],
+    ):
+        assert cli.main(["plan", *words]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+
+
 @pytest.mark.parametrize("words", [["--help"], ["plan", "--config", "configs/in1k_vith14.yaml", "--search"]])
 def test_a_reader_that_leaves_is_no_error(words: list[str], repository: Path) -> None:
     """As `ijepa-ds ... | head`: nothing is said, and the exit code is that of a closed pipe."""
