@@ -27,8 +27,7 @@ def run_in(
         signal.alarm(int(limit(seconds)))
         os.chdir(folder)
         fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("4H", 40 if columns else 0, columns, 0, 0))
-        size = ("COLUMNS", "LINES")  # where they are set, programs believe them, not the terminal
-        os.execve(command[0], list(command), {key: value for key, value in environment.items() if key not in size})
+        os.execve(command[0], list(command), dict(environment))
     parts = []
     while True:
         try:

@@ -49,11 +49,13 @@ TINY = [*SMALL, "run.probe_every=1000", "run.picture_every=0", "data.loader=torc
 def environment(*folders: Path) -> dict[str, str]:
     """For a process started as a user starts it: imports from this checkout and `folders`, computes on one CPU thread.
 
-    Without Torch's compiler, which DeepSpeed loads when it is imported: 2 s of CPU a process.
+    Without Torch's compiler, which DeepSpeed loads when it is imported: 2 s of CPU a process. Without the size of the
+    terminal in which the tests run, which a program would believe more than its own.
     """
+    ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "COLUMNS", "LINES")
     path = ":".join(map(str, (REPOSITORY, *folders)))
     given = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TORCHDYNAMO_DISABLE": "1"}
-    return {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")} | given
+    return {name: value for name, value in os.environ.items() if name not in ours} | given
 
 
 def prepare(place: Path, images: int = 24) -> Path:
