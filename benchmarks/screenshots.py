@@ -65,7 +65,7 @@ def shot(name: str, command: str, place: Path, until: str = "") -> None:
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(Text(f"$ {command}", "bold"))
     for line in lines:
-        console.print(Text.from_ansi(line.replace(str(place), "~")))
+        console.print(Text.from_ansi(line.replace(str(place), "~").replace(str(Path.home()), "~")))
     drawn = console.export_svg(title="ijepa_ds")
     drawn = re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL)  # no request to a font server
     (IMAGES / f"terminal_{name}.svg").write_text(drawn, encoding="utf-8")
