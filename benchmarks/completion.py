@@ -72,6 +72,7 @@ def read(folder: Path, size: int, grid: int, most: int) -> Set:
         raise SystemExit(f"{folder / 'images'} has no classes of JPEGs; write it with `ijepa-ds data objects --dense`")
     files = [files[int(i)] for i in np.unique(np.linspace(0, len(files) - 1, min(most, len(files))).round())]
     classes = sorted({file.parent.name for file in files})
+    files = [files[int(i)] for i in np.random.default_rng(0).permutation(len(files))]  # neighbours exchange their tokens
     blocks, covered = [], []
     for file in files:
         mask = np.asarray(Image.open(folder / "objects" / file.parent.name / f"{file.stem}.png")) == OBJECT
@@ -160,13 +161,17 @@ def named(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     return 100 * float(torch.cat(right).float().mean())
 
 
+def masks_of(blocks: Tensor, grid: int) -> Masks:
+    """Blocks [n, Kt] as targets; the context is all patches outside them."""
+    free = torch.ones(len(blocks), grid**2, dtype=torch.bool).scatter_(1, blocks, False)
+    return Masks(free.nonzero()[:, 1].view(len(blocks), 1, -1), blocks[:, None])
+
+
 def conditions_of(conditioner: Conditioner, test: Set, oracle: bool = False) -> Tensor:
     """Conditions [n, width]; the context is all patches outside the block."""
     grid, parts = conditioner.source.grid, []
     for pixels, block in zip(test.pixels.split(BATCH), test.blocks.split(BATCH), strict=True):
-        free = torch.ones(len(block), grid**2, dtype=torch.bool).scatter_(1, block, False)
-        masks = Masks(free.nonzero()[:, 1].view(len(block), 1, -1), block[:, None])
-        parts.append(conditioner.predict(encoder_input(pixels, conditioner.source), masks, oracle).vectors)
+        parts.append(conditioner.predict(encoder_input(pixels, conditioner.source), masks_of(block, grid), oracle).vectors)
     return torch.cat(parts)
 
 
@@ -191,8 +196,7 @@ def picture(path: Path, test: Set, drawn: dict[str, list[Tensor]], grid: int, sh
         def completed(sample: Tensor, i: int = i, inside: Tensor = inside) -> np.ndarray:
             return torch.where(inside[..., None] > 0, sample[i], test.pixels[i]).numpy()
 
-        free = torch.ones(1, grid**2, dtype=torch.bool).scatter_(1, test.blocks[i : i + 1], False)
-        masks = Masks(free.nonzero()[:, 1].view(1, 1, -1), test.blocks[i : i + 1, None])
+        masks = masks_of(test.blocks[i : i + 1], grid)
         panels += [
             Panel("image", test.pixels[i].numpy()),
             Panel("context", context_only(test.pixels[i : i + 1], masks, grid)[0].numpy()),

@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
         if args.batch_size == 1:
             raise ValueError("--batch-size 1: images of a batch exchange their tokens; give 2 or more")
         chosen = chosen[:-1]
+    if facts["condition"] == "patches":  # neighbours in a folder are of one class
+        chosen = np.random.default_rng(args.seed).permutation(chosen)
     size = max(source.grid * source.patch_size, decoder.shape.image_size)
     pixels = torch.from_numpy(load_eval_images([found[int(i)] for i in chosen], size, threads=2))
     conditions = {}
