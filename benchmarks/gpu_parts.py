@@ -18,6 +18,7 @@ from ijepa_ds.config import Config, published, resolve_auto
 from ijepa_ds.config.sizes import size_of
 from ijepa_ds.masks.sampler import build_sampler
 from ijepa_ds.model import compiling, ijepa
+from ijepa_ds.model.blocks import flatten_blocks
 from ijepa_ds.model.vit import initialise
 from ijepa_ds.telemetry.metrics import peak_memory_gib
 
@@ -86,6 +87,7 @@ def graph(cfg: Config, steps: int, device: torch.device) -> list[dict[str, Any]]
     model = model.to(device)
     for parameter in model.parameters():  # buffers stay float32, as in the engine
         parameter.data = parameter.data.to(dtype)
+    flatten_blocks(model, forget_weights=False)  # as in the engine
     compiled = compiling.is_compiled(cfg.model, device)
     if compiled:
         compiling.compile_blocks(model)

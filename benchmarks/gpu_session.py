@@ -65,9 +65,10 @@ def parts(args: argparse.Namespace, gpus: int) -> list[Part]:
         group = f"masks.truncation_group={min(number, 128)}"
         return [*small, source, f"run.dir={args.out / 'run'}", f"optimization.batch_size={number}", group, "eval.every=0"]
 
-    def step(stage: int, compiled: bool, number: int, limit: int) -> Part:
-        name = f"step-{stage}-{'compiled' if compiled else 'eager'}-{number}"
-        ways = [*run(number), *([] if args.tiny else [f"model.compile={str(compiled).lower()}"])]
+    def step(stage: int, compiled: bool, number: int, limit: int, narrow: bool = False) -> Part:
+        name = f"{'narrow' if narrow else 'step'}-{stage}-{'compiled' if compiled else 'eager'}-{number}"
+        types = ["model.residual=bfloat16", "model.precision=bfloat16"] if narrow else []
+        ways = [*run(number), *([] if args.tiny else [f"model.compile={str(compiled).lower()}"]), *types]
         settings = {"stage": stage, "compiled": compiled and not args.tiny, "images": number}
         return Part(name, [*bench("step", name, stage), *ways], limit, settings=settings)
 
@@ -100,6 +101,7 @@ def parts(args: argparse.Namespace, gpus: int) -> list[Part]:
         own("plain", 60),
         step(2, False, few, 60),
         step(2, True, many, 80),
+        step(2, True, few, 60, narrow=True),
         Part("train", [*bench("train", "train", 2), *run(few)], 90, images, {"stage": 2, "images": few}),
         step(1, True, few, 70),
         step(3, False, few, 60),

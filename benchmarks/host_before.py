@@ -1,6 +1,7 @@
 """Host time of a step of revision aae0d3f, measured as `ijepa_ds.bench.host_rank` does. `benchmarks.host_table` starts it.
 
-It runs with that revision's package, which has no `bench host`: `python host_before.py STAGE WORLD STEPS OUT`.
+It runs with that revision's package, which has no `bench host`: `python host_before.py STAGE WORLD STEPS OUT
+[section.key=value ...]`.
 """
 
 # mypy: ignore-errors
@@ -39,7 +40,7 @@ def main() -> None:
     arguments = argparse.Namespace(
         config=Path("configs/in1k_vith14.yaml"),
         deepspeed_config=Path(f"ds_configs/zero{stage}.json"),
-        overrides=[*NARROW, f"optimization.batch_size={world}"],
+        overrides=[*NARROW, *sys.argv[5:], f"optimization.batch_size={world}"],
     )
     cfg, ds_config, _plan = train.prepare(arguments, world)
     engine = Engine(cfg, ds_config, torch.device("cpu"))

@@ -24,14 +24,14 @@ def session(repository: Path, out: Path, *options: str) -> tuple[subprocess.Comp
 @pytest.mark.dist
 def test_tiny_shapes_on_a_cpu(repository: Path, tmp_path: Path) -> None:
     images = launched.prepare(tmp_path / "place", 8) / "images"
-    only = ["--only", "step-2-compiled", "tests-first", "plain", "train", "graph", "nccl"]
+    only = ["--only", "step-2-compiled", "tests-first", "plain", "train", "graph", "nccl", "narrow"]
     options = ["--tiny", "--steps", "2", "--images", str(images), *only]
     done, results = session(repository, tmp_path / "out", *options)
     by_name = {one["part"]: one for one in results}
     assert done.returncode == 0, done.stdout + "".join(path.read_text()[-2000:] for path in (tmp_path / "out").glob("*.log"))
-    order = ["step-2-compiled-2", "tests-first", "plain", "step-2-compiled-4", "train", "graph", "nccl"]
+    order = ["step-2-compiled-2", "tests-first", "plain", "step-2-compiled-4", "narrow-2-compiled-2", "train", "graph", "nccl"]
     assert [one["part"] for one in results] == order
-    for name in ("step-2-compiled-2", "plain", "step-2-compiled-4", "train"):
+    for name in ("step-2-compiled-2", "plain", "step-2-compiled-4", "narrow-2-compiled-2", "train"):
         assert by_name[name]["state"] == "ok" and by_name[name]["images_per_second"] > 0 and by_name[name]["peak_memory"] > 0
     assert 0 < by_name["step-2-compiled-2"]["matmul_share"] < 1 and 0 <= by_name["train"]["data_wait"] < 1
     assert by_name["graph"]["target_pass"] > 0 and "target_graph" not in by_name["graph"]

@@ -333,8 +333,8 @@ def test_a_digest_is_of_the_source_with_its_decorators() -> None:
 
 
 def _costs_of_a_step(stage: int, world: int, pipe: Any) -> None:
-    """In a process of its own: function calls of one step of rank 0 of `world` ranks, and its collectives by name."""
-    from ijepa_ds.bench.traffic import Traffic
+    """In a process of its own: function calls of one step of rank 0 of `world` ranks, its collectives, its bytes over the least."""
+    from ijepa_ds.bench.traffic import Traffic, least_bytes
     from ijepa_ds.distributed.fake import pretend_world
     from tests.dist import jobs
 
@@ -360,10 +360,11 @@ def _costs_of_a_step(stage: int, world: int, pipe: Any) -> None:
     sys.setprofile(None)
     with Traffic() as traffic:
         step()
-    pipe.send((calls, dict(traffic.calls)))
+    least = least_bytes(stage, engine.num_parameters["encoder"], engine.num_parameters["predictor"], 2)
+    pipe.send((calls, dict(traffic.calls), traffic.moved / least))
 
 
-def costs(stage: int, world: int) -> tuple[int, dict[str, int]]:
+def costs(stage: int, world: int) -> tuple[int, dict[str, int], float]:
     ours, theirs = forks().Pipe()
     process = forks().Process(target=_costs_of_a_step, args=(stage, world, theirs))
     process.start()
@@ -377,9 +378,12 @@ def costs(stage: int, world: int) -> tuple[int, dict[str, int]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_step_of_512_ranks_costs_what_one_of_few_ranks_costs(stage: int) -> None:
-    found = {world: costs(stage, world) for world in (1, 64, 512)}
-    calls, collectives = ({world: result[i] for world, result in found.items()} for i in (0, 1))
-    assert calls[64] <= 1.25 * calls[1] and calls[512] <= 1.25 * calls[1], calls
-    assert calls[512] <= 1.05 * calls[64], calls
-    assert collectives[512] == collectives[64], collectives
+    """And one of 2,048; the bytes are near the least possible."""
+    found = {world: costs(stage, world) for world in (1, 8, 64, 512, 2048)}
+    calls, collectives, share = ({world: result[i] for world, result in found.items()} for i in range(3))
+    assert max(calls.values()) <= 1.25 * calls[1], calls
+    assert max(calls[512], calls[2048]) <= 1.05 * calls[64], calls
+    assert collectives[2048] == collectives[512] == collectives[64], collectives
     assert "reduce" not in collectives[64], collectives  # rooted, one for each owner
+    assert sum(collectives[8].values()) <= sum(collectives[64].values()) + 8, collectives
+    assert max(share[8], share[64]) <= 1.1 and max(share[512], share[2048]) <= 2, share
