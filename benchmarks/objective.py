@@ -3,9 +3,10 @@
     python -m benchmarks.objective --out runs/screen --data objects=data/objects/train,data/objects/test \
         cifar10=data/cifar10/train,data/cifar10/test --steps 1500 --seeds 0 --options recipe hidden context
 
-Every finished run is a line of OUT/results.jsonl. The same command continues where it was stopped: finished runs are
-skipped, and an unfinished one resumes from its checkpoint. `--equal-time` gives every option the training time that
-`recipe` had, from the lines that are there. `--table` prints the table and runs nothing.
+Every finished run is a line of OUT/results.jsonl, or of `--results` (ours are in benchmarks/objective.jsonl). The same
+command continues where it was stopped: finished runs are skipped, and an unfinished one resumes from its checkpoint.
+`--equal-time` gives every option the training time that `recipe` had, from the lines that are there. `--table` prints the
+table and runs nothing.
 
 Scores, in percent: 20-NN and linear on the averaged output patches; `last 4`: linear on the averaged patches of the last
 four blocks, side by side; `patches`: linear on a 4 x 4 grid of averaged output patches, side by side.
@@ -57,10 +58,28 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "tanh-block": ("targets.layers={last}", "targets.norm=tanh"),
     "no-norm": ("targets.norm=none",),
     "context": ("objective.context_weight=0.5", "objective.context_warmup=0.1"),
+    "spread": ("objective.variance_weight=0.1", "objective.covariance_weight=0.01", "objective.projection=128"),
+    "residual": ("model.precision=bfloat16", "model.residual=bfloat16"),
     "contexts-2": ("masks.num_contexts=2",),
     "targets-8": ("masks.num_targets=8", "masks.allow_overlap=true"),
     "hidden+context": ("targets.layers={every}", "objective.context_weight=0.5", "objective.context_warmup=0.1"),
     "hidden+contexts-2": ("targets.layers={every}", "masks.num_contexts=2"),
+}
+RATES = {"quarter": 0.25, "half": 0.5, "double": 2.0, "quadruple": 4.0}
+# How much each number of a recipe matters (docs/tune.md). `{lr_half}` and the like stand for
+# multiples of the recipe's rate.
+SENSITIVITY: dict[str, tuple[str, ...]] = {
+    **{f"ema-{start}": (f"optimization.ema=[{start}, 1.0]",) for start in ("0.95", "0.98", "0.99", "0.998", "0.9995")},
+    **{f"lr-{factor}": (f"optimization.lr={{lr_{factor}}}",) for factor in RATES},
+    "targets-small": ("masks.target_scale=[0.08, 0.12]",),
+    "targets-large": ("masks.target_scale=[0.25, 0.35]",),
+    "context-8": ("masks.context_tokens=8",),
+    "context-24": ("masks.context_tokens=24",),
+    "crop-0.3": ("data.crop_scale=[0.3, 1.0]",),
+    "crop-1": ("data.crop_scale=[1.0, 1.0]",),
+    "no-flip": ("data.horizontal_flip=false",),
+    "predictor-2": ("model.predictor.depth=2",),
+    "pixels-imagenet": ("data.mean=[0.485, 0.456, 0.406]", "data.std=[0.229, 0.224, 0.225]"),
 }
 
 
@@ -90,8 +109,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for results.jsonl and the runs")
+    parser.add_argument("--results", type=Path, help="where the results are kept (OUT/results.jsonl)")
     parser.add_argument("--data", nargs="+", default=[], metavar="NAME=TRAIN,TEST", help="labelled images: folders or tars")
-    parser.add_argument("--options", nargs="+", choices=tuple(OPTIONS), default=list(OPTIONS), help="what to try (all)")
+    parser.add_argument(
+        "--options", nargs="+", choices=tuple(OPTIONS | SENSITIVITY), default=list(OPTIONS), help="what to try (OPTIONS)"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="run.seed of each repetition (0)")
     parser.add_argument("--steps", type=int, default=1500, help="optimizer steps of a run (1500)")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "scenes_tiny.yaml", help="the recipe")
@@ -111,9 +133,12 @@ def plans_of(args: argparse.Namespace, lines: Sequence[dict[str, Any]]) -> Itera
         for option in sorted(args.options, key=lambda name: name != "recipe"):
             for data, train in ((name, paths[0]) for name, paths in sources(args.data).items()):
                 fixed = (*DATA.get(data, ()), *args.set, f"data.source={train}")
-                depth = size_of(config.load(args.config, fixed).model).depth
+                cfg = config.load(args.config, fixed)
+                depth = size_of(cfg.model).depth
                 every = [round(depth * (i + 1) / 4) for i in range(4)] if depth >= 4 else list(range(1, depth + 1))
-                own = [text.format(every=every, last=[depth]) for text in OPTIONS[option]]
+                values: dict[str, Any] = {"every": every, "last": [depth]}
+                values |= {f"lr_{name}": cfg.optimization.lr * factor for name, factor in RATES.items()}
+                own = [text.format(**values) for text in (OPTIONS | SENSITIVITY)[option]]
                 plan = Plan(data, option, seed, args.steps, (*fixed, *own))
                 if args.equal_time:
                     plan = plan._replace(steps=_as_long_as_recipe(plan, lines))
@@ -170,6 +195,7 @@ def measure(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
         found[which] = score(subject.encoder, subject.facts, paths, args.max_train, args.max_test)
     result = {
         **plan._asdict(),
+        "overrides": [text for text in plan.overrides if not text.startswith("data.source=")],  # the same on every machine
         "scores": found["target"],
         "untrained": found.get("untrained"),
         "loss": float(points["loss"][1][-1]),
@@ -213,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     args.out = args.out.absolute()
     args.out.mkdir(parents=True, exist_ok=True)
-    results = args.out / "results.jsonl"
+    results = args.results or args.out / "results.jsonl"
     torch.set_num_threads(1)
     for plan in [] if args.table else list(plans_of(args, read(results))):
         if any((line["task"], line["data"]) == (plan.task, plan.data) for line in read(results)):

@@ -59,7 +59,7 @@ _SUITE = "tests/evals/test_suite.py"
 _ROTARY = "tests/model/test_rotary.py"
 _TARGET = "tests/model/test_target.py"
 _OBJECTIVE = "tests/model/test_objective.py"
-_OBJECTIVE_LOOP = "tests/dist/test_objective.py -k 'mean-tanh or context'"
+_OBJECTIVE_LOOP = "tests/dist/test_objective.py -k 'mean-tanh or context or spread'"
 _METRICS = "tests/telemetry/test_metrics.py"
 _CASES = "tests/cases"
 _STORAGE = "tests/data/test_storage.py"
@@ -531,6 +531,10 @@ MUTATIONS = [
     Mutation("ijepa_ds/model/objective.py", "clamp(min=1)", "clamp(min=0)", _OBJECTIVE),
     Mutation("ijepa_ds/model/ijepa.py", "weight * context_share * own", "weight * own", _OBJECTIVE),
     Mutation("ijepa_ds/model/vit.py", "found.append(x[:, self.size.registers :])", "found.append(x)", _OBJECTIVE_LOOP),
+    Mutation("ijepa_ds/model/objective.py", "x * dist.get_world_size()", "x", _OBJECTIVE_LOOP),
+    Mutation("ijepa_ds/model/objective.py", "/ (total - 1)", "/ total", _OBJECTIVE),
+    Mutation("ijepa_ds/model/objective.py", "covariance.square().sum() - variance", "variance", _OBJECTIVE),
+    Mutation("ijepa_ds/config/objective_checks.py", "plan.accumulation > 1", "False", _OBJECTIVE),
     Mutation("ijepa_ds/model/flops.py", "blocks(work.target_size", "blocks(work.size", _OBJECTIVE),
     Mutation("ijepa_ds/config/saving.py", " and not cfg.objective.context_warmup", "", _OBJECTIVE),
     Mutation("ijepa_ds/training/loop.py", "around.mark, schedule.context_share(step))", "around.mark)", _OBJECTIVE_LOOP),

@@ -73,4 +73,15 @@ def loss_of(cfg: Config, model: IJEPA, images: Tensor, masks: Masks, step: int) 
         steps = int(cfg.objective.context_warmup * (cfg.optimization.steps or 0))
         share = min(1.0, (step + 1) / steps) if steps else 1.0
         loss = loss + cfg.objective.context_weight * share * torch.stack(own).mean()
+    if cfg.objective.variance_weight or cfg.objective.covariance_weight:
+        loss = loss + spread_of(cfg, model, encoded.mean(dim=2).flatten(0, 1))
     return loss
+
+
+def spread_of(cfg: Config, model: IJEPA, pooled: Tensor) -> Tensor:
+    """Variance and covariance terms of all pooled contexts of the global batch, `[n, D]`."""
+    z = model.predictor.projector(pooled)
+    covariance = torch.cov(z.T)
+    hinge = torch.clamp(1 - torch.sqrt(z.var(dim=0) + 1e-4), min=0).mean()
+    others = covariance[~torch.eye(len(covariance), dtype=torch.bool)]
+    return cfg.objective.variance_weight * hinge + cfg.objective.covariance_weight * others.pow(2).sum() / z.shape[1]

@@ -61,7 +61,7 @@ def _contradictions(cfg: Config, world_size: int | None) -> Iterator[Problem]:
     yield from _channels(cfg)
     yield from stages.schedule_problems(cfg)
     yield from _networks(cfg)
-    yield from objective_problems(cfg)
+    yield from objective_problems(cfg, world_size)
     if world_size is not None:
         try:
             plan_of(cfg, world_size)

@@ -46,3 +46,15 @@ class ObjectiveConfig:
         0.0, "weight of the loss on context patches, which falls with the distance to the target block; 0: none", later=True
     )
     context_warmup: Probability = key(0.0, "share of the run in which `context_weight` rises linearly from 0", later=True)
+    variance_weight: NotNegative = key(
+        0.0, "weight of the variance term on projected contexts, over the global batch; 0: none", later=True
+    )
+    covariance_weight: NotNegative = key(
+        0.0, "weight of the covariance term on projected contexts, over the global batch; 0: none", later=True
+    )
+    projection: Count = key(256, "width of the projector in front of both terms", later=True)
+
+    @property
+    def spreads(self) -> bool:
+        """Whether the loss has a term that keeps contexts apart, on their projections."""
+        return self.variance_weight > 0 or self.covariance_weight > 0

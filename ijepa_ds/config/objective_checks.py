@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ijepa_ds.config.schema import Config, Problem
+from ijepa_ds.config.batch import plan_of
+from ijepa_ds.config.objective import ObjectiveConfig
+from ijepa_ds.config.schema import Config, ConfigError, Problem
 from ijepa_ds.config.sizes import size_of
 
+_SPREAD = ("objective.variance_weight", "objective.covariance_weight")
 
-def objective_problems(cfg: Config) -> Iterator[Problem]:
-    """Contradictions of both sections."""
+
+def objective_problems(cfg: Config, world_size: int | None) -> Iterator[Problem]:
+    """Contradictions of both sections, on `world_size` devices if given."""
     yield from _targets(cfg)
     yield from _context_loss(cfg)
+    yield from _spread(cfg, world_size)
 
 
 def _targets(cfg: Config) -> Iterator[Problem]:
@@ -29,3 +34,28 @@ def _context_loss(cfg: Config) -> Iterator[Problem]:
     if o.context_warmup and not o.context_weight:
         text = "has no effect while objective.context_weight is 0; remove it, or set the weight"
         yield Problem(("objective.context_warmup", "objective.context_weight"), text)
+
+
+def _spread(cfg: Config, world_size: int | None) -> Iterator[Problem]:
+    """The terms whose statistics are over the global batch."""
+    o, batch = cfg.objective, cfg.optimization.batch_size
+    if not o.spreads:
+        if o.projection != ObjectiveConfig().projection:
+            text = f"has no effect while {' and '.join(_SPREAD)} are 0; remove it, or set one of them"
+            yield Problem(("objective.projection", *_SPREAD), text)
+        return
+    key = _SPREAD[0] if o.variance_weight else _SPREAD[1]
+    if batch < 2:
+        text = f"a variance needs a global batch of 2 images or more, got optimization.batch_size {batch}"
+        yield Problem((key, "optimization.batch_size"), text)
+    try:
+        plan = plan_of(cfg, world_size or batch)
+    except ConfigError:  # reported by itself
+        return
+    if plan.accumulation > 1:
+        text = (
+            f"its statistics are over the global batch, so a device must take its share in one pass, but {batch} images on "
+            f"{plan.world_size} devices are {plan.accumulation} passes of {plan.micro_batch}; raise "
+            f"optimization.max_micro_batch to {batch // plan.world_size}, or use more devices"
+        )
+        yield Problem((key, "optimization.max_micro_batch", "optimization.batch_size", "masks.truncation_group"), text)

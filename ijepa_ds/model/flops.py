@@ -52,6 +52,8 @@ def flops_of(work: Work, fused_attention: bool = True) -> Flops:
     context, context_attention = (work.contexts * x for x in blocks(work.size, kc + work.size.registers))
     predictor, predictor_attention = (sequences * x for x in blocks(work.predictor, sequence))
     embed = 2.0 * work.contexts * kc * work.size.width * work.predictor.width
+    # the covariance matrix of an image's contexts, and their projections
+    spread = 2.0 * work.contexts * work.projection * (work.size.width + 2 * work.projection)
     predicted = sequence if work.predicts_context else kt
     head = 2.0 * sequences * predicted * work.prediction_width * work.predictor.width
     recomputed = 0.0
@@ -65,7 +67,7 @@ def flops_of(work: Work, fused_attention: bool = True) -> Flops:
     return Flops(
         target=patch + target + target_attention,
         context=3 * (patch + context + context_attention),
-        predictor=3 * (embed + predictor + predictor_attention + head),
+        predictor=3 * (embed + predictor + predictor_attention + head + spread),
         recomputed=recomputed - patch,
         attention=target_attention + rounds * (context_attention + predictor_attention),
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ijepa_ds.config import Config, ObjectiveConfig, TargetsConfig
 from ijepa_ds.config.sizes import size_of
 from ijepa_ds.masks.sampler import Masks
-from ijepa_ds.model.objective import compare, context_loss, targets_of
+from ijepa_ds.model.objective import compare, context_loss, spread_loss, targets_of
 from ijepa_ds.model.vit import Encoder, Predictor
 
 
@@ -79,6 +79,10 @@ class IJEPA(nn.Module):
         if weight:
             own = context_loss(of_context, outputs, masks, self.encoder.grid, self.target_options)
             loss = loss + weight * context_share * own
+        if self.objective.spreads:
+            pooled = encoded.mean(dim=2).flatten(0, 1)  # [B * C, D]
+            projected = self.predictor.projector(pooled.to(self.predictor.projector[0].weight.dtype))
+            loss = loss + spread_loss(projected, self.objective)
         if mark:
             mark("predictor")
         return Output(loss, prediction.detach(), target)
@@ -126,6 +130,7 @@ def build(cfg: Config) -> IJEPA:
         model.position_grid,
         cfg.targets.width(size.width),
         residual,
+        cfg.objective.projection if cfg.objective.spreads else 0,
     )
     narrow = model.target_precision == "bfloat16" and model.precision != "bfloat16"
     return IJEPA(encoder(), predictor, encoder(), narrow, cfg.targets, cfg.objective)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 from torch.nn import functional as F
 
-from ijepa_ds.config.objective import TargetsConfig
+from ijepa_ds.config.objective import ObjectiveConfig, TargetsConfig
 from ijepa_ds.masks.sampler import Masks, take
 
 
@@ -83,3 +84,40 @@ def nearness(masks: Masks, grid: int) -> Tensor:
     columns = outside(first % grid, patch % grid, last % grid)
     squared = (rows.square() + columns.square()).clamp(min=1)
     return squared.float().pow(-0.25)
+
+
+def spread_loss(projected: Tensor, cfg: ObjectiveConfig) -> Tensor:
+    """Return the variance and covariance terms of projected contexts, a float32 scalar (VICReg, arXiv 2105.04906).
+
+    With C the covariance matrix over all contexts of the global batch, divided by their number less one:
+
+        variance_weight * mean_i max(0, 1 - sqrt(C_ii + 1e-4)) + covariance_weight * sum_(i != j) C_ij^2 / P
+
+    Every rank gets the same value. Two all-reduces, of P and P * P numbers; the backward pass has none.
+
+    Args:
+        projected: This rank's `[n, P]`; n is the same on every rank.
+        cfg: The weights of both terms.
+    """
+    z = projected.float()
+    total = len(z) * (dist.get_world_size() if dist.is_initialized() else 1)
+    # the mean needs no gradient: the sum of centred values is 0, and with it the derivative by the mean
+    centred = z - _over_ranks(z.detach().sum(dim=0)) / total
+    covariance = _over_ranks(centred.T @ centred) / (total - 1)  # [P, P]
+    variance = covariance.diagonal()
+    hinge = (1 - (variance + 1e-4).sqrt()).relu().mean()
+    apart = (covariance.square().sum() - variance.square().sum()) / len(variance)
+    return cfg.variance_weight * hinge + cfg.covariance_weight * apart
+
+
+def _over_ranks(x: Tensor) -> Tensor:
+    """Return the sum over ranks; its gradient on this rank is the exact one times the number of ranks.
+
+    DeepSpeed averages the gradients of all ranks. The term is one number of the whole batch, not a mean of terms of ranks:
+    the exact gradient is the sum.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return x
+    total, mine = x.detach().clone(), x * dist.get_world_size()
+    dist.all_reduce(total)
+    return mine + (total - mine).detach()

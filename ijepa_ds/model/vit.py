@@ -177,6 +177,7 @@ class Predictor(nn.Module):
         position_grid: int | None = None,
         outputs: int | None = None,
         residual: torch.dtype = torch.float32,
+        projection: int = 0,
     ) -> None:
         """Build an uninitialised network.
 
@@ -190,6 +191,7 @@ class Predictor(nn.Module):
             position_grid: As in `Encoder`.
             outputs: T, values of a prediction; None: D.
             residual: As in `Encoder`.
+            projection: Width of `projector`, which `objective.spread_loss` uses; 0: none.
         """
         super().__init__()
         self.checkpointing, self.residual = checkpointing, residual
@@ -201,6 +203,8 @@ class Predictor(nn.Module):
         self.predictor_blocks = make_blocks(Size(width, depth, heads, 4 * width))  # plain blocks for every kind of encoder
         self.predictor_norm = LayerNorm(width)
         self.predictor_proj = nn.Linear(width, outputs or encoder_width)
+        if projection:
+            self.projector = nn.Sequential(nn.Linear(encoder_width, projection), nn.GELU(), nn.Linear(projection, projection))
 
     def set_grid(self, grid: int) -> None:
         """Set the number of patches along a side of later images, as `Encoder.set_grid`."""

@@ -65,6 +65,7 @@ class Work:
         outputs: T, values of a prediction; None: D.
         predicts_context: Whether the context's own patches are predicted too.
         pixel_bytes: Bytes of a pixel as the loader returns it.
+        projection: Width of the projector of contexts; 0: none.
     """
 
     size: Size
@@ -83,6 +84,7 @@ class Work:
     outputs: int | None = None
     predicts_context: bool = False
     pixel_bytes: int = 3
+    projection: int = 0
 
     @property
     def target_size(self) -> Size:
@@ -154,6 +156,7 @@ def work_of(cfg: Config, tokens: Tokens | None = None) -> Work:
         outputs=cfg.targets.width(size.width),
         predicts_context=cfg.objective.context_weight > 0,
         pixel_bytes=Values.of(cfg.data).num_bytes,
+        projection=cfg.objective.projection if cfg.objective.spreads else 0,
     )
 
 
@@ -225,3 +228,6 @@ def _predictor(work: Work) -> Iterator[Parameter]:
         yield from _block("predictor", f"predictor_blocks.{i}", work.predictor)
     yield from _vectors("predictor", "predictor_norm", p, p)
     yield from _linear("predictor", "predictor_proj", p, work.prediction_width)
+    if work.projection:
+        yield from _linear("predictor", "projector.0", d, work.projection)
+        yield from _linear("predictor", "projector.2", work.projection, work.projection)

@@ -74,10 +74,11 @@ def test_the_table_has_means_and_deviations_over_seeds(command: list[str], capsy
 @pytest.mark.parametrize("depth", [2, 8])
 @pytest.mark.parametrize("data", list(objective.DATA))
 def test_every_option_is_a_valid_configuration(data: str, depth: int, command: list[str], tmp_path: Path) -> None:
-    args = objective.parse_arguments([*command, "--set", f"model.depth={depth}"])
+    options = [*objective.OPTIONS, *objective.SENSITIVITY]
+    args = objective.parse_arguments([*command, "--set", f"model.depth={depth}", "--options", *options])
     args.data = [f"{data}={tmp_path}/a,{tmp_path}/a"]
     found = list(objective.plans_of(args, []))
-    assert len(found) == len({plan.task for plan in found}) == len(objective.OPTIONS)
+    assert len(found) == len({plan.task for plan in found}) == len(options)
     hidden = next(plan for plan in found if plan.option == "hidden")
     assert f"targets.layers={[2, 4, 6, 8] if depth == 8 else [1, 2]}" in hidden.overrides
     for plan in found:

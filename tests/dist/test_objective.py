@@ -25,8 +25,16 @@ OPTIONS = {
     "hidden": HIDDEN,
     "mean-tanh": DEEP,
     "context": OWN | {"model": NARROW},
+    "spread": {
+        "objective": {"variance_weight": 0.5, "covariance_weight": 20.0, "projection": 10, "context_weight": 0.1},
+        "masks": {"num_contexts": 2},
+        "model": NARROW,
+        "max_micro_batch": 4,  # statistics over the batch need it in one pass
+    },
     "all": OWN | HIDDEN | {"targets": {"layers": (1, 2), "norm": "none"}},
 }
+CASES = [("all", 0), ("context", 1), ("all", 2), ("hidden", 3), ("mean-tanh", 3), ("all", 3)]
+CASES += [("spread", stage) for stage in (0, 2, 3)]
 
 
 def config_of(images: Path, name: str) -> tuple[Config, dict]:
@@ -48,9 +56,7 @@ def plainly(images: Path) -> Callable[[str], reference.Trained]:
     return trained
 
 
-@pytest.mark.parametrize(
-    ("name", "stage"), [("all", 0), ("context", 1), ("all", 2), ("hidden", 3), ("mean-tanh", 3), ("all", 3)]
-)
+@pytest.mark.parametrize(("name", "stage"), CASES)
 def test_options_equal_a_plain_rewriting(
     name: str, stage: int, ranks: Ranks, tmp_path: Path, images: Path, plainly: Callable[[str], reference.Trained]
 ) -> None:
@@ -62,11 +68,10 @@ def test_options_equal_a_plain_rewriting(
         place=str(images),
         run=str(tmp_path),
         stage=stage,
-        max_micro_batch=2,
         checkpointing=stage % 2 == 1,
-        **settings,
+        **({"max_micro_batch": 2} | settings),
     )
-    assert len(results[0]["steps"][0]["micros"]) == 2
+    assert len(results[0]["steps"][0]["micros"]) == (1 if name == "spread" else 2)
     np.testing.assert_allclose(mean_losses(results), expected.losses, rtol=1e-4)
     for step, norm in enumerate(expected.norms):
         assert results[1]["steps"][step]["norm"] == pytest.approx(norm, rel=1e-3)

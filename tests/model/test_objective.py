@@ -16,7 +16,7 @@ from ijepa_ds.decoder.condition import Conditioner
 from ijepa_ds.masks.sampler import Masks, build_sampler
 from ijepa_ds.model import ijepa
 from ijepa_ds.model.objective import nearness
-from ijepa_ds.model.vit import initialise
+from ijepa_ds.model.vit import initial_value, initialise
 from ijepa_ds.model.work import Tokens, work_of
 from ijepa_ds.plan.activations import activations_of
 from ijepa_ds.weights import WeightsError, build_ijepa, open_source
@@ -29,6 +29,8 @@ from tests.weights_cases import small_config, write_run
 
 HIDDEN = TargetsConfig(layers=(1, 2))
 OWN = ObjectiveConfig(context_weight=0.5)
+SPREAD = ObjectiveConfig(variance_weight=2.0, covariance_weight=30.0, projection=12)
+CASES = [(HIDDEN, None), (None, OWN), (TargetsConfig(layers=(1,)), OWN), (None, SPREAD)]
 
 
 def with_options(cfg: Config, targets: TargetsConfig | None = None, objective: ObjectiveConfig | None = None) -> Config:
@@ -66,7 +68,7 @@ def test_weights_of_context_patches_fall_with_the_distance() -> None:
 
 
 @pytest.mark.parametrize("recompute", ["", "full"])
-@pytest.mark.parametrize(("targets", "objective"), [(HIDDEN, None), (None, OWN), (TargetsConfig(layers=(1,)), OWN)])
+@pytest.mark.parametrize(("targets", "objective"), CASES)
 def test_flops_and_parameters_are_torchs(
     recompute: str, targets: TargetsConfig | None, objective: ObjectiveConfig | None, tmp_path: Path
 ) -> None:
@@ -99,6 +101,8 @@ def test_activations_are_what_the_allocator_held(targets: TargetsConfig | None, 
         (["targets.layers=[1]", "targets.combine=mean"], "no effect without two or more targets.layers"),
         (["objective.context_warmup=0.5"], "no effect while objective.context_weight is 0"),
         (["objective.context_weight=1", "objective.context_warmup=1.1"], "must be from 0 to 1"),
+        (["objective.projection=9"], "no effect while objective.variance_weight and objective.covariance_weight are 0"),
+        (["objective.variance_weight=1", "optimization.batch_size=1"], "needs a global batch of 2 images or more"),
     ],
 )
 def test_impossible_options_are_refused_with_key_and_limit(overrides: list[str], words: str, tmp_path: Path) -> None:
@@ -115,10 +119,50 @@ def test_options_at_their_defaults_leave_the_fingerprint_and_others_change_it(tm
         with_options(cfg, TargetsConfig(norm="tanh")),
         with_options(cfg, None, OWN),
         with_options(cfg, None, replace(OWN, context_warmup=0.1)),
+        with_options(cfg, None, SPREAD),
     ]
-    assert len({config.fingerprint(one) for one in (cfg, *others)}) == 6
+    assert len({config.fingerprint(one) for one in (cfg, *others)}) == 7
     assert all(config.from_text(config.to_text(one), "x") == one for one in others)
     assert [line for line in config.difference(cfg, others[0])] == ["targets.layers: null -> [1, 2]"]
+
+
+def test_variance_and_covariance_equal_a_plain_rewriting(tmp_path: Path) -> None:
+    cfg = with_options(small_config(tmp_path / "run"), None, SPREAD)
+    cfg = replace(cfg, masks=replace(cfg.masks, num_contexts=3))
+    images = torch.randn(4, 3, 48, 48)
+    masks = build_sampler(cfg.masks, cfg.grid, 0, 4).sample(0, 0, 4, "cpu")
+    model = ijepa.build(cfg)
+    initialise(model, seed=1)
+    for parameter in model.parameters():
+        parameter.data.mul_(4)
+    ours, plain = model(images, masks).loss, objective_reference.loss_of(cfg, model, images, masks, 0)
+    torch.testing.assert_close(ours, plain)
+    wanted = torch.autograd.grad(plain, [p for p in model.parameters() if p.requires_grad])
+    for found, true in zip(torch.autograd.grad(ours, [p for p in model.parameters() if p.requires_grad]), wanted, strict=True):
+        torch.testing.assert_close(found, true, rtol=1e-3, atol=1e-5)
+    none = objective_reference.loss_of(with_options(cfg), model, images, masks, 0)
+    assert float(plain.detach()) > float(none.detach()) + 0.1
+
+
+def test_statistics_over_the_batch_need_it_in_one_pass(tmp_path: Path) -> None:
+    cfg = with_options(small_config(tmp_path / "run"), None, SPREAD)
+    cfg = replace(cfg, optimization=replace(cfg.optimization, max_micro_batch=2))
+    words = "objective.variance_weight: its statistics are over the global batch.*raise optimization.max_micro_batch to 4"
+    with pytest.raises(ConfigError, match=words):
+        config.check(cfg, 2)
+    config.check(cfg, 4)
+    config.check(replace(cfg, objective=OWN), 2)
+
+
+def test_a_projector_is_not_exported_and_starts_anew(tmp_path: Path) -> None:
+    cfg = with_options(small_config(tmp_path / "run"), None, SPREAD)
+    write_run(tmp_path / "run", cfg)
+    source = open_source(tmp_path / "run")
+    assert not [name for name in source.parts["predictor"] if "projector" in name]
+    out = export(source, tmp_path / "all", which="all").parent
+    start = open_start(replace(cfg, model=replace(cfg.model, init_from=str(out))))
+    name = "predictor.projector.0.weight"
+    assert torch.equal(start.student(name, torch.Size((12, 48))), initial_value(name, torch.Size((12, 48)), cfg.run.seed))
 
 
 def test_a_warm_up_of_the_context_loss_fixes_the_length_of_the_run(tmp_path: Path) -> None:
