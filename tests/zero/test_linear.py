@@ -333,7 +333,7 @@ def test_a_digest_is_of_the_source_with_its_decorators() -> None:
 
 
 def _costs_of_a_step(stage: int, world: int, pipe: Any) -> None:
-    """In a process of its own: function calls of one step of rank 0 of `world` ranks, its collectives, its bytes over the least."""
+    """In a process of its own: calls of one step of rank 0 of `world` ranks, its collectives, its bytes over the least."""
     from ijepa_ds.bench.traffic import Traffic, least_bytes
     from ijepa_ds.distributed.fake import pretend_world
     from tests.dist import jobs
