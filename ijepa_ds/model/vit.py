@@ -204,7 +204,9 @@ class Predictor(nn.Module):
         self.predictor_norm = LayerNorm(width)
         self.predictor_proj = nn.Linear(width, outputs or encoder_width)
         if projection:
-            self.projector = nn.Sequential(nn.Linear(encoder_width, projection), nn.GELU(), nn.Linear(projection, projection))
+            # a last bias would have no gradient: the terms are of centred projections
+            last = nn.Linear(projection, projection, bias=False)
+            self.projector = nn.Sequential(nn.Linear(encoder_width, projection), nn.GELU(), last)
 
     def set_grid(self, grid: int) -> None:
         """Set the number of patches along a side of later images, as `Encoder.set_grid`."""

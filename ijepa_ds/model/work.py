@@ -230,4 +230,4 @@ def _predictor(work: Work) -> Iterator[Parameter]:
     yield from _linear("predictor", "predictor_proj", p, work.prediction_width)
     if work.projection:
         yield from _linear("predictor", "projector.0", d, work.projection)
-        yield from _linear("predictor", "projector.2", work.projection, work.projection)
+        yield from _linear("predictor", "projector.2", work.projection, work.projection, bias=False)
