@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for way in args.ways:
         for task in ("knn", "count", "grid4"):
             found = json.loads((args.out / way / task / "result.json").read_text())
-            scores = {"trained": found["scores"]} | {one["which"]: one["scores"] for one in found["baselines"]}
+            scores = {"trained": found["scores"]} | {which: one["scores"] for which, one in found["baselines"].items()}
             score = "20-NN" if task == "knn" else "count"
             print(way, task, ", ".join(f"{which} {values[score]:.1f}" for which, values in scores.items()))
     return 0
