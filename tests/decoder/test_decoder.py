@@ -82,6 +82,25 @@ def test_the_predictor_is_compared_with_an_untrained_one(
 
 
 @pytest.mark.slow
+def test_tokens_are_not_exchanged_between_neighbours_of_a_folder(
+    trained: dict[str, Path], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are mostly of one class: another image's tokens would draw nearly the right thing."""
+    opened, load = [], measure.load_eval_images
+    monkeypatch.setattr(
+        measure, "load_eval_images", lambda found, *rest, **more: opened.append(found) or load(found, *rest, **more)
+    )
+    fixed = ["--decoder", str(trained["patches"]), "--images", str(place / "images"), "--device", "cpu", "--sampler-steps", "1"]
+    for seed, name in ((0, "a"), (0, "b"), (1, "c")):
+        assert cli.main(["decoder", "evaluate", *fixed, "--seed", str(seed), "--out", str(tmp_path / name)]) == 0
+    numbers = [[int(Path(str(image)).stem) for image in images] for images in opened]
+    assert all(sorted(found) == list(range(12)) for found in numbers)
+    assert numbers[0] == numbers[1] != numbers[2]  # the same for the same seed
+    followed = sum(after - before == 1 for found in numbers for before, after in zip(found, found[1:], strict=False))
+    assert followed <= 6  # of 33 pairs; in the order of the folder all
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["image", "block", "patches"])
 def test_decode_draws_a_page(variant: str, trained: dict[str, Path], place: Path, tmp_path: Path) -> None:
     fixed = ["--decoder", str(trained[variant]), "--images", str(place / "images"), "--out", str(tmp_path), "--device", "cpu"]
