@@ -631,5 +631,11 @@ MUTATIONS = [
     Mutation(
         "ijepa_ds/data/forms.py", "np.flatnonzero(forms != usual)", "np.flatnonzero(forms < 0)", f"{_CHANNELS} -k odd_files"
     ),
+    Mutation(
+        "ijepa_ds/decoder/measure.py",
+        'if facts["condition"] == "patches":  # neighbours',
+        "if False:  # neighbours",
+        "tests/decoder/test_decoder.py -k neighbours",
+    ),
 ]
 EXPLAINED: dict[tuple[str, str], str] = {}  # (file, old): why no test can notice it
