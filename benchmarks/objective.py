@@ -58,7 +58,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "tanh-block": ("targets.layers={last}", "targets.norm=tanh"),
     "no-norm": ("targets.norm=none",),
     "context": ("objective.context_weight=0.5", "objective.context_warmup=0.1"),
-    "spread": ("objective.variance_weight=0.1", "objective.covariance_weight=0.01", "objective.projection=128"),
+    "spread": ("objective.variance_weight=0.025", "objective.covariance_weight=0.001", "objective.projection=128"),
     "residual": ("model.precision=bfloat16", "model.residual=bfloat16"),
     "contexts-2": ("masks.num_contexts=2",),
     "targets-8": ("masks.num_targets=8", "masks.allow_overlap=true"),
