@@ -21,6 +21,10 @@ export VENV
 
 # One folder for each environment: operators compiled for another PyTorch do not load, and another build may hold the lock.
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$VENV/torch_extensions}
+# a script that sources this file makes the environment itself
+if [ "${#BASH_SOURCE[@]}" -eq 1 ] && [ ! -x "$VENV/bin/python" ]; then
+    echo "env.sh: there is no environment at $VENV: set VENV to yours, or run bash launch/install.sh" >&2
+fi
 case $PATH in "$VENV/bin:"*) ;; *) export PATH=$VENV/bin:$PATH ;; esac  # the build needs ninja, the launcher python
 
 # Whether this process may use an NVIDIA GPU. An empty CUDA_VISIBLE_DEVICES means none; WSL has no device files.

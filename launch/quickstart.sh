@@ -79,7 +79,7 @@ train() {
     # ZeRO-1: a network of this size needs no sharded parameters, and gathering them would double the time of a step.
     # --hostfile '': ignore a cluster's hostfile in /job; this script uses one machine.
     phase "training with $ranks ranks on $([ "$gpus" -gt 0 ] && echo GPUs || echo "the CPU")" \
-        deepspeed --log_level warning --hostfile '' --master_port "$port" ${number[@]+"${number[@]}"} \
+        deepspeed --log_level error --hostfile '' --master_port "$port" ${number[@]+"${number[@]}"} \
         --module ijepa_ds.train --config "$IJEPA_DS_REPO/configs/quickstart.yaml" \
         --deepspeed_config "$IJEPA_DS_REPO/ds_configs/zero1.json" "data.source=$work/objects/train" "run.dir=$run"
     # The launcher returns 0 when its child died of a signal, so check the trainer's own marker.
@@ -98,16 +98,17 @@ fi
 phase "scoring the frozen encoder, and an untrained one" env OMP_NUM_THREADS="$threads" \
     ijepa-ds eval all --checkpoint "$run" --train "$work/objects/train" --test "$work/objects/test" \
     --baseline untrained --out "$work/eval"
-phase "drawing the summary" ijepa-ds summary --run "$run" --eval "$work/eval" --out "$work/summary.png"
+phase "drawing the summary" ijepa-ds summary --run "$run" --eval "$work/eval" \
+    --title "Quickstart: a tiny I-JEPA on rendered objects" --out "$work/summary.png"
 
 cat <<TXT
 
 Finished in $SECONDS s. Look at
   $work/summary.png       loss, masks, scores and nearest neighbours in one picture
   $work/eval/result.json  the scores
-  $run                    configuration, checkpoints, TensorBoard events
+  $run                configuration, checkpoints, TensorBoard events
 Next:
-  source "$launch/env.sh"    puts ijepa-ds, deepspeed and tensorboard on the PATH
+  export VENV="$VENV"; source "$launch/env.sh"    puts ijepa-ds, deepspeed and tensorboard on the PATH
   tensorboard --logdir "$work"
   configs/*.yaml             the published runs; each begins with its command and what to expect
   README.md, docs/           everything else

@@ -78,7 +78,7 @@ def configuration(source: str, folder: Path, found: Found, choice: Choice) -> st
     few = "  # the published sampler leaves too few patches to a context on this grid" if not choice.published_masks else ""
     masks = "published" if choice.published_masks else "unbiased"
     context = f"\n  context_tokens: {choice.grid**2 // 4}  # a quarter of the patches" if not choice.published_masks else ""
-    rate = "the published 1e-3 times sqrt(batch / 2048)" if found.gpus else "as configs/cifar10_tiny.yaml"
+    rate = "the published 1e-3 times sqrt(batch / 2048)" if found.gpus else "as configs/quickstart.yaml"
     decay = "0.4" if choice.model in ("base", "large", "huge") else "0.05"
     predictor = "{depth: 4, width: 64, heads: 4}" if not found.gpus else _predictor(choice.model)
     return f"""\
@@ -130,10 +130,14 @@ def _said(found: Found, choice: Choice) -> str:
     kind = f"{found.gpus} GPU{'s' if found.gpus != 1 else ''}" if found.gpus else "the CPU"
     lines = [
         f"{found.images:,} images, shorter side {found.shorter:g} pixels (median), {found.classes or 'no'} classes; {kind}",
-        f"crop {choice.crop}, patch {choice.patch}, model {choice.model}, batch {choice.batch}, {choice.epochs} epochs, "
-        f"ZeRO-{choice.stage}",
+        f"crop {choice.crop}, patch {choice.patch}, model {choice.model}, batch {choice.batch}, {choice.epochs} epochs "
+        f"of {found.images // choice.batch:,} steps, ZeRO-{choice.stage}",
     ]
     return "\n".join([*lines, *(f"warning: {line}" for line in choice.warnings)])
+
+
+# 500 steps; a length in epochs has to go first
+TRIAL = "optimization.epochs=null optimization.warmup_epochs=null optimization.steps=500 optimization.warmup_steps=50"
 
 
 def commands(folder: Path, source: str, found: Found) -> str:
@@ -146,6 +150,7 @@ def commands(folder: Path, source: str, found: Found) -> str:
         [
             f"train:     deepspeed {where} --module ijepa_ds.train {files}",
             f"   or:     torchrun --nproc_per_node {min(ranks, _A_HOST)} -m ijepa_ds.train {files}",
+            f"trial:     the same command with run.dir={here}/trial {TRIAL}",
             f"evaluate:  ijepa-ds eval knn --checkpoint {here}/run --train {labelled} --test TEST --baseline untrained "
             f"--out {here}/eval",
             f"load:      encoder, transform = ijepa_ds.load_encoder({str(folder / 'run')!r})",

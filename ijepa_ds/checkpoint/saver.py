@@ -158,7 +158,7 @@ class Saver:
             if self._rank == 0 and not self._warned:
                 logger.warning(
                     "the checkpoint of step %d is still being written, and that of step %d is due: training waits. "
-                    "A larger run.checkpoint_every avoids it",
+                    "If no signal asked for it, a larger run.checkpoint_every avoids it",
                     self._save.step,
                     done,
                 )

@@ -44,10 +44,11 @@ def _spread(cfg: Config, world_size: int | None) -> Iterator[Problem]:
             text = f"has no effect while {' and '.join(_SPREAD)} are 0; remove it, or set one of them"
             yield Problem(("objective.projection", *_SPREAD), text)
         return
-    key = _SPREAD[0] if o.variance_weight else _SPREAD[1]
+    weights = (o.variance_weight, o.covariance_weight)
+    keys = tuple(key for key, weight in zip(_SPREAD, weights, strict=True) if weight)
     if batch < 2:
-        text = f"a variance needs a global batch of 2 images or more, got optimization.batch_size {batch}"
-        yield Problem((key, "optimization.batch_size"), text)
+        text = f"statistics of a batch need 2 images or more, got optimization.batch_size {batch}"
+        yield Problem((*keys, "optimization.batch_size"), text)
     try:
         plan = plan_of(cfg, world_size or batch)
     except ConfigError:  # reported by itself
@@ -55,7 +56,8 @@ def _spread(cfg: Config, world_size: int | None) -> Iterator[Problem]:
     if plan.accumulation > 1:
         text = (
             f"its statistics are over the global batch, so a device must take its share in one pass, but {batch} images on "
-            f"{plan.world_size} devices are {plan.accumulation} passes of {plan.micro_batch}; raise "
+            f"{plan.world_size} device{'s' if plan.world_size > 1 else ''} are {plan.accumulation} passes of "
+            f"{plan.micro_batch}; raise "
             f"optimization.max_micro_batch to {batch // plan.world_size}, or use more devices"
         )
-        yield Problem((key, "optimization.max_micro_batch", "optimization.batch_size", "masks.truncation_group"), text)
+        yield Problem((*keys, "optimization.max_micro_batch", "optimization.batch_size", "masks.truncation_group"), text)

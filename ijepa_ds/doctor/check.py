@@ -86,7 +86,8 @@ def check_start(args: argparse.Namespace, world: int, good: str = GOOD) -> int:
     if failed:
         print(f"\n{failed} problem{'s' if failed > 1 else ''}: the run would not start. Nothing was written")
         return USER_ERROR
-    print(f"\n{good}")
+    warned = sum(row.verdict == WARN for row in found.rows)
+    print(f"\n{f'{warned} warning' + ('s' if warned > 1 else '') + ' above; ' if warned else ''}{good}")
     return 0
 
 

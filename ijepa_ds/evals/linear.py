@@ -50,6 +50,7 @@ def evaluate(
     if len(np.unique(y)) < 2:
         raise ValueError("the training images have a single class: a classifier needs at least two")
     x, test_x = standardise(train_features.cpu().double().numpy(), test_features.cpu().double().numpy())
+    logger.info("linear: fitting %s images of %d numbers; it has no progress bar", f"{len(x):,}", x.shape[1])
     model = LogisticRegression(C=c, max_iter=max_iterations)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)

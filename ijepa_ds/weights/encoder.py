@@ -50,7 +50,9 @@ def read_encoder(path: str | Path, which: str | None = None, heads: int | None =
         raise WeightsError(f"which: expected {', '.join(WHICH)}, got {which!r}")
     source = open_source(path, heads, weights=which != "untrained")
     if which != "untrained" and not source.parts:
-        raise WeightsError(f"{path}: this run has no checkpoint yet")
+        inner = Path(path) / "run"  # `ijepa-ds init` writes a configuration whose run is one folder below
+        hint = f"; did you mean {inner}?" if (inner / "config.yaml").is_file() else ""
+        raise WeightsError(f"{path}: this run has no checkpoint yet{hint}")
     which = which if which == "untrained" else source.choose(which)
     for note in source.notes:
         logger.info("%s: %s", source.path, note)

@@ -102,7 +102,7 @@ def test_activations_are_what_the_allocator_held(targets: TargetsConfig | None, 
         (["objective.context_warmup=0.5"], "no effect while objective.context_weight is 0"),
         (["objective.context_weight=1", "objective.context_warmup=1.1"], "must be from 0 to 1"),
         (["objective.projection=9"], "no effect while objective.variance_weight and objective.covariance_weight are 0"),
-        (["objective.variance_weight=1", "optimization.batch_size=1"], "needs a global batch of 2 images or more"),
+        (["objective.variance_weight=1", "optimization.batch_size=1"], "statistics of a batch need 2 images or more"),
     ],
 )
 def test_impossible_options_are_refused_with_key_and_limit(overrides: list[str], words: str, tmp_path: Path) -> None:
