@@ -51,7 +51,7 @@ def train(name: str, args: argparse.Namespace) -> Path:
     command += ["--deepspeed_config", str(ROOT / "ds_configs" / "zero0.json"), *keys, "eval.max_train=3000", *RUNS[name]]
     if not (folder / "completed.json").exists():
         with (args.out / f"{folder.name}.log").open("a") as log:
-            subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=True)
+            subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False)  # a collapse may end it
     return folder
 
 

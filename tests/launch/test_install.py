@@ -213,3 +213,17 @@ def test_scripts_parse(repository: Path) -> None:
     assert len(scripts) >= 5
     for script in scripts:
         subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_shell_without_an_environment_is_told_so(exists: bool, repository: Path, tmp_path: Path) -> None:
+    if exists:
+        (tmp_path / "bin").mkdir()
+        write_script(tmp_path / "bin" / "python", "")
+    script = tmp_path / "script.sh"  # one that makes the environment itself
+    script.write_text(f"source '{repository}/launch/env.sh'")
+    for command, says in ((["-c", script.read_text()], not exists), ([str(script)], False)):
+        done = subprocess.run(
+            ["bash", *command], env=os.environ | {"VENV": str(tmp_path)}, capture_output=True, text=True, check=True
+        )
+        assert (f"there is no environment at {tmp_path}" in done.stderr) == says, done.stderr

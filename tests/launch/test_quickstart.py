@@ -117,7 +117,8 @@ def test_from_nothing_to_a_picture_and_then_again(checkout: Checkout) -> None:
         f"ijepa-ds eval all --checkpoint {work}/run --train {objects}/train --test {objects}/test "
         f"--baseline untrained --out {work}/eval"
     )
-    assert summary == f"ijepa-ds summary --run {work}/run --eval {work}/eval --out {work}/summary.png"
+    title = "Quickstart: a tiny I-JEPA on rendered objects"
+    assert summary == f"ijepa-ds summary --run {work}/run --eval {work}/eval --title {title} --out {work}/summary.png"
     assert output.count(": done in") == 6
     assert f"{work}/summary.png" in output.rpartition("Finished")[2]
 

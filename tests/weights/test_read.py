@@ -121,6 +121,13 @@ def test_runs(tmp_path: Path) -> None:
         read_encoder(tmp_path / "run")
 
 
+def test_the_folder_of_init_is_not_the_run_but_names_it(tmp_path: Path) -> None:
+    write_run(tmp_path / "mine" / "run")
+    shutil.copy(tmp_path / "mine" / "run" / "config.yaml", tmp_path / "mine")
+    with pytest.raises(WeightsError, match=r"no checkpoint yet; did you mean .*mine/run\?"):
+        read_encoder(tmp_path / "mine")
+
+
 def test_untrained_is_what_a_run_with_init_from_started_from(tmp_path: Path) -> None:
     first = write_run(tmp_path / "first")
     cfg = small_config(tmp_path / "second")
