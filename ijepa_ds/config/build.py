@@ -93,9 +93,15 @@ def _value(values: Any, names: Iterable[str]) -> Any:
     return values
 
 
+# what other projects call a key
+_ELSEWHERE = {"learning_rate": "lr", "base_lr": "lr", "wd": "weight_decay", "num_epochs": "epochs", "max_steps": "steps"}
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'lr'?"`, or nothing when no known name is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    names = list(known)
+    close = [own for other, own in _ELSEWHERE.items() if other == name and own in names]
+    close = close or difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 

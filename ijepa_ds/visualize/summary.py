@@ -93,9 +93,12 @@ def _draw_loss(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
         axes.text(0.5, 0.5, "no points logged", color=MUTED, ha="center", transform=axes.transAxes)
         return
     smooth = len(values) >= _SMOOTH_FROM
-    axes.plot(steps, values, color=TRAINED, linewidth=1 if smooth else 1.8, alpha=0.3 if smooth else 1.0)
+    axes.plot(steps, values, color=TRAINED, linewidth=1 if smooth else 1.8, alpha=0.3 if smooth else 1.0, label="as logged")
     if smooth:
-        axes.plot(steps, running_mean(values, len(values) // 20), color=TRAINED, linewidth=1.8)
+        half = len(values) // 20
+        mean = running_mean(values, half)
+        axes.plot(steps, mean, color=TRAINED, linewidth=1.8, label=f"mean of {2 * half + 1} points")
+        axes.legend(frameon=False, fontsize=9, labelcolor=MUTED, loc="upper right")
     if values.min() > 0 and values.max() / values.min() > _LOG_FROM:
         axes.set_yscale("log")
     axes.margins(x=0.02, y=0.08)

@@ -108,6 +108,7 @@ CASES = {
     "YAML's base 8": (["run.seed=010"], r"write (\d+), or (\d+) without", "run.seed={0} | run.seed={1}"),
     "YAML's base 60": (["run.seed=1:30"], r"as 90; write (\d+)", "run.seed={0}"),
     "misspelt": (["model.nmae=base"], r"did you mean '(\w+)'", "model.{0}=base"),
+    "another name": (["optimization.learning_rate=1e-3"], r"did you mean '(\w+)'", "optimization.{0}=1e-3"),
     "in another section": (["model.lr=0.001"], r"'lr' belongs in '(\w+)'", "{0}.lr=0.001"),
     "context tokens": (
         ["masks.context_tokens=60"],
