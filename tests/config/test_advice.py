@@ -108,7 +108,7 @@ CASES = {
     "YAML's base 8": (["run.seed=010"], r"write (\d+), or (\d+) without", "run.seed={0} | run.seed={1}"),
     "YAML's base 60": (["run.seed=1:30"], r"as 90; write (\d+)", "run.seed={0}"),
     "misspelt": (["model.nmae=base"], r"did you mean '(\w+)'", "model.{0}=base"),
-    "another name": (["optimization.learning_rate=1e-3"], r"did you mean '(\w+)'", "optimization.{0}=1e-3"),
+    "misspelt as elsewhere": (["optimization.learning_rate=1e-3"], r"did you mean '(\w+)'", "optimization.{0}=1e-3"),
     "in another section": (["model.lr=0.001"], r"'lr' belongs in '(\w+)'", "{0}.lr=0.001"),
     "context tokens": (
         ["masks.context_tokens=60"],
@@ -257,7 +257,11 @@ def test_following_it_is_accepted(name: str, tmp_path: Path) -> None:
     for way in ways.split(" | "):
         follow = way.format(*match.groups()).split()
         # a key of which the advice names another spelling, place or value is replaced by it
-        gone = keys if name in ("misspelt", "in another section") else {text.partition("=")[0] for text in follow}
+        gone = (
+            keys
+            if name in ("misspelt", "misspelt as elsewhere", "in another section")
+            else {text.partition("=")[0] for text in follow}
+        )
         followed = [text for text in provoke if text.partition("=")[0] not in gone] + follow
         assert refused(path, followed) == [], way
         assert thin_contexts(path, followed) == "", way
