@@ -61,7 +61,7 @@ def draw(folders: dict[str, Path], path: Path) -> None:
     for place, (tag, title) in enumerate(CHARTS.items(), start=1):
         axes = figure.add_subplot(2, 2, place)
         plain_axes(axes, title)
-        for (name, folder), colour in zip(folders.items(), COLOURS, strict=True):
+        for (name, folder), colour in zip(folders.items(), COLOURS, strict=False):
             steps, values = read_scalars(folder)[tag]
             axes.plot(steps, values, color=colour, label=name, linewidth=1.6)
             for step in first_alarms(folder).values():
@@ -90,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--train", type=Path, required=True, help="labelled images")
     parser.add_argument("--test", type=Path, required=True, help="others, to score")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs and the picture")
+    parser.add_argument("--runs", nargs="+", choices=[name.split(":")[0] for name in RUNS], help="some of the runs (all)")
     parser.add_argument("--steps", type=int, default=1600, help="optimizer steps (1600)")
     parser.add_argument("--seed", type=int, default=2, help="run.seed (2)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once (1)")
@@ -98,7 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         setattr(args, name, Path(os.path.abspath(getattr(args, name))))
     args.out.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(args.jobs) as pool:
-        folders = dict(zip(RUNS, pool.map(train, RUNS, [args] * len(RUNS)), strict=True))
+        names = [name for name in RUNS if not args.runs or name.split(":")[0] in args.runs]
+        folders = dict(zip(names, pool.map(train, names, [args] * len(names)), strict=True))
     draw(folders, args.out / "collapses.png")
     for name, folder in folders.items():
         values = read_scalars(folder)
