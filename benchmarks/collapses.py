@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.sides import ROOT
-from ijepa_ds.plotting.style import plain_axes, save
+from ijepa_ds.plotting.style import MUTED, plain_axes, save
 from ijepa_ds.telemetry.events import read_scalars
 
 # Name: overrides of configs/quickstart.yaml.
@@ -68,6 +68,9 @@ def draw(folders: dict[str, Path], path: Path) -> None:
                 axes.plot(step, np.interp(step, steps, values), "x", color=colour, markersize=9, markeredgewidth=2.4)
         if tag == "loss":
             axes.set_yscale("log")
+            for axis_format in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                axis_format(lambda value, _: f"{value:g}")
+            axes.tick_params(which="minor", labelsize=8, length=0, labelcolor=MUTED)
         axes.set_xlabel("step")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=4, frameon=False, fontsize=9)
