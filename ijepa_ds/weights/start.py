@@ -44,7 +44,7 @@ class Start:
         part, _, rest = name.partition(".")
         if part == "encoder":
             return self.source.parts[self.context][rest]
-        if rest in self.source.parts.get("predictor", ()):  # projectors are not exported
+        if "predictor" in self.source.parts and not rest.startswith("projector."):  # projectors are not exported
             return self.source.parts["predictor"][rest]
         return initial_value(name, shape, self.seed)
 
