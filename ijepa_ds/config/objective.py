@@ -58,3 +58,10 @@ class ObjectiveConfig:
     def spreads(self) -> bool:
         """Whether the loss has a term that keeps contexts apart, on their projections."""
         return self.variance_weight > 0 or self.covariance_weight > 0
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the terms of the loss, in the order of `ijepa.Output.terms`; none while the loss is the prediction alone."""
+        own = ("context",) if self.context_weight > 0 else ()
+        spread = ("variance", "covariance") if self.spreads else ()
+        return ("prediction", *own, *spread) if own or spread else ()

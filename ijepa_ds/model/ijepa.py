@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ijepa_ds.config import Config, ObjectiveConfig, TargetsConfig
 from ijepa_ds.config.sizes import size_of
 from ijepa_ds.masks.sampler import Masks
-from ijepa_ds.model.objective import compare, context_loss, spread_loss, targets_of
+from ijepa_ds.model.objective import compare, context_loss, spread_terms, targets_of
 from ijepa_ds.model.vit import Encoder, Predictor
 
 
@@ -22,6 +22,9 @@ class Output(NamedTuple):
     loss: Tensor  # scalar, float32
     prediction: Tensor  # [B, C, M, Kt, T], detached
     target: Tensor  # [B, M, Kt, T], float32, normalised, no gradient
+    terms: Tensor | None = (
+        None  # float32 [terms], detached, before their weights: `ObjectiveConfig.terms`; None if there are none
+    )
 
 
 class IJEPA(nn.Module):
@@ -76,16 +79,20 @@ class IJEPA(nn.Module):
         else:
             prediction = self.predictor(encoded, masks.context, masks.targets)
         loss, target = self.compare(outputs, prediction, masks.targets, self.target_options)
+        terms = [loss]
         if weight:
             own = context_loss(of_context, outputs, masks, self.encoder.grid, self.target_options)
             loss = loss + weight * context_share * own
+            terms.append(own)
         if self.objective.spreads:
             pooled = encoded.mean(dim=2).flatten(0, 1)  # [B * C, D]
             projected = self.predictor.projector(pooled.to(self.predictor.projector[0].weight.dtype))
-            loss = loss + spread_loss(projected, self.objective)
+            variance, covariance = spread_terms(projected)
+            loss = loss + self.objective.variance_weight * variance + self.objective.covariance_weight * covariance
+            terms += [variance, covariance]
         if mark:
             mark("predictor")
-        return Output(loss, prediction.detach(), target)
+        return Output(loss, prediction.detach(), target, torch.stack(terms).detach() if self.objective.terms else None)
 
     def set_grid(self, grid: int) -> None:
         """Set the number of patches along a side of later images (`Encoder.set_grid`)."""

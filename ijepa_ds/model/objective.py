@@ -12,7 +12,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from ijepa_ds.config.objective import ObjectiveConfig, TargetsConfig
+from ijepa_ds.config.objective import TargetsConfig
 from ijepa_ds.masks.sampler import Masks, take
 
 
@@ -86,18 +86,17 @@ def nearness(masks: Masks, grid: int) -> Tensor:
     return squared.float().pow(-0.25)
 
 
-def spread_loss(projected: Tensor, cfg: ObjectiveConfig) -> Tensor:
-    """Return the variance and covariance terms of projected contexts, a float32 scalar (VICReg, arXiv 2105.04906).
+def spread_terms(projected: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the variance and the covariance term of projected contexts, float32 scalars (VICReg, arXiv 2105.04906).
 
     With C the covariance matrix over all contexts of the global batch, divided by their number less one:
 
-        variance_weight * mean_i max(0, 1 - sqrt(C_ii + 1e-4)) + covariance_weight * sum_(i != j) C_ij^2 / P
+        variance = mean_i max(0, 1 - sqrt(C_ii + 1e-4))        covariance = sum_(i != j) C_ij^2 / P
 
     Every rank gets the same value. Two all-reduces, of P and P * P numbers; the backward pass has none.
 
     Args:
         projected: This rank's `[n, P]`; n is the same on every rank.
-        cfg: The weights of both terms.
     """
     z = projected.float()
     total = len(z) * (dist.get_world_size() if dist.is_initialized() else 1)
@@ -107,7 +106,7 @@ def spread_loss(projected: Tensor, cfg: ObjectiveConfig) -> Tensor:
     variance = covariance.diagonal()
     hinge = (1 - (variance + 1e-4).sqrt()).relu().mean()
     apart = (covariance.square().sum() - variance.square().sum()) / len(variance)
-    return cfg.variance_weight * hinge + cfg.covariance_weight * apart
+    return hinge, apart
 
 
 def _over_ranks(x: Tensor) -> Tensor:

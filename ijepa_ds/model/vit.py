@@ -191,7 +191,7 @@ class Predictor(nn.Module):
             position_grid: As in `Encoder`.
             outputs: T, values of a prediction; None: D.
             residual: As in `Encoder`.
-            projection: Width of `projector`, which `objective.spread_loss` uses; 0: none.
+            projection: Width of `projector`, which `objective.spread_terms` uses; 0: none.
         """
         super().__init__()
         self.checkpointing, self.residual = checkpointing, residual

@@ -5,7 +5,7 @@ from __future__ import annotations
 # category -> chart -> tags (regular expressions), as SummaryWriter.add_custom_scalars takes it
 LAYOUT: dict[str, dict[str, list[object]]] = {
     "Does it learn": {
-        "loss": ["Multiline", ["^loss$"]],
+        "loss, and its terms before their weights": ["Multiline", ["^loss$", "^loss/"]],
         "cosine of predicted and true": ["Multiline", ["^probe/cosine_prediction_target$"]],
         "k-NN and other scores (eval.every, ijepa-ds eval)": ["Multiline", ["^eval/", "NN$", "knn"]],
     },

@@ -254,7 +254,7 @@ class Around:
         """Add the loss of a micro-batch; it stays on the device."""
         self.mark("backward")
         self.batches.stopwatch.worked()
-        self._reporter.add(result.loss)
+        self._reporter.add(result)
         self._losses.append(result.loss.detach())
 
     def before_update(self) -> None:

@@ -63,17 +63,21 @@ class Reporter:
         self._peak = data_sheet_peak(engine.device, engine.compute_dtype)
         self._alarms = 0
         self._entropy: EntropyProbe | None = None
-        self._loss = torch.zeros(2, device=engine.device)  # sum and number of finite losses since the last point
+        # of micro-batches with a finite loss, since the last point: sum of their losses, their number, sum of each term
+        self._loss = torch.zeros(2 + len(cfg.objective.terms), device=engine.device)
         if window and rank == 0:
-            self._loss += torch.tensor(window, device=engine.device)
+            self._loss[: len(window)] += torch.tensor(window, device=engine.device)
         self._steps, self._since = 0, time.perf_counter()
         self._skipped, self._warned, self._settled = 0, False, False
         self._bar = Bar("pretraining", schedule.total_steps, "steps", done=start, show=rank == 0, always=True)
 
-    def add(self, loss: Tensor) -> None:
-        """Add a micro-batch's loss if it is finite; it stays on the device."""
-        loss = loss.detach()
-        self._loss += torch.stack([loss.nan_to_num(0.0, 0.0, 0.0), loss.isfinite().float()])
+    def add(self, output: Output) -> None:
+        """Add the loss of a micro-batch and its terms if it is finite; they stay on the device."""
+        loss = output.loss.detach()
+        sums = torch.stack([loss, torch.ones_like(loss)])
+        if output.terms is not None:
+            sums = torch.cat([sums, output.terms])
+        self._loss += torch.where(loss.isfinite(), sums, torch.zeros_like(sums))
 
     def watching(self, step: int, micro: int) -> AbstractContextManager[object]:
         """Context for the forward pass of a micro-batch: records the target encoder's attention if a probe is due."""
@@ -127,7 +131,7 @@ class Reporter:
         return pixels if values.plain else torch.from_numpy(values.pictured(pixels.cpu().numpy()))
 
     def _write_scalars(self, step: int, masks: Masks, bad: int, figures: Figures) -> None:
-        total_loss, count = mean_over_ranks(self._loss.clone()).tolist()
+        total_loss, count, *terms = mean_over_ranks(self._loss.clone()).tolist()
         loss = total_loss / count if count else math.nan
         now = time.perf_counter()
         spent, images = now - self._since, self._steps * self.cfg.optimization.batch_size
@@ -156,6 +160,7 @@ class Reporter:
                 "slowest/memory_rank": figures.memory.rank,
                 "alarms/count": self._alarms,
             }
+            | {f"loss/{name}": total / count for name, total in zip(self.cfg.objective.terms, terms, strict=True) if count}
             | self._utilisation(images / spent, masks, step)
             | {f"time/{name}": seconds / total for name, seconds in parts.items()},
         )
@@ -193,8 +198,8 @@ class Reporter:
         """Flush the points, so that they reach the saved step; every rank calls it.
 
         Returns:
-            Sum and number of the finite losses since the last point, over all ranks: the next point of a resumed run
-            has the same mean as without the restart.
+            Sum and number of the finite losses since the last point, and sums of their terms, over all ranks: the next
+            point of a resumed run has the same means as without the restart.
         """
         self._log.flush()
         window = self._loss.clone()

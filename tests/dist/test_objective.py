@@ -11,6 +11,7 @@ import pytest
 
 from ijepa_ds.checkpoint.reader import CheckpointReader
 from ijepa_ds.config import Config, PredictorConfig
+from ijepa_ds.telemetry.metrics_file import read_lines
 from tests import objective_reference, reference
 from tests.dist import loop
 from tests.dist.test_zero import TRAIN, Ranks, assert_same_bits, mean_losses, relative, worst
@@ -75,6 +76,14 @@ def test_options_equal_a_plain_rewriting(
     np.testing.assert_allclose(mean_losses(results), expected.losses, rtol=1e-4)
     for step, norm in enumerate(expected.norms):
         assert results[1]["steps"][step]["norm"] == pytest.approx(norm, rel=1e-3)
+    *_, point = read_lines(tmp_path)
+    terms = {tag.removeprefix("loss/"): value for tag, value in point.items() if tag.startswith("loss/")}
+    if name == "spread":
+        sum_of_terms = terms["prediction"] + 0.1 * terms["context"] + 0.5 * terms["variance"] + 20 * terms["covariance"]
+        assert point["loss"] == pytest.approx(sum_of_terms, rel=1e-5)
+        assert min(terms.values()) > 0
+    else:
+        assert list(terms) == (["prediction", "context"] if "objective" in settings else [])
     # of every parameter but biases of keys, whose gradient is rounding alone
     assert max(worst(results[0]["folder"], expected.model).values()) < 2e-3
     for parameter, value in expected.model.target_encoder.named_parameters():
@@ -89,6 +98,11 @@ def test_a_resumed_run_continues_the_warm_up_and_refuses_another_objective(ranks
     resumed = ranks(2).run("train", run=str(tmp_path / "half"), resume=early, **settings)
     assert_same_bits(straight[0]["folder"], resumed[0]["folder"])
     assert CheckpointReader(Path(early)).manifest["step"] == 4
+    # run.log_every is 10, so the last point of both is the mean over steps 1 to 6
+    (*_, whole), (*_, half) = read_lines(tmp_path / "whole"), read_lines(tmp_path / "half")
+    assert {tag: half[tag] for tag in whole if tag.startswith("loss")} == pytest.approx(
+        {tag: whole[tag] for tag in ("loss", "loss/prediction", "loss/context")}
+    )
     for changed in ({"objective": {"context_weight": 0.6, "context_warmup": 1.0}}, {"targets": {"layers": (1, 2)}}):
         with pytest.raises(AssertionError, match="was saved from another configuration"):
             ranks(2).run("train", run=str(tmp_path / "other"), resume=early, **(settings | changed))

@@ -77,7 +77,7 @@ def test_the_target_pass_alone_is_in_bfloat16(options: dict) -> None:
     cfg = replace(cfg, model=replace(cfg.model, **options))
     exact, narrow = model_of(cfg), model_of(replace(cfg, model=replace(cfg.model, target_precision="bfloat16")))
     images, masks = batch(cfg, 0)
-    (_, prediction, target), (loss, prediction16, target16) = exact(images, masks), narrow(images, masks)
+    (_, prediction, target, _), (loss, prediction16, target16, _) = exact(images, masks), narrow(images, masks)
     assert torch.equal(prediction, prediction16)
     assert target16.dtype == torch.float32 and not torch.equal(target, target16)
     torch.testing.assert_close(target16, target, rtol=0.1, atol=0.1)
