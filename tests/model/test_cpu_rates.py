@@ -2,11 +2,13 @@
 
 import itertools
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from ijepa_ds.model.cpu import Rates, measure_rates
+from ijepa_ds.model.cpu.rates import _rate
 
 
 def test_a_rate_is_that_of_three_products() -> None:
@@ -16,6 +18,22 @@ def test_a_rate_is_that_of_three_products() -> None:
     assert rates.faster == "float32"
     assert Rates(1e9, 2e9).faster == "bfloat16"
     assert str(Rates(155.4e9, 83e9)) == "float32 155 GFLOP/s, bfloat16 83 GFLOP/s on this CPU"
+
+
+def test_passes_that_create_kernels_or_were_interrupted_do_not_decide() -> None:
+    """A pass takes 1 ms; the first of each type and every fourth one later take 0.4 s."""
+
+    def times() -> Iterator[float]:
+        now = 0.0
+        for number in itertools.count():
+            yield now
+            now += 0.4 if number % 4 == 0 else 0.001
+            yield now
+
+    ticks = [times(), times()]
+    rates = [_rate(64, 256, dtype, ticks.pop().__next__) for dtype in (torch.float32, torch.bfloat16)]
+    largest = 3 * 2.5e8  # FLOPs of the largest pass: 7,629 rows
+    assert rates == pytest.approx([largest / 0.001] * 2, rel=1e-3)
 
 
 @pytest.mark.parametrize(("width", "hidden"), [(128, 512), (1280, 5120)])

@@ -17,7 +17,7 @@ from ijepa_ds.model.cpu.tuning import tune
 _WIDTH, _HIDDEN = 384, 1536  # the layer is at most this large: emulated bfloat16 reaches only about 1 GFLOP/s
 _ROWS = 16  # of the first pass; fast passes are followed by larger ones
 _FLOPS = 2.5e8  # of the largest matrix product
-_SECONDS = 0.025  # for each type
+_SECONDS = 0.05  # for each type, at the largest shape; also the longest expected pass
 _PASSES = 4  # at least
 
 
@@ -40,7 +40,8 @@ class Rates(NamedTuple):
 def measure_rates(width: int, hidden: int, clock: Callable[[], float] = time.perf_counter) -> Rates:
     """Time one MLP layer in both types, with the kernels that `tune` chooses.
 
-    It takes about 50 ms, and some tenths of a second where bfloat16 is emulated.
+    It takes less than a second. Passes that are slow because they create kernels,
+    or because the core is busy, do not decide: the best pass counts, at the largest shape that is fast enough.
 
     Args:
         width: input features (the encoder's width).
@@ -69,11 +70,19 @@ def _rate(width: int, hidden: int, dtype: torch.dtype, clock: Callable[[], float
         layer(x).backward(gradient)
         return clock() - began
 
-    rows, best, spent, passes = _ROWS, 0.0, 0.0, 0
+    def work(rows: int) -> float:
+        return 3 * 2.0 * rows * width * hidden  # the product, and two in the backward pass
+
+    rows, best = _ROWS, 0.0
+    while True:
+        seconds(rows)  # the first pass of a shape creates its kernels
+        best = max(best, work(rows) / min(seconds(rows), seconds(rows)))
+        larger = min(4 * rows, most)
+        if larger == rows or work(larger) > _SECONDS * best:
+            break
+        rows = larger
+    spent, passes = 0.0, 0
     while spent < _SECONDS or passes < _PASSES:
         taken = seconds(rows)
-        best = max(best, 3 * 2.0 * rows * width * hidden / taken)  # the product, and two in the backward pass
-        spent, passes = spent + taken, passes + 1
-        if taken < _SECONDS / _PASSES:
-            rows = min(4 * rows, most)
+        spent, passes, best = spent + taken, passes + 1, max(best, work(rows) / taken)
     return best
