@@ -632,6 +632,28 @@ MUTATIONS = [
         "ijepa_ds/data/forms.py", "np.flatnonzero(forms != usual)", "np.flatnonzero(forms < 0)", f"{_CHANNELS} -k odd_files"
     ),
     Mutation(
+        "ijepa_ds/decoder/network.py", "shape.outside * (1 - inside)", "(1 - inside)", "tests/decoder/test_decoder.py -k counts"
+    ),
+    Mutation(
+        "ijepa_ds/decoder/network.py",
+        "share / share.mean(dim=(2, 3), keepdim=True)",
+        "share",
+        "tests/decoder/test_decoder.py -k counts",
+    ),
+    Mutation("ijepa_ds/model/ijepa.py", "terms.append(own)", "terms.append(loss)", "tests/dist/test_objective.py -k spread-0"),
+    Mutation(
+        "ijepa_ds/training/reporter.py",
+        "self._loss[: len(window)]",
+        "self._loss[:2]",
+        "tests/dist/test_objective.py -k resumed",
+    ),
+    Mutation(
+        "ijepa_ds/model/cpu/rates.py",
+        "        seconds(rows)  # the first",
+        "        # the first",
+        "tests/model/test_cpu_rates.py",
+    ),
+    Mutation(
         "ijepa_ds/decoder/measure.py",
         'if facts["condition"] == "patches":  # neighbours',
         "if False:  # neighbours",

@@ -20,6 +20,7 @@ FILES = ("decoder.json", "decoder.safetensors")
 NOISE_STEPS = 1000
 _WARM_UP = 0.05
 _FORMAT = 2  # 1 predicted velocities
+OUTSIDE = 0.1  # of new decoders of tokens: nothing tells them what is outside the block
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Shape:
     ema: float  # of the decoder's weights
     patch: int = 1  # pixel unshuffle by this factor at input and output: cheaper convolutions
     grid: int = 0  # conditions are the tokens of so many patches along a side; 0: one pooled vector
+    outside: float = 1.0  # weight in the loss of a pixel without a token; with a token: 1
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, from 0."""
@@ -139,17 +141,25 @@ def noise_schedule(kind: str) -> Any:
 
 
 def loss(drawn: Tensor, clean: Tensor, weight: Tensor) -> Tensor:
-    """Mean squared error of `[B, ...]`, weighted per image `[B]`."""
-    return ((drawn - clean).square().flatten(1).mean(dim=1) * weight).mean()
+    """Mean squared error of `[B, 3, S, S]`, weighted by `[B, 1, S, S]` or `[B, 1, 1, 1]`."""
+    return ((drawn - clean).square() * weight).mean()
 
 
-def loss_weights(schedule: Any, time: Tensor) -> Tensor:
-    """Loss weights at times [B]: the signal-to-noise ratio, clamped to 1 .. 5.
+def loss_weights(schedule: Any, time: Tensor, conditions: Tensor, shape: Shape) -> Tensor:
+    """Loss weights of pixels at times `[B]`: `[B, 1, S, S]` with tokens as conditions, else `[B, 1, 1, 1]`.
 
-    The lower limit keeps pure noise in the loss, where only the condition helps; the upper one limits nearly clean images.
+    An image has its signal-to-noise ratio, clamped to 1 .. 5, as its mean weight. The lower limit keeps pure noise in the
+    loss, where only the condition helps; the upper one limits nearly clean images. With tokens `[B, N * (D + 1)]`, a pixel
+    outside the block has `shape.outside` times the weight of one inside.
     """
     signal = schedule.alphas_cumprod[time.cpu()]
-    return (signal / (1 - signal)).clamp(1.0, 5.0).to(time.device)
+    weight: Tensor = (signal / (1 - signal)).clamp(1.0, 5.0).to(time.device)[:, None, None, None]
+    if not shape.grid:
+        return weight
+    inside = conditions.view(len(conditions), 1, shape.grid, shape.grid, -1)[..., -1]
+    share = inside + shape.outside * (1 - inside)
+    share = share / share.mean(dim=(2, 3), keepdim=True)
+    return weight * F.interpolate(share, size=(shape.image_size, shape.image_size), mode="nearest")
 
 
 @torch.no_grad()

@@ -59,7 +59,8 @@ def open_inputs(args: argparse.Namespace, shape: Shape, device: torch.device) ->
     images = open_images(args.data, "--data")
     if len(images) < shape.batch_size:
         raise ValueError(f"--data: {args.data} has {len(images)} images, fewer than a batch of {shape.batch_size}")
-    return replace(shape, grid=conditioner.grid), conditioner, images
+    outside = network.OUTSIDE if conditioner.grid else 1.0
+    return replace(shape, grid=conditioner.grid, outside=outside), conditioner, images
 
 
 class Trainer:
@@ -85,7 +86,8 @@ class Trainer:
         """Settings that must match to resume."""
         shape = json.loads(json.dumps(asdict(self.shape)))
         return {
-            "shape": {key: value for key, value in shape.items() if key != "grid" or value},  # older states have no grid
+            # older states lack keys of conditions that are tokens
+            "shape": {key: value for key, value in shape.items() if self.shape.grid or key not in ("grid", "outside")},
             "condition": self.args.condition,
             "checkpoint": str(self.source.path.resolve()),
             "seed": self.args.seed,
@@ -155,7 +157,8 @@ class Trainer:
         chance = torch.Generator().manual_seed(seed)
         noise = torch.randn(self.shape.batch_size, 3, side, side, generator=chance)[mine].to(self.device)
         time = torch.randint(0, network.NOISE_STEPS, (self.shape.batch_size,), generator=chance)[mine].to(self.device)
-        whole = (self.noise.add_noise(clean, noise, time), time, conditions, clean, network.loss_weights(self.noise, time))
+        weights = network.loss_weights(self.noise, time, conditions, self.shape)
+        whole = (self.noise.add_noise(clean, noise, time), time, conditions, clean, weights)
         micro_batches = zip(*(x.chunk(self.learner.accumulation) for x in whole), strict=True)
         losses = [self.learner.backward(*parts) for parts in micro_batches]
         self.learner.update(self.shape.rate(self.done), self.shape.decay(self.done))

@@ -204,6 +204,23 @@ def test_tokens_lie_at_their_patches(place: Path) -> None:
     torch.testing.assert_close(decoder.scale, inside.std(dim=0))
 
 
+def test_the_loss_counts_the_block_that_the_tokens_tell_about() -> None:
+    """One patch of 2 x 2 has a token of 3 numbers; pixels outside weigh a tenth of those inside, the mean stays."""
+    shape = replace(network.PRESETS["cpu"], image_size=4, grid=2, outside=0.1)
+    conditions = torch.zeros(2, 4, 4)
+    conditions[:, 1, 3] = 1
+    noise, time = network.noise_schedule("DDPMScheduler"), torch.tensor([10, 990])
+    weights = network.loss_weights(noise, time, conditions.flatten(1), shape)
+    torch.testing.assert_close(weights.mean(dim=(1, 2, 3)), torch.tensor([5.0, 1.0]))
+    torch.testing.assert_close(weights[:, 0, :2, 2:], weights[:, :, :2, :2].expand(2, 1, 2, 2)[:, 0] * 10)
+    clean = torch.zeros(2, 3, 4, 4)
+    beside, block = clean.clone(), clean.clone()
+    beside[:, :, 2:], block[:, :, :2, 2:] = 1, 1  # two patches without a token, the patch with one
+    torch.testing.assert_close(network.loss(block, clean, weights), 5 * network.loss(beside, clean, weights))
+    pooled = network.loss_weights(noise, time, torch.zeros(2, 7), network.PRESETS["cpu"])
+    assert pooled.flatten().tolist() == [5.0, 1.0]
+
+
 def test_batches_are_a_function_of_the_step(place: Path) -> None:
     pictures = Pictures(sorted(map(str, (place / "images").iterdir())), 48)
     first = training_batches(pictures, 6, seed=1, start=0)
