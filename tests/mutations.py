@@ -649,8 +649,8 @@ MUTATIONS = [
     ),
     Mutation(
         "ijepa_ds/model/cpu/rates.py",
-        "        seconds(rows)  # the first",
-        "        # the first",
+        "work(larger) > _SECONDS * best",
+        "seconds(rows) > _SECONDS / 4",
         "tests/model/test_cpu_rates.py",
     ),
     Mutation(
