@@ -649,8 +649,8 @@ MUTATIONS = [
     ),
     Mutation(
         "ijepa_ds/model/cpu/rates.py",
-        "work(larger) > _SECONDS * best",
-        "seconds(rows) > _SECONDS / 4",
+        "min(seconds(rows), seconds(rows))",
+        "seconds(rows)",
         "tests/model/test_cpu_rates.py",
     ),
     Mutation(
