@@ -163,8 +163,7 @@ def named(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
 
 def masks_of(blocks: Tensor, grid: int) -> Masks:
     """Blocks [n, Kt] as targets; the context is all patches outside them."""
-    free = torch.ones(len(blocks), grid**2, dtype=torch.bool).scatter_(1, blocks, False)
-    return Masks(free.nonzero()[:, 1].view(len(blocks), 1, -1), blocks[:, None])
+    return Masks(outside(blocks, grid)[:, None], blocks[:, None])
 
 
 def conditions_of(conditioner: Conditioner, test: Set, oracle: bool = False) -> Tensor:

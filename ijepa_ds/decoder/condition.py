@@ -102,7 +102,7 @@ class Conditioner:
         mine = slice(first, first + count)
         context, block = drawn.context[mine, :1], drawn.targets[mine, :1]
         if self.variant == "patches":
-            context = _outside(block[:, 0], self.source.grid)[:, None]
+            context = outside(block[:, 0], self.source.grid)[:, None]
         return self.predict(images, Masks(context.to(self.device), block.to(self.device)), oracle)
 
     @torch.no_grad()
@@ -129,7 +129,7 @@ class Conditioner:
         return Conditions(whole.flatten(1), masks, boxes)
 
 
-def _outside(block: Tensor, grid: int) -> Tensor:
+def outside(block: Tensor, grid: int) -> Tensor:
     """The patches that are not in blocks [B, Kt], in order: [B, N - Kt]."""
     free = torch.ones(len(block), grid * grid, dtype=torch.bool).scatter_(1, block, False)
     return free.nonzero()[:, 1].view(len(block), -1)
