@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from ijepa_ds.data.transforms import load_eval_images
 from ijepa_ds.decoder import network
-from ijepa_ds.decoder.condition import PLACE, Conditioner, context_only
+from ijepa_ds.decoder.condition import PLACE, Conditioner, context_only, outside
 from ijepa_ds.decoder.measure import exchanged, open_decoder
 from ijepa_ds.decoder.pictures import decoder_pixels, encoder_input
 from ijepa_ds.masks.sampler import Masks
