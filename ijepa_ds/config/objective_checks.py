@@ -57,7 +57,16 @@ def _spread(cfg: Config, world_size: int | None) -> Iterator[Problem]:
         text = (
             f"its statistics are over the global batch, so a device must take its share in one pass, but {batch} images on "
             f"{plan.world_size} device{'s' if plan.world_size > 1 else ''} are {plan.accumulation} passes of "
-            f"{plan.micro_batch}; raise "
-            f"optimization.max_micro_batch to {batch // plan.world_size}, or use more devices"
+            f"{plan.micro_batch}; {_one_pass(cfg, batch // plan.world_size)}, or use more devices"
         )
         yield Problem((*keys, "optimization.max_micro_batch", "optimization.batch_size", "masks.truncation_group"), text)
+
+
+def _one_pass(cfg: Config, share: int) -> str:
+    """What lets a device take its share of the batch in one pass."""
+    masks, needed = cfg.masks, []
+    if cfg.optimization.max_micro_batch < share:
+        needed.append(f"raise optimization.max_micro_batch to {share}")
+    if masks.sampler == "published" and cfg.optimization.batch_size > masks.truncation_group and masks.truncation_group % share:
+        needed.append(f"set masks.truncation_group to a multiple of {share}, or masks.sampler to unbiased")
+    return " and ".join(needed)

@@ -152,6 +152,14 @@ def test_statistics_over_the_batch_need_it_in_one_pass(tmp_path: Path) -> None:
         config.check(cfg, 2)
     config.check(cfg, 4)
     config.check(replace(cfg, objective=OWN), 2)
+    groups = replace(cfg, masks=replace(cfg.masks, sampler="published", context_tokens=None, truncation_group=2))
+    words = "raise optimization.max_micro_batch to 4 and set masks.truncation_group to a multiple of 4"
+    with pytest.raises(ConfigError, match=words):
+        config.check(groups, 2)
+    groups = replace(groups, optimization=replace(cfg.optimization, max_micro_batch=4))
+    with pytest.raises(ConfigError, match="passes of 2; set masks.truncation_group to a multiple of 4"):
+        config.check(groups, 2)
+    config.check(replace(groups, masks=replace(groups.masks, truncation_group=4)), 2)
 
 
 def test_a_projector_is_not_exported_and_starts_anew(tmp_path: Path) -> None:
