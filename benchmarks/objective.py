@@ -58,6 +58,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "tanh-block": ("targets.layers={last}", "targets.norm=tanh"),
     "no-norm": ("targets.norm=none",),
     "context": ("objective.context_weight=0.5", "objective.context_warmup=0.1"),
+    "context-1": ("objective.context_weight=1.0", "objective.context_warmup=0.1"),
+    "context-2": ("objective.context_weight=2.0", "objective.context_warmup=0.1"),
     "spread": ("objective.variance_weight=0.025", "objective.covariance_weight=0.001", "objective.projection=128"),
     "residual": ("model.precision=bfloat16", "model.residual=bfloat16"),
     "contexts-2": ("masks.num_contexts=2",),
