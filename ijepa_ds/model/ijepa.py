@@ -22,9 +22,7 @@ class Output(NamedTuple):
     loss: Tensor  # scalar, float32
     prediction: Tensor  # [B, C, M, Kt, T], detached
     target: Tensor  # [B, M, Kt, T], float32, normalised, no gradient
-    terms: Tensor | None = (
-        None  # float32 [terms], detached, before their weights: `ObjectiveConfig.terms`; None if there are none
-    )
+    terms: Tensor | None = None  # float32 [T], detached, before their weights, named by `ObjectiveConfig.terms`
 
 
 class IJEPA(nn.Module):

@@ -40,8 +40,8 @@ class Rates(NamedTuple):
 def measure_rates(width: int, hidden: int, clock: Callable[[], float] = time.perf_counter) -> Rates:
     """Time one MLP layer in both types, with the kernels that `tune` chooses.
 
-    It takes less than a second. Passes that are slow because they create kernels,
-    or because the core is busy, do not decide: the best pass counts, at the largest shape that is fast enough.
+    It takes less than a second. The best pass at the largest shape that is fast enough counts, so that passes that create
+    kernels, or during which the core is busy, do not decide.
 
     Args:
         width: input features (the encoder's width).
