@@ -1,6 +1,6 @@
 """One healthy run and one of each kind of collapse on the quickstart's objects, and a picture of their curves.
 
-    python -m benchmarks.collapses --train data/objects/train/images --test data/objects/test/images --out runs/collapses
+    python -m benchmarks.collapses --train data/objects/train --test data/objects/test --out runs/collapses
 
 Runs that are complete are not made again. The picture (OUT/collapses.png) shows what a user can watch: loss, deviation and
 effective rank of the target's features, 20-NN score; a cross marks the first alarm of its kind.
