@@ -1,6 +1,8 @@
 """The first classes of a tar of images in class folders, as another tar: a smaller task for short runs.
 
-python -m benchmarks.subset ../shared/data/tinyimagenet/train.tar train20.tar --classes 20
+The order of the files stays.
+
+    python -m benchmarks.subset ../shared/data/tinyimagenet/train.tar train20.tar --classes 20
 """
 
 from __future__ import annotations
