@@ -91,7 +91,7 @@ def parts(args: argparse.Namespace, gpus: int) -> list[Part]:
         return Part(name, command, limit, "" if gpus else "no GPU")
 
     few, many = sizes
-    decode = ["-m", "ijepa_ds.cli", "bench", "data", str(args.images), "--decoder", "dali", "--device", "cuda"]
+    decode = ["-m", "ijepa_ds.cli", "bench", "data", str(args.images), "--decoder", "mixed", "--device", "cuda"]
     nccl = [*bench("comm", "nccl", 2, max(gpus, 1)), *run(few * max(gpus, 1))]
     shape = ["--batch-size", str(few), "--batches", "10", "--repeats", "2"]
     return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import shlex
 from pathlib import Path
 
@@ -144,12 +145,15 @@ def commands(folder: Path, source: str, found: Found) -> str:
     """What to run next."""
     here, ranks = shlex.quote(str(folder)), max(1, found.gpus)
     files = f"--config {here}/{CONFIG} --deepspeed_config {here}/{DEEPSPEED}"
-    where = f"--num_gpus {ranks}" if ranks <= _A_HOST else "--hostfile hostfile"
+    where, several = f"--num_gpus {ranks}", ""
+    if ranks > _A_HOST:
+        where = "--hostfile hostfile"
+        several = f"--nnodes {math.ceil(ranks / _A_HOST)} --rdzv_backend c10d --rdzv_endpoint FIRST_HOST:29500 "
     labelled = shlex.quote(source) if found.classes else "TRAIN"
     return "\n".join(
         [
             f"train:     deepspeed {where} --module ijepa_ds.train {files}",
-            f"   or:     torchrun --nproc_per_node {min(ranks, _A_HOST)} -m ijepa_ds.train {files}",
+            f"   or:     torchrun {several}--nproc_per_node {min(ranks, _A_HOST)} -m ijepa_ds.train {files}",
             f"trial:     the same command with run.dir={here}/trial {TRIAL}",
             f"evaluate:  ijepa-ds eval knn --checkpoint {here}/run --train {labelled} --test TEST --baseline untrained "
             f"--out {here}/eval",

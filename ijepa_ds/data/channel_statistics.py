@@ -24,7 +24,6 @@ class ChannelStatistics(Statistics):
     """Sums over the images of a sample that have the usual form; the others count as unreadable.
 
     Attributes:
-        layout: of NumPy arrays.
         form: the usual form (`forms`).
         moments: float64 [2, C], means of the values and of their squares in each image, summed over images.
         least: float64 [C].
@@ -33,7 +32,6 @@ class ChannelStatistics(Statistics):
         points: float64 [k, C] of each image, pixels on a grid; NaN where there is no data.
     """
 
-    layout: str | None = None
     form: int = 0
     moments: np.ndarray = field(default_factory=lambda: np.zeros((2, 1)))
     least: np.ndarray = field(default_factory=lambda: np.array([np.inf]))

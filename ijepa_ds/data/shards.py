@@ -31,7 +31,10 @@ _ROWS = 1 << 14  # of the index, read at once
 _RECORD = tarfile.RECORDSIZE
 
 
-_ENDINGS = {"JPEG": b".jpg", "PNG": b".png", "WEBP": b".webp", "BMP": b".bmp", "TIFF": b".tif", "NPY": b".npy"}
+_ENDINGS = {
+    **{"JPEG": b".jpg", "PNG": b".png", "WEBP": b".webp", "BMP": b".bmp"},
+    **{"TIFF": b".tif", "NPY": b".npy", "DICOM": b".dcm"},
+}
 ROWS = 100  # of a row group: Hugging Face's number for images
 
 

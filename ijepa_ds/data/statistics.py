@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ijepa_ds.data.headers import READ_ERRORS
-from ijepa_ds.data.image_header import FORMATS
+from ijepa_ds.data.image_header import FORMATS, RASTERS, read_header
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.pillow import decode, reason
 from ijepa_ds.data.reading import Reader
@@ -40,6 +40,7 @@ class Statistics:
         constant: images that show nothing: their pixels deviate by less than `CONSTANT`.
         unreadable: (position, reason).
         content: digest of a file's bytes -> positions of the images with this content.
+        layout: of NumPy arrays, `hwc` or `chw`.
     """
 
     images: int = 0
@@ -48,6 +49,7 @@ class Statistics:
     constant: list[int] = field(default_factory=list)
     unreadable: list[tuple[int, str]] = field(default_factory=list)
     content: dict[bytes, list[int]] = field(default_factory=dict)
+    layout: str | None = None
 
     def add(self, position: int, content: bytes, max_pixels: int) -> None:
         """Add one image.
@@ -55,14 +57,12 @@ class Statistics:
         Raises:
             ValueError, OSError: it cannot be decoded.
         """
-        pixels = np.asarray(decode(content, max_pixels))
-        with Image.open(io.BytesIO(content), formats=(*FORMATS, "TIFF")) as header:
-            mode = header.mode
+        pixels = np.asarray(decode(content, max_pixels, self.layout))
         shares = np.stack([np.bincount(pixels[..., channel].ravel(), minlength=256) for channel in range(3)])
         shares = shares / (pixels.shape[0] * pixels.shape[1])
         self.images += 1
         self.values += shares
-        self.kinds[_CHANNELS.get(mode, 3), _BITS.get(mode, 8)] += 1
+        self.kinds[_kind(content, self.layout)] += 1
         mean = shares @ np.arange(256)
         if float((shares @ np.arange(256) ** 2 - mean**2).max()) < CONSTANT**2:
             self.constant.append(position)
@@ -98,6 +98,15 @@ class Statistics:
         return sorted(groups, key=lambda group: (-len(group), group))
 
 
+def _kind(content: bytes, layout: str | None) -> tuple[int, int]:
+    """Channels of a file, and bits of each."""
+    header = read_header(io.BytesIO(content), layout)
+    if header.kind in RASTERS:
+        return header.channels, np.dtype(header.depth).itemsize * 8
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        return _CHANNELS.get(image.mode, 3), _BITS.get(image.mode, 8)
+
+
 def measure(
     index: ImageIndex, sample: int, seed: int, workers: int, max_pixels: int, progress: bool = True, form: int = 0
 ) -> Statistics:
@@ -130,7 +139,7 @@ def measure(
 
 def _empty(form: int, layout: str | None) -> Statistics:
     if not form:
-        return Statistics()
+        return Statistics(layout=layout)
     from ijepa_ds.data.channel_statistics import ChannelStatistics  # late: it builds on this file
 
     return ChannelStatistics(form=form, layout=layout)

@@ -149,7 +149,7 @@ def _accelerator(found: Checked) -> None:
     """DeepSpeed's choice of a device, against the devices that are here."""
     named = os.environ.get("DS_ACCELERATOR")
     if named == "cuda" and not list_gpus():
-        todo = "unset it, or export DS_ACCELERATOR=cpu (launch/env.sh does that)"
+        todo = "unset it, or export DS_ACCELERATOR=cpu"
         found.note("accelerator", FAIL, "the environment has DS_ACCELERATOR=cuda, but nvidia-smi finds no GPU here", todo)
     if text := hostfile_warning():
         found.note("hostfile", WARN, text)

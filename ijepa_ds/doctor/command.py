@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ijepa_ds.arguments import add_run
 from ijepa_ds.cluster import hosts
 from ijepa_ds.cluster.hosts import Host
 from ijepa_ds.config import BatchPlan, Config
+from ijepa_ds.data.values import Values
 from ijepa_ds.doctor import check, rows
 from ijepa_ds.doctor.probe import list_gpus
 from ijepa_ds.doctor.remote import allocated_hosts, ask_all
@@ -152,6 +153,7 @@ def _examine(run_: _Run, found: list[Row]) -> dict[str, Any]:
     token = secrets.token_hex(8)
     several = len(run_.hosts) > 1
     shared: dict[str, Any] = {"run_dir": run_.cfg.run.dir, "source": run_.cfg.data.source, "token": token if several else None}
+    shared["values"] = asdict(Values.of(run_.cfg.data))
     shared["peers"] = [host.name for host in run_.hosts] if several else []
     requests = [shared | {"index": i} for i in range(len(run_.hosts))]
     answers = ask_all(run_.targets(), "ijepa_ds.doctor.probe", requests, run_.environment, _PROBE_SECONDS, run_.through)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -25,12 +24,14 @@ from ijepa_ds import machine
 from ijepa_ds.cluster import hosts
 from ijepa_ds.cluster.environment import recommended
 from ijepa_ds.data.index import ImageIndex
-from ijepa_ds.data.rasters import NPY_START, TIFF_STARTS, read_raster
+from ijepa_ds.data.judge import Judge
+from ijepa_ds.data.pillow import checked_header
 from ijepa_ds.data.reading import ImageFiles
 from ijepa_ds.data.scan import ScanOptions
-from ijepa_ds.data.sources import expand, is_index, open_source
+from ijepa_ds.data.sources import SHARD_INDEX, expand, is_index, open_source
+from ijepa_ds.data.values import PLAIN, Values
 from ijepa_ds.data.walk import Walker
-from ijepa_ds.errors import ContentError, StorageError, UserError
+from ijepa_ds.errors import StorageError, UserError
 from ijepa_ds.storage import Storage
 from ijepa_ds.versions import versions
 
@@ -51,7 +52,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         "shared_memory": machine.shared_memory_bytes,
         "locked_memory": machine.locked_memory,
         "disk": lambda: _disk(Path(request["run_dir"]), request.get("token"), request.get("index", 0)),
-        "data": lambda: _data(os.path.expanduser(request["source"])),
+        "data": lambda: _data(os.path.expanduser(request["source"]), _values(request.get("values", {}))),
         "names": lambda: _names(request.get("peers", [])),
         "addresses": _addresses,
         "threads": lambda: int(os.environ.get("OMP_NUM_THREADS") or 0),
@@ -124,63 +125,72 @@ def _disk(run_dir: Path, token: str | None, index: int) -> dict[str, Any]:
     return found
 
 
-def _data(source: str) -> dict[str, Any]:
-    """A checksum to compare hosts by, and one image decoded."""
-    shards = os.path.join(source, "index")
-    if is_index(source) or (os.path.isdir(source) and is_index(shards)):
-        index = open_source(source, ScanOptions(one_form=False))
+def _values(fields: dict[str, Any]) -> Values:
+    """The run's `Values` from JSON, in which tuples are lists."""
+    parts: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return Values(**parts)
+
+
+def _data(source: str, values: Values) -> dict[str, Any]:
+    """A checksum to compare hosts by, and, of an index or a folder of images, one image decoded."""
+    if is_index(source) or is_index(os.path.join(source, SHARD_INDEX)):
+        index = open_source(source, ScanOptions(one_form=False, values=values))
         position = next(i for i in range(len(index)) if i not in index.bad)
-        return {"checksum": index.checksum, "images": len(index), "of": "index"} | _sample(index, position)
+        return {"checksum": index.checksum, "images": len(index), "of": "index"} | _sample(index, position, values)
     if os.path.isdir(source):
-        return _folder(source)
+        return _folder(source, values)
     paths = [source] if os.path.isfile(source) else expand(source)
     if not paths:
         raise UserError(f"{source} does not exist")
+    return _files(paths)
+
+
+def _files(paths: list[str]) -> dict[str, Any]:
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(f"{path}\0{os.stat(path).st_size}\0".encode())
+        digest.update(f"{path}\0{os.stat(path).st_size}\0".encode("utf-8", "surrogateescape"))
     return {"checksum": digest.hexdigest()[:16], "images": None, "of": f"names and sizes of {len(paths)} files"}
 
 
-def _folder(source: str) -> dict[str, Any]:
-    walker, digest, first = Walker(os.fsencode(os.path.abspath(source)), Storage(0), arrays=True), hashlib.sha256(), None
-    count = 0
+def _folder(source: str, values: Values) -> dict[str, Any]:
+    walker = Walker(os.fsencode(os.path.abspath(source)), Storage(0), arrays=bool(values.layout))
+    digest, first, count = hashlib.sha256(), None, 0
     for name in itertools.islice(walker.images(), _LOOKED_AT):
         path = os.path.join(walker.root, name)
         digest.update(name + b"\0%d\0" % os.stat(path).st_size)
         first, count = first or path, count + 1
-    if first is None:
-        raise UserError(f"no image in {source}")
+    if first is None:  # a scan takes the tars of such a folder, else its parquet files
+        packed = walker.tars or walker.parquets
+        if not packed:
+            raise UserError(f"no image in {source}")
+        return _files([os.fsdecode(os.path.join(walker.root, name)) for name in packed])
     return {
         "checksum": digest.hexdigest()[:16],
         "images": count,
         "of": f"names and sizes of the first {count:,} images",
         "sample": os.fsdecode(first),
-        "pixels": decode_sample(os.fsdecode(first), Path(os.fsdecode(first)).read_bytes()),
+        "pixels": decode_sample(os.fsdecode(first), Path(os.fsdecode(first)).read_bytes(), values),
     }
 
 
-def _sample(index: ImageIndex, position: int) -> dict[str, Any]:
+def _sample(index: ImageIndex, position: int, values: Values) -> dict[str, Any]:
     import numpy as np
 
     (image,) = list(ImageFiles(index, np.array([position])))
-    return {"sample": str(image), "pixels": decode_sample(str(image), image.read())}
+    return {"sample": str(image), "pixels": decode_sample(str(image), image.read(), values)}
 
 
-def decode_sample(name: str, content: bytes) -> list[int]:
+def decode_sample(name: str, content: bytes, values: Values = PLAIN) -> list[int]:
     """Width and height of an image, decoded as training decodes it.
 
     Raises:
         UserError: it cannot be decoded.
     """
-    from ijepa_ds.data.pillow import decode
-
-    if content[:4] in TIFF_STARTS or content[:6] == NPY_START:
-        return list(read_raster(io.BytesIO(content), "hwc")[1::-1])
-    try:
-        return list(decode(content, sys.maxsize).size)  # Pillow has a limit of its own
-    except ContentError as error:
-        raise UserError(f"{name} cannot be decoded: {error}") from error
+    reason = Judge(sys.maxsize, values=values).judge(content).reason  # Pillow has a limit of its own
+    if reason:
+        raise UserError(f"{name} cannot be decoded: {reason}")
+    header = checked_header(content, sys.maxsize, values.layout)
+    return [header.width, header.height]
 
 
 def _names(peers: list[str]) -> dict[str, str]:

@@ -72,7 +72,9 @@ def data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batches", type=int, default=15, help="batches timed in a repeat (15)")
     parser.add_argument("--repeats", type=int, default=5, help="interleaved repeats; the table shows medians (5)")
     add_device(parser)
-    parser.add_argument("--decoder", default="auto", help="as data.decoder (auto)")
+    parser.add_argument(
+        "--decoder", choices=("auto", "cpu", "mixed", "mixed_roi"), default="auto", help="as data.decoder (auto)"
+    )
     parser.add_argument(
         "--precision", choices=("float32", "bfloat16"), default="float32", help="of the network's input (float32)"
     )

@@ -26,7 +26,7 @@ def export(parser: argparse.ArgumentParser) -> None:
 
 def add_size_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that export and import share."""
-    parser.add_argument("--image-size", type=int, help="pixels; positional embeddings are interpolated")
+    parser.add_argument("--image-size", type=int, help="pixels; the positional embedding is evaluated for its grid")
     parser.add_argument("--patch-size", type=int, help="pixels; the patch embedding is resampled")
     add_heads(parser)
 
@@ -34,5 +34,9 @@ def add_size_arguments(parser: argparse.ArgumentParser) -> None:
 def import_(parser: argparse.ArgumentParser) -> None:
     """The options of `ijepa-ds import`."""
     parser.add_argument("path", help="published checkpoint, timm file or folder, Hugging Face folder, export, or run")
-    parser.add_argument("--out", type=Path, help="folder to make, with everything that is there as safetensors, float32")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder to make, as safetensors, float32: both encoders and the predictor, or, without one of them, the target",
+    )
     add_size_arguments(parser)

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         found = search.search(cfg, work, spread, plan_of)
         result["search"] = [{"way": item.name, "reason": item.reason} | report.to_dict(item.plan) for item in found]
         fits = found[0].plan.fits
-        text += "\n\n" + search.table(found) + "\n" + _advice(found[0])
+        text += "\n\n" + search.table(found) + "\n" + _advice(found[0], spread, args.deepspeed_config)
     if str(args.json) == "-":
         print(json.dumps(result, indent=1))
     else:
@@ -130,15 +130,17 @@ def _planner(args: argparse.Namespace, cfg: Config, device: Device, steps: int |
     return plan_of
 
 
-def _advice(best: search.Candidate) -> str:
+def _advice(best: search.Candidate, given: Spread, path: Path) -> str:
+    """What to start; a candidate of the stage of the JSON at `path`, whose keys are `given`, has its other keys."""
     plan = best.plan
     if not plan.fits:
         return (
             "no candidate fits: use more or larger devices, a smaller model, or offload the optimizer "
             "(ds_configs/zero3_offload.json)"
         )
-    keys = f"ds_configs/zero{plan.spread.stage}.json"
-    if plan.spread.hpz > 1:
+    own = plan.spread.stage == given.stage
+    keys = str(path) if own else f"ds_configs/zero{plan.spread.stage}.json"
+    if plan.spread.hpz != (given.hpz if own else 1):
         keys += f' with "zero_hpz_partition_size": {plan.spread.hpz}'
     recompute = plan.work.checkpointing
     extra = "true" if recompute != "none" else "false"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class Chart:
         words: How to read the chart.
         tags: TensorBoard tag -> legend ("" for a single tag).
         logarithmic: Use a log scale if the values span more than a factor of 20.
+        matching: Regular expression of further tags; the legend is the tag without its section.
     """
 
     name: str
@@ -34,6 +36,12 @@ class Chart:
     words: str
     tags: Mapping[str, str]
     logarithmic: bool = False
+    matching: str = ""
+
+    def legends(self, tags: Iterable[str]) -> dict[str, str]:
+        """Tag -> legend: `tags` of the chart, and those of the given ones that match."""
+        found = sorted(tag for tag in tags if self.matching and re.fullmatch(self.matching, tag))
+        return {**self.tags, **{tag: tag.partition("/")[2].replace("_", " ") for tag in found}}
 
 
 CHARTS = (
@@ -65,7 +73,7 @@ CHARTS = (
     Chart("matmul", "Share of the measured product", "The same as a share of a large product.", {"speed/matmul_share": ""}),
     Chart("wait", "Share of the time waiting for images", "Above 5 % the loader is too slow.", {"time/data_wait": ""}),
     Chart("memory", "Peak memory of rank 0", "GiB.", {"memory/peak_gib": ""}),
-    Chart("knn", "Scores during training", "Percent.", {"eval/20-NN": "20-NN", "eval/knn": "k-NN"}),
+    Chart("scores", "Scores during training", "Percent.", {}, matching=r"eval/(\d+-NN|mIoU_linear|mIoU_k-NN|delta1)"),
 )
 _SPAN = 20.0
 
@@ -78,10 +86,11 @@ def draw_chart(path: Path, chart: Chart, runs: Mapping[str, Scalars]) -> bool:
         chart: The chart.
         runs: Scalars by run name.
     """
+    legends = chart.legends({tag for scalars in runs.values() for tag in scalars})
     lines = [
         (name, legend, number, position, *scalars[tag])
         for number, (name, scalars) in enumerate(runs.items())
-        for position, (tag, legend) in enumerate(chart.tags.items())
+        for position, (tag, legend) in enumerate(legends.items())
         if tag in scalars
     ]
     if not lines:

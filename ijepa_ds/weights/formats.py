@@ -12,6 +12,7 @@ from torch import Tensor
 
 import ijepa_ds
 from ijepa_ds import config
+from ijepa_ds.config import paths
 from ijepa_ds.model.vit import sincos_position_embedding
 from ijepa_ds.weights import check
 from ijepa_ds.weights.facts import WeightsError
@@ -101,16 +102,15 @@ def metadata(source: Source, which: str) -> dict[str, str]:
 
 
 def shown_config(source: Source) -> str | None:
-    """The run's configuration as YAML, without the machine's paths."""
+    """The run's configuration as YAML, without the machine's paths: of each path, the last name is left."""
     if source.config is None:
         return None
-    run, data = source.config.run, source.config.data
-    run, data = replace(run, dir=_last(run.dir)), replace(data, source=_last(data.source))
-    return config.to_text(replace(source.config, run=run, data=data))
-
-
-def _last(path: str) -> str:
-    return path.rstrip("/").rpartition("/")[2] or path
+    sections: dict[str, Any] = {name: getattr(source.config, name) for name in ("run", "data", "model", "eval")}
+    for key in (*paths.KEYS, "eval.labels"):
+        section, _, name = key.partition(".")
+        if path := getattr(sections[section], name):
+            sections[section] = replace(sections[section], **{name: path.rstrip("/").rpartition("/")[2] or path})
+    return config.to_text(replace(source.config, **sections))
 
 
 def hugging_face_config(source: Source, dtype: str) -> dict[str, Any]:

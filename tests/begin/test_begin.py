@@ -98,6 +98,11 @@ def test_the_verb_writes_a_run_that_would_start(
     assert "exists" in capsys.readouterr().err
 
 
+def test_several_machines_get_a_torchrun_for_each() -> None:
+    assert "torchrun --nnodes 3 --rdzv_backend c10d" in command.commands(Path("new"), "images", found(gpus=24))
+    assert "--nnodes" not in command.commands(Path("new"), "images", found(gpus=8))
+
+
 @pytest.mark.dist
 def test_its_command_trains(images: Path, tmp_path: Path) -> None:
     from tests.dist.launched import finished

@@ -258,10 +258,21 @@ def test_batches_and_epochs_of_few_images(tmp_path: Path) -> None:
     assert Schedule.of(short, 100).total_steps == 10  # a smaller batch: more steps an epoch
 
 
+def test_a_proposal_with_offloading_names_its_json(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository)
+    run = ["plan", "--config", "configs/in1k_vith14.yaml", "--gpus-per-node", "2", "data.source=x", "model.name=7b"]
+    run += ["model.patch_size=16", "optimization.batch_size=128"]
+    cli.main([*run, "--deepspeed_config", "ds_configs/zero3_offload.json", "--search"])
+    advice = re.search(r"^use (\S+\.json) and (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert advice and cli.main([*run, "--deepspeed_config", advice[1], *advice[2].split()]) == 0
+
+
 def test_the_proposal_of_a_plan_fits(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`use ds_configs/zero3.json and optimization.max_micro_batch=...` of `plan --search`."""
     config = ["plan", "--config", str(repository / "configs" / "in1k_vith14.yaml"), "--gpus-per-node", "8", "--gpu", "a100-80g"]
     cli.main([*config, "--search", "--deepspeed_config", str(repository / "ds_configs" / "zero0.json"), "data.source=x"])
-    advice = re.search(r"^use (ds_configs/zero\d\.json) and (.*)$", capsys.readouterr().out, re.MULTILINE)
+    advice = re.search(r"^use (\S+\.json) and (.*)$", capsys.readouterr().out, re.MULTILINE)
     assert advice
     assert cli.main([*config, "--deepspeed_config", str(repository / advice[1]), "data.source=x", *advice[2].split()]) == 0

@@ -1,5 +1,6 @@
 """DICOM files: numbers after rescale slope and intercept, the file's window, and refusals by name."""
 
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,3 +120,13 @@ def test_compressions_without_a_decoder_are_named(tmp_path: Path):
     data.save_as(tmp_path / "jls.dcm")
     with pytest.raises(UnreadableError, match="compressed as JPEG-LS Lossless .* no decoder is installed"):
         read_layers(str(tmp_path / "jls.dcm"), 10**6, Values.of(config(tmp_path, **RANGE)))
+
+
+def test_files_without_an_ending_become_shards(tmp_path: Path):
+    write(tmp_path / "scans" / "IM0001", stored(0))
+    (tmp_path / "list.txt").write_text("scans/IM0001\n")
+    assert cli.main(["data", "shard", str(tmp_path / "list.txt"), "--out", str(tmp_path / "out")]) == 0
+    index = open_source(str(tmp_path / "out"), ScanOptions(values=Values.of(config(tmp_path, **RANGE))))
+    assert len(index) == 1 and not index.bad
+    with tarfile.open(tmp_path / "out" / "images-00000.tar") as tar:
+        assert tar.getnames() == ["scans/IM0001.dcm"]

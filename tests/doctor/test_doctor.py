@@ -7,12 +7,15 @@ import os
 import shlex
 import stat
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ijepa_ds import cli
+from ijepa_ds.data.values import Values
 from ijepa_ds.doctor import probe, remote, rows
 from ijepa_ds.doctor.rows import FAIL, OK, WARN, Row
 from tests.dist.launched import TINY, prepare
@@ -195,6 +198,31 @@ def test_an_index_is_compared_by_its_own_checksum(tmp_path: Path) -> None:
     index.save(tmp_path / "x.index")
     found = probe.answer({"run_dir": str(tmp_path), "source": str(tmp_path / "x.index")})["data"]
     assert found["checksum"] == index.checksum and found["images"] == 24 and found["pixels"] == [48, 40]
+
+
+def test_shards_and_packed_folders_are_data(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    assert cli.main(["data", "shard", str(tmp_path / "images"), "--out", str(tmp_path / "shards")]) == 0
+
+    def data(folder: str, **values: Any) -> dict[str, Any]:
+        return probe.answer({"run_dir": str(tmp_path), "source": str(tmp_path / folder), "values": values})["data"]
+
+    assert data("shards")["images"] == 24 and data("shards")["pixels"] == [48, 40]
+    (tmp_path / "shards" / "images.index").unlink()
+    assert data("shards")["of"] == "names and sizes of 1 files"
+
+
+def test_arrays_are_decoded_as_the_run_reads_them(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    folder = tmp_path / "images"
+    np.save(folder / "a.npy", np.zeros(5))  # first by name; no image unless data.arrays is set
+    np.savez(folder / "b.npz", image=np.zeros((3, 20, 30), np.uint8))
+    request = {"run_dir": str(tmp_path), "source": str(folder)}
+    assert probe.answer(request)["data"]["pixels"] == [48, 40]
+    asked = request | {"values": json.loads(json.dumps(asdict(Values(layout="chw"))))}
+    assert "shape [5]" in probe.answer(asked)["data"]["error"]
+    (folder / "a.npy").unlink()
+    assert probe.answer(asked)["data"]["pixels"] == [30, 20]
 
 
 def test_a_run_folder_that_cannot_take_a_checkpoint(healthy: dict[str, Any], tmp_path: Path) -> None:

@@ -110,6 +110,14 @@ def test_curves_are_over_each_other(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
 
 
+def test_any_score_of_the_run_has_a_curve(tmp_path: Path) -> None:
+    chart = curves.CHARTS[-1]
+    point = (np.arange(2), np.arange(2.0))
+    for tag in ("eval/5-NN", "eval/mIoU_linear", "eval/delta1"):
+        assert curves.draw_chart(tmp_path / "scores.png", chart, {"a": {tag: point, "eval/seconds": point}}), tag
+    assert not curves.draw_chart(tmp_path / "scores.png", chart, {"a": {"eval/seconds": point, "eval/RankMe": point}})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 400])
 def test_a_browser_opens_it(width: int, page: Path, tmp_path: Path) -> None:

@@ -119,3 +119,15 @@ def test_other_channels_are_measured_in_the_numbers_of_the_files(tmp_path: Path,
     told = caplog.text
     assert "odd.npy" in told and "1 channel of float32, but most images of the source have 2" in told
     assert "model:\n  channels: 2\ndata:\n  offset: [" in told and "outside: clip" in told
+
+
+def test_arrays_of_bytes_count_as_training_reads_them(tmp_path: Path) -> None:
+    rng, root = np.random.default_rng(0), tmp_path / "images"
+    root.mkdir()
+    arrays = [rng.integers(0, 256, (32, 32, 3)).astype(np.uint8) for _ in range(3)]
+    for number, array in enumerate(arrays):
+        np.save(root / f"{number}.npy", array.transpose(2, 0, 1))
+    assert cli.main(["data", "stats", str(root), "--out", str(tmp_path / "o"), "--arrays", "chw", "--workers", "1"]) == 0
+    facts = json.loads((tmp_path / "o" / "stats.json").read_text())
+    np.testing.assert_allclose(facts["mean"], np.mean(arrays, axis=(0, 1, 2)) / 255, atol=1e-4)
+    assert facts["unreadable"] == 0 and facts["kinds"] == [{"channels": 3, "bits": 8, "images": 3}]

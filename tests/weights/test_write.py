@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from ijepa_ds.evals.features import extract
 from ijepa_ds.model.vit import Encoder, initialise
 from ijepa_ds.weights import WeightsError, open_source, read_encoder
 from ijepa_ds.weights.export import export
-from ijepa_ds.weights.formats import metadata, timm_model
+from ijepa_ds.weights.formats import metadata, shown_config, timm_model
 from ijepa_ds.weights.lazy import LazyTensors
 from ijepa_ds.weights.resize import resized
 from ijepa_ds.weights.source import Source
@@ -236,6 +237,16 @@ def test_metadata_and_card(run_dir: Path, tmp_path: Path) -> None:
     card = (tmp_path / "x" / "README.md").read_text()
     assert "target encoder" in card and "20 steps" in card and "crop_size: 48" in card and str(tmp_path) not in card
     assert metadata(open_source(run_dir), "target")["format"] == "pt"
+
+
+def test_no_path_of_the_machine_is_published(run_dir: Path) -> None:
+    source = open_source(run_dir)
+    assert source.config
+    run = replace(source.config.run, dir="/home/me/runs/a", resume="/home/me/b", branch_from="/home/me/c")
+    scores = replace(source.config.eval, train="/home/me/d", test="/home/me/e.tar", labels="/home/me/f")
+    data, model = replace(source.config.data, source="/home/me/g"), replace(source.config.model, init_from="/home/me/h")
+    text = shown_config(replace(source, config=replace(source.config, run=run, eval=scores, data=data, model=model)))
+    assert text and "/home/me" not in text and "branch_from: c" in text and "test: e.tar" in text
 
 
 @pytest.mark.parametrize("format_", ["safetensors", "timm", "hf", "published"])
