@@ -1,4 +1,4 @@
-"""One healthy run and one of each kind of collapse on the quickstart's objects, and a picture of their curves.
+"""A healthy run, two kinds of collapse and a divergence on the quickstart's objects, and a picture of their curves.
 
     python -m benchmarks.collapses --train data/objects/train --test data/objects/test --out runs/collapses
 
@@ -19,9 +19,10 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from benchmarks.sides import ROOT
-from ijepa_ds.plotting.style import MUTED, plain_axes, save
+from ijepa_ds.plotting.style import plain_axes, save
 from ijepa_ds.telemetry.events import read_scalars
 
 # Name: overrides of configs/quickstart.yaml.
@@ -29,7 +30,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "healthy": (),
     "slow collapse: twice the rate": ("optimization.lr=7e-4",),
     "fast collapse: rate 0.02, EMA 0.9": ("optimization.lr=0.02", "optimization.ema=[0.9, 0.99]"),
-    "dead predictor: rate 0.3": ("optimization.lr=0.3",),
+    "divergence: rate 0.3": ("optimization.lr=0.3",),
 }
 CHARTS = {
     "loss": "Loss",
@@ -68,9 +69,8 @@ def draw(folders: dict[str, Path], path: Path) -> None:
                 axes.plot(step, np.interp(step, steps, values), "x", color=colour, markersize=9, markeredgewidth=2.4)
         if tag == "loss":
             axes.set_yscale("log")
-            for axis_format in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                axis_format(lambda value, _: f"{value:g}")
-            axes.tick_params(which="minor", labelsize=8, length=0, labelcolor=MUTED)
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("step")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=4, frameon=False, fontsize=9)

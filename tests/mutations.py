@@ -515,7 +515,7 @@ MUTATIONS = [
     ),
     Mutation("ijepa_ds/model/blocks.py", ".to(torch.float32) / (1.0 - drop.rate)", ".to(torch.float32)", _ROTARY),
     Mutation("ijepa_ds/model/blocks.py", "chance[:, index] >= drop.rate", "chance[:, 0] >= drop.rate", _ROTARY),
-    Mutation("ijepa_ds/telemetry/metrics.py", "    x = x - x.mean(dim=0)\n", "", _METRICS),
+    Mutation("ijepa_ds/telemetry/metrics.py", "    x = _scaled(x - x.mean(dim=0))\n", "", _METRICS),
     Mutation("ijepa_ds/telemetry/metrics.py", ".std(dim=0).mean()", ".square().mean(dim=0).sqrt().mean()", _METRICS),
     Mutation(
         "ijepa_ds/masks/published.py",

@@ -135,6 +135,8 @@ def test_the_installed_command_copies_and_resolves_the_examples(installed: Calla
     ]
     done = installed("ijepa_ds.cli", *plan, "--images", "1000000", "--nodes", "2", "--gpus-per-node", "8", "--gpu", "a100-80g")
     assert done.returncode == 0 and not (place / "configs").exists(), done.stderr
+    done = installed("ijepa_ds.cli", "scale", "configs/ladder_vith_up.yaml", "--plan", "--only", "h14/100M")
+    assert done.returncode == 0 and "h14/100M" in done.stdout, done.stderr
     done = installed("ijepa_ds.cli", "copy-examples", "mine")
     assert done.returncode == 0, done.stderr
     for name in ("configs/in1k_vith14.yaml", "ds_configs/zero3.json", "launch/slurm.sbatch", "launch/env.sh"):

@@ -11,6 +11,7 @@ from typing import Any
 from ijepa_ds import config
 from ijepa_ds.config import BatchPlan, Config, ConfigError, deepspeed_json, published
 from ijepa_ds.config.yaml_tree import Item
+from ijepa_ds.examples import shipped
 from ijepa_ds.scale.written import place
 
 _LONG = 10**9  # steps; longer than any warm-up or cool-down, for loading a configuration before its length is known
@@ -75,6 +76,7 @@ class Builder:
     ) -> Rung | None:
         """Build one rung; None if it has problems."""
         use = {"nodes": 1, "gpus_per_node": 1, "gpu": "h100", "launch": None, **self.general, **model}
+        use |= {key: str(shipped(use[key])) for key in ("config", "deepspeed_config")}
         changes = list(self._changes(places, (self.general, model, *([budget] if budget is not model else []))))
         folder = str(Path(self.general["out"]) / name)
         changes.append((f"run.dir={folder}", place(self.root, "ladder", "out")))

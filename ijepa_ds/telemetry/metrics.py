@@ -56,6 +56,11 @@ def feature_std(x: Tensor) -> Tensor:
     return x.float().flatten(0, -2).std(dim=0).mean()
 
 
+def _scaled(x: Tensor) -> Tensor:
+    """Return x with a largest absolute value of 1, so that sums of squares neither overflow nor vanish."""
+    return x / x.abs().max().clamp(min=torch.finfo(x.dtype).tiny)
+
+
 @torch.no_grad()
 def effective_rank(x: Tensor, limit: int = 4096) -> Tensor:
     """Return the effective rank of centred features: exp(entropy of the normalised singular values), a scalar.
@@ -68,8 +73,8 @@ def effective_rank(x: Tensor, limit: int = 4096) -> Tensor:
         limit: Largest number of evenly spaced tokens to use.
     """
     x = x.float().flatten(0, -2)
-    x = x[:: max(1, x.shape[0] // limit)][:limit]
-    x = x - x.mean(dim=0)
+    x = _scaled(x[:: max(1, x.shape[0] // limit)][:limit])  # predictions of a run that diverges reach 1e18
+    x = _scaled(x - x.mean(dim=0))
     # singular values from the D x D Gram matrix, whose size does not depend on the number of tokens
     values = torch.linalg.eigvalsh(x.T @ x).clamp(min=0).sqrt()
     p = values / values.sum().clamp(min=1e-12)
