@@ -1,4 +1,4 @@
-"""A healthy run, two kinds of collapse and a divergence on the quickstart's objects, and a picture of their curves.
+"""One healthy run and one of each kind of collapse on the quickstart's objects, and a picture of their curves.
 
     python -m benchmarks.collapses --train data/objects/train --test data/objects/test --out runs/collapses
 
@@ -30,7 +30,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "healthy": (),
     "slow collapse: twice the rate": ("optimization.lr=7e-4",),
     "fast collapse: rate 0.02, EMA 0.9": ("optimization.lr=0.02", "optimization.ema=[0.9, 0.99]"),
-    "divergence: rate 0.3": ("optimization.lr=0.3",),
+    "dead predictor: rate 0.3": ("optimization.lr=0.3",),
 }
 CHARTS = {
     "loss": "Loss",
@@ -71,6 +71,7 @@ def draw(folders: dict[str, Path], path: Path) -> None:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.tick_params(which="minor", length=0)
         axes.set_xlabel("step")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=4, frameon=False, fontsize=9)
