@@ -73,7 +73,7 @@ def effective_rank(x: Tensor, limit: int = 4096) -> Tensor:
         limit: Largest number of evenly spaced tokens to use.
     """
     x = x.float().flatten(0, -2)
-    x = _scaled(x[:: max(1, x.shape[0] // limit)][:limit])  # predictions of a run that diverges reach 1e18
+    x = _scaled(x[:: max(1, x.shape[0] // limit)][:limit])  # else those of a run that diverges overflow
     x = _scaled(x - x.mean(dim=0))
     # singular values from the D x D Gram matrix, whose size does not depend on the number of tokens
     values = torch.linalg.eigvalsh(x.T @ x).clamp(min=0).sqrt()
