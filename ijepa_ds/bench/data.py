@@ -25,6 +25,7 @@ from ijepa_ds.data.samples import SamplePlan, Share
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.transforms import normalize
+from ijepa_ds.errors import UserError
 
 logger = logging.getLogger(__name__)
 _WARM_UP = 2  # batches that are not counted while pipelines fill
@@ -220,5 +221,7 @@ class _PillowRow:
         next(batches, None)  # the end of the epoch: workers become idle
         size = self._setting.batch_size
         spans = [(used[-1] - used[0], size * (len(used) - 1)) for used in stamps.values()]
+        if not any(images for _, images in spans):
+            raise UserError(f"--batches: {len(spans)} workers delivered one batch each; make twice --threads, or more")
         there = sum(seconds for seconds, _ in spans) / sum(images for _, images in spans)
         return Cost(here.wall, here.cpu + there)

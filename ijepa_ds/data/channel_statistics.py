@@ -12,7 +12,7 @@ from ijepa_ds.data.forms import describe_form, form_of
 from ijepa_ds.data.image_header import read_header
 from ijepa_ds.data.planes import read_numbers
 from ijepa_ds.data.statistics import Statistics
-from ijepa_ds.data.values import Values
+from ijepa_ds.data.values import Values, without_data
 from ijepa_ds.errors import ContentError
 
 _POINTS = 16  # along each side of the grid of pixels that is kept of an image, for percentiles
@@ -51,8 +51,8 @@ class ChannelStatistics(Statistics):
             raise ContentError(f"{describe_form(form)}, but most images of the source have {describe_form(self.form)}")
         pixels, nodata, _ = read_numbers(content, Values(layout=self.layout), None, max_pixels)
         numbers = pixels.astype(np.float64)
-        if nodata is not None:
-            numbers[pixels == nodata] = np.nan
+        if (missing := without_data(pixels, nodata)) is not None:
+            numbers[missing] = np.nan
         known = np.isfinite(numbers)
         if np.isinf(numbers).any():
             raise ContentError("infinite values")

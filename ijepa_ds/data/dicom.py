@@ -108,6 +108,8 @@ def _shown(data: Any) -> tuple[float, float] | None:
     if centre in (None, "") or width in (None, "") or data.get("VOILUTFunction", "LINEAR") not in ("LINEAR", "LINEAR_EXACT"):
         return None
     first, wide = (float(value if isinstance(value, int | float | str) else value[0]) for value in (centre, width))
+    if wide <= 0 or wide < 1 and data.get("VOILUTFunction") != "LINEAR_EXACT":
+        return None  # not allowed
     if data.get("VOILUTFunction") == "LINEAR_EXACT":
         return first - wide / 2, first + wide / 2
     return first - 0.5 - (wide - 1) / 2, first - 0.5 + (wide - 1) / 2

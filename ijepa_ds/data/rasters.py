@@ -86,7 +86,7 @@ def read_window(
     with _page(file) as page:
         raster = _raster_of(page)
         pixels = _tiff_window(page, raster, _inside(raster, window), _chosen(raster, channels))
-        return raster, Window(pixels, float(page.nodata) if "GDAL_NODATA" in page.tags else None)
+        return raster, Window(pixels, _nodata(page))
 
 
 def is_dicom(file: BinaryIO) -> bool:
@@ -164,13 +164,30 @@ def _raster_of(page: Any) -> Raster:
     return _checked(Raster(page.imagelength, page.imagewidth, page.samplesperpixel, page.dtype.name))
 
 
+def _nodata(page: Any) -> float | None:
+    """The value that GDAL's tag declares as no data; None: none, or one that the type of the pixels cannot hold.
+
+    tifffile replaces such values, and texts that it cannot read, by 0, which is a real value in most images.
+    """
+    tag = page.tags.get("GDAL_NODATA")
+    try:
+        value = float(str(tag.value).strip("\0 ").replace(",", ".")) if tag else None
+    except ValueError:
+        return None
+    if value is None or page.dtype.kind == "f":
+        return value
+    held = np.iinfo(page.dtype)
+    return value if value.is_integer() and held.min <= value <= held.max else None
+
+
 def _tiff_window(page: Any, raster: Raster, window: tuple[int, int, int, int], chosen: list[int]) -> np.ndarray:
     """Decode the tiles or strips that a window touches: [h, w, len(chosen)]."""
     top, left, height, width = window
     rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, raster.width)
     down, across = -(-raster.height // rows), -(-raster.width // columns)
     separate = int(page.planarconfig) == 2 and raster.channels > 1
-    empty = page.nodata if "GDAL_NODATA" in page.tags else 0
+    with np.errstate(over="ignore"):  # a value that float32 cannot hold is infinite
+        empty = np.float64(_nodata(page) or 0.0).astype(page.dtype)
     made = np.full((height, width, len(chosen)), empty, page.dtype)
     for plane in sorted(set(chosen)) if separate else [0]:
         for row in range(top // rows, -(-(top + height) // rows)):

@@ -90,7 +90,7 @@ class Values:
             low, high, clip = *shown, True
         else:
             high = self._high(plane.dtype, channel)
-        missing = _missing(plane, nodata if self.nodata is None else self.nodata)
+        missing = without_data(plane, nodata if self.nodata is None else self.nodata)
         wide = plane.dtype.itemsize > 2  # float32 holds integers of 16 bits exactly
         numbers = plane.astype(np.float64 if wide else np.float32)
         if missing is not None:
@@ -103,8 +103,11 @@ class Values:
                 f"channel {self._file_channel(channel)} has values from {least:g} to {most:g}, outside data.offset {low:g} to "
                 f"data.scale {high:g}"
             )
-        np.subtract(numbers, low, out=numbers)
-        np.divide(numbers, high - low, out=numbers)
+        if high > low:
+            np.subtract(numbers, low, out=numbers)
+            np.divide(numbers, high - low, out=numbers)
+        else:  # a DICOM's window of one value: a step
+            numbers = np.greater(numbers, low).astype(numbers.dtype)
         scaled = numbers.clip(0, 1, out=numbers).astype(np.float32, copy=False)
         if missing is None:
             return scaled, 0
@@ -145,8 +148,8 @@ def _as_stored(value: float, dtype: np.dtype) -> float:
     return float(dtype.type(value)) if dtype.kind == "f" else value
 
 
-def _missing(plane: np.ndarray, nodata: float | None) -> np.ndarray | None:
-    """Where a plane has no data, bool [h, w]; None: nowhere."""
+def without_data(plane: np.ndarray, nodata: float | None) -> np.ndarray | None:
+    """Where numbers are missing, bool of the same shape; None: nowhere."""
     missing = np.isnan(plane) if plane.dtype.kind == "f" else None
     if nodata is not None and not np.isnan(nodata):
         with np.errstate(over="ignore"):

@@ -77,10 +77,11 @@ def check_start(args: argparse.Namespace, world: int, good: str = GOOD) -> int:
         good: last line if there is no problem.
     """
     found = read(args, world)
-    _accelerator(found)
+    found.attempt("accelerator", lambda: _accelerator(found))
     files(found, args)
     if found.cfg and found.batch and found.ds_config:
-        _memory(found, found.cfg, found.batch, found.ds_config, world)
+        run = found.cfg, found.batch, found.ds_config
+        found.attempt("memory", lambda: _memory(found, *run, world))
     print(table(found.rows))
     failed = sum(row.verdict == FAIL for row in found.rows)
     if failed:

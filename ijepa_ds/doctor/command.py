@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import secrets
@@ -126,7 +127,9 @@ def _read_run(args: argparse.Namespace, found: list[Row]) -> _Run | None:
 
 def _this_machine(num_gpus: int | None) -> Host:
     if num_gpus is None:
-        num_gpus = len(list_gpus()) or 1
+        num_gpus = 1
+        with contextlib.suppress(OSError):  # the row "GPUs" says that nvidia-smi fails
+            num_gpus = len(list_gpus()) or 1
     if num_gpus < 1:
         raise UserError(f"--num_gpus {num_gpus}: at least 1")
     return Host("localhost", num_gpus)

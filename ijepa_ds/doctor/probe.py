@@ -55,7 +55,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         "data": lambda: _data(os.path.expanduser(request["source"]), _values(request.get("values", {}))),
         "names": lambda: _names(request.get("peers", [])),
         "addresses": _addresses,
-        "threads": lambda: int(os.environ.get("OMP_NUM_THREADS") or 0),
+        "threads": lambda: int((os.environ.get("OMP_NUM_THREADS") or "0").partition(",")[0]),
         "ulimit_files": _open_files,
     }
     found: dict[str, Any] = {"time": now, "host": socket.gethostname()}
@@ -104,7 +104,10 @@ def list_gpus() -> list[dict[str, str]]:
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     if not shutil.which("nvidia-smi"):
         return []
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except subprocess.TimeoutExpired as error:
+        raise OSError("nvidia-smi: no answer in 20 s") from error
     if done.returncode:
         raise OSError(f"nvidia-smi: {(done.stderr or done.stdout).strip()}")
     rows = [[value.strip() for value in line.split(",")] for line in done.stdout.splitlines() if line.strip()]

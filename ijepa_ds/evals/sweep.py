@@ -242,7 +242,7 @@ def train(
     n, num_classes = len(labels), int(labels.max()) + 1
     if len(labels.unique()) < 2:
         raise ValueError("the training images have a single class: a classifier needs at least two")
-    batch = max(1, min(recipe.batch_size, n // 4))
+    batch = min(n, max(2, min(recipe.batch_size, n // 4)))  # a BatchNorm needs two
     labels = labels.to(device)
     widths = {"last": width, "last4": 4 * width}
     groups = [

@@ -159,9 +159,11 @@ def fit(names: Sequence[str], x: np.ndarray, error: np.ndarray) -> Law:
         error: above 0, [n].
 
     Raises:
-        UnfitError: too few points, or a variable that does not vary on its own.
+        UnfitError: too few points, an error of 0 or below, or a variable that does not vary on its own.
     """
     x, error = np.asarray(x, float), np.asarray(error, float)
+    if not (np.isfinite(error) & (error > 0)).all():
+        raise UnfitError("an error is not above 0 (a score of 100 or more): a power law cannot reach it, no fit")
     design, y = np.column_stack([np.ones(len(x)), -np.log(x)]), np.log(error)
     count, parameters = design.shape
     if count <= parameters:

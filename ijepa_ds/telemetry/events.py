@@ -72,11 +72,10 @@ def read_picture(run_dir: str | Path, tag: str) -> tuple[int, np.ndarray] | None
     """Read the last image of a tag.
 
     Returns:
-        (step, uint8 [H, W, 3]), or None if the tag has no image.
-
-    Raises:
-        ValueError: The directory has no event file.
+        (step, uint8 [H, W, 3]), or None if the tag has no image, or the directory no event file.
     """
+    if not any(Path(run_dir).glob("*tfevents*")):
+        return None
     events = _events(run_dir, {"scalars": 1, "images": 1, "tensors": 1})
     if tag not in events.Tags()["images"]:
         return None

@@ -8,6 +8,7 @@ TensorBoard and the terminal.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections import deque
@@ -111,6 +112,8 @@ class Health:
                 alarms.append(Alarm(step, name, message, _finite(values)))
             self._silent[name] = self.limits.rest if message else max(0, self._silent.get(name, 0) - 1)
         for tag, value in values.items():
+            if not math.isfinite(value):
+                continue
             self._past.setdefault(tag, deque(maxlen=self.limits.window)).append(value)
         if alarms:
             self._write(alarms)

@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from ijepa_ds.durable import fsync
 from ijepa_ds.errors import UserError
 
 NAME = "metrics.jsonl"
+_LONGEST = 1 << 20  # bytes of a line
 _STEP = re.compile(rb'\{"step": (\d+),')
 Scalars = dict[str, tuple[np.ndarray, np.ndarray]]  # tag -> (steps int64 [n], values float64 [n])
 
@@ -68,7 +69,7 @@ class MetricsFile:
         again = self._last.get("step") == step
         line = {**(self._last if again else {"step": step, "time": round(time.time(), 3)}), **values}
         with self._path.open("r+b" if self._path.exists() else "w+b") as file:
-            at = self._at if again else file.seek(0, 2)
+            at = self._at if again else _end_of_lines(file)
             file.seek(at)
             file.truncate()
             file.write(_line(line))
@@ -78,6 +79,14 @@ class MetricsFile:
         """Flush it to disk."""
         if self._path.exists():
             fsync(self._path)
+
+
+def _end_of_lines(file: BinaryIO) -> int:
+    """Where the last whole line ends; behind it is half a line if a write met a full disk."""
+    size = file.seek(0, 2)
+    start = max(0, size - _LONGEST)
+    file.seek(start)
+    return start + file.read().rfind(b"\n") + 1
 
 
 def _line(values: Mapping[str, Any]) -> bytes:

@@ -26,6 +26,7 @@ from ijepa_ds.checkpoint.writer import BEST
 from ijepa_ds.config import Config
 from ijepa_ds.data.transforms import UnreadableError
 from ijepa_ds.data.values import Values
+from ijepa_ds.distributed.environment import ranks_here
 from ijepa_ds.distributed.exchange import gather_on_first, host_group, max_over_ranks
 from ijepa_ds.durable import write_text
 from ijepa_ds.errors import UserError
@@ -188,7 +189,7 @@ def check_room(needed: int, device: torch.device) -> None:
     Raises:
         UserError: says how much is needed and how much there is.
     """
-    there = machine.memory_bytes() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    there = machine.memory_bytes() // ranks_here(os.environ)
     if device.type == "cuda":
         there = min(there, torch.cuda.mem_get_info(device)[1])
     if needed > there:

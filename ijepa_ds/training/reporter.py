@@ -109,13 +109,13 @@ class Reporter:
             figures: maxima over ranks since the last point.
 
         Raises:
-            TrainingError: no loss since the last point was finite.
+            TrainingError: no loss since the last point was finite, and the step was applied all the same.
         """
         run, done = self.cfg.run, step + 1
         self._skipped += not applied
         self._steps += 1
         if self.is_point(step):
-            self._write_scalars(step, masks, bad, figures)
+            self._write_scalars(step, masks, bad, figures, applied)
         if self._probes_after(step):
             self._write_probes(done, output)
         if run.picture_every and self.rank == 0 and step % run.picture_every == 0:
@@ -130,7 +130,7 @@ class Reporter:
         values = Values.of(self.cfg.data)
         return pixels if values.plain else torch.from_numpy(values.pictured(pixels.cpu().numpy()))
 
-    def _write_scalars(self, step: int, masks: Masks, bad: int, figures: Figures) -> None:
+    def _write_scalars(self, step: int, masks: Masks, bad: int, figures: Figures, applied: bool) -> None:
         total_loss, count, *terms = mean_over_ranks(self._loss.clone()).tolist()
         loss = total_loss / count if count else math.nan
         now = time.perf_counter()
@@ -165,10 +165,10 @@ class Reporter:
             | {f"time/{name}": seconds / total for name, seconds in parts.items()},
         )
         self._bar.note = f"loss {loss:.4f}, {images / spent:,.0f} images/s"
-        if not math.isfinite(loss):
+        if not math.isfinite(loss) and applied:  # else `run.max_nonfinite` decides
             raise TrainingError(f"the loss is {loss} at step {step + 1}: lower optimization.lr, or set optimization.clip_grad")
         self._warn_of_stalls(figures.waiting.value / spent, figures.waiting.rank)
-        self.last_loss = loss
+        self.last_loss = loss if math.isfinite(loss) else self.last_loss
         self._loss = torch.zeros_like(self._loss)
         self._steps, self._since = 0, now
 

@@ -63,7 +63,8 @@ def _table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[object]]], ma
 
 
 def _facts(runs: Sequence[Run]) -> str:
-    rows = [(key, [run.facts.get(key, "–") for run in runs]) for key in runs[0].facts]
+    keys = dict.fromkeys(key for run in runs for key in run.facts)
+    rows = [(key, [run.facts.get(key, "–") for run in runs]) for key in keys]
     return "<h2>Cost</h2>" + _table([run.name for run in runs], rows)
 
 

@@ -77,7 +77,8 @@ def _scales(found: Statistics) -> dict[str, Any]:
     if not isinstance(found, ChannelStatistics):
         return {"mean": found.mean().round(4).tolist(), "std": found.deviation().round(4).tolist()}
     low, high = found.whole_range()
-    mean, std = found.scaled(low, np.where(high > low, high, low + 1))
+    high = np.where(high > low, high, low + 1)  # of a constant channel
+    mean, std = found.scaled(low, high)
     facts = {"mean": mean, "std": std, "offset": low, "scale": high, "smallest": found.least, "largest": found.most}
     percent = found.percentiles((1.0, 99.0))
     if (percent[:, 1] > percent[:, 0]).all():
@@ -90,7 +91,7 @@ def _scales(found: Statistics) -> dict[str, Any]:
 
 def _paste(facts: dict[str, Any]) -> str:
     """Lines for a configuration."""
-    mean = f"  mean: [{_numbers(facts['mean'])}]\n  std: [{_numbers(facts['std'])}]"
+    mean = _moments(facts, "mean", "std")
     if "scale" not in facts:
         return f"data:\n{mean}"
 
@@ -109,7 +110,7 @@ def _paste(facts: dict[str, Any]) -> str:
         lines += [
             "# or from the 1st to the 99th percentile:\ndata:",
             f"  offset: [{listed('clipped_offset')}]\n  scale: [{listed('clipped_scale')}]\n  outside: clip",
-            f"  mean: [{_numbers(facts['clipped_mean'])}]\n  std: [{_numbers(facts['clipped_std'])}]",
+            _moments(facts, "clipped_mean", "clipped_std"),
         ]
     return "\n".join(lines)
 
@@ -159,8 +160,14 @@ def _of_channels(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [("range of each channel", ranges), ("values without data", missing)]
 
 
+def _moments(facts: dict[str, Any], mean: str, std: str) -> str:
+    """Two lines for a configuration; the deviation of a constant channel, which a run refuses, becomes 1."""
+    constant = "" if all(facts[std]) else "  # 1: a constant channel"
+    return f"  mean: [{_numbers(facts[mean])}]\n  std: [{_numbers([value or 1.0 for value in facts[std]])}]{constant}"
+
+
 def _numbers(values: list[float]) -> str:
-    return ", ".join(f"{value:.3f}" for value in values)
+    return ", ".join(f"{value:.3f}" if abs(value) >= 0.05 or not value else f"{value:.4g}" for value in values)
 
 
 def _listed(index: ImageIndex, found: Statistics) -> str:

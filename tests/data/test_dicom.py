@@ -130,3 +130,11 @@ def test_files_without_an_ending_become_shards(tmp_path: Path):
     assert len(index) == 1 and not index.bad
     with tarfile.open(tmp_path / "out" / "images-00000.tar") as tar:
         assert tar.getnames() == ["scans/IM0001.dcm"]
+
+
+def test_a_window_of_one_value_is_a_step(tmp_path: Path):
+    write(tmp_path / "a.dcm", stored(0), WindowCenter=40, WindowWidth=1)
+    (plane,) = read_layers(str(tmp_path / "a.dcm"), 10**6, Values.of(config(tmp_path)))
+    found = np.asarray(plane)
+    assert np.isfinite(found).all() and {0.0, 1.0} <= set(found.flatten().tolist())
+    assert ((found > 0.5) == (stored(0) * 2.0 - 1024 > 39.5)).all()

@@ -159,6 +159,14 @@ def test_losses_that_are_not_finite_are_named_and_three_in_a_row_stop_the_run(pl
     assert reader is not None and reader.read("ema", reader.names("ema")[0]).isfinite().all()
 
 
+def test_a_logged_step_without_a_finite_loss_is_skipped_like_others(place: Path) -> None:
+    faults = [{"rank": rank, "moment": "forward", "at": 3, "action": "nan"} for rank in (0, 1)]
+    run = Run(place, "optimization.steps=6", "run.log_every=1", faults=faults)
+    assert set(run.wait()) == {0}, run.output
+    assert "step 3 SKIPPED: the loss is not finite" in run.output
+    assert len((place / "out" / "skipped_steps.jsonl").read_text().splitlines()) == 1
+
+
 def test_what_cannot_be_written_is_said_at_the_start(place: Path) -> None:
     (place / "out").mkdir()
     (place / "out" / "checkpoints").write_text("a file in the way")

@@ -125,3 +125,14 @@ def test_ranks_are_for_a_check(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="^2$"):
         train.main(["--config", "x.yaml", "--deepspeed_config", "x.json", "--ranks", "2"])
     assert "--ranks: a number from 1, with --check" in capsys.readouterr().err
+
+
+def test_a_driver_that_does_not_answer_is_a_row(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho no driver >&2\nexit 9\n")
+    (tmp_path / "bin" / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    code, text = check(capsys)
+    assert code == 2 and "nvidia-smi: no driver" in text and "8 images" in text

@@ -312,3 +312,15 @@ def test_depths_that_are_not(tmp_path: Path, value: float, words: str | None) ->
     pair = read(str(tmp_path / "d"), str(tmp_path / "d"), source("depth", max_depth=2.5), threads=1)
     values = pair.reading.read(str(file))
     assert values[3, 3] == 0 and set(np.unique(values)) <= {0.0, 1.0, 2.0}  # too far: not scored
+
+
+def test_labels_too_sparse_for_a_patch_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for part, seed in (("train", 0), ("test", 1)):
+        write_dense(tmp_path / part, 6, seed)
+    for number in range(6):
+        mask = np.full((16, 16), 255, np.uint8)
+        mask[0, :2] = [0, 1]
+        Image.fromarray(mask).save(tmp_path / "train" / "masks" / "a" / f"{number}.png")
+    command = ["eval", "segment", "--checkpoint", str(write_blind_run(tmp_path)), "--train", str(tmp_path / "train")]
+    assert cli.main([*command, "--test", str(tmp_path / "test"), "--out", str(tmp_path / "out"), "--epochs", "1"]) == 2
+    assert "use denser labels" in capsys.readouterr().err and not (tmp_path / "out" / "result.json").exists()

@@ -147,3 +147,13 @@ def test_a_single_class_is_refused() -> None:
     x, y = problem(16)
     with pytest.raises(ValueError, match="single class"):
         sweep.train(lambda epoch: x, torch.zeros_like(y), 6, ONE)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 7, 9])
+def test_few_images_and_batches_of_one_train_a_batch_norm(n: int) -> None:
+    x, y = problem(n)
+    y = torch.arange(n) % 2
+    for size in (1, 64):
+        recipe = replace(ONE, heads=("bn",), batch_size=size, epochs=2)
+        (found,) = sweep.train(lambda epoch: x, y, 6, recipe).accuracies(x, y).values()
+        assert 0 <= found <= 100

@@ -289,3 +289,6 @@ def test_points_that_cannot_tell_two_variables_apart_are_not_fitted() -> None:
         power.fit(["n", "d"], np.column_stack([x, x**2]), 10 / x)
     with pytest.raises(power.UnfitError, match="2 points for 2 parameters: no fit; 3 are needed at least"):
         power.fit(["n"], np.array([[1.0], [2.0]]), np.array([3.0, 2.0]))
+    for error in (0.0, -5.0):
+        with pytest.raises(power.UnfitError, match="a score of 100 or more"):
+            power.fit(["n"], x[:, None], np.append(10 / x[1:], error))

@@ -74,3 +74,13 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     (tmp_path / NAME).write_text('{"step": 1, "time": 1, "loss": 1}\nnonsense\n{"step": 2, "time": 1, "loss": 1}\n')
     with pytest.raises(UserError, match=rf"{NAME}:2: damaged"):
         read_scalars(tmp_path)
+
+
+def test_half_a_line_of_a_full_disk_is_replaced(tmp_path: Path) -> None:
+    file_ = MetricsFile(tmp_path, first_step=0)
+    file_.write(1, {"loss": 1.0})
+    with (tmp_path / NAME).open("a") as torn:
+        torn.write('{"step": 2, "ti')  # a write that failed in the middle
+    file_.write(3, {"loss": 3.0})
+    file_.write(3, {"more": 1.0})
+    assert read_scalars(tmp_path)["loss"][0].tolist() == [1, 3]

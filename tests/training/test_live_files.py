@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from ijepa_ds import machine
 from ijepa_ds.errors import UserError
 from ijepa_ds.training import live_eval
 
@@ -25,7 +26,12 @@ def test_a_damaged_history_is_kept_aside(tmp_path, caplog, content):
     assert "is damaged" in caplog.text and "begins anew" in caplog.text
 
 
-def test_an_evaluation_that_cannot_fit_is_refused():
+def test_an_evaluation_that_cannot_fit_is_refused(monkeypatch):
     live_eval.check_room(1 << 20, torch.device("cpu"))
     with pytest.raises(UserError, match=r"eval\.every: it needs 1048576\.0 GiB on every rank"):
         live_eval.check_room(1 << 50, torch.device("cpu"))
+    half = machine.memory_bytes() // 2
+    live_eval.check_room(half, torch.device("cpu"))
+    monkeypatch.setenv("LOCAL_SIZE", "8")  # as DeepSpeed's launcher says it
+    with pytest.raises(UserError, match="on every rank"):
+        live_eval.check_room(half, torch.device("cpu"))

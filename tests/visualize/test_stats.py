@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from ijepa_ds import cli
@@ -131,3 +132,24 @@ def test_arrays_of_bytes_count_as_training_reads_them(tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "o" / "stats.json").read_text())
     np.testing.assert_allclose(facts["mean"], np.mean(arrays, axis=(0, 1, 2)) / 255, atol=1e-4)
     assert facts["unreadable"] == 0 and facts["kinds"] == [{"channels": 3, "bits": 8, "images": 3}]
+
+
+def test_lines_to_paste_are_accepted_for_small_and_constant_values(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rng = np.random.default_rng(0)
+    narrow = [rng.integers(100, 141, (20, 20, 2)).astype(np.uint16) for _ in range(4)]
+    constant = [np.dstack([rng.random((20, 20)), np.zeros((20, 20))]).astype(np.float32) for _ in range(4)]
+    for name, arrays in (("narrow", narrow), ("constant", constant)):
+        (tmp_path / name).mkdir()
+        for number, array in enumerate(arrays):
+            np.save(tmp_path / name / f"{number}.npy", array)
+        given = ["data", "stats", str(tmp_path / name), "--out", str(tmp_path / "o"), "--workers", "1", "--arrays", "hwc"]
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "ijepa_ds"):
+            assert cli.main(given) == 0
+        pasted = yaml.safe_load(
+            caplog.text[caplog.text.index("model:\n  channels: 2") :].split("# or from")[0].split("\nINFO")[0]
+        )
+        data = pasted["data"]
+        assert all(high > data["offset"][0] for high in data["scale"]) and min(data["std"]) > 0
+        if name == "narrow":
+            np.testing.assert_allclose(data["std"], np.std(narrow, axis=(0, 1, 2)) / 65535, rtol=1e-3)

@@ -200,3 +200,7 @@ def test_summary_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
             black = (np.asarray(picture.convert("RGB")) < 8).all(axis=2)
     assert heights[0] == heights[1] < heights[2]
     assert black[heights[1] :].mean() > 0.05 and black[: heights[1] // 2].mean() < 0.02  # the neighbours are below all else
+
+
+def test_pictures_are_optional(tmp_path: Path) -> None:
+    assert read_picture(tmp_path, "images/masks") is None  # the event file was not copied

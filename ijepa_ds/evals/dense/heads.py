@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from ijepa_ds.errors import UserError
 from ijepa_ds.evals.dense.recipe import Recipe
 from ijepa_ds.evals.dense.tokens import Tokens
 from ijepa_ds.evals.dense.windows import enlarge
@@ -243,4 +244,9 @@ def fill_bank(training: TrainingSet, classes: int, most: int, seed: int, progres
             for part in parts:
                 dist.broadcast(part, src=rank, group=world.group)
         rows, kinds = torch.cat([part for part, _ in whole]), torch.cat([part for _, part in whole])
+    if not len(rows):
+        raise UserError(
+            "in no patch of the training images do most pixels have a label, so there is nothing to retrieve: use denser "
+            "labels, or more images (--max-train)"
+        )
     return Bank(rows, kinds, classes)

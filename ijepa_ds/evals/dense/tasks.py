@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ijepa_ds.data.transforms import joined, read_layers
+from ijepa_ds.errors import UserError
 from ijepa_ds.evals.dense.heads import (
     TrainingSet,
     add_over_ranks,
@@ -58,6 +59,7 @@ def segment(session: Session) -> Scores:
     found.shown = _score(session, {"k-NN": bank.maps, "linear": linear.maps}, add)
     for name, table in tables.items():
         add_over_ranks(table.counts, session.world)
+        _check_scored(int(table.counts.sum()))
         found.scores |= {f"{score}, {name}": value for score, value in table.scores().items()}
         iou = table.iou().tolist()
         found.details[f"IoU, {name}"] = {
@@ -94,9 +96,15 @@ def depth(session: Session) -> Scores:
     found = Scores()
     found.shown = _score(session, {"linear": head.maps}, add)
     add_over_ranks(errors.sums, session.world)
+    _check_scored(int(errors.sums[0]))
     found.scores = errors.scores()
     found.details["width"] = len(training.mean)
     return found if session.is_rank_zero else Scores()
+
+
+def _check_scored(pixels: int) -> None:
+    if not pixels:
+        raise UserError("no pixel of the scored test images has a label: raise --max-test, or look at --ignore")
 
 
 def _pair(session: Session) -> DensePair:
