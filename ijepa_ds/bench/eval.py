@@ -12,6 +12,7 @@ import torch
 
 from ijepa_ds.arguments import check_at_least, device_of
 from ijepa_ds.data.reading import ImageFiles
+from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
 from ijepa_ds.evals import sweep
 from ijepa_ds.evals.features import extract
@@ -19,6 +20,7 @@ from ijepa_ds.evals.folders import batches
 from ijepa_ds.evals.settings import PRECISIONS, Settings
 from ijepa_ds.evals.subject import Subject, open_subject
 from ijepa_ds.terminal import track
+from ijepa_ds.weights.facts import scan_options
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,10 +28,11 @@ def run(args: argparse.Namespace) -> int:
     check_at_least(args, num=1, repeats=1, batch_size=1, threads=1, features=0, classes=2)
     subject = open_subject(args.checkpoint, None, None, None)
     device = str(device_of(args.device))
-    index = open_source(args.images)
+    options = scan_options(subject.facts.config)
+    index = open_source(args.images, options)
     found = ImageFiles(index, index.readable())
     paths: list[str] = [found[i % len(found)] for i in range(args.num)]
-    forward, whole = compare(subject, paths, args, device)
+    forward, whole = compare(subject, paths, args, device, options)
     share = median(one / both for one, both in zip(forward, whole, strict=True))
     print(f"{subject.model}, images of {subject.facts.image_size} pixels, {device}, {args.precision}")
     print(f"forward pass alone     {args.num / median(forward):10.1f} images a second")
@@ -41,11 +44,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def compare(subject: Subject, paths: list[str], args: argparse.Namespace, device: str) -> tuple[list[float], list[float]]:
+def compare(
+    subject: Subject, paths: list[str], args: argparse.Namespace, device: str, options: ScanOptions
+) -> tuple[list[float], list[float]]:
     """Seconds of the forward pass on images in memory, and with reading them; interleaved, `args.repeats` of each."""
     facts, settings = subject.facts, Settings(size=subject.facts.image_size, mean=subject.facts.mean, std=subject.facts.std)
     dtype = PRECISIONS[args.precision]
-    kept = list(batches(paths, settings.size, args.batch_size, args.threads))
+
+    def read() -> Iterator[np.ndarray]:
+        return batches(paths, settings.size, args.batch_size, args.threads, options.max_pixels, values=options.values)
+
+    kept = list(read())
 
     def timed(images: Callable[[], Iterator[np.ndarray]]) -> float:
         start = time.perf_counter()
@@ -56,7 +65,7 @@ def compare(subject: Subject, paths: list[str], args: argparse.Namespace, device
     forward, whole = [], []
     for _ in track(range(args.repeats), "features", "repeats"):
         forward.append(timed(lambda: iter(kept)))
-        whole.append(timed(lambda: batches(paths, settings.size, args.batch_size, args.threads)))
+        whole.append(timed(read))
     return forward, whole
 
 

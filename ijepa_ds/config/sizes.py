@@ -31,6 +31,11 @@ class Size:
         """Names of the options that differ from the published models."""
         return [f.name for f in fields(self) if f.default is not MISSING and getattr(self, f.name) != f.default]
 
+    @property
+    def only_ours(self) -> list[str]:
+        """Options that neither timm's nor transformers' models have."""
+        return [name for name in self.options if name not in ("channels", "drop_path")]  # drop_path acts in training only
+
 
 SIZES = {
     "tiny": Size(192, 12, 3, 768),

@@ -110,11 +110,11 @@ def reason(error: BaseException) -> str:
     return f"damaged: {text or 'it cannot be decoded'} ({type(error).__name__})"
 
 
-def pixel_chunks(content: bytes) -> bytes:
+def pixel_chunks(content: bytes, transparency: bool = True) -> bytes:
     """Return a PNG without chunks that pixels do not need, if one of them would stop Pillow; other files as they are.
 
     Pillow refuses large texts and profiles, and metadata with a wrong checksum. libpng ignores both. Of an animated PNG,
-    the still picture remains.
+    the still picture remains. Without `transparency`, the colour that counts as transparent is dropped, too.
     """
     if content[:8] != PNG_START:
         return content
@@ -122,7 +122,9 @@ def pixel_chunks(content: bytes) -> bytes:
     while at + 8 <= len(content):
         length, name = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
         whole = content[at : at + 12 + length]
-        if name in _PIXEL_CHUNKS:
+        if name == b"tRNS" and not transparency:
+            odd = True
+        elif name in _PIXEL_CHUNKS:
             kept.append(whole)
         elif length > _LARGE_CHUNK or name in _DROPPED:
             odd = True

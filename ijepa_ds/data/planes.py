@@ -62,7 +62,7 @@ def _png_of_16_bits(content: bytes) -> np.ndarray:
     import imagecodecs  # late: only such files need it. Pillow drops the lower bits of colours
 
     try:
-        return imagecodecs.png_decode(pixel_chunks(content))
+        return imagecodecs.png_decode(pixel_chunks(content, transparency=False))  # else it adds an alpha channel
     except Exception as error:  # its own, or of many types
         raise ContentError(f"damaged: {error or 'the compressed pixels cannot be decoded'}") from error
 

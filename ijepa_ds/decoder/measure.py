@@ -53,11 +53,12 @@ def run(args: argparse.Namespace) -> int:
     check_at_least(args, num=2, batch_size=1, sampler_steps=1)
     device = device_of(args.device)
     decoder, conditioner, facts = open_decoder(args.decoder, args.checkpoint, device)
-    found = open_images(args.images, "--images")
+    source = conditioner.source
+    options = source.scan_options()
+    found = open_images(args.images, "--images", options)
     chosen = np.unique(np.linspace(0, len(found) - 1, min(args.num, len(found))).round().astype(int))
     if len(chosen) < 2:
         raise ValueError(f"--images: {args.images} has {len(chosen)} image; at least 2 are compared")
-    source = conditioner.source
     if facts["condition"] == "patches" and len(chosen) % args.batch_size == 1:  # tokens are exchanged within a batch
         if args.batch_size == 1:
             raise ValueError("--batch-size 1: images of a batch exchange their tokens; give 2 or more")
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if facts["condition"] == "patches":  # neighbours in a folder are of one class
         chosen = np.random.default_rng(args.seed).permutation(chosen)
     size = max(source.grid * source.patch_size, decoder.shape.image_size)
-    pixels = torch.from_numpy(load_eval_images([found[int(i)] for i in chosen], size, threads=2))
+    pixels = torch.from_numpy(load_eval_images([found[int(i)] for i in chosen], size, threads=2, max_pixels=options.max_pixels))
     conditions = {}
     conditions["true"], blocks = _conditions(conditioner, pixels, args)
     other = np.random.default_rng(args.seed).permutation(len(chosen))

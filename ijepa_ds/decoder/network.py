@@ -111,7 +111,7 @@ class Decoder(nn.Module):
             tokens = conditions.view(-1, len(self.mean) + 1)
             conditions = tokens[tokens[:, -1] > 0, :-1]
         self.mean.copy_(conditions.mean(dim=0))
-        self.scale.copy_(conditions.std(dim=0).clamp(min=1e-3))
+        self.scale.copy_(conditions.std(dim=0, correction=min(1, len(conditions) - 1)).clamp(min=1e-3))
 
     def forward(self, noisy: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """`noisy: [B, 3, S, S]`, `time: [B]`, `condition: [B, width]` -> the image `[B, 3, S, S]`; all float32."""

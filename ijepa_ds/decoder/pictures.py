@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ijepa_ds.data.pillow import MAX_PIXELS
 from ijepa_ds.data.reading import ImageFiles
+from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.transforms import load_eval_images, normalize
 from ijepa_ds.weights import Source
@@ -18,14 +20,14 @@ from ijepa_ds.weights import Source
 _KEPT = 1 << 30  # maximum bytes of decoded images cached in memory
 
 
-def open_images(source: str, option: str) -> ImageFiles:
+def open_images(source: str, option: str, options: ScanOptions) -> ImageFiles:
     """The readable images of a source (a folder, a list, tars, an index).
 
     Raises:
         ValueError: there are none; the message names `option`.
     """
     try:
-        index = open_source(source)
+        index = open_source(source, options)
     except ValueError as error:
         raise ValueError(str(error).replace("data.source", option, 1)) from error
     return ImageFiles(index, index.readable())
@@ -52,9 +54,9 @@ def decoder_pixels(pixels: Tensor, size: int) -> Tensor:
 class Pictures:
     """Images by number, read as for evaluation; cached if all of them fit in memory."""
 
-    def __init__(self, images: Sequence[str], size: int, threads: int = 2) -> None:
-        """Prepare; `size` is the side in pixels."""
-        self.images, self.size, self.threads = images, size, threads
+    def __init__(self, images: Sequence[str], size: int, max_pixels: int = MAX_PIXELS, threads: int = 2) -> None:
+        """Prepare; `size` is the side in pixels, images of more than `max_pixels` are unreadable."""
+        self.images, self.size, self.threads, self.max_pixels = images, size, threads, max_pixels
         fits = 3 * size**2 * len(images) <= _KEPT
         self._kept = np.empty((len(images), size, size, 3), dtype=np.uint8) if fits else None
         self._known = np.zeros(len(images), dtype=bool)
@@ -66,12 +68,16 @@ class Pictures:
             ValueError: naming an image that cannot be read.
         """
         if self._kept is None:
-            return torch.from_numpy(load_eval_images([self.images[i] for i in numbers], self.size, self.threads))
+            return self._load(numbers)
         new = np.unique(numbers[~self._known[numbers]])
         if len(new):
-            self._kept[new] = load_eval_images([self.images[i] for i in new], self.size, self.threads)
+            self._kept[new] = self._load(new).numpy()
             self._known[new] = True
         return torch.from_numpy(self._kept[numbers])
+
+    def _load(self, numbers: np.ndarray) -> Tensor:
+        chosen = [self.images[i] for i in numbers]
+        return torch.from_numpy(load_eval_images(chosen, self.size, self.threads, self.max_pixels))
 
 
 def image_numbers(step: int, batch: int, total: int, seed: int) -> np.ndarray:

@@ -56,7 +56,7 @@ def open_inputs(args: argparse.Namespace, shape: Shape, device: torch.device) ->
     if source.size.channels != 3 or not source.values.plain:
         raise ValueError(f"{args.checkpoint}: decoders draw RGB images of 8 bits; this model was trained on others")
     conditioner = Conditioner(source, args.condition, device)
-    images = open_images(args.data, "--data")
+    images = open_images(args.data, "--data", source.scan_options())
     if len(images) < shape.batch_size:
         raise ValueError(f"--data: {args.data} has {len(images)} images, fewer than a batch of {shape.batch_size}")
     outside = network.OUTSIDE if conditioner.grid else 1.0
@@ -76,7 +76,8 @@ class Trainer:
         """
         self.args, self.shape, self.conditioner, self.learner = args, shape, conditioner, learner
         self.source, self.device = conditioner.source, conditioner.device
-        self.pictures = Pictures(images, max(self.source.grid * self.source.patch_size, shape.image_size))
+        size = max(self.source.grid * self.source.patch_size, shape.image_size)
+        self.pictures = Pictures(images, size, self.source.scan_options().max_pixels)
         self.share = shape.batch_size // learner.world_size  # images of this rank
         self.noise = network.noise_schedule("DDPMScheduler")
         self._kept: Tensor | None = None

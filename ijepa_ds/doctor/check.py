@@ -24,7 +24,7 @@ from ijepa_ds.data.classes import describe_classes
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import expand, open_source
-from ijepa_ds.doctor.probe import existing, list_gpus
+from ijepa_ds.doctor.probe import existing, list_gpus, smallest_memory
 from ijepa_ds.doctor.rows import FAIL, HERE, OK, WARN, Row, table
 from ijepa_ds.errors import CheckpointError, StorageError, UserError
 from ijepa_ds.evals.dense import layouts
@@ -282,7 +282,7 @@ def _memory(found: Checked, cfg: Config, batch: BatchPlan, ds_config: dict[str, 
     here = min(world, len(gpus) or world)
     work = work_of(config.resolve_auto(cfg, "bfloat16" if gpus else "float32"))
     need = memory_of(work, spread_of(ds_config, batch, max(1, world // here), here)).peak / GIB
-    have = min(float(gpu["memory.total"]) / 1024 for gpu in gpus) if gpus else machine.memory_bytes() / GIB / world
+    have = smallest_memory(gpus) or machine.memory_bytes() / GIB / (here if gpus else world)
     fits = need <= (1 - RESERVE) * have
     todo = "" if fits else "ijepa-ds plan --search proposes another way (ZeRO stage, micro-batch, checkpointing, offload)"
     found.note("memory", OK if fits else WARN, f"{need:.2f} GiB of a rank's {have:.1f} GiB here (plan)", todo)

@@ -18,7 +18,7 @@ from ijepa_ds.cluster.hosts import Host
 from ijepa_ds.config import BatchPlan, Config
 from ijepa_ds.data.values import Values
 from ijepa_ds.doctor import check, rows
-from ijepa_ds.doctor.probe import list_gpus
+from ijepa_ds.doctor.probe import list_gpus, smallest_memory
 from ijepa_ds.doctor.remote import allocated_hosts, ask_all
 from ijepa_ds.doctor.rows import FAIL, HERE, OK, WARN, Row
 from ijepa_ds.errors import UserError
@@ -198,8 +198,7 @@ def _plan(run_: _Run, probes: dict[str, Any], found: list[Row]) -> float:
         for host in run_.hosts:
             answer = probes.get(host.name)
             if answer and not isinstance(answer["gpus"], dict):
-                each = [float(gpu["memory.total"]) / 1024 for gpu in answer["gpus"]]
-                have = min(each) if each else answer["memory_gib"] / host.slots
+                have = smallest_memory(answer["gpus"]) or answer["memory_gib"] / host.slots
                 fits = need <= (1 - RESERVE) * have
                 todo = "ijepa-ds plan --search proposes another way (ZeRO stage, micro-batch, checkpointing, offload)"
                 text = f"{need:.2f} GiB of a rank's {have:.1f} GiB (plan)"

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,12 @@ def list_gpus() -> list[dict[str, str]]:
         raise OSError(f"nvidia-smi: {(done.stderr or done.stdout).strip()}")
     rows = [[value.strip() for value in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
     return [dict(zip(fields, row, strict=True)) for row in rows]
+
+
+def smallest_memory(gpus: Sequence[Mapping[str, str]]) -> float | None:
+    """GiB of the smallest GPU; None if nvidia-smi does not know it: "[N/A]" where GPU and host share their memory."""
+    sizes = [gpu["memory.total"] for gpu in gpus]
+    return min(float(size) / 1024 for size in sizes) if sizes and all(size.isdigit() for size in sizes) else None
 
 
 def _disk(run_dir: Path, token: str | None, index: int) -> dict[str, Any]:

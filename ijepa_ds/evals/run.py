@@ -15,6 +15,7 @@ from ijepa_ds.checkpoint.run_dir import versions
 from ijepa_ds.config.schema import flatten
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.values import Values
+from ijepa_ds.errors import UserError
 from ijepa_ds.evals import report, scenes, tasks
 from ijepa_ds.evals.dense import pairs as dense
 from ijepa_ds.evals.folders import Pair, limited, read_pair
@@ -68,6 +69,10 @@ def _evaluate(args: argparse.Namespace, world: World) -> tuple[dict[str, Any], l
     """The content of `result.json`, and images with predictions to draw."""
     start = time.perf_counter()
     check_used(args)
+    if args.train is None:
+        if args.task != "rank":
+            raise UserError(f"ijepa-ds eval {args.task} needs --train, labelled images to learn from")
+        args.train = args.test  # no task learns
     if not is_text(str(args.out)):
         raise ValueError(f"--out {shown(str(args.out))}: is not UTF-8, which TensorBoard requires; choose another name")
     apart = apply_preset(args)

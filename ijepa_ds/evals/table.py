@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -34,16 +36,20 @@ def collect(runs: Sequence[Path]) -> Scores:
     Raises:
         ValueError: a run without results, or a score that only some of the runs have.
     """
-    found: Scores = {}
+    results: list[list[tuple[str, dict[str, dict[str, float]]]]] = []  # of each run: folder and columns of its files
     for run in runs:
         files = sorted(run.glob("eval/*/result.json"))
         if not files:
             raise ValueError(f"{run}: no eval/*/result.json in it; `ijepa-ds eval TASK ... --out {run}/eval/TASK` writes one")
-        for file in files:
-            columns = _columns(file)
-            for column, scores in columns.items():
-                for name, value in scores.items():
-                    found.setdefault(name, {}).setdefault(column, []).append(value)
+        results.append([(file.parent.name, _columns(file)) for file in files])
+    times = [Counter(name for _, columns in files for name in columns["trained"]) for files in results]
+    twice = {name for counts in times for name, count in counts.items() if count > 1}  # such as `knn` and `all`
+    found: Scores = {}
+    for folder, columns in itertools.chain.from_iterable(results):
+        for column, scores in columns.items():
+            for name, value in scores.items():
+                row = f"{name} ({folder})" if name in twice else name
+                found.setdefault(row, {}).setdefault(column, []).append(value)
     some = [name for name, columns in found.items() if any(len(values) != len(runs) for values in columns.values())]
     if some:
         raise ValueError(f"not every run has each of: {', '.join(some)}")

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = f"{parser.description or ''}\n\n{_TASKS}"
     parser.add_argument("task", choices=(*TASKS, "all"), help="what to measure")
     parser.add_argument("--checkpoint", required=True, help=WEIGHTS)
-    parser.add_argument("--train", required=True, help="labelled images to learn from: one folder a class, or scenes")
+    parser.add_argument("--train", help="labelled images to learn from: one folder a class, or scenes (rank needs none)")
     parser.add_argument("--test", required=True, help="labelled images to score: the same classes")
     add_out(parser, "folder for result.json, pictures and TensorBoard scalars")
     parser.add_argument(

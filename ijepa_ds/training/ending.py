@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ijepa_ds.checkpoint.folder import find_steps, folder_name
 from ijepa_ds.config import Config
+from ijepa_ds.config.sizes import size_of
 from ijepa_ds.errors import UserError
 from ijepa_ds.telemetry import health, metrics_file
 
@@ -29,6 +30,7 @@ def last_words(cfg: Config, steps: int, loss: float = math.nan) -> str:
         shlex.quote(source) if source else word for source, word in ((cfg.eval.train, "TRAIN"), (cfg.eval.test, "TEST"))
     )
     labels = f" --labels {shlex.quote(cfg.eval.labels)}" if cfg.eval.labels else ""
+    form = "safetensors" if size_of(cfg.model).only_ours else "hf"
     shown = "" if math.isnan(loss) else f", loss {loss:.4f}"
     lines = [
         f"done: {steps:,} steps{shown}{_alarms(out)}",
@@ -37,7 +39,7 @@ def last_words(cfg: Config, steps: int, loss: float = math.nan) -> str:
         f"  next           ijepa-ds eval {cfg.eval.task}{labels} --checkpoint {named} --train {train} --test {test} "
         f"--baseline untrained --out {shlex.quote(str(out / 'eval'))}",
         f"                 ijepa-ds report {named} --out {shlex.quote(str(out / 'report'))}",
-        f"                 ijepa-ds export --run {named} --format hf --out {shlex.quote(str(out / 'export'))}",
+        f"                 ijepa-ds export --run {named} --format {form} --out {shlex.quote(str(out / 'export'))}",
     ]
     return "\n".join(lines)
 

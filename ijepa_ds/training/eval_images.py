@@ -38,7 +38,8 @@ def find(cfg: Config, beat: Callable[[], None] = lambda: None) -> None:
         logger.info("%s", our_keys(line))
     train, test = some(pair.train, cfg.eval.max_train), some(pair.test, cfg.eval.max_test)
     if len(train.labels) < cfg.eval.k:
-        raise UserError(f"eval.k: {cfg.eval.k} is above the {len(train.labels)} images of eval.train")
+        key = "max_train" if len(train.labels) < len(pair.train.labels) else "train"
+        raise UserError(f"eval.k: {cfg.eval.k} is above the {len(train.labels)} images of eval.{key}")
     for part, images in (("train", train), ("test", test)):
         assert isinstance(images.paths, ImageFiles)
         images.paths.index_of(images.labels.numpy(), pair.classes).save(_file(cfg, part))

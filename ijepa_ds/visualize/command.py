@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     if args.kind == "decode":
         return decoding.run(args)
     source, size = looking.open_checked(args)
-    pictures = looking.read_pictures(args.images, args.num, size, source.values)
+    pictures = looking.read_pictures(args.images, args.num, size, source.scan_options())
     device = device_of(args.device)
     look = Look(source, pictures, size, device, args.batch_size, args.seed, Path(args.out))
     with torch.no_grad():

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     decoder, conditioner, facts = open_decoder(args.decoder, args.checkpoint, device)
     source = conditioner.source
     size, side = source.grid * source.patch_size, decoder.shape.image_size
-    pictures = read_pictures(args.images, args.num, max(size, side))
+    pictures = read_pictures(args.images, args.num, max(size, side), source.scan_options())
     pixels = torch.from_numpy(pictures.pixels)
     with torch.no_grad():
         conditions = conditioner.compute(encoder_input(pixels.to(device), source), args.seed)

@@ -18,12 +18,13 @@ from ijepa_ds.data.reading import ImageFiles
 from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.sources import open_source
 from ijepa_ds.data.transforms import load_eval_images, normalize
-from ijepa_ds.data.values import PLAIN, Values
 from ijepa_ds.data.walk import is_image
 from ijepa_ds.model.vit import Encoder
 from ijepa_ds.weights import Source
 from ijepa_ds.weights import open_source as open_weights
 from ijepa_ds.weights.encoder import build_encoder
+
+_PLAIN = ScanOptions()
 
 
 @dataclass(frozen=True)
@@ -65,27 +66,27 @@ def open_checked(args: argparse.Namespace) -> tuple[Source, int]:
     return source, size
 
 
-def read_pictures(images: Sequence[Path], num: int, size: int, values: Values = PLAIN) -> Pictures:
-    """Read image files, or evenly spaced images of a source (a folder, a list, tars, an index); `values`: as in training.
+def read_pictures(images: Sequence[Path], num: int, size: int, options: ScanOptions = _PLAIN) -> Pictures:
+    """Read image files, or evenly spaced images of a source (a folder, a list, tars, an index).
 
     Raises:
         ValueError: a source without images, or a file that is missing or unreadable.
     """
     taken: list[Any] = []
     for item in images:
-        if item.is_file() and is_image(os.fsencode(item.name), bool(values.layout)):
+        if item.is_file() and is_image(os.fsencode(item.name), bool(options.values.layout)):
             taken.append(str(item))
             continue
         try:
-            index = open_source(str(item), ScanOptions(values=values))
+            index = open_source(str(item), options)
         except ValueError as error:
             raise ValueError(str(error).replace("data.source", "--images", 1)) from error
         found = ImageFiles(index, index.readable())
         chosen = np.unique(np.linspace(0, len(found) - 1, min(num, len(found))).round().astype(int))
         taken += [found[int(i)] for i in chosen]
     names = tuple(Path(str(item)).name for item in taken)
-    inputs = load_eval_images(taken, size, threads=2, values=values)
-    return Pictures(names, values.pictured(inputs), inputs)
+    inputs = load_eval_images(taken, size, threads=2, max_pixels=options.max_pixels, values=options.values)
+    return Pictures(names, options.values.pictured(inputs), inputs)
 
 
 def encoder_of(source: Source, which: str | None, size: int, device: torch.device) -> tuple[Encoder, str]:

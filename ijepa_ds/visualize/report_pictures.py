@@ -46,7 +46,8 @@ def write_pca(path: Path, run_dir: Path, images: Sequence[Path] | None, num: int
     assert source.config is not None  # always known for a run
     size = source.grid * source.patch_size
     try:
-        pictures = read_pictures(images or [Path(source.config.data.source)], max(num, _COMPARED), size, source.values)
+        options = source.scan_options(own_images=not images)
+        pictures = read_pictures(images or [Path(source.config.data.source)], max(num, _COMPARED), size, options)
     except ValueError as error:
         raise ValueError(f"{error}\n(the images of the report's PCA; choose others with --images)") from error
     steps = list_steps(run_dir)

@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         losses=scalars["loss"],
         pictures=picture[1] if picture else None,
-        scores=_scores(result) if result else {},
+        scores=shown_scores(result) if result else {},
         title=args.title or Path(args.run).resolve().name,
         subtitle="  ·  ".join(facts),
         chance=result["chance"] if result else None,
@@ -158,6 +158,8 @@ def _read_result(folder: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _scores(result: dict[str, Any]) -> Scores:
+def shown_scores(result: dict[str, Any]) -> Scores:
+    """The scores of a result that are percent, beside those of its baseline; RankMe or errors of depth are not."""
     before = result["baseline"]["scores"] if result["baseline"] else {}
-    return {name: (before.get(name), score) for name, score in result["scores"].items()}
+    others = result.get("unranked", [])
+    return {name: (before.get(name), score) for name, score in result["scores"].items() if name not in others}

@@ -13,6 +13,7 @@ from ijepa_ds.config import Config
 from ijepa_ds.config.sizes import Size
 from ijepa_ds.data.planes import planes_of
 from ijepa_ds.data.rasters import Window
+from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.transforms import joined, normalize, resize_centre_crop
 from ijepa_ds.data.values import PLAIN, Values
 from ijepa_ds.errors import UserError
@@ -22,6 +23,13 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 class WeightsError(UserError):
     """Weights cannot be used; the message names the file, what was found and what to do."""
+
+
+def scan_options(config: Config | None, own_images: bool = False) -> ScanOptions:
+    """How images are read for the weights of a run; `own_images`: they are the run's, so its columns and the like count."""
+    if config is None:
+        return ScanOptions()
+    return ScanOptions.of(config.data) if own_images else ScanOptions(config.data.max_pixels, values=Values.of(config.data))
 
 
 @dataclass(frozen=True)

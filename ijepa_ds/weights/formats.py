@@ -227,8 +227,9 @@ def check_exportable(source: Source, format_: str, which: str) -> None:
     if format_ == "published" and source.predictor and source.predictor.outputs:
         wide = f"its predictor's output has {source.predictor.outputs} values (targets.layers)"
         problems.append(f"{wide}, published ones {source.size.width}: use --format safetensors")
-    options = [name for name in source.size.options if name != "drop_path"]  # used in training only
-    options = [name for name in options if name != "channels" or format_ == "published"]
+    options = list(source.size.only_ours)
+    if format_ == "published" and source.size.channels != 3:
+        options.append("channels")
     if format_ in ("timm", "hf", "published") and options:
         problems.append(f"it has {', '.join(options)}, which {format_} models do not support: use --format safetensors")
     if problems:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ijepa_ds.config import Config
 from ijepa_ds.config.sizes import Size
+from ijepa_ds.data.scan import ScanOptions
 from ijepa_ds.data.values import PLAIN, Values
 from ijepa_ds.weights import check
 from ijepa_ds.weights.check import PredictorSize
-from ijepa_ds.weights.facts import IMAGENET_MEAN, IMAGENET_STD, WeightsError
+from ijepa_ds.weights.facts import IMAGENET_MEAN, IMAGENET_STD, WeightsError, scan_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,14 @@ class Source:
         if self.config is None and self.size.channels != 3:
             raise WeightsError(f"{self.path}: does not say how images become its {self.size.channels} channels; name the run")
         return Values.of(self.config.data) if self.config else PLAIN
+
+    def scan_options(self, own_images: bool = False) -> ScanOptions:
+        """As `facts.scan_options`.
+
+        Raises:
+            WeightsError: as `values`.
+        """
+        return replace(scan_options(self.config, own_images), values=self.values)
 
     def choose(self, which: str | None) -> str:
         """Return the part to use for `which`; None: the target, or the only encoder.

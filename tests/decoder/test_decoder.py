@@ -202,6 +202,9 @@ def test_tokens_lie_at_their_patches(place: Path) -> None:
     inside = tokens[tokens[..., -1] > 0][:, :48]
     torch.testing.assert_close(decoder.mean, inside.mean(dim=0))
     torch.testing.assert_close(decoder.scale, inside.std(dim=0))
+    alone = network.Decoder(network.PRESETS["cpu"], 5)
+    alone.set_scale(torch.arange(5.0)[None])  # of one image
+    assert alone.scale.isfinite().all() and alone.scale.gt(0).all()
 
 
 def test_the_loss_counts_the_block_that_the_tokens_tell_about() -> None:

@@ -15,7 +15,9 @@ from ijepa_ds.checkpoint.folder import list_steps
 from ijepa_ds.checkpoint.reader import CheckpointReader
 from ijepa_ds.checkpoint.run_lock import lock
 from ijepa_ds.counter import ORDER_VERSION
+from ijepa_ds.training.ending import last_words
 from ijepa_ds.weights import read_encoder
+from tests.dist.launched import TINY
 from tests.dist.launches import losses, refused, start
 
 pytestmark = pytest.mark.dist
@@ -41,6 +43,12 @@ def test_two_ranks_zero3_through_the_launcher_then_resume_exactly(place: Path) -
         assert (one.read("ema", name) == other.read("ema", name)).all(), name
     encoder, facts = read_encoder(place / "straight")
     assert facts.step == 6 and encoder.patch_embed.proj.weight.shape == (32, 3, 8, 8)
+
+
+def test_the_last_words_name_a_format_that_the_encoder_has(place: Path) -> None:
+    for given, form in (((), "hf"), (("model.drop_path=0.1",), "hf"), (("model.registers=2",), "safetensors")):
+        cfg = config.load(place / "run.yaml", [*TINY, *given])
+        assert f"export --run {cfg.run.dir} --format {form} --out" in last_words(cfg, 3)
 
 
 def test_one_process_equals_two(place: Path) -> None:

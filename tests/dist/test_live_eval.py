@@ -121,7 +121,8 @@ def test_sources_are_checked_before_training(place: Path) -> None:
         (("eval.test=gone",), "eval.test"),
         (("eval.train=null",), "eval.train"),
         (("eval.every=3",), "multiple of run.checkpoint_every"),
-        (("eval.k=18",), "above the 17 images"),
+        (("eval.k=18",), "above the 17 images of eval.train"),
+        (("eval.k=5", "eval.max_train=4"), "eval.k: 5 is above the 4 images of eval.max_train"),
     ]:
         done = start(place, *EVAL, *change)
         assert done.returncode == 2 and message in done.stderr, done.stderr

@@ -247,6 +247,8 @@ def test_gpus_are_counted(healthy: dict[str, Any]) -> None:
     assert judge(changed(eight, gpus=[gpu] * 7 + [sick]), slots=8)["n0", "GPU health"].verdict == FAIL
     assert judge(eight, healthy)["n1", "kind of device"].verdict == FAIL
     assert judge(changed(eight, gpus={"error": "nvidia-smi: no devices"}))["n0", "GPUs"].verdict == FAIL
+    assert probe.smallest_memory([gpu, gpu | {"memory.total": "40960"}]) == 40.0
+    assert probe.smallest_memory([gpu | {"memory.total": "[N/A]"}]) is None and probe.smallest_memory([]) is None
 
 
 @pytest.mark.parametrize(("skew", "verdict", "word"), [(0, OK, "agrees"), (-5, WARN, "behind"), (3600, FAIL, "ahead")])

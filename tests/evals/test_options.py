@@ -99,6 +99,12 @@ def test_a_table_of_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture) 
     (tmp_path / "seed1" / "eval" / "knn" / "result.json").write_text(json.dumps(told | {"scores": {"10-NN": 1.0}}))
     assert table.main(runs) == 2 and "not every run has each of: 20-NN, 10-NN" in capsys.readouterr().err
     assert table.main([*runs, str(tmp_path)]) == 2 and "no eval/*/result.json" in capsys.readouterr().err
+    (tmp_path / "seed0" / "eval" / "all").mkdir()  # the same score, evaluated twice
+    told["scores"] = {"20-NN": 46.0}
+    (tmp_path / "seed0" / "eval" / "all" / "result.json").write_text(json.dumps(told))
+    assert table.main(runs[:1]) == 0
+    shown = capsys.readouterr().out
+    assert "| 20-NN (all) | 22.0 | 46.0 | +24.0 |" in shown and "| 20-NN (knn) | 20.0 | 40.0 | +20.0 |" in shown
 
 
 def test_bench_says_what_reading_costs(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -182,14 +182,16 @@ def test_ranks_refuse_broken_features() -> None:
         rank.lidar(torch.randn(10, 1, 4))
 
 
-def test_rank_needs_no_labels(run_dir: Path, tmp_path: Path) -> None:
+def test_rank_needs_no_labels(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_images(tmp_path / "flat", {".": 20})
     flat, out = str(tmp_path / "flat"), tmp_path / "out"
-    arguments = ["eval", "rank", "--checkpoint", str(run_dir), "--which", "untrained", "--train", flat, "--test", flat]
+    arguments = ["eval", "rank", "--checkpoint", str(run_dir), "--which", "untrained", "--test", flat]
     assert cli.main([*arguments, "--out", str(out), "--views", "3", "--device", "cpu"]) == 0
     result = json.loads((out / "result.json").read_text())
     assert {"RankMe", "LiDAR"} <= set(result["scores"]) and len(result["details"]["spectrum"]) == 20
     assert (out / "spectrum.png").is_file() and not (out / "scores.png").exists()
+    arguments[1] = "knn"
+    assert cli.main([*arguments, "--out", str(out)]) == 2 and "eval knn needs --train" in capsys.readouterr().err
 
 
 # --- scenes

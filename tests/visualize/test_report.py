@@ -9,8 +9,10 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 from torch.utils.tensorboard import SummaryWriter
 
 from ijepa_ds import cli
@@ -94,6 +96,21 @@ def test_what_differs_is_shown(runs: list[Path], tmp_path: Path) -> None:
         changed.write_text(before)
     text = (tmp_path / "report.html").read_text()
     assert '<tr class="differs"><th>optimization.lr</th><td class="n">0.001</td><td class="n">0.002</td></tr>' in text
+
+
+def test_images_are_read_as_the_run_read_them(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """`image_column` and `max_pixels` of the run; of other images, its `max_pixels` only."""
+    content = [(runs[0].parent.parent / "images" / f"{i}.png").read_bytes() for i in range(5)]
+    parquet.write_table(pa.table({"thumbnail": [b"no image"] * 5, "photo": content}), tmp_path / "images.parquet")
+    run = finished_run(tmp_path / "run", tmp_path / "images.parquet", 1.0)
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub("image_column: .*", "image_column: photo", text))
+    assert cli.main(["report", str(run), "--out", str(tmp_path / "report")]) == 0
+    assert (tmp_path / "report" / "pca_0.png").is_file()
+    (run / "config.yaml").write_text(re.sub("max_pixels: .*", "max_pixels: 1000", text))
+    given = ["--images", str(runs[0].parent.parent / "images")]
+    assert cli.main(["report", str(run), *given, "--out", str(tmp_path / "report")]) == 2
+    assert "48x48 pixels, more than data.max_pixels = 1000" in capsys.readouterr().err
 
 
 def test_what_is_no_run(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

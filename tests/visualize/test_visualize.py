@@ -15,7 +15,7 @@ from ijepa_ds.masks.sampler import Masks
 from ijepa_ds.plotting.bars import draw_bars, write_bars
 from ijepa_ds.plotting.masks import HIDDEN, PALETTE, draw_batch, draw_masks
 from ijepa_ds.telemetry.events import read_picture, read_scalars
-from ijepa_ds.visualize.summary import running_mean, write_summary
+from ijepa_ds.visualize.summary import running_mean, shown_scores, write_summary
 
 CONTEXT, TARGETS = [[0, 3, 9]], [[5, 6], [6, 7], [12, 13]]  # of a 4 x 4 grid of 8-pixel patches
 
@@ -199,6 +199,7 @@ def test_summary_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
             heights.append(picture.height)
             black = (np.asarray(picture.convert("RGB")) < 8).all(axis=2)
     assert heights[0] == heights[1] < heights[2]
+    assert shown_scores(result | {"unranked": ["20-NN"]}) == {} and shown_scores(result) == {"20-NN": (20.0, 50.0)}
     assert black[heights[1] :].mean() > 0.05 and black[: heights[1] // 2].mean() < 0.02  # the neighbours are below all else
 
 
