@@ -74,6 +74,20 @@ def test_this_machine_alone(place: Path, capsys: pytest.CaptureFixture[str], mon
     assert sorted(os.listdir(place)) == ["images", "run.yaml", "zero0.json", "zero1.json", "zero2.json", "zero3.json"]
 
 
+def test_a_driver_that_fails_is_a_row(
+    place: Path, fake_ssh: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`nvidia-smi` ends with an error, and nobody says how many GPUs there are."""
+    driver = place.parent / "bin" / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho 'Driver/library version mismatch' >&2; exit 9\n")
+    driver.chmod(0o755)
+    code, found = doctor(capsys, "--master_port", "0")
+    (row,) = (row for row in found if row.check == "GPUs")
+    assert code == 1 and row.verdict == FAIL and "nvidia-smi: Driver/library version mismatch" in row.found
+    monkeypatch.setenv("OMP_NUM_THREADS", "2,1")  # of nested regions
+    assert probe.answer({"run_dir": str(place), "source": str(place / "images")})["threads"] == 2
+
+
 def test_two_hosts_one_of_them_down(place: Path, fake_ssh: None, capsys: pytest.CaptureFixture[str]) -> None:
     """The folder's name goes through a shell on the way, and nothing of it is run."""
     (place / "hostfile").write_text("up slots=1\ndown slots=1\n")

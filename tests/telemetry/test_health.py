@@ -1,6 +1,7 @@
 """Alarms: each fires on its own kind of failure, once, and a run as it should be raises none."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,11 @@ def test_a_jump(tmp_path: Path) -> None:
     health = Health(tmp_path)
     points = [{"loss": 0.1 + 0.001 * (step % 3)} for step in range(12)]
     assert names(health, [*points, {"loss": 0.21}, *points]) == [(13, "loss_jump")]
+
+
+def test_skipped_steps_do_not_hide_a_jump(tmp_path: Path) -> None:
+    points = [{"loss": math.nan if step % 2 else 0.1 + 0.001 * (step % 3)} for step in range(40)]
+    assert names(Health(tmp_path), [*points, {"loss": 0.21}]) == [(41, "loss_jump")]
 
 
 def test_the_first_points_of_a_loss_are_not_judged(tmp_path: Path) -> None:
