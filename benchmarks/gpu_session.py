@@ -246,7 +246,7 @@ def main(argv: list[str] | None = None) -> int:
             if part.missing or left < 5:
                 found = {"part": part.name, "state": f"skipped: {part.missing or 'no time left'}", "seconds": 0.0}
             else:
-                found = run_part(part, args.out, min(part.limit, left))
+                found = run_part(part, args.out, min(part.limit * (10 if args.tiny else 1), left))  # a busy CPU is slow
             results.append(found)
             file.write(json.dumps(found) + "\n")
             file.flush()

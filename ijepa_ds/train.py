@@ -163,7 +163,7 @@ def _refuse(error: Exception, what: str, code: int) -> int:
     rank_log.note(traceback.format_exc())
     where = "" if _is_rank_zero() else f" on {_here()}"
     if where:
-        time.sleep(5)
+        time.sleep(20)  # on a busy host, the ranks of a launcher start seconds apart
         if is_agreed(error):
             return code  # rank 0 has the same error
     then = "storage or network failed: the same command continues" if code == STOPPED else "IJEPA_DS_TRACEBACK=1 shows where"

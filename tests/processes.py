@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 from ijepa_ds.cluster.processes import end_with_parent
+from tests.waiting import limit
 
 
 def die_with_parent() -> None:
@@ -64,7 +66,10 @@ def processes_of(place: Path) -> list[int]:
 
 def kill_all_of(place: Path) -> None:
     """Kill the processes that work in `place`, and those that they start meanwhile."""
+    end = time.monotonic() + limit(60)
     while pids := processes_of(place):
+        assert time.monotonic() < end, f"{pids} cannot be killed: they wait in the kernel"
+        time.sleep(0.01)
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

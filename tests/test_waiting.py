@@ -26,10 +26,13 @@ def test_what_a_killed_process_has_started_ends(number: int, repository: Path) -
     environment = os.environ | {"PYTHONPATH": str(repository)}
     parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, env=environment)
     assert parent.stdout is not None
-    child = int(parent.stdout.readline())
-    assert is_alive(child)
-    parent.send_signal(number)
-    parent.communicate()
+    try:
+        child = int(parent.stdout.readline())
+        assert is_alive(child)
+        parent.send_signal(number)
+    finally:
+        parent.send_signal(signal.SIGKILL) if number == signal.SIGKILL else parent.terminate()
+        parent.communicate()
     wait_until(lambda: not is_alive(child), 60, "the end of the child")
 
 

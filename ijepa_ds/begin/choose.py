@@ -19,6 +19,7 @@ _PUBLISHED_GRID = 14  # patches along a side, from which the published masks lea
 _MODELS = ((20_000, "tiny"), (200_000, "small"), (1_000_000, "base"), (10_000_000, "large"))  # images below -> model
 _BATCHES = ((10_000, 64), (100_000, 256), (1_000_000, 1024))  # images below -> batch
 _LARGEST_BATCH, _RATE = 2048, 1e-3  # of the published runs
+_GROUP, _FEW_IMAGES = 128, 32  # default of masks.truncation_group; images of a micro-batch that keep a GPU busy
 _ON_CPU, _CPU_RATE = 32, 3.5e-4  # images a batch, learning rate: those of configs/quickstart.yaml
 
 
@@ -95,7 +96,7 @@ def choose(found: Found) -> Choice:
     crop = next(side for side in _CROPS if side <= found.shorter)
     patch = _patch(crop, found.gpus)
     batch = _below(_BATCHES, found.images, _LARGEST_BATCH) if found.gpus else _ON_CPU
-    batch = max(1, found.gpus) * math.ceil(batch / max(1, found.gpus))
+    batch = _share(batch, found.gpus) * max(1, found.gpus)
     model = _below(_MODELS, found.images, "huge") if found.gpus else "tiny"
     return Choice(
         crop=crop,
@@ -112,6 +113,17 @@ def choose(found: Found) -> Choice:
 
 def _below(steps: tuple[tuple[int, T], ...], images: int, most: T) -> T:
     return next((value for limit, value in steps if images < limit), most)
+
+
+def _share(batch: int, gpus: int) -> int:
+    """Images of a GPU: about its part of the batch, in numbers that large micro-batches divide (`masks.truncation_group`)."""
+    share = math.ceil(batch / max(1, gpus))
+    if batch <= _GROUP:  # one group
+        return share
+    if share < _FEW_IMAGES:
+        return int(2 ** round(math.log2(share)))
+    step = _GROUP if share >= 2 * _GROUP else _FEW_IMAGES
+    return step * round(share / step)
 
 
 def _patch(crop: int, gpus: int) -> int:

@@ -121,7 +121,7 @@ def _check_past(reader: CheckpointReader, cfg: Config) -> None:
 
 
 def _check_owner(cfg: Config, owner: Path) -> None:
-    before = config.resolve_auto(config.load(owner, []), cfg.model.precision)  # a hand-written file may say auto
+    before = config.resolve_auto(config.stored(owner), cfg.model.precision)  # a hand-written file may say auto
     if config.fingerprint(before) != config.fingerprint(cfg):
         changes = "\n".join("  " + line for line in config.difference(before, cfg))
         raise UserError(

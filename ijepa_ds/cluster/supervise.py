@@ -139,7 +139,7 @@ class Supervisor:
             say("not started again: correct what the message above names (exit code 2)")
             return USER_ERROR
         marker = self._marker(COMPLETED)
-        if marker and (code == 0 or marker != self._old_marker):
+        if marker and marker != self._old_marker:  # a run that has nothing left to do writes it again
             say(f"{self._run_dir} is complete after {self._restarts} restarts")
             return 0
         if attempt.request:

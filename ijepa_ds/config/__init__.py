@@ -2,7 +2,7 @@
 
 from ijepa_ds.config.batch import BatchPlan, plan_batch
 from ijepa_ds.config.checks import check, problems
-from ijepa_ds.config.loading import from_text, load, load_config
+from ijepa_ds.config.loading import from_text, load, load_config, stored
 from ijepa_ds.config.objective import ObjectiveConfig, TargetsConfig
 from ijepa_ds.config.precision import AUTO, Precision, resolve_auto
 from ijepa_ds.config.saving import LENGTH, difference, fingerprint, save_resolved, to_text
@@ -39,5 +39,6 @@ __all__ = [
     "problems",
     "resolve_auto",
     "save_resolved",
+    "stored",
     "to_text",
 ]

@@ -48,10 +48,26 @@ def load_config(file: str | Path, overrides: Sequence[str] = ()) -> Config:
     return load(shipped(str(file)), overrides)
 
 
+def stored(path: Path) -> Config:
+    """Read the `config.yaml` of a run's directory; as `from_text`.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    return from_text(yaml_tree.read_text(path), str(path))
+
+
 def from_text(text: str, label: str) -> Config:
     """Read a text that `saving.to_text` made; `label` names it in messages."""
     root, found = yaml_tree.parse(text, label)
-    return assemble(root, found)
+    return assemble(root, found, _former_gate(root))
+
+
+def _former_gate(root: Item) -> list[str]:
+    """Overrides for a stored configuration, which has every key of its day; without `model.gate`, the gate was GELU."""
+    section = root.value.get("model")
+    model = (yaml_tree.plain(section) if section is not None else None) or {}
+    return ["model.gate=gelu"] if model.get("swiglu") is True and "gate" not in model else []
 
 
 def is_published(root: Item) -> bool:

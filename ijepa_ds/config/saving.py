@@ -70,6 +70,9 @@ def fingerprint(cfg: Config) -> str:
     """
     task = {key: _plain(value) for key, value in _task(cfg).items()}
     used = {key: value for key, value in task.items() if "later" not in nodes()[key] or value != nodes()[key]["default"]}
+    if cfg.model.swiglu:  # runs of before there was `model.gate` have GELU
+        used = {key: value for key, value in used.items() if key != "model.gate"}
+        used |= {"model.gate": "silu"} if cfg.model.gate == "silu" else {}
     return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:16]
 
 

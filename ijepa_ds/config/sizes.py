@@ -20,6 +20,7 @@ class Size:
     qk_norm: bool = False  # Dehghani et al., arXiv 2302.05442
     parallel: bool = False  # the same
     swiglu: bool = False  # Shazeer, arXiv 2002.05202
+    gate: str = "silu"  # of swiglu
     rope: bool = False
     registers: int = 0  # Darcet et al., arXiv 2309.16588
     layer_scale: float = 0.0  # Touvron et al., arXiv 2103.17239
@@ -109,7 +110,13 @@ class ModelConfig:
     qkv_bias: Flag | None = key(None, "biases of queries, keys and values; `null`: as the named size", later=True)
     qk_norm: Flag | None = key(None, "LayerNorm of every head's queries and keys; needed from about 8 B parameters", later=True)
     parallel: Flag | None = key(None, "attention and MLP of a block in parallel; not with `swiglu` or `rope`", later=True)
-    swiglu: Flag = key(False, "gated MLP (SiLU); 1.5 times the MLP's parameters at the same `mlp_hidden`", later=True)
+    swiglu: Flag = key(False, "gated MLP; 1.5 times the MLP's parameters at the same `mlp_hidden`", later=True)
+    gate: Literal["silu", "gelu"] = key(
+        "silu",
+        "activation of the gate; `gelu`: as runs with `swiglu` of before December 2026 have it",
+        later=True,
+        only_with="model.swiglu=true",
+    )
     rope: Flag = key(False, "rotary positions in the encoder, no sine-cosine table; not in the predictor", later=True)
     registers: Whole = key(0, "learnt tokens beside the patches, left out of the result", later=True)
     layer_scale: NotNegative = key(0.0, "start value of LayerScale on every residual branch; 0: none", later=True)

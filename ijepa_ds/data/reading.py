@@ -251,6 +251,11 @@ class ImageFiles(Sequence[ImageFile]):
         """List the images at `positions`, int64 [n]."""
         self._reader, self._index, self._positions = Reader(index), index, positions
 
+    @property
+    def checksum(self) -> str:
+        """Of the index: names and sizes."""
+        return self._index.checksum
+
     def index_of(self, labels: np.ndarray, classes: Sequence[str]) -> ImageIndex:
         """Return an index of these images alone, with other classes: `labels` int [n], positions in `classes`."""
         return self._index.only(self._positions, labels, classes)

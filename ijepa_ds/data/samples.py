@@ -103,16 +103,21 @@ class SamplePlan:
     def samples(self, micro: int) -> Samples:
         """Return the samples of a micro-batch; micro-batch 0 is the run's first."""
         numbers = self.share.numbers(micro)
-        indices = self._order.indices(numbers)
-        if self._bad:
-            for place, index in enumerate(indices.tolist()):
-                if index in self._bad:
-                    indices[place] = self._stand_in(int(numbers[place]), index)
+        indices = self.indices(numbers)
         entries = self.index.rows(indices)
         cfg = self._cfg
         windows = crop_windows(entries["width"], entries["height"], numbers, self._seed, cfg.crop_scale, cfg.crop_ratio)
         flip = flips(numbers, self._seed) if cfg.horizontal_flip else np.zeros(len(numbers), dtype=bool)
         return Samples(indices=indices, windows=windows, flips=flip)
+
+    def indices(self, numbers: np.ndarray) -> np.ndarray:
+        """The images that global sample numbers show, stand-ins included; int64 [n] to int64 [n]."""
+        indices = self._order.indices(numbers)
+        if self._bad:
+            for place, index in enumerate(indices.tolist()):
+                if index in self._bad:
+                    indices[place] = self._stand_in(int(numbers[place]), index)
+        return indices
 
     @property
     def num_bad(self) -> int:

@@ -76,10 +76,13 @@ def shards_of(index: ImageIndex, window: int) -> np.ndarray:
     """The images of each shard of an index, int64 [k].
 
     A shard is a tar, or a group of consecutive loose files. One with more images than the window is cut into equal pieces, so
-    that a data set in one tar is shuffled too.
+    that a data set in one tar is shuffled too. It ends where a source of a mix with weights ends: `data shard` may have
+    written the images of two sources into one tar.
     """
     sizes = []
-    for first, end in pairwise([0, *_changes(index), len(index)]):
+    weighted = any(part.weight is not None for part in index.parts)
+    parts = np.cumsum([part.count for part in index.parts]).tolist() if weighted else []
+    for first, end in pairwise(sorted({0, *_changes(index), *parts, len(index)})):
         tar = index.containers[int(index.rows([first])[0]["container"])].fingerprint
         most = window if tar else min(window, LOOSE)
         pieces = -(-(end - first) // most)

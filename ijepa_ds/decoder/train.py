@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import shlex
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ijepa_ds.arguments import device_of
+from ijepa_ds.data.reading import ImageFiles
 from ijepa_ds.decoder import network
 from ijepa_ds.decoder.condition import Conditioner
 from ijepa_ds.decoder.learner import Learner
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def open_inputs(args: argparse.Namespace, shape: Shape, device: torch.device) -> tuple[Shape, Conditioner, Sequence[str]]:
+def open_inputs(args: argparse.Namespace, shape: Shape, device: torch.device) -> tuple[Shape, Conditioner, ImageFiles]:
     """The network's shape with the grid of its conditions, the frozen networks, and the images to learn to draw.
 
     Raises:
@@ -67,7 +67,7 @@ class Trainer:
     """Trains a decoder on one process, or on several that share each batch."""
 
     def __init__(
-        self, args: argparse.Namespace, shape: Shape, conditioner: Conditioner, images: Sequence[str], learner: Learner
+        self, args: argparse.Namespace, shape: Shape, conditioner: Conditioner, images: ImageFiles, learner: Learner
     ) -> None:
         """Start, or load the state that an earlier attempt saved.
 
@@ -75,7 +75,7 @@ class Trainer:
             ValueError: `--out` belongs to another training.
         """
         self.args, self.shape, self.conditioner, self.learner = args, shape, conditioner, learner
-        self.source, self.device = conditioner.source, conditioner.device
+        self.source, self.device, self.images = conditioner.source, conditioner.device, images
         size = max(self.source.grid * self.source.patch_size, shape.image_size)
         self.pictures = Pictures(images, size, self.source.scan_options().max_pixels)
         self.share = shape.batch_size // learner.world_size  # images of this rank
@@ -93,6 +93,7 @@ class Trainer:
             "checkpoint": str(self.source.path.resolve()),
             "seed": self.args.seed,
             "images": len(self.pictures.images),
+            "data": self.images.checksum,
         }
 
     def _resume(self) -> int:
@@ -101,8 +102,10 @@ class Trainer:
             self.args.out.mkdir(parents=True, exist_ok=True)
             return 0
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if state["task"] != self._task():
-            changed = [key for key, value in self._task().items() if state["task"].get(key) != value]
+        task = self._task()
+        before = {"data": task["data"]} | state["task"]  # states of before December 2026 do not say which images they saw
+        if before != task:
+            changed = [key for key, value in task.items() if before.get(key) != value]
             raise ValueError(f"--out: {self.args.out} holds another training (other {', '.join(changed)}); give another folder")
         self.learner.load(state["tensors"], state["step"])
         if self.learner.rank == 0:
@@ -127,13 +130,14 @@ class Trainer:
                 self.done, counted = self.done + 1, counted + 1
                 bar.update()
                 last = self.done == self.shape.steps
-                if self.done % _LOG_EVERY == 0 or last:
+                saves = self.done % self.args.save_every == 0 or last
+                if self.done % _LOG_EVERY == 0 or saves:
                     loss, counted = self.learner.mean(total / counted), 0
                     total.zero_()
                     self._check(loss)
                     log.scalars(self.done, {"decoder/loss": loss})
                     bar.note = f"loss {loss:.4f}"
-                if self.done % self.args.save_every == 0 or last:
+                if saves:
                     self._save(log)
         finally:
             batches.close()

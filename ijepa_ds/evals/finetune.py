@@ -201,7 +201,9 @@ def _fit(
     batch = max(2, min(recipe.batch_size, len(paths) // 4) // 2 * 2)  # timm's Mixup pairs images
     order = _Order(len(paths), batch, recipe)
     augmented = Augmented(images, augmentation(images, recipe.crop_scale, recipe.rand_augment), recipe.seed)
-    loader = DataLoader(augmented, batch_sampler=order, num_workers=max(1, workers), prefetch_factor=2)
+    # fork: Python 3.14's default would pickle the augmentation
+    feed = {"num_workers": max(1, workers), "prefetch_factor": 2, "multiprocessing_context": "fork"}
+    loader = DataLoader(augmented, batch_sampler=order, **feed)  # type: ignore[arg-type]
     mix = None
     if recipe.mixup or recipe.cutmix:
         mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=model.head.out_features)

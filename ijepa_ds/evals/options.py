@@ -50,7 +50,7 @@ def check_used(args: argparse.Namespace) -> None:
     Raises:
         ValueError: names all of them.
     """
-    given = [option for option in USED_BY if getattr(args, option) not in (None, False)]
+    given = [option for option in USED_BY if (value := getattr(args, option)) is not None and value is not False]
     unused = {option: f"used by {', '.join(USED_BY[option])} only" for option in given if args.task not in USED_BY[option]}
     solvers = args.solver or (["lbfgs"] if args.task == "all" else SOLVERS)
     for option in given:
@@ -65,6 +65,8 @@ def check_used(args: argparse.Namespace) -> None:
         attentive = args.pool == "attentive"
         apart = ("solver", "layers", *_SCHEDULE) if attentive else ("token_gib",)
         unused |= {option: f"it is {'not ' if attentive else ''}for --pool attentive" for option in given if option in apart}
+    if args.task in dense.TASKS and args.layout not in (None, "folders"):
+        unused |= {option: f"--layout {args.layout} says it" for option in given if option in ("labels", "ignore")}
     if args.task == "lowshot":
         tuned = ("lr", "weight_decay", "epochs", "head_batch_size")
         if not args.tune_few:

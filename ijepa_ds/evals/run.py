@@ -105,6 +105,8 @@ def _evaluate(args: argparse.Namespace, world: World) -> tuple[dict[str, Any], l
             "classes": list(pair.classes),
         },
     }
+    if args.task in dense.TASKS:
+        result["data"] |= dense_source(args, settings).plain()
     for other in others:
         again, _ = _measure(other, pair, settings, world)
         result["baselines"][other.name] = {key: again[key] for key in ("scores", "details")}
@@ -121,6 +123,8 @@ def _evaluate(args: argparse.Namespace, world: World) -> tuple[dict[str, Any], l
 
 def _measure(subject: Subject, pair: Pair, settings: Settings, world: World) -> tuple[dict[str, Any], Pair]:
     """Score an encoder; if an image cannot be read, all of them are left out first, in the result's pair too."""
+    if subject.name == "pixels" and settings.layers == "last4":
+        settings = replace(settings, layers="last")  # they have one layer
     try:
         return evaluate_pair(subject.encoder, pair, settings, subject.name, world), pair
     except ValueError as error:
@@ -140,7 +144,7 @@ def _prepare(args: argparse.Namespace, world: World) -> tuple[Subject, list[Subj
         settings = replace(settings, max_pixels=data.max_pixels, values=Values.of(data))
     _check_channels(subject, settings)
     settings.check()
-    if "pixels" in (args.which, *args.baseline) and {"attentive", "finetune"} & {*settings.tasks}:
+    if "pixels" in (args.which, *args.baseline) and ({"attentive", "finetune"} & {*settings.tasks} or settings.tune_few):
         raise ValueError(f"pixels: {args.task} needs an encoder")
     others = [open_subject(args.checkpoint, which, args.heads, args.image_size) for which in args.baseline]
     options = ScanOptions(

@@ -100,7 +100,7 @@ def make_blocks(size: Size) -> nn.ModuleList:
         "norm_layer": LayerNorm,
     }
     if size.swiglu:
-        options["mlp_layer"] = SwiGLU
+        options |= {"mlp_layer": SwiGLU, "act_layer": nn.SiLU if size.gate == "silu" else nn.GELU}  # timm's blocks pass GELU
     kind = ParallelScalingBlock if size.parallel else partial(RotaryBlock, registers=size.registers) if size.rope else Block
     blocks = nn.ModuleList(kind(size.width, size.heads, **options) for _ in range(size.depth))
     for index, block in enumerate(blocks):

@@ -40,7 +40,7 @@ def check_folders(path: Path, rungs: Sequence[Rung]) -> list[str]:
         if not owner.is_file():
             continue
         try:
-            before = config.load(owner)
+            before = config.stored(owner)
             lines = config.difference(before, config.resolve_auto(rung.cfg, before.model.precision))
         except ValueError as error:
             lines = [str(error)]

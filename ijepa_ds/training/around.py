@@ -27,6 +27,7 @@ from ijepa_ds.model.ijepa import Output
 from ijepa_ds.telemetry.metrics import peak_memory_gib
 from ijepa_ds.training.ending import last_words
 from ijepa_ds.training.feed import StepImages, StepMasks
+from ijepa_ds.training.live_eval import LiveEval
 from ijepa_ds.training.reporter import Reporter
 from ijepa_ds.training.resolution import Resolutions
 from ijepa_ds.training.skipped import SkippedSteps
@@ -138,14 +139,21 @@ class Evaluations:
     saver: Saver
     mark: Callable[[str], None]
 
+    def before_first_step(self) -> None:
+        """Evaluate the step that the run continues from, if the last attempt ended before its scores were there."""
+        if self.run.live and self.run.owes_evaluation():
+            self._evaluate(self.run.live, self.run.start)
+
     def after_step(self, made: Made) -> None:
         """Evaluate if it is due."""
         live = self.run.live
         if live and live.due(made.done, self.run.schedule.total_steps):
-            watch = self.run.watch
-            self.saver.finish(lambda: watch.alive(WRITE))  # whatever happens in an evaluation, the step is not lost
-            self.reporter.evaluated(made.done, live.run(made.done, lambda: watch.alive(EVAL)))
-            self.mark("eval")
+            self.saver.finish(lambda: self.run.watch.alive(WRITE))  # whatever happens in an evaluation, the step is not lost
+            self._evaluate(live, made.done)
+
+    def _evaluate(self, live: LiveEval, done: int) -> None:
+        self.reporter.evaluated(done, live.run(done, lambda: self.run.watch.alive(EVAL)))
+        self.mark("eval")
 
 
 @dataclass
@@ -212,13 +220,14 @@ class Around:
         self._agreement = Agreement()
         self.batches = StepImages(run, resolutions, self.mark)
         self.sampler = StepMasks(run, resolutions, self.mark)
+        self._evaluations = Evaluations(run, self._reporter, self._saver, self.mark)
         self._members: tuple[Member, ...] = (
             BadImages(run, self.batches),
             Report(run, self.batches, self._reporter),
-            Skips(SkippedSteps(run.cfg, run.plan, run.folder, run.rank)),
+            Skips(SkippedSteps(run.cfg, run.plan, run.folder, run.bad, run.rank)),
             Saves(self._saver),
             Checkpoints(run, self._reporter, self._saver, self.mark),
-            Evaluations(run, self._reporter, self._saver, self.mark),
+            self._evaluations,
             Stops(),
         )
 
@@ -240,6 +249,10 @@ class Around:
             facts = {"steps": self._run.schedule.total_steps, "loss": self._reporter.last_loss}
             run_dir.mark_completed(Path(self._run.cfg.run.dir), facts)
             logger.info("%s", last_words(self._run.cfg, self._run.schedule.total_steps, self._reporter.last_loss))
+
+    def before_first_step(self) -> None:
+        """Do what the last attempt of the run owes."""
+        self._evaluations.before_first_step()
 
     def mark(self, part: str) -> None:
         """Record the end of a part of the step, for the clock and for the hang watch."""

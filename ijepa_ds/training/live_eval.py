@@ -72,6 +72,10 @@ class LiveEval:
         """Whether an evaluation is due after `done` of `last` steps."""
         return done % self._cfg.eval.every == 0 or done == last
 
+    def knows(self, done: int) -> bool:
+        """On rank 0, whether the history has the scores after `done` steps."""
+        return any(entry["step"] == done for entry in self.history)
+
     def run(self, done: int, beat: Callable[[], None]) -> dict[str, float]:
         """Evaluate the current target encoder; every rank calls it. A failure on any rank is a warning; training goes on.
 

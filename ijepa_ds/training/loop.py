@@ -23,6 +23,7 @@ def train(run: Run, stop: StopRequests) -> None:
         return
     engine, schedule = run.engine, run.schedule
     with Around(run, stop) as around:
+        around.before_first_step()
         batches, sampler = around.batches, around.sampler
         for step in range(run.start, schedule.total_steps):
             for micro in range(run.plan.accumulation):

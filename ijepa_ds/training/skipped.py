@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ijepa_ds.config import BatchPlan, Config
-from ijepa_ds.data.image_order import ImageOrder
 from ijepa_ds.data.index import ImageIndex
-from ijepa_ds.data.samples import Share
+from ijepa_ds.data.samples import SamplePlan, Share
 from ijepa_ds.distributed.exchange import decide
 from ijepa_ds.durable import append_lines
 from ijepa_ds.errors import TrainingError
+from ijepa_ds.training.bad_samples import BadSamples
 
 logger = logging.getLogger(__name__)
 _NAMED = 4  # images of a rank, and ranks, named in the message; the file has all of them
@@ -26,8 +26,8 @@ _NAMED = 4  # images of a rank, and ranks, named in the message; the file has al
 class SkippedSteps:
     """Counts skipped steps in a row; one object on every rank."""
 
-    def __init__(self, cfg: Config, plan: BatchPlan, folder: ImageIndex, rank: int) -> None:
-        self._cfg, self._folder = cfg, folder
+    def __init__(self, cfg: Config, plan: BatchPlan, folder: ImageIndex, bad: BadSamples, rank: int) -> None:
+        self._cfg, self._folder, self._bad = cfg, folder, bad
         self._share = Share(rank=rank, world_size=plan.world_size, micro_batch=plan.micro_batch, accumulation=plan.accumulation)
         self._in_a_row = 0
 
@@ -85,5 +85,6 @@ class SkippedSteps:
         append_lines(Path(self._cfg.run.dir) / "skipped_steps.jsonl", [json.dumps(line)])
 
     def _names(self, numbers: list[int]) -> list[str]:
-        indices = ImageOrder(self._cfg.data, self._folder, self._cfg.run.seed).indices(np.array(numbers))
-        return [str(self._folder.paths[index]) for index in indices.tolist()]
+        cfg = self._cfg
+        shown = SamplePlan(cfg.data, self._folder, seed=cfg.run.seed, share=self._share, bad=self._bad.found)
+        return [str(self._folder.paths[index]) for index in shown.indices(np.array(numbers)).tolist()]

@@ -28,7 +28,7 @@ from ijepa_ds.data.classes import describe_classes
 from ijepa_ds.data.image_order import plan_identity
 from ijepa_ds.data.index import ImageIndex
 from ijepa_ds.distributed.agreement import agree
-from ijepa_ds.distributed.exchange import broadcast_object, decide, host_barrier
+from ijepa_ds.distributed.exchange import broadcast_object, decide, host_barrier, max_over_ranks
 from ijepa_ds.distributed.world import barrier, initialise_distributed
 from ijepa_ds.errors import CheckpointError, NetworkError, UserError
 from ijepa_ds.exits import STOPPED
@@ -65,9 +65,15 @@ class Run:
     watch: Watch
     live: LiveEval | None  # the run's own evaluation
 
+    def owes_evaluation(self) -> bool:
+        """Whether the step that the run continues from has to be evaluated first; the same on every rank."""
+        if self.live is None or not self.start or not self.live.due(self.start, self.schedule.total_steps):
+            return False
+        return max_over_ranks(self.rank == 0 and not self.live.knows(self.start)) > 0
+
     def is_finished(self) -> bool:
-        """Whether no step is left; if so, log it and mark the run as completed."""
-        if self.start < self.schedule.total_steps:
+        """Whether nothing is left to do; if so, log it and mark the run as completed."""
+        if self.start < self.schedule.total_steps or self.owes_evaluation():
             return False
         out = Path(self.cfg.run.dir)
         if self.rank == 0:

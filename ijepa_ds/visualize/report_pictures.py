@@ -11,6 +11,7 @@ from PIL import Image
 
 from ijepa_ds.checkpoint.folder import list_steps
 from ijepa_ds.durable import replacing
+from ijepa_ds.errors import UserError
 from ijepa_ds.plotting.heat import Panel, draw_row
 from ijepa_ds.telemetry.events import read_picture
 from ijepa_ds.visualize.looking import encoder_of, read_pictures, tokens_of
@@ -54,10 +55,17 @@ def write_pca(path: Path, run_dir: Path, images: Sequence[Path] | None, num: int
     if len(steps) > _MOST_STEPS:
         steps = [steps[i] for i in np.linspace(0, len(steps) - 1, _MOST_STEPS).round().astype(int)]
     columns: list[tuple[str, np.ndarray]] = []
+    lost = ""
     device, removed = torch.device("cpu"), len(pictures.names) >= _ENOUGH
     for step in [0, *steps]:
         opened = source if step == 0 else open_source(run_dir, step=step)
-        encoder, _ = encoder_of(opened, "untrained" if step == 0 else "target", size, device)
+        try:
+            encoder, _ = encoder_of(opened, "untrained" if step == 0 else "target", size, device)
+        except UserError as error:
+            if step or source.config.model.init_from is None:
+                raise
+            lost = f" The start is left out: {error}."  # its weights are needed no more once there is a checkpoint
+            continue
         tokens = tokens_of(encoder, pictures.batches(opened, _BATCH, device))
         if removed:
             tokens = without_position(tokens)
@@ -70,4 +78,4 @@ def write_pca(path: Path, run_dir: Path, images: Sequence[Path] | None, num: int
     draw_row(path, panels, columns=1 + len(columns), title="PCA of patch features, target encoder")
     kept = "only the checkpoints that the run kept are shown (run.keep_last)"
     what = f"the mean over {len(pictures.names)} images at each position is subtracted" if removed else "unchanged"
-    return f"Target encoder, {what}; first three components, computed per column; step 0 is the start; {kept}."
+    return f"Target encoder, {what}; first three components, computed per column; step 0 is the start; {kept}.{lost}"

@@ -51,7 +51,7 @@ def read_run(path: Path, name: str) -> Run:
     """
     if not (path / "config.yaml").is_file():
         raise ValueError(f"{path}: not a run directory (no config.yaml in it)")
-    cfg = config.load(path / "config.yaml", [])
+    cfg = config.stored(path / "config.yaml")
     scalars = read_scalars(path)
     if "loss" not in scalars:
         raise ValueError(f"{path}: its events have no 'loss' yet; wait for the first point (run.log_every)")

@@ -50,8 +50,8 @@ def infer_size(tensors: Mapping[str, Tensor], heads: int | None, where: str) -> 
     depth = _depth(tensors, "blocks")
     hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
     if heads is not None:
-        if width % heads:
-            raise WeightsError(f"{where}: {heads} heads do not divide the width {width}")
+        if not isinstance(heads, int) or heads < 1 or width % heads:
+            raise WeightsError(f"{where}: {heads!r} heads do not divide the width {width}")
         return Size(width, depth, heads, hidden, channels=channels), patch, None
     for name, row in SIZES.items():
         if (row.width, row.depth, row.mlp_hidden) == (width, depth, hidden):

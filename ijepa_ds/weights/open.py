@@ -95,7 +95,7 @@ def _open_run(path: Path, step: int | None, weights: bool, verify: bool) -> Sour
             reader = newest(path)
     if not (run_dir / "config.yaml").is_file():
         raise WeightsError(f"{path}: neither a run directory (no config.yaml in it) nor a checkpoint folder of one")
-    cfg = config.load(run_dir / "config.yaml", [])
+    cfg = config.stored(run_dir / "config.yaml")
     size, heads = size_of(cfg.model), cfg.model.predictor.heads
     outputs = cfg.targets.width(size.width)
     wider = None if outputs == size.width else outputs
@@ -236,12 +236,18 @@ def _weights_in(folder: Path) -> tuple[LazyTensors, dict[str, str]]:
         if (folder / name).is_file():
             found = [folder / name]
         elif index.is_file():
-            names = sorted(set(files.read_json(index)["weight_map"].values()))
+            listed = files.read_json(index).get("weight_map")
+            if not isinstance(listed, dict) or not all(isinstance(part, str) for part in listed.values()):
+                raise WeightsError(f"{index}: no weight_map that names a file for each tensor")
+            names = sorted(set(listed.values()))
             found = [folder / Path(part).name for part in names]  # only the name: the path must stay inside the folder
         else:
             continue
         if name == WEIGHTS:
             return files.open_safetensors(found)
-        whole = {key: value for part in found for key, value in files.load_torch(part).items()}
-        return prefixed(whole, ""), {}
+        contents = {part: files.load_torch(part) for part in found}
+        for part, content in contents.items():
+            if not isinstance(content, dict):
+                raise WeightsError(f"{part}: expected a dictionary of weights, found a {type(content).__name__}")
+        return prefixed({key: value for content in contents.values() for key, value in content.items()}, ""), {}
     raise WeightsError(f"{folder}: has a config.json but no weights ({WEIGHTS} or pytorch_model.bin)")

@@ -66,6 +66,11 @@ def describe(folder: Path, described: Mapping[str, Any]) -> Description:
         raise WeightsError(f"{where}: " + "; ".join(problems))
     network = _build(where, name.split(".")[0], arguments)
     block = network.blocks[0]
+    if not isinstance(getattr(block, "mlp", None), nn.Module) or not isinstance(network.norm, nn.LayerNorm):
+        raise WeightsError(
+            f"{where}: not supported: {name!r} has other blocks than a plain ViT, or no LayerNorm behind the last one "
+            "(model_args.global_pool and final_norm)"
+        )
     act = block.mlp.act
     if not isinstance(act, nn.GELU) or act.approximate != "none":
         raise WeightsError(f"{where}: not supported: {name!r} has the activation {act}; I-JEPA's encoders have GELU")

@@ -44,6 +44,20 @@ def test_model_and_batch_follow_the_number_of_images(change: dict, expected: tup
     assert choice.batch % max(1, change.get("gpus", 8)) == 0
 
 
+@pytest.mark.parametrize("images", [5_000, 50_000, 500_000, 5_000_000])
+@pytest.mark.parametrize("shorter", [64, 400])  # both samplers
+def test_any_number_of_gpus_gets_large_micro_batches(images: int, shorter: int, tmp_path: Path) -> None:
+    usual = choose(found(images=images, shorter=float(shorter), gpus=1)).batch
+    for gpus in [*range(1, 33), 40, 48, 64, 96, 512]:
+        seen = found(gpus=gpus, shorter=float(shorter), smallest=float(shorter), images=images)
+        choice = choose(seen)
+        (tmp_path / "config.yaml").write_text(command.configuration("images", tmp_path, seen, choice))
+        plan = config.check(config.load(tmp_path / "config.yaml", []), gpus)
+        share = choice.batch // gpus
+        assert plan.micro_batch >= min(share, 32), (gpus, choice.batch, plan)
+        assert usual / 1.5 <= choice.batch <= 1.5 * usual or share == 1 or gpus * 1.5 > usual, (gpus, choice.batch)
+
+
 @pytest.mark.parametrize("gpus", [0, 1, 8, 24])
 @pytest.mark.parametrize("shorter", [32, 40, 64, 100, 130, 160, 200, 1000])
 @pytest.mark.parametrize("images", [1_000, 25_000, 20_000_000])

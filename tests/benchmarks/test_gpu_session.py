@@ -25,7 +25,7 @@ def session(repository: Path, out: Path, *options: str) -> tuple[subprocess.Comp
 def test_tiny_shapes_on_a_cpu(repository: Path, tmp_path: Path) -> None:
     images = launched.prepare(tmp_path / "place", 8) / "images"
     only = ["--only", "step-2-compiled", "tests-first", "plain", "train", "graph", "nccl", "narrow"]
-    options = ["--tiny", "--steps", "2", "--images", str(images), *only]
+    options = ["--tiny", "--minutes", "90", "--steps", "2", "--images", str(images), *only]
     done, results = session(repository, tmp_path / "out", *options)
     by_name = {one["part"]: one for one in results}
     assert done.returncode == 0, done.stdout + "".join(path.read_text()[-2000:] for path in (tmp_path / "out").glob("*.log"))

@@ -1,6 +1,5 @@
 """The meeting of many ranks: what each one asks of rank 0's store, and which ranks it then knows. Ranks are threads here."""
 
-import socket
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from ijepa_ds.cluster.job_store import News, period_of
 from ijepa_ds.cluster.judge import Verdict
 from ijepa_ds.cluster.meeting import Meeting, meet
 from ijepa_ds.errors import NetworkError
+from tests.dist.pool import free_port
 from tests.waiting import limit
 
 RANKS, A_HOST = 12, 3
@@ -21,11 +21,9 @@ RANKS, A_HOST = 12, 3
 @pytest.fixture
 def ranks(monkeypatch):
     """A function that lets some of the ranks meet, three a host, and returns what `meet` returns or raises on each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("WORLD_SIZE", str(RANKS))
-        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    monkeypatch.setenv("WORLD_SIZE", str(RANKS))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
     monkeypatch.setattr(meeting, "this_place", lambda: f"host {int(threading.current_thread().name) // A_HOST}")
 
     def join(rank: int, timeout: float) -> Meeting | Exception:

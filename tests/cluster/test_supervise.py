@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ijepa_ds.cluster.supervised import LEAVING, SAVING, TERMINATING, Ending, Phase
-from tests.processes import is_alive, modules_after, take_all_signals
+from tests.processes import is_alive, kill_all_of, modules_after, take_all_signals
 from tests.waiting import limit, wait_until
 
 SUPERVISE = [sys.executable, "-m", "ijepa_ds.cli", "supervise"]
@@ -30,6 +30,7 @@ class Case:
         command = [*SUPERVISE, "--run", str(self.run), "--backoff", "0.1", *options]
         process = subprocess.Popen(
             [*command, "--", sys.executable, STAND_IN, str(self.run), *deeds],
+            cwd=self.run.parent,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -68,6 +69,7 @@ def case(tmp_path: Path) -> Iterator[Case]:
     for pid in made.ranks():
         if is_alive(pid):
             os.kill(pid, signal.SIGKILL)
+    kill_all_of(tmp_path)
     for process in made.processes:
         process.communicate()
 
@@ -80,6 +82,14 @@ def test_it_starts_again_until_the_run_is_complete(case: Case) -> None:
     reasons = ("an unexpected error", "it was killed by SIGKILL", "a process of it was killed by SIGKILL", "is not reached")
     assert all(text in line["reason"] for text, line in zip(reasons, lines, strict=True))
     assert "restart 2 of 100 in 0.1 s, from that of step 4" in errors and "complete after 4 restarts" in errors
+
+
+def test_the_marker_of_an_earlier_length_completes_nothing(case: Case) -> None:
+    """As when a complete run is extended, and its launcher ends with 0 before a rank has begun."""
+    case.run.mkdir()
+    (case.run / "completed.json").write_text("{}")
+    code, errors = case.whole("exit:0", "save:2+complete+exit:0")
+    assert code == 0 and case.calls() == 2 and "complete after 1 restarts" in errors, errors
 
 
 def test_it_gives_up_when_no_checkpoint_is_newer_and_waits_longer_before(case: Case) -> None:
@@ -136,7 +146,7 @@ def test_a_fault_of_storage_or_network_is_started_again(case: Case) -> None:
 def test_the_marker_of_an_earlier_end_does_not_excuse_a_failure(case: Case) -> None:
     case.run.mkdir()
     (case.run / "completed.json").write_text("{}")
-    assert case.whole("exit:1", "exit:0")[0] == 0  # failed; then: nothing to do
+    assert case.whole("exit:1", "complete+exit:0")[0] == 0  # failed; then: nothing to do
     assert case.calls() == 2
 
 

@@ -22,6 +22,7 @@ from ijepa_ds.config import (
     from_text,
     load,
     save_resolved,
+    stored,
     to_text,
 )
 from ijepa_ds.config.build import nodes as schema_nodes
@@ -113,6 +114,20 @@ def test_a_length_that_changes_no_step_so_far_is_no_other_task() -> None:
         assert fingerprint(longer) == fingerprint(wsd) and difference(wsd, longer) == []
     assert fingerprint(wsd) != fingerprint(CONFIG)
     assert difference(CONFIG, wsd) == difference(CONFIG, wsd) == ["optimization.schedule: cosine -> wsd"]
+
+
+def test_a_gate_of_before_there_was_a_key_stays_gelu(tmp_path: Path) -> None:
+    """A stored configuration with `swiglu` and without the gate is of a GELU run, which no SiLU run resumes."""
+    gated = with_value("model.swiglu", True)
+    text = "".join(line for line in to_text(gated).splitlines(keepends=True) if "gate:" not in line)
+    assert "swiglu: true" in text and gated.model.gate == "silu"
+    before = from_text(text, "x")
+    assert before.model.gate == "gelu" and from_text(to_text(gated), "x").model.gate == "silu"
+    (tmp_path / "config.yaml").write_text(text)
+    assert stored(tmp_path / "config.yaml") == before and load(tmp_path / "config.yaml") == gated
+    assert difference(before, gated) == ["model.gate: gelu -> silu"] and fingerprint(before) != fingerprint(gated)
+    task = {key: value for key, value in flatten(before).items() if key != "model.gate"}
+    assert task == {key: value for key, value in flatten(gated).items() if key != "model.gate"}
 
 
 def test_fingerprint_is_the_same_in_every_process() -> None:

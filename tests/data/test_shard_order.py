@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ijepa_ds import cli
 from ijepa_ds.config import DataConfig
 from ijepa_ds.data.image_order import ImageOrder, plan_identity
 from ijepa_ds.data.index import ImageIndex
@@ -48,6 +49,21 @@ def tars(place: Path) -> ImageIndex:
 
 def config(window: int = 8, **keys) -> DataConfig:
     return DataConfig(source="x", crop_size=16, loader="torchvision", order="shards", shuffle_window=window, **keys)
+
+
+@pytest.mark.parametrize("size", ["20K", "512M"])  # several tars, of which one holds images of both sources; one tar
+def test_shards_of_a_mix_with_weights_keep_its_shares(size: str, tmp_path: Path) -> None:
+    for name, count in (("a", 20), ("b", 40)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            (tmp_path / name / f"{number:02d}.png").write_bytes(picture(number))
+    (tmp_path / "mix.yaml").write_text("sources:\n  - {source: a, weight: 3}\n  - {source: b, weight: 1}\n")
+    shards = tmp_path / "shards"
+    assert cli.main(["data", "shard", str(tmp_path / "mix.yaml"), "--out", str(shards), "--size", size]) == 0
+    index = open_source(str(shards))
+    shown = ImageOrder(config(window=16), index, 1).indices(np.arange(20 * 40))
+    counts = np.bincount(shown, minlength=60)
+    assert counts[:20].sum() == pytest.approx(600, abs=10) and counts.min() > 0, counts  # three quarters are of a
 
 
 @pytest.mark.parametrize(("sizes", "window"), [((1,), 1), ((7,), 3), (SIZES, 1), (SIZES, 8), (SIZES, 10**6), ((1,) * 30, 4)])

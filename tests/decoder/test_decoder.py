@@ -137,6 +137,12 @@ def test_an_interrupted_training_continues_exactly(place: Path, tmp_path: Path, 
 def test_another_training_is_not_overwritten(trained: dict[str, Path], place: Path, capsys: pytest.CaptureFixture) -> None:
     assert train(place, trained["block"], "--condition", "image", "--steps", 6) == 2
     assert "another training (other condition)" in capsys.readouterr().err
+    others = place / "others"  # as many images
+    others.mkdir(exist_ok=True)
+    for path in (place / "images").iterdir():
+        (others / f"other {path.name}").write_bytes(path.read_bytes())
+    assert train(place, trained["block"], "--data", others, "--steps", 6) == 2
+    assert "another training (other data)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import importlib
+import itertools
 import multiprocessing as mp
 import os
 import socket
@@ -43,11 +45,17 @@ def check_preloaded() -> None:
         raise RuntimeError(f"the fork server did not import {PRELOAD}")
 
 
+_ports = itertools.count(os.getpid() * 97)
+
+
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on, below those that the kernel gives away until a rank listens there."""
+    for number in _ports:
+        port = 10_000 + number % 10_000  # slurm.sbatch takes 20,000 to 29,999
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))  # on all addresses, as the ranks' store
+            return port
+    raise AssertionError("unreachable")
 
 
 def _worker(rank: int, world_size: int, port: int, accelerator: str, pipe: Any) -> None:

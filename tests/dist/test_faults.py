@@ -1,5 +1,6 @@
 """Faults that really happen to running jobs: what is killed, hangs, fills up or is asked to stop, and what is left."""
 
+import contextlib
 import json
 import os
 import re
@@ -121,12 +122,19 @@ def test_a_signal_saves_and_stops_all_ranks(number: int, rank: int | None, place
     assert CheckpointReader(place / "out" / "checkpoints" / f"step_{step:08d}").manifest["step"] == step
 
 
+def fill(ballast: Path) -> None:
+    """Take all room that is left, whatever the run takes meanwhile."""
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
 def test_a_full_disk_is_said_and_training_goes_on(place: Path, small_disk: Path) -> None:
     run_dir, ballast = small_disk / "out", small_disk / "ballast"
     arguments = (f"run.dir={run_dir}", "run.checkpoint_every=10", "optimization.steps=400")
     run = Run(place, *arguments, faults=[{"rank": 0, "moment": "step", "action": "slow"}])
     run.wait_for("checkpoint of step 10 is safe")
-    ballast.write_bytes(b"x" * (os.statvfs(small_disk).f_bavail * 4096))
+    fill(ballast)
     run.wait_for("NOT SAVED")
     assert "TensorBoard's event file" in run.output and "cannot be written (No space left on device)" in run.output
     first = re.search(r"checkpoint of step (\d+) NOT SAVED; older ones are untouched: (.*)", run.output)
@@ -140,7 +148,7 @@ def test_a_full_disk_is_said_and_training_goes_on(place: Path, small_disk: Path)
     assert run.wait() == [STOPPED, STOPPED], run.output
     reader = newest(run_dir)
     assert reader is not None and reader.manifest["step"] > int(first[1])
-    ballast.write_bytes(b"x" * (os.statvfs(small_disk).f_bavail * 4096))
+    fill(ballast)
     again = Run(place, *arguments)
     assert again.wait() == [2, 2] and "cannot be written (No space left on device)" in again.output, again.output
 

@@ -64,6 +64,22 @@ def test_a_resumed_run_forgets_later_scores_and_repeats_them(place: Path) -> Non
     assert json.loads((place / "out" / "evaluations.json").read_text()) == before
 
 
+def test_a_run_that_died_in_its_last_evaluation_makes_it_up(place: Path) -> None:
+    """The last checkpoint is there, its scores are not."""
+    labelled(place)
+    assert start(place, *EVAL, ranks=2).returncode == 0
+    history = place / "out" / "evaluations.json"
+    before, best = json.loads(history.read_text()), (place / "out" / "best.json").read_text()
+    history.write_text(json.dumps(before[:-1]))
+    (place / "out" / "completed.json").unlink()
+    again = start(place, *EVAL, ranks=2)
+    assert again.returncode == 0 and "done: 6 steps" in again.stdout, again.stdout + again.stderr
+    assert json.loads(history.read_text()) == before and (place / "out" / "best.json").read_text() == best
+    assert (place / "out" / "completed.json").is_file()
+    assert read_scalars(place / "out")["eval/5-NN"][0].tolist() == [2, 4, 6]
+    assert "nothing to do" in start(place, *EVAL, ranks=2).stdout
+
+
 def dense(place: Path) -> None:
     for name, count, seed in (("votes", 9, 0), ("scored", 7, 1)):
         write_dense(place / name, count, seed, (48, 72))

@@ -12,7 +12,7 @@ from tests.waiting import limit
 
 pytestmark = pytest.mark.dist
 HOST = socket.gethostname()
-SOON = f"run.start_timeout={limit(4):g}"
+SOON = f"run.start_timeout={limit(15):g}"  # forked ranks come within seconds of each other, on a busy machine, too
 
 
 @pytest.mark.parametrize("missing", [0, 1])

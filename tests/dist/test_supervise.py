@@ -76,7 +76,10 @@ class Supervised:
     def rank(self, rank: int) -> int:
         """Process number of a rank."""
         for pid in processes_of(self.place):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+            try:
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+            except OSError:  # it has just ended
+                continue
             if f"--local_rank={rank}" in words and "deepspeed.launcher.launch" not in words:
                 return pid
         raise AssertionError(f"no rank {rank} in {self.place}")
@@ -104,8 +107,9 @@ def test_after_a_killed_rank_and_a_stop_a_run_ends_in_the_weights_of_one_never_d
     """Bit for bit; and after the stop nothing is left that works there."""
     run.wait_for_checkpoint(10)
     os.kill(run.rank(1), signal.SIGKILL)
-    wait_until((run.run / "restarts.jsonl").exists, 200, run.log)
-    (line,) = (json.loads(text) for text in (run.run / "restarts.jsonl").read_text().splitlines())
+    notes = run.run / "restarts.jsonl"
+    wait_until(lambda: notes.exists() and notes.read_text().endswith("\n"), 200, run.log)
+    (line,) = (json.loads(text) for text in notes.read_text().splitlines())
     assert line["event"] == "restart" and line["step"] >= 10, line
     # DeepSpeed's launcher looks at its ranks once a second and reports the first that failed: the killed one, or rank 0,
     # which notices the loss at once.

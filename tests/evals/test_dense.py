@@ -203,6 +203,8 @@ def test_the_command_writes_scores_and_a_picture(task: str, tmp_path: Path) -> N
     assert cli.main([*command, "--epochs", "2", *options]) == 0
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert list(result["baselines"]) == ["pixels", "untrained"]
+    theirs = {"segment": {"labels": "shapes", "ignore": 255}, "depth": {"depth_scale": 1000.0, "max_depth": None}}[task]
+    assert result["data"] | {"layout": "folders"} | theirs == result["data"]
     if task == "segment":
         assert result["data"]["classes"] == ["ground", "cube", "sphere", "cylinder", "cone", "torus"]
         assert set(result["details"]["IoU, linear"]) == set(result["data"]["classes"])
@@ -243,6 +245,26 @@ def test_layouts_of_public_data_sets(tmp_path: Path) -> None:
         pair = read(place, place, source("segment", layout=layout), threads=1)
         assert len(pair.names) == classes and pair.reading.read(pair.test.truth[0]).max() == last  # type: ignore[attr-defined]
     assert [Path(path).stem for path in pair.train.paths] == ["bonn_1_leftImg8bit"]
+
+
+@pytest.mark.parametrize("option", [["--ignore", "0"], ["--labels", "shapes"]])
+def test_a_layout_says_where_labels_are_and_what_is_none(
+    option: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["eval", "segment", "--checkpoint", "x", "--train", "x", "--test", "x", "--out", str(tmp_path / "out")]
+    assert cli.main([*command, "--layout", "voc2012", *option]) == 2
+    assert f"{option[0]}: --layout voc2012 says it" in capsys.readouterr().err
+
+
+def test_a_source_whose_chosen_images_have_no_depth(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_dense(tmp_path / "train", 3, 0, (16, 16))
+    write_dense(tmp_path / "test", 3, 1, (16, 16))
+    for path in sorted((tmp_path / "train" / "depth").rglob("*.npy"))[:2]:
+        np.save(path, np.zeros_like(np.load(path)))
+    command = ["eval", "depth", "--checkpoint", str(write_blind_run(tmp_path)), "--train", str(tmp_path / "train")]
+    command += ["--test", str(tmp_path / "test"), "--max-train", "1", "--epochs", "1", "--out", str(tmp_path / "out")]
+    codes = [cli.main([*command, "--seed", str(seed)]) for seed in range(5)]
+    assert codes.count(2) == capsys.readouterr().err.count("no pixel of the chosen training images has a depth") > 0, codes
 
 
 def spoil(root: Path, how: str) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from ijepa_ds import cli
+from ijepa_ds import cli, config
 from ijepa_ds.evals import table
 from ijepa_ds.evals.presets import PRESETS, markdown, published
 from tests.evals_cases import write_images
-from tests.weights_cases import write_run
+from tests.weights_cases import small_config, write_run
 
 
 def test_the_documented_table_of_presets_is_the_codes() -> None:
@@ -105,6 +105,22 @@ def test_a_table_of_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert table.main(runs[:1]) == 0
     shown = capsys.readouterr().out
     assert "| 20-NN (all) | 22.0 | 46.0 | +24.0 |" in shown and "| 20-NN (knn) | 20.0 | 40.0 | +20.0 |" in shown
+
+
+def test_raw_pixels_beside_several_layers(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """They have one layer; a network of their own they do not have."""
+    folder = tmp_path / "run"
+    small_config(folder)
+    cfg = config.load(tmp_path / "written.yaml", ["model.depth=4"])
+    write_run(folder, cfg)
+    write_images(tmp_path / "train", {"ant": 12, "bee": 12}, size=48)
+    options = ["--train", str(tmp_path / "train"), "--test", str(tmp_path / "train"), "--out", str(tmp_path / "out")]
+    arguments = ["--device", "cpu", "--checkpoint", str(folder), *options, "--baseline", "pixels"]
+    assert cli.main(["eval", "knn", "--k", "5", "--layers", "last4", *arguments]) == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["settings"]["layers"] == "last4" and "5-NN" in result["baselines"]["pixels"]["scores"]
+    assert cli.main(["eval", "lowshot", "--finetune", *arguments]) == 2
+    assert "pixels: lowshot needs an encoder" in capsys.readouterr().err
 
 
 def test_bench_says_what_reading_costs(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,16 +9,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.processes import die_with_parent
+from tests.dist.pool import free_port
+from tests.processes import die_with_parent, kill_all_of
 from tests.waiting import limit
 
 # In place of the trainer: what the trainer makes of its environment.
 RANK = """
-import json, os
+import json, os, sys
 from ijepa_ds.distributed.environment import launcher_world
 names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 launcher_world()  # refuses variables that contradict each other
-print("RANK", json.dumps([os.environ[name] for name in names]), flush=True)
+sys.stdout.write(f"RANK {json.dumps([os.environ[name] for name in names])}\n")  # one write: the ranks share a pipe
 """
 
 
@@ -48,9 +48,7 @@ def test_the_job_is_whole(repository: Path) -> None:
 @pytest.mark.dist
 def test_its_pods_form_one_world(repository: Path, tmp_path: Path) -> None:
     """Two pods of two ranks each; the operator's RANK and WORLD_SIZE count pods, and torchrun replaces them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     (tmp_path / "rank.py").write_text(RANK)
     command = job(repository)["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]["command"]
     command = command[command.index("torchrun") : command.index("-m")] + [str(tmp_path / "rank.py")]
@@ -76,6 +74,11 @@ def test_its_pods_form_one_world(repository: Path, tmp_path: Path) -> None:
                 preexec_fn=die_with_parent,
             )  # fmt: skip
         )
-    outputs = [pod.communicate(timeout=limit(600))[0] for pod in pods]
+    try:
+        outputs = [pod.communicate(timeout=limit(600))[0] for pod in pods]
+    finally:  # of a test that fails: no later test meets them
+        kill_all_of(tmp_path)
+        for pod in pods:
+            pod.communicate()
     ranks = sorted(json.loads(line[5:]) for text in outputs for line in text.splitlines() if line.startswith("RANK "))
     assert ranks == [[str(rank), str(rank % 2), "4", "2"] for rank in range(4)], outputs

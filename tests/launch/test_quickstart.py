@@ -88,12 +88,12 @@ class Checkout:
 def checkout(tmp_path: Path, repository: Path) -> Iterator[Checkout]:
     made = Checkout(tmp_path, repository)
     yield made
+    rank = made.work / "run" / "rank"
     for process in made.started:
         process.kill()
+        if rank.exists() and is_alive(int(rank.read_text())):  # else it keeps the pipe open
+            os.kill(int(rank.read_text()), signal.SIGKILL)
         process.communicate()
-    rank = made.work / "run" / "rank"
-    if rank.exists() and is_alive(int(rank.read_text())):
-        os.kill(int(rank.read_text()), signal.SIGKILL)
 
 
 def wait_for_rank(checkout: Checkout) -> int:

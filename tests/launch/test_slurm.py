@@ -1,10 +1,12 @@
 """launch/slurm.sbatch and launch/deepspeed_env.sh, with stand-ins for srun, scontrol and the trainer."""
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,8 @@ for rank in 0 1; do
 done
 worst=0
 for task in $tasks; do
-    while :; do code=0; wait $task || code=$?; kill -0 $task 2>/dev/null || break; done
+    while :; do wait $task; kill -0 $task 2>/dev/null || break; done
+    code=0; wait $task || code=$?
     [ $code -le $worst ] || worst=$code
 done
 exit $worst
@@ -48,18 +51,24 @@ case "$1 $2" in
     *) echo "$@" >> scontrol.log ;;
 esac
 """
+JOBS: list[subprocess.Popen[str]] = []  # of the test that runs
 COMMAND = ["runs/a b", "--config", "x.yaml", "--deepspeed_config", "z.json", "data.source=$(touch pwned) ;b"]
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Path:
-    """A folder to submit from, with `bin` and a virtual environment of stand-ins."""
+def cluster(tmp_path: Path) -> Iterator[Path]:
+    """A folder to submit from, with `bin` and a virtual environment of stand-ins; no job outlives its test."""
     for name, text in (("bin/srun", SRUN), ("bin/scontrol", SCONTROL), ("venv/bin/python", TRAINER)):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         path.chmod(0o755)
-    return tmp_path
+    yield tmp_path
+    while JOBS:
+        job = JOBS.pop()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+        job.communicate()
 
 
 def submit(cluster: Path, repository: Path, **environment: str) -> subprocess.Popen[str]:
@@ -67,14 +76,17 @@ def submit(cluster: Path, repository: Path, **environment: str) -> subprocess.Po
     shutil.copy(repository / "launch" / "slurm.sbatch", cluster / "slurm_script")
     given = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "node-[7-8]", "IJEPA_DS": str(repository)}
     given |= {"VENV": str(cluster / "venv"), "PATH": f"{cluster}/bin:{os.environ['PATH']}", "PYTHONPATH": str(repository)}
-    return subprocess.Popen(
+    job = subprocess.Popen(
         ["bash", str(cluster / "slurm_script"), *COMMAND],
         cwd=cluster,
         env=os.environ | given | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
+    JOBS.append(job)
+    return job
 
 
 def test_every_task_is_a_rank_and_words_arrive_as_they_are(cluster: Path, repository: Path) -> None:

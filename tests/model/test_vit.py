@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -105,6 +106,12 @@ def made(options: dict, checkpointing: str = "none") -> Encoder:
     encoder = Encoder(size, 8, 4, checkpointing)
     initialise(encoder, 0, layer_scale=size.layer_scale)
     return encoder
+
+
+@pytest.mark.parametrize(("gate", "function"), [("silu", torch.nn.functional.silu), ("gelu", torch.nn.functional.gelu)])
+def test_the_gate_of_swiglu(gate: str, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    mlp, x = made({"swiglu": True, "gate": gate}).blocks[0].mlp, torch.randn(3, SMALL.width)
+    torch.testing.assert_close(mlp(x), mlp.fc2(function(mlp.fc1_g(x)) * mlp.fc1_x(x)))
 
 
 @pytest.mark.parametrize("name", list(OPTIONS))

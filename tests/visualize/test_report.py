@@ -21,6 +21,7 @@ from ijepa_ds.telemetry.dashboard import LAYOUT
 from ijepa_ds.telemetry.health import Health
 from tests.chromium import chromium, measure, open_page
 from tests.dist.pool import free_port
+from tests.processes import die_with_parent
 from tests.waiting import limit, wait_until
 from tests.weights_cases import small_config, write_run
 
@@ -113,6 +114,14 @@ def test_images_are_read_as_the_run_read_them(runs: list[Path], tmp_path: Path, 
     assert "48x48 pixels, more than data.max_pixels = 1000" in capsys.readouterr().err
 
 
+def test_a_run_whose_start_weights_are_gone(runs: list[Path], tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", runs[0].parent.parent / "images", 1.0)
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub("init_from: .*", f"init_from: {tmp_path}/gone.pth", text))
+    assert cli.main(["report", str(run), "--out", str(tmp_path / "report")]) == 0
+    assert "The start is left out: " in (tmp_path / "report" / "report.html").read_text()
+
+
 def test_what_is_no_run(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for given, message in (([tmp_path], "no config.yaml"), ([runs[0], runs[0]], "listed twice"), ([runs[0]] * 9, "at most 8")):
         assert cli.main(["report", *map(str, given), "--out", str(tmp_path / "out")]) == 2
@@ -169,7 +178,7 @@ def test_tensorboard_answers_with_a_finished_runs_tags(runs: list[Path]) -> None
     port = free_port()
     program = str(Path(sys.executable).parent / "tensorboard")
     command = [program, "--logdir", str(runs[0]), "--port", str(port), "--host", "127.0.0.1"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=die_with_parent)
     try:
         tags = wait_for(f"http://127.0.0.1:{port}/data/plugin/scalars/tags")
         assert {"loss", *TAGS} <= set(tags["."])

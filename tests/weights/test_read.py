@@ -82,6 +82,34 @@ def test_timm_folders_tell_the_heads(tmp_path: Path) -> None:
     assert facts.size.heads == 3 and facts.mean == (0.5, 0.5, 0.5) and facts.std == (0.4, 0.4, 0.4)
 
 
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"architecture": "vit_little_patch16_reg4_gap_256"}, "no LayerNorm behind the last one"),
+        ({"architecture": "vit_base_patch16_224", "model_args": {"global_pool": "avg"}}, "no LayerNorm behind the last one"),
+        ({"architecture": "vit_base_patch16_xp_224"}, "other blocks than a plain ViT"),
+        ({"model_type": "ijepa", "num_attention_heads": "two"}, "'two' heads do not divide"),
+        ({"model_type": "ijepa", "num_attention_heads": 0}, "0 heads do not divide"),
+    ],
+)
+def test_folders_that_cannot_be_used_are_refused_by_name(about: dict, message: str, tmp_path: Path) -> None:
+    hugging_face_model().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    with pytest.raises(WeightsError, match=message):
+        read_encoder(tmp_path)
+
+
+def test_indices_and_files_that_hold_something_else(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "ijepa"}))
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(WeightsError, match="no weight_map"):
+        read_encoder(tmp_path)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    torch.save([torch.zeros(1)], tmp_path / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match="expected a dictionary of weights, found a list"):
+        read_encoder(tmp_path)
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
 def test_hugging_face_folders(file: str, tmp_path: Path) -> None:
     model = hugging_face_model()

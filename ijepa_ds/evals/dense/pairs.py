@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from math import isinf
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -91,6 +93,13 @@ class Source:
     max_depth: float = float("inf")
     max_pixels: int
     values: Values = PLAIN
+
+    def plain(self) -> dict[str, Any]:
+        """What a result says of them, besides the evaluation's own settings."""
+        found: dict[str, Any] = {"layout": self.layout, "labels": self.labels}
+        if self.task == "segment":
+            return found | {"ignore": self.ignore}
+        return found | {"depth_scale": self.depth_scale, "max_depth": None if isinf(self.max_depth) else self.max_depth}
 
 
 def read_dense(
