@@ -168,11 +168,17 @@ def test_losses_that_are_not_finite_are_named_and_three_in_a_row_stop_the_run(pl
 
 
 def test_a_logged_step_without_a_finite_loss_is_skipped_like_others(place: Path) -> None:
+    """Its images are those that were shown, not the unreadable ones for which they stood in."""
+    damaged = [path for path in (place / "images").rglob("*.jpg") if int(path.stem) < 8]
+    for path in damaged:
+        path.write_bytes(b"no image")
     faults = [{"rank": rank, "moment": "forward", "at": 3, "action": "nan"} for rank in (0, 1)]
-    run = Run(place, "optimization.steps=6", "run.log_every=1", faults=faults)
+    run = Run(place, "optimization.steps=6", "run.log_every=1", "data.max_bad_share=0.5", faults=faults)
     assert set(run.wait()) == {0}, run.output
     assert "step 3 SKIPPED: the loss is not finite" in run.output
-    assert len((place / "out" / "skipped_steps.jsonl").read_text().splitlines()) == 1
+    (line,) = (place / "out" / "skipped_steps.jsonl").read_text().splitlines()
+    images = json.loads(line)["images"]
+    assert len(images) == 8 and not {str(path) for path in damaged} & {*images}, images
 
 
 def test_what_cannot_be_written_is_said_at_the_start(place: Path) -> None:
