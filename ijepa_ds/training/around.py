@@ -148,7 +148,8 @@ class Evaluations:
         """Evaluate if it is due."""
         live = self.run.live
         if live and live.due(made.done, self.run.schedule.total_steps):
-            self.saver.finish(lambda: self.run.watch.alive(WRITE))  # whatever happens in an evaluation, the step is not lost
+            watch = self.run.watch
+            self.saver.finish(lambda: watch.alive(WRITE))  # whatever happens in an evaluation, the step is not lost
             self._evaluate(live, made.done)
 
     def _evaluate(self, live: LiveEval, done: int) -> None:
