@@ -49,7 +49,9 @@ def do(run: Path, deed: str) -> None:
     if what == "save":
         save(run, int(value))
     elif what == "complete":
-        (run / "completed.json").write_text("{}")
+        from ijepa_ds.checkpoint.run_dir import mark_completed  # late: it imports PyTorch
+
+        mark_completed(run, {})
     elif what == "stop":
         (run / "stopped.json").write_text("{}")
     elif what == "note":

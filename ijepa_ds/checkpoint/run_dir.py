@@ -74,9 +74,10 @@ def find_start(
     def open_ours(folder: Path) -> CheckpointReader:
         reader = open_checkpoint(folder)
         if reader.manifest.get("fingerprint") != config.fingerprint(cfg):
+            what = _what_differs(reader, cfg)
+            gate = " with model.gate=gelu" if "model.gate: gelu" in what else ""
             raise CheckpointError(
-                f"{reader.folder} was saved from another configuration ({_what_differs(reader, cfg)}): use the config.yaml of "
-                "its run"
+                f"{reader.folder} was saved from another configuration ({what}): use the config.yaml of its run{gate}"
             )
         _check_past(reader, cfg)
         return reader
@@ -198,8 +199,9 @@ def mark_stopped(run_dir: Path, reason: str) -> None:
 
 
 def mark_completed(run_dir: Path, facts: dict[str, Any]) -> None:
-    """Write the file that marks a run as completed."""
+    """Write the file that marks a run as completed; one that is there gets a new time, which tells a supervisor."""
     if (run_dir / COMPLETED).is_file():
+        os.utime(run_dir / COMPLETED)
         return
     aside = run_dir / f".{COMPLETED}.partial"
     aside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -139,7 +139,7 @@ class Supervisor:
             say("not started again: correct what the message above names (exit code 2)")
             return USER_ERROR
         marker = self._marker(COMPLETED)
-        if marker and marker != self._old_marker:  # a run that has nothing left to do writes it again
+        if marker and marker != self._old_marker:  # a run that has nothing left to do gives it a new time
             say(f"{self._run_dir} is complete after {self._restarts} restarts")
             return 0
         if attempt.request:

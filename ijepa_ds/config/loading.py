@@ -66,7 +66,9 @@ def from_text(text: str, label: str) -> Config:
 def _former_gate(root: Item) -> list[str]:
     """Overrides for a stored configuration, which has every key of its day; without `model.gate`, the gate was GELU."""
     section = root.value.get("model")
-    model = (yaml_tree.plain(section) if section is not None else None) or {}
+    model = yaml_tree.plain(section) if section is not None else None
+    if not isinstance(model, dict) or "mlp_hidden" not in model or "predictor" not in model:  # written by hand
+        return []
     return ["model.gate=gelu"] if model.get("swiglu") is True and "gate" not in model else []
 
 

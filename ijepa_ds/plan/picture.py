@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ijepa_ds.config import Config
+from ijepa_ds.config import Config, plan_batch
 from ijepa_ds.model.work import Work
 from ijepa_ds.plan.hardware import GIB
 from ijepa_ds.plan.report import Plan
@@ -23,11 +23,11 @@ def ladder(cfg: Config, work: Work, spread: Spread, plan: Planner) -> list[Plan]
     """Return plans of the run on 1, 2, 4 ... machines, with the global batch kept constant by accumulation."""
     plans, nodes = [], 1
     batch = cfg.optimization.batch_size
+    group = cfg.masks.truncation_group if cfg.masks.sampler == "published" else None
     while nodes * spread.gpus <= batch and nodes <= 1024:
         if batch % (nodes * spread.gpus) == 0:
-            share = batch // (nodes * spread.gpus)
-            micro = max(m for m in range(1, min(share, spread.micro_batch) + 1) if share % m == 0)
-            scaled = replace(spread, nodes=nodes, micro_batch=micro, accumulation=share // micro)
+            cut = plan_batch(batch, spread.micro_batch, nodes * spread.gpus, group)
+            scaled = replace(spread, nodes=nodes, micro_batch=cut.micro_batch, accumulation=cut.accumulation)
             plans.append(plan(work, scaled))
         nodes *= 2
     return plans

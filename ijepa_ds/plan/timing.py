@@ -154,13 +154,14 @@ def elementwise_bytes(work: Work) -> float:
 
 
 def _moved(size: Size, work: Work) -> float:
-    """Return the bytes per token in the forward pass of all blocks: two norms, two residual sums, GELU.
+    """Return the bytes per token in the forward pass of all blocks: two norms, two residual sums, GELU or a gate.
 
     Eager: a norm reads and writes float32, and a cast follows; a sum reads the stream (r) and a branch (b), and writes the
-    stream. Compiled: a sum also computes the norm after it.
+    stream. Compiled: a sum also computes the norm after it. A gate (`swiglu`) reads two halves and writes their product, and
+    eager also the activation in between.
     """
     b, r, d = work.weight_bytes, work.residual_bytes, size.width
-    gelu = 2 * b * size.mlp_hidden
+    gelu = ((3 if work.compiled else 5) if size.swiglu else 2) * b * size.mlp_hidden
     if work.compiled:
         return size.depth * float(4 * (r + b) * d + gelu)
     cast = 8 if b == 2 else 0

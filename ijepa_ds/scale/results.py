@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ijepa_ds import config
+from ijepa_ds.errors import UserError
 from ijepa_ds.model.flops import flops_of
 from ijepa_ds.model.work import work_of
 from ijepa_ds.scale.execute import ATTEMPTS, RESULT, done, scored
@@ -55,7 +56,11 @@ def row_of(ladder: Ladder, rung: Rung, attempts: Sequence[Mapping[str, Any]]) ->
     if complete:
         scalars = read_scalars(rung.folder)
         steps, losses = scalars["loss"]
-        row["loss"] = float(np.mean(losses[steps > (1 - _LAST) * rung.steps]))
+        last = losses[steps > (1 - _LAST) * rung.steps]
+        last = last[np.isfinite(last)]  # a skipped step has none
+        if not len(last):
+            raise UserError(f"{rung.folder}: no loss of the last {_LAST:.0%} of the steps is finite: train {rung.name} again")
+        row["loss"] = float(np.mean(last))
         row["steady_hours"] = float(np.median(scalars["speed/seconds_per_step"][1])) * rung.steps * world / 3600
         row |= _hours([line for line in attempts if line["rung"] == rung.name and line["what"] == "train"], world)
     evaluated = complete and ladder.evaluation is not None and scored(rung, ladder.evaluation)

@@ -6,6 +6,7 @@ Most members communicate, so every rank calls the same members in the same order
 from __future__ import annotations
 
 import logging
+import math
 import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -247,12 +248,14 @@ class Around:
             self.batches.close()
             self._reporter.close()
         if error is None and self._run.rank == 0:
-            facts = {"steps": self._run.schedule.total_steps, "loss": self._reporter.last_loss}
+            facts: dict[str, float] = {"steps": self._run.schedule.total_steps}
+            if not math.isnan(self._reporter.last_loss):  # this process has made a point
+                facts["loss"] = self._reporter.last_loss
             run_dir.mark_completed(Path(self._run.cfg.run.dir), facts)
             logger.info("%s", last_words(self._run.cfg, self._run.schedule.total_steps, self._reporter.last_loss))
 
     def before_first_step(self) -> None:
-        """Do what the last attempt of the run owes."""
+        """Make up an evaluation that the last attempt did not finish."""
         self._evaluations.before_first_step()
 
     def mark(self, part: str) -> None:

@@ -39,10 +39,11 @@ def check_continues(reader: CheckpointReader, cfg: DataConfig, folder: ImageInde
             f"each source: {saved['mix']} then, {now['mix']} now): restore the weights, or start again in another run.dir"
         )
     if saved["order"] != now["order"]:
+        older = ", continue with the version of ijepa_ds that saved it" if now["mix"] else ""  # shards of mixes changed
         raise UserError(
             f"data.order takes the images in another order than when {place} was saved ({_words(saved['order'])} then, "
-            f"{_words(now['order'])} now): restore data.order, data.shuffle_window and the shards, or start again in another "
-            "run.dir"
+            f"{_words(now['order'])} now): restore data.order, data.shuffle_window and the shards{older}, or start again in "
+            "another run.dir"
         )
 
 

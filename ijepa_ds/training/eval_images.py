@@ -39,7 +39,9 @@ def find(cfg: Config, beat: Callable[[], None] = lambda: None) -> None:
     train, test = some(pair.train, cfg.eval.max_train), some(pair.test, cfg.eval.max_test)
     if len(train.labels) < cfg.eval.k:
         key = "max_train" if len(train.labels) < len(pair.train.labels) else "train"
-        raise UserError(f"eval.k: {cfg.eval.k} is above the {len(train.labels)} images of eval.{key}")
+        raise UserError(
+            f"eval.k: {cfg.eval.k} is above the {len(train.labels)} images of eval.{key}: lower eval.k, or use more"
+        )
     for part, images in (("train", train), ("test", test)):
         assert isinstance(images.paths, ImageFiles)
         images.paths.index_of(images.labels.numpy(), pair.classes).save(_file(cfg, part))

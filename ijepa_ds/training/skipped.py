@@ -59,32 +59,33 @@ class SkippedSteps:
     def _report(self, done: int, every: list[tuple[str, list[int]]]) -> str:
         """Write and log, on rank 0, what all ranks have found; the text."""
         blamed = {rank: found for rank, found in enumerate(every) if found[1]}
-        text = self._describe(done, blamed)
-        self._write(done, blamed)
+        cfg = self._cfg
+        plan = SamplePlan(cfg.data, self._folder, seed=cfg.run.seed, share=self._share, bad=self._bad.found)
+        text = self._describe(done, blamed, plan)
+        self._write(done, blamed, plan)
         logger.error("%s", text)
         return text
 
-    def _describe(self, done: int, blamed: dict[int, tuple[str, list[int]]]) -> str:
+    def _describe(self, done: int, blamed: dict[int, tuple[str, list[int]]], plan: SamplePlan) -> str:
         what = "the loss is not finite on " if blamed else "the gradients are not finite, all losses are"
         parts = []
         for rank, (host, numbers) in list(blamed.items())[:_NAMED]:
-            names = ", ".join(self._names(numbers[:_NAMED]))
+            names = ", ".join(_names(plan, numbers[:_NAMED]))
             more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
             parts.append(f"rank {rank} (host {host}; samples {numbers[0]}..{numbers[-1]}: {names}{more})")
         parts += [f"{len(blamed) - _NAMED} more ranks"] if len(blamed) > _NAMED else []
         return f"step {done} SKIPPED: {what}{', '.join(parts)}; all images are in skipped_steps.jsonl"
 
-    def _write(self, done: int, blamed: dict[int, tuple[str, list[int]]]) -> None:
+    def _write(self, done: int, blamed: dict[int, tuple[str, list[int]]], plan: SamplePlan) -> None:
         first = (done - 1) * self._share.batch_size
         whole = [("", list(range(first, first + self._share.batch_size)))]  # if all losses are finite: the whole batch
         line = {
             "step": done,
             "ranks": {rank: host for rank, (host, _) in blamed.items()},
-            "images": [name for _, numbers in blamed.values() or whole for name in self._names(numbers)],
+            "images": [name for _, numbers in blamed.values() or whole for name in _names(plan, numbers)],
         }
         append_lines(Path(self._cfg.run.dir) / "skipped_steps.jsonl", [json.dumps(line)])
 
-    def _names(self, numbers: list[int]) -> list[str]:
-        cfg = self._cfg
-        shown = SamplePlan(cfg.data, self._folder, seed=cfg.run.seed, share=self._share, bad=self._bad.found)
-        return [str(self._folder.paths[index]) for index in shown.indices(np.array(numbers)).tolist()]
+
+def _names(plan: SamplePlan, numbers: list[int]) -> list[str]:
+    return [str(plan.index.paths[index]) for index in plan.indices(np.array(numbers)).tolist()]

@@ -15,6 +15,7 @@ import torch
 
 from ijepa_ds import __version__, config
 from ijepa_ds.checkpoint import restore, run_dir, run_lock, writer
+from ijepa_ds.checkpoint.folder import folder_name
 from ijepa_ds.checkpoint.reader import CheckpointReader
 from ijepa_ds.cluster import rank_log
 from ijepa_ds.cluster.expected import hostfile_warning
@@ -69,7 +70,8 @@ class Run:
         """Whether the step that the run continues from has to be evaluated first; the same on every rank."""
         if self.live is None or not self.start or not self.live.due(self.start, self.schedule.total_steps):
             return False
-        return max_over_ranks(self.rank == 0 and not self.live.knows(self.start)) > 0
+        own = (Path(self.cfg.run.dir) / "checkpoints" / folder_name(self.start)).is_dir()  # not that of another run
+        return max_over_ranks(self.rank == 0 and own and not self.live.knows(self.start)) > 0
 
     def is_finished(self) -> bool:
         """Whether nothing is left to do; if so, log it and mark the run as completed."""

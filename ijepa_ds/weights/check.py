@@ -51,7 +51,7 @@ def infer_size(tensors: Mapping[str, Tensor], heads: int | None, where: str) -> 
     hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
     if heads is not None:
         if not isinstance(heads, int) or heads < 1 or width % heads:
-            raise WeightsError(f"{where}: {heads!r} heads do not divide the width {width}")
+            raise WeightsError(f"{where}: {heads!r} heads do not divide the width {width} (num_attention_heads, --heads)")
         return Size(width, depth, heads, hidden, channels=channels), patch, None
     for name, row in SIZES.items():
         if (row.width, row.depth, row.mlp_hidden) == (width, depth, hidden):

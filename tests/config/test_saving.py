@@ -10,6 +10,7 @@ import yaml
 
 from ijepa_ds.config import (
     Config,
+    ConfigError,
     DataConfig,
     MasksConfig,
     ModelConfig,
@@ -126,6 +127,10 @@ def test_a_gate_of_before_there_was_a_key_stays_gelu(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
     assert stored(tmp_path / "config.yaml") == before and load(tmp_path / "config.yaml") == gated
     assert difference(before, gated) == ["model.gate: gelu -> silu"] and fingerprint(before) != fingerprint(gated)
+    by_hand = "run: {dir: out}\ndata: {source: x, crop_size: 224}\nmodel: {name: tiny, swiglu: true}\n"
+    assert from_text(by_hand + "optimization: {batch_size: 8, steps: 2, warmup_steps: 1}\n", "x").model.gate == "silu"
+    with pytest.raises(ConfigError):
+        from_text("model: 3\n", "x")
     task = {key: value for key, value in flatten(before).items() if key != "model.gate"}
     assert task == {key: value for key, value in flatten(gated).items() if key != "model.gate"}
 

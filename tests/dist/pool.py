@@ -49,7 +49,7 @@ _ports = itertools.count(os.getpid() * 97)
 
 
 def free_port() -> int:
-    """A port that nobody listens on, below those that the kernel gives away until a rank listens there."""
+    """A free port below the kernel's ephemeral range, so that no other process is given it before a rank listens."""
     for number in _ports:
         port = 10_000 + number % 10_000  # slurm.sbatch takes 20,000 to 29,999
         with socket.socket() as probe, contextlib.suppress(OSError):

@@ -75,9 +75,12 @@ def test_a_run_that_died_in_its_last_evaluation_makes_it_up(place: Path) -> None
     again = start(place, *EVAL, ranks=2)
     assert again.returncode == 0 and "done: 6 steps" in again.stdout, again.stdout + again.stderr
     assert json.loads(history.read_text()) == before and (place / "out" / "best.json").read_text() == best
-    assert (place / "out" / "completed.json").is_file()
+    assert json.loads((place / "out" / "completed.json").read_text()) == {"steps": 6}  # no loss: no step was done
     assert read_scalars(place / "out")["eval/5-NN"][0].tolist() == [2, 4, 6]
     assert "nothing to do" in start(place, *EVAL, ranks=2).stdout
+    branched = (f"run.branch_from={place / 'out' / 'checkpoints' / 'step_00000006'}", "optimization.steps=6")
+    other = start(place, *EVAL, "run.dir=branched", *branched, ranks=2)
+    assert other.returncode == 0 and not (place / "branched" / "best.json").exists(), other.stdout + other.stderr
 
 
 def dense(place: Path) -> None:

@@ -125,6 +125,20 @@ def test_a_ladder_is_run_continued_and_told(tmp_path: Path, repository: Path) ->
     assert [line["code"] for line in attempts if "code" in line] == [0, 0, 75, 0, 0, 0, 0]
 
 
+def test_losses_that_are_not_finite_are_left_out(tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture) -> None:
+    """A point whose window holds skipped steps only has none; a rung that ends in them has to be trained again."""
+    path = ladder_file(tmp_path, repository)
+    ladder = read(path)
+    prepare(ladder, tmp_path / "out", [60, 55, 59, 54, 58, 53])
+    rung = ladder.rungs[0]
+    for first, code in ((rung.steps, 0), (1, 2)):
+        with SummaryWriter(str(tmp_path / "out" / rung.name), purge_step=first) as events:
+            for step in range(first, rung.steps + 1):
+                events.add_scalar("loss", float("nan"), step)
+        assert cli.main(["scale", str(path), "--results"]) == code
+    assert f"train {rung.name} again" in capsys.readouterr().err
+
+
 def test_hours_of_an_attempt_without_an_end_are_not_invented(
     tmp_path: Path, repository: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

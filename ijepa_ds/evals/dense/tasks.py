@@ -83,7 +83,7 @@ def depth(session: Session) -> Scores:
             sums += torch.tensor([float(valid.log().sum()), float(len(valid))])
     add_over_ranks(sums, session.world)
     if not sums[1]:
-        raise UserError("no pixel of the chosen training images has a depth: raise --max-train, or look at --max-depth")
+        raise UserError("no pixel of the chosen training images has a depth: choose more images (--max-train, eval.max_train)")
     start = (sums[:1] / sums[1]).float()
     head = train_head(training, 1, start, log_depth, _recipe(session), _label(session, "linear head"), session.beat)
     errors = DepthErrors()
