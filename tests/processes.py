@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from ijepa_ds.cluster.processes import end_with_parent
@@ -73,6 +74,16 @@ def kill_all_of(place: Path) -> None:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def outputs_of(started: Sequence[subprocess.Popen[str]], place: Path, seconds: float) -> list[str]:
+    """What each process prints until its end; if the test fails, no process that works in `place` outlives it."""
+    try:
+        return [process.communicate(timeout=limit(seconds))[0] for process in started]
+    finally:
+        kill_all_of(place)
+        for process in started:
+            process.communicate()
 
 
 def modules_after(statement: str) -> set[str]:

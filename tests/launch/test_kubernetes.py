@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 from tests.dist.pool import free_port
-from tests.processes import die_with_parent, kill_all_of
-from tests.waiting import limit
+from tests.processes import die_with_parent, outputs_of
 
 # In place of the trainer: what the trainer makes of its environment.
 RANK = """
@@ -19,7 +18,7 @@ import json, os, sys
 from ijepa_ds.distributed.environment import launcher_world
 names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 launcher_world()  # refuses variables that contradict each other
-sys.stdout.write(f"RANK {json.dumps([os.environ[name] for name in names])}\n")  # one write: the ranks share a pipe
+sys.stdout.write(f"RANK {json.dumps([os.environ[name] for name in names])}\\n")  # one write: the ranks share a pipe
 """
 
 
@@ -74,11 +73,6 @@ def test_its_pods_form_one_world(repository: Path, tmp_path: Path) -> None:
                 preexec_fn=die_with_parent,
             )  # fmt: skip
         )
-    try:
-        outputs = [pod.communicate(timeout=limit(600))[0] for pod in pods]
-    finally:  # of a test that fails: no later test meets them
-        kill_all_of(tmp_path)
-        for pod in pods:
-            pod.communicate()
+    outputs = outputs_of(pods, tmp_path, 600)
     ranks = sorted(json.loads(line[5:]) for text in outputs for line in text.splitlines() if line.startswith("RANK "))
     assert ranks == [[str(rank), str(rank % 2), "4", "2"] for rank in range(4)], outputs

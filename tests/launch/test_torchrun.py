@@ -11,8 +11,7 @@ import pytest
 from tests.dist.launched import TINY, environment, read_completed
 from tests.dist.launches import losses
 from tests.dist.pool import free_port
-from tests.processes import die_with_parent, kill_all_of
-from tests.waiting import limit
+from tests.processes import die_with_parent, outputs_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
 
@@ -39,12 +38,7 @@ def run(commands: list[str], place: Path) -> tuple[list[int], str]:
         )
         for command in commands
     ]
-    try:
-        outputs = [process.communicate(timeout=limit(300))[0] for process in started]
-    finally:  # of a test that fails: no later test meets them
-        kill_all_of(place)
-        for process in started:
-            process.communicate()
+    outputs = outputs_of(started, place, 300)
     return [process.returncode for process in started], "\n".join(outputs)
 
 
