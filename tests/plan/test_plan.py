@@ -16,22 +16,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ijepa_ds import cli, machine
 from ijepa_ds.config import Config, load
-from ijepa_ds.config.batch import plan_of as plan_of_batch
 from ijepa_ds.config.sizes import SIZES
 from ijepa_ds.masks.sampler import Masks, build_sampler
 from ijepa_ds.model.blocks import flatten_blocks
 from ijepa_ds.model.flops import flops_of
 from ijepa_ds.model.ijepa import IJEPA, build
 from ijepa_ds.model.work import Parameter, Tokens, Work, work_of
-from ijepa_ds.plan import picture, search
+from ijepa_ds.plan import search
 from ijepa_ds.plan.activations import activations_of
 from ijepa_ds.plan.gathered import gathering_of, kept_elements
 from ijepa_ds.plan.hardware import DEVICES, Device, device_of
 from ijepa_ds.plan.latency import latency_of
 from ijepa_ds.plan.memory import memory_of
-from ijepa_ds.plan.report import Plan, plan_of, table
+from ijepa_ds.plan.report import plan_of, table
 from ijepa_ds.plan.spread import Spread
-from ijepa_ds.plan.timing import elementwise_bytes, seconds_of, timing_of
+from ijepa_ds.plan.timing import seconds_of, timing_of
 from ijepa_ds.plan.traffic import Message, links_of, traffic_of
 from ijepa_ds.training.engine import parameter_groups
 from tests.dist import measured
@@ -279,30 +278,6 @@ def test_command_writes_table_json_and_picture(repository: Path, tmp_path: Path,
     assert code == 2 and "a100-40g" in error
     code, text, _ = run([*files, "--gpu", "a100-40g", "optimization.max_micro_batch=2048"], capsys)
     assert code == 1 and "DOES NOT FIT" in text and "--images" in text
-
-
-def test_the_picture_shows_the_micro_batches_of_a_run(repository: Path) -> None:
-    cfg = load(repository / PUBLISHED, ["optimization.batch_size=1152", "optimization.max_micro_batch=16"])
-    seen: list[Spread] = []
-
-    def plan(work: Work, spread: Spread) -> Plan:
-        seen.append(spread)
-        return cast(Plan, None)
-
-    picture.ladder(cfg, work_of(cfg), Spread(stage=2, nodes=1, gpus=8, micro_batch=16, accumulation=9), plan)
-    assert [one.nodes for one in seen] == [1, 2, 4, 8, 16]
-    for one in seen:
-        real = plan_of_batch(cfg, one.nodes * 8)
-        assert (one.micro_batch, one.accumulation) == (real.micro_batch, real.accumulation)
-
-
-@pytest.mark.parametrize(("compile_", "factor"), [(True, 1.2), (False, 1.375)])
-def test_a_gate_moves_more_bytes(compile_: bool, factor: float, h14: Config) -> None:
-    """Of ViT-H in bfloat16: 4 (r + b) d + 3 b H instead of 2 b H when compiled."""
-    cfg = replace(h14, model=replace(h14.model, compile=compile_, precision="bfloat16"))
-    gated = replace(cfg, model=replace(cfg.model, swiglu=True))
-    moved = [elementwise_bytes(replace(work_of(one), contexts=0)) for one in (cfg, gated)]  # of the target encoder
-    assert moved[1] / moved[0] == pytest.approx(factor)
 
 
 def test_own_device_is_checked_strictly(tmp_path: Path) -> None:
